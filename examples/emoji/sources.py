@@ -1,0 +1,91 @@
+"""The packages the pictures and names come from, fetched as npm tarballs and read in memory."""
+
+import json
+import re
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentdiff.errors import InputError
+
+NAMES = "emojibase-data@17.0.0"
+NOT_MICROSOFT = Path(__file__).with_name("fluent3d_not_in_ms_listing.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One emoji set: its style tag, its package and the line it is owed in NOTICE."""
+
+    style: str
+    package: str
+    credit: str
+
+
+MICROSOFT = "Fluent Emoji, Copyright (c) Microsoft Corporation, MIT License"
+GOOGLE = "Noto Emoji, Copyright Google Inc., Apache License 2.0"
+CC_BY = "graphics CC BY 4.0, https://creativecommons.org/licenses/by/4.0/; rasterised"
+SOURCES = (
+    Source("fluent 3d", "@lobehub/fluent-emoji-3d@1.1.0", f"{MICROSOFT}; pictures not by Microsoft left out"),
+    Source("fluent color", "@iconify-json/fluent-emoji@1.2.7", MICROSOFT),
+    Source("fluent flat", "@iconify-json/fluent-emoji-flat@1.2.6", MICROSOFT),
+    Source("noto", "@iconify-json/noto@1.2.9", GOOGLE),
+    Source("blob", "@iconify-json/noto-v1@1.2.5", GOOGLE),
+    Source("twemoji", "@iconify-json/twemoji@1.2.5", f"Twemoji, Copyright Twitter, Inc and other contributors, {CC_BY}"),
+    Source("emojitwo", "@iconify-json/emojione@1.2.3", f"Emojitwo, Copyright Emojitwo contributors, {CC_BY}"),
+)
+
+
+def fetch(package: str, cache: Path) -> Path:
+    """The package's tarball in `cache`, fetched by `npm pack` when it is not there yet."""
+    name, version = package.rsplit("@", 1)
+    tarball = cache / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+    if tarball.is_file():
+        return tarball
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise InputError(f"npm is not installed and {tarball} is not there; install Node.js or put it there") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"npm pack {package} failed: {reason}; check the network and run again") from None
+    return tarball
+
+
+def read_members(tarball: Path, wanted: str) -> dict[str, bytes]:
+    """The members whose path matches the pattern `wanted`, by path; nothing is unpacked to disk."""
+    try:
+        with tarfile.open(tarball) as archive:
+            files = [m for m in archive if m.isfile() and re.fullmatch(wanted, m.name)]
+            return {m.name: archive.extractfile(m).read() for m in files}  # type: ignore[union-attr]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{tarball} is damaged ({error}); delete it and run again") from error
+
+
+def code_of(text: str) -> str:
+    """A code point sequence in one spelling: lower case, without the variation selector."""
+    return "-".join(part for part in text.lower().split("-") if part != "fe0f")
+
+
+def pictures(source: Source, tarball: Path) -> dict[str, bytes]:
+    """Code point sequence to SVG or WebP bytes, of one set."""
+    if source.style == "fluent 3d":
+        foreign = {code_of(code) for code in json.loads(NOT_MICROSOFT.read_text())}
+        images = {code_of(Path(n).stem): data for n, data in read_members(tarball, r"package/assets/.*\.webp").items()}
+        return {code: data for code, data in images.items() if code not in foreign}
+    files = read_members(tarball, r"package/(icons|chars)\.json")
+    icons, chars = json.loads(files["package/icons.json"]), json.loads(files["package/chars.json"])
+    found = {code_of(code): _svg(icons, name) for code, name in chars.items()}
+    return {code: svg for code, svg in found.items() if svg is not None}
+
+
+def _svg(icons: dict[str, Any], name: str) -> bytes | None:
+    """The icon as an SVG file; None for one that its set hides or only aliases."""
+    icon = icons["icons"].get(name)
+    if icon is None or icon.get("hidden"):
+        return None
+    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'.encode()

@@ -1,0 +1,1 @@
+"""Latent text-to-image diffusion."""

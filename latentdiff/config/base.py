@@ -1,0 +1,68 @@
+"""How every YAML file is read: once, at the edge, with errors that name the key."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from latentdiff.errors import InputError, did_you_mean
+
+
+class Config(BaseModel):
+    """An immutable, checked group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = ()) -> Any:
+    """Read a YAML file, apply `key.sub=value` overrides, and check it against `schema`.
+
+    Raises InputError naming the file, the key, the value and the rule; a mistyped key gets the nearest known one.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); mend the line it names") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds {type(raw).__name__}, not keys and values; see configs/ for examples")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return schema.validate_python(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error, schema)}") from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    keys, found, value = override.partition("=")
+    if not found:
+        raise InputError(f"--set {override!r} has no '='; write key.sub=value")
+    *parents, last = keys.split(".")
+    for key in parents:
+        raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"--set {override!r}: {key!r} is a value, not a group; see the file for its groups")
+    raw[last] = yaml.safe_load(value)
+
+
+def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path) or "the file"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
+    return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"
+
+
+def _all_keys(schema: Any) -> set[str]:
+    """Every property name anywhere in a JSON schema."""
+    if isinstance(schema, Mapping):
+        keys = set(schema.get("properties", {}))
+        return keys.union(*(_all_keys(value) for value in schema.values()))
+    if isinstance(schema, list):
+        return set().union(*(_all_keys(value) for value in schema))
+    return set()

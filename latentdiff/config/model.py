@@ -1,0 +1,222 @@
+"""The shapes of the networks and of the noise, in the words of diffusers' `config.json` files."""
+
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError, model_validator
+
+from latentdiff.config.base import Config
+from latentdiff.errors import CheckpointError
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
+Spacing = Literal["leading", "trailing", "linspace", "karras"]
+
+
+class ModelConfig(Config):
+    """A config that reads and writes diffusers' JSON: `class_name` there, and the keys whose one value we compute."""
+
+    @classmethod
+    def read(cls, raw: dict[str, Any], where: str) -> Self:
+        """Check a diffusers dictionary; keys that change nothing are left out.
+
+        Raises CheckpointError naming `where`, the key and its value when it asks for what this package lacks.
+        """
+        for key, supported in cls._only().items():
+            if key in raw and raw[key] not in supported:
+                raise CheckpointError(
+                    f"{where}: {key}={raw[key]!r} is not supported; only {supported[0]!r} is, use another checkpoint"
+                )
+        try:
+            return cls.model_validate({k: v for k, v in raw.items() if k in cls.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(f"{where}: {key}={first['input']!r}: {first['msg']}; mend the file") from error
+
+    def write(self) -> dict[str, Any]:
+        """The dictionary that diffusers reads back."""
+        return {"_class_name": self._class_name(), **self.model_dump(mode="json")}
+
+    @classmethod
+    def _class_name(cls) -> str:
+        raise NotImplementedError
+
+    @classmethod
+    def _only(cls) -> dict[str, tuple[Any, ...]]:
+        """Keys of diffusers that would change the computation, with the values that mean what we compute."""
+        return {}
+
+
+class UNetConfig(ModelConfig):
+    """`UNet2DConditionModel`: the defaults are those of Stable Diffusion 1.5."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    up_block_types: tuple[Literal["UpBlock2D", "CrossAttnUpBlock2D"], ...] = (
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    )
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    num_attention_heads: tuple[int, ...] = (8, 8, 8, 8)
+    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    addition_embed_type: Literal["text_time"] | None = None
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 2816
+
+    def down_attention(self, level: int) -> bool:
+        return self.down_block_types[level] == "CrossAttnDownBlock2D"
+
+    def up_attention(self, level: int) -> bool:
+        """Levels count from the largest map down; the checkpoint lists the way up in reverse."""
+        return self.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value_a_level(cls, raw: Any) -> Any:
+        """Spread single numbers over the levels. diffusers' `attention_head_dim` means the *number* of heads."""
+        raw = dict(raw)
+        levels = len(raw.get("block_out_channels", cls.model_fields["block_out_channels"].default))
+        for key, default in (("num_attention_heads", 8), ("transformer_layers_per_block", 1)):
+            value = raw.get(key, default)
+            raw[key] = (value,) * levels if isinstance(value, int) else value
+        return raw
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        levels = len(self.block_out_channels)
+        for key in ("down_block_types", "up_block_types", "num_attention_heads", "transformer_layers_per_block"):
+            if len(getattr(self, key)) != levels:
+                raise ValueError(f"{key} needs {levels} entries, one for each of block_out_channels")
+        for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
+            if width % self.norm_num_groups or width % heads:
+                raise ValueError(
+                    f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups} and heads={heads}"
+                )
+        return self
+
+    @classmethod
+    def read(cls, raw: dict[str, Any], where: str) -> Self:
+        heads = raw.get("num_attention_heads") or raw.get("attention_head_dim", 8)
+        defaults = {"freq_shift": 0, "projection_class_embeddings_input_dim": 2816, "addition_time_embed_dim": 256}
+        kept = {k: v for k, v in raw.items() if not (k in defaults and v is None)}
+        return super().read({**kept, "num_attention_heads": heads}, where)
+
+    def write(self) -> dict[str, Any]:
+        out = super().write()
+        out["attention_head_dim"] = out.pop("num_attention_heads")
+        if self.addition_embed_type is None:
+            out |= {"addition_time_embed_dim": None, "projection_class_embeddings_input_dim": None}
+        return out
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return "UNet2DConditionModel"
+
+    @classmethod
+    def _only(cls) -> dict[str, tuple[Any, ...]]:
+        off = (None, False)
+        return {
+            "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+            "act_fn": ("silu", "swish"),
+            "resnet_time_scale_shift": ("default",),
+            "time_embedding_type": ("positional",),
+            "time_embedding_dim": off,
+            "time_embedding_act_fn": off,
+            "timestep_post_act": off,
+            "time_cond_proj_dim": off,
+            "class_embed_type": off,
+            "num_class_embeds": off,
+            "encoder_hid_dim": off,
+            "encoder_hid_dim_type": off,
+            "attention_type": ("default",),
+            "dual_cross_attention": off,
+            "only_cross_attention": off,
+            "mid_block_only_cross_attention": off,
+            "resnet_skip_time_act": off,
+            "resnet_out_scale_factor": (1.0,),
+            "cross_attention_norm": off,
+            "center_input_sample": off,
+            "class_embeddings_concat": off,
+            "conv_in_kernel": (3,),
+            "conv_out_kernel": (3,),
+            "downsample_padding": (1,),
+            "mid_block_scale_factor": (1,),
+            "reverse_transformer_layers_per_block": off,
+        }
+
+
+class VAEConfig(ModelConfig):
+    """`AutoencoderKL`: the defaults are those of Stable Diffusion 1.5."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    force_upcast: bool = False
+
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent stands for, along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def write(self) -> dict[str, Any]:
+        levels = len(self.block_out_channels)
+        down, up = ["DownEncoderBlock2D"] * levels, ["UpDecoderBlock2D"] * levels
+        return {**super().write(), "down_block_types": down, "up_block_types": up}
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return "AutoencoderKL"
+
+    @classmethod
+    def _only(cls) -> dict[str, tuple[Any, ...]]:
+        return {"act_fn": ("silu",), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+
+
+class ScheduleConfig(ModelConfig):
+    """The noise schedule, as in diffusers' `scheduler_config.json`; plus `flow` and its `shift`."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: BetaSchedule = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction_type: PredictionType = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: Spacing = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    shift: float = 1.0
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return "DDIMScheduler"
+
+    @classmethod
+    def _only(cls) -> dict[str, tuple[Any, ...]]:
+        return {"trained_betas": (None,)}
+
+    def write(self) -> dict[str, Any]:
+        return {**super().write(), "clip_sample": False}

@@ -1,0 +1,27 @@
+"""The errors a user can meet. Each message gives the value, the rule and the next action, in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LatentDiffError(Exception):
+    """Any mistake that the user can mend; the command line prints its message and exits with 2."""
+
+
+class InputError(LatentDiffError, ValueError):
+    """A value that was asked for and cannot be."""
+
+
+class CheckpointError(LatentDiffError):
+    """A model folder or weight file that is missing, damaged or of another kind."""
+
+
+class NonFiniteError(LatentDiffError):
+    """NaN or infinity where numbers should be, and where it was first seen."""
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """The nearest known name as a suggestion, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(value, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"

@@ -1,0 +1,41 @@
+"""Files appear under their name only when they are whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from latentdiff.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: flushed to disk and renamed on success, removed on an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable_parent(path: Path) -> None:
+    """Raise InputError unless a file of this name can be made in its folder."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; make it first or name another")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file name")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: the folder {folder} may not be written; change its rights or name another")

@@ -1,0 +1,118 @@
+"""Attention, and the transformer that sits between the U-Net's convolutions."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, eq. 1) from `x` to `context`, or to itself when there is none.
+
+    x: [B, N, query_dim], context: [B, S, context_dim]. Returns [B, N, query_dim].
+    """
+
+    def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int, bias: bool = False) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, head_dim]
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, length, head_dim]
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of its other half (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back. [B, N, dim] -> [B, N, dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each behind a LayerNorm and a shortcut."""
+
+    def __init__(self, dim: int, heads: int, cross_attention_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, dim, heads, dim // heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, cross_attention_dim, heads, dim // heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), encoder_hidden_states)
+        return x + self.ff(self.norm3(x))  # [B, N, dim]
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, sec. 3.3).
+
+    x: [B, C, H, W], encoder_hidden_states: [B, S, cross_attention_dim]. Returns [B, C, H, W].
+    """
+
+    def __init__(
+        self, channels: int, heads: int, depth: int, cross_attention_dim: int, groups: int, linear_projection: bool
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        blocks = [BasicTransformerBlock(channels, heads, cross_attention_dim) for _ in range(depth)]
+        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        h = _pointwise(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # [B, H*W, C]
+        for block in self.transformer_blocks:
+            h = block(h, encoder_hidden_states)
+        return x + _pointwise(self.proj_out, h).transpose(1, 2).unflatten(2, size)
+
+
+def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A 1x1 convolution and a linear layer are the same product; old checkpoints store the first."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    bias: Tensor = layer.bias  # type: ignore[assignment]
+    return F.linear(x, weight.flatten(1), bias)
+
+
+class SpatialSelfAttention(nn.Module):
+    """One-headed attention over the pixels of the VAE's smallest map. [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, H*W, C]
+        out = F.scaled_dot_product_attention(*(layer(h)[:, None] for layer in (self.to_q, self.to_k, self.to_v)))
+        return x + self.to_out[0](out[:, 0]).transpose(1, 2).unflatten(2, x.shape[-2:])

@@ -1,0 +1,80 @@
+"""The convolutional pieces that the U-Net and the VAE share."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
+    """Sinusoids of the timestep at `dim / 2` geometric frequencies (Vaswani et al. 2017, sec. 3.5).
+
+    timesteps: [B], integer or fractional. Returns float32 [B, dim].
+    """
+    half = dim // 2
+    exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(exponent / (half - freq_shift))[None]  # [B, half]
+    parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return torch.cat(parts, dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers that lift sinusoids to the width the residual blocks read."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))  # [B, dim]
+
+
+class ResnetBlock2D(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut; the time embedding is added in the middle.
+
+    x: [B, in_channels, H, W], temb: [B, temb_channels] or None. Returns [B, out_channels, H, W].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int = 32, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and temb is not None:
+            h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width by a strided convolution; the VAE's encoder pads right and bottom only."""
+
+    def __init__(self, channels: int, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)  # [B, C, H/2, W/2]
+
+
+class Upsample2D(nn.Module):
+    """Nearest-neighbour enlargement, then a convolution. `size` is the wanted (H, W); twice the input's if None."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=(height, width), mode="nearest"))

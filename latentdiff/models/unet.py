@@ -1,0 +1,176 @@
+"""The U-Net that predicts noise, velocity or x0 in latent space (Rombach et al. 2022, sec. 3.3).
+
+Attribute names are the keys of diffusers' checkpoints, so `load_state_dict(strict=True)` needs no map.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentdiff.config.model import UNetConfig
+from latentdiff.models.attention import Transformer2DModel
+from latentdiff.models.layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
+
+
+@dataclass(frozen=True)
+class AddedCond:
+    """What SDXL reads beside the prompt: pooled text [B, P] and sizes and crops in pixels [B, 6]."""
+
+    text_embeds: Tensor
+    time_ids: Tensor
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each followed by text attention where the level has it, then a halving."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, temb_channels: int) -> None:
+        super().__init__()
+        out_channels = config.block_out_channels[level]
+        resnets = [
+            _resnet(config, in_channels if i == 0 else out_channels, out_channels, temb_channels)
+            for i in range(config.layers_per_block)
+        ]
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = _attentions(config, level, len(resnets)) if config.down_attention(level) else None
+        last = level == len(config.block_out_channels) - 1
+        self.downsamplers = None if last else nn.ModuleList([Downsample2D(out_channels)])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """Residual, attention, residual at the smallest size."""
+
+    def __init__(self, config: UNetConfig, temb_channels: int) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList([_resnet(config, channels, channels, temb_channels) for _ in range(2)])
+        self.attentions = _attentions(config, -1, 1)
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), context), temb)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks that read the skips of the way down, last one first, then a doubling."""
+
+    def __init__(
+        self, config: UNetConfig, level: int, in_channels: int, skip_channels: list[int], temb_channels: int
+    ) -> None:
+        super().__init__()
+        out_channels = config.block_out_channels[level]
+        resnets = [
+            _resnet(config, (in_channels if i == 0 else out_channels) + skip, out_channels, temb_channels)
+            for i, skip in enumerate(skip_channels)
+        ]
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = _attentions(config, level, len(resnets)) if config.up_attention(level) else None
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(out_channels)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, context)
+        if self.upsamplers is not None:
+            x = self.upsamplers[0](x, skips[-1].shape[-2:])
+        return x
+
+
+class UNet2DConditionModel(nn.Module):
+    """A denoiser of latents, conditioned on the timestep and, by cross-attention, on text.
+
+    sample: [B, in_channels, h, w]; timesteps: [B]; encoder_hidden_states: [B, S, cross_attention_dim];
+    added_cond: for SDXL only. Returns [B, out_channels, h, w].
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        temb_channels = 4 * channels[0]
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_channels)
+        self.add_embedding = None
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, temb_channels)
+
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]
+        for level, width in enumerate(channels):
+            self.down_blocks.append(DownBlock(config, level, skip_channels[-1], temb_channels))
+            pooled = level < len(channels) - 1
+            skip_channels += [width] * (config.layers_per_block + pooled)
+
+        self.mid_block = MidBlock(config, temb_channels)
+
+        self.up_blocks = nn.ModuleList()
+        width = channels[-1]
+        for level in reversed(range(len(channels))):
+            skips = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock(config, level, width, skips, temb_channels))
+            width = channels[level]
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self, sample: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond: AddedCond | None = None
+    ) -> Tensor:
+        temb = self.embed_time(timesteps, added_cond)  # [B, 4*C0]
+        x = self.conv_in(sample)
+        skips = [x]
+        for down in self.down_blocks:
+            x, new = down(x, temb, encoder_hidden_states)
+            skips += new
+        x = self.mid_block(x, temb, encoder_hidden_states)
+        for up in self.up_blocks:
+            x = up(x, skips, temb, encoder_hidden_states)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # [B, out_channels, h, w]
+
+    def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
+        """Timestep, and for SDXL (Podell et al. 2023, sec. 2.2) pooled text and sizes, as one [B, 4*C0] vector."""
+        dtype = self.conv_in.weight.dtype
+        temb = self.time_embedding(self._sinusoids(timesteps, self.config.block_out_channels[0]).to(dtype))
+        if self.add_embedding is None:
+            return temb
+        if added_cond is None:
+            raise ValueError("this U-Net has addition_embed_type='text_time'; pass added_cond")
+        sizes = self._sinusoids(added_cond.time_ids.flatten(), self.config.addition_time_embed_dim)
+        sizes = sizes.reshape(len(added_cond.text_embeds), -1)
+        added = torch.cat([added_cond.text_embeds, sizes.to(added_cond.text_embeds.dtype)], dim=-1)
+        return temb + self.add_embedding(added.to(dtype))
+
+    def _sinusoids(self, values: Tensor, dim: int) -> Tensor:
+        return timestep_embedding(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift)
+
+
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int, temb_channels: int) -> ResnetBlock2D:
+    return ResnetBlock2D(in_channels, out_channels, temb_channels, config.norm_num_groups, config.norm_eps)
+
+
+def _attentions(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
+    channels = config.block_out_channels[level]
+    return nn.ModuleList(
+        Transformer2DModel(
+            channels,
+            heads=config.num_attention_heads[level],
+            depth=config.transformer_layers_per_block[level],
+            cross_attention_dim=config.cross_attention_dim,
+            groups=config.norm_num_groups,
+            linear_projection=config.use_linear_projection,
+        )
+        for _ in range(count)
+    )

@@ -1,0 +1,142 @@
+"""The autoencoder between pixels and latents (Kingma & Welling 2014; Rombach et al. 2022, sec. 3.1).
+
+Attribute names are the keys of diffusers' `AutoencoderKL`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentdiff.config.model import VAEConfig
+from latentdiff.models.attention import SpatialSelfAttention
+from latentdiff.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """The encoder's answer: independent normals with `mean` and `logvar`, both [B, latent_channels, h, w]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw; the noise comes from `generator` on its own device."""
+        device = generator.device if generator else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+
+    def kl(self) -> Tensor:
+        """Divergence from the standard normal in nats, summed over each latent (Kingma & Welling 2014, app. B): [B]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+
+
+class Level(nn.Module):
+    """Residual blocks of one width, then a change of size where there is one."""
+
+    def __init__(self, config: VAEConfig, layers: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(in_channels if i == 0 else out_channels, out_channels, None, config.norm_num_groups)
+            for i in range(layers)
+        )
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for resize in self.downsamplers or self.upsamplers or []:
+            x = resize(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Residual, attention, residual at the smallest size."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels, groups = config.block_out_channels[-1], config.norm_num_groups
+        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, None, groups) for _ in range(2))
+        attention = config.mid_block_add_attention
+        self.attentions = nn.ModuleList([SpatialSelfAttention(channels, groups)]) if attention else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class Encoder(nn.Module):
+    """Pixels [B, 3, H, W] to mean and log-variance [B, 2*latent_channels, H/f, W/f]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(config, config.layers_per_block, widths[max(i - 1, 0)], width)
+            if i < len(widths) - 1:
+                level.downsamplers = nn.ModuleList([Downsample2D(width, asymmetric=True)])
+            self.down_blocks.append(level)
+        self.mid_block = MidBlock(config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents [B, latent_channels, h, w] to pixels [B, 3, f*h, f*w]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(config, config.layers_per_block + 1, widths[max(i - 1, 0)], width)
+            if i < len(widths) - 1:
+                level.upsamplers = nn.ModuleList([Upsample2D(width)])
+            self.up_blocks.append(level)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """A convolutional VAE. Latents for diffusion are `config.scaling_factor * z`; that product is the caller's."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        z = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(z, z, 1) if config.use_post_quant_conv else None
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """Pixels [B, 3, H, W] in [-1, 1] to a distribution over z [B, latent_channels, H/f, W/f]."""
+        h = self.encoder(x)
+        if self.quant_conv is not None:
+            h = self.quant_conv(h)
+        mean, logvar = h.chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [B, latent_channels, h, w] to pixels [B, 3, f*h, f*w], in [-1, 1] up to the decoder's overshoot."""
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
