@@ -1,0 +1,105 @@
+"""Training the VAE: reconstruct, keep edges, stay near the normal; a patch critic when asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentdiff.config.train import VAETrainConfig
+from latentdiff.data.folder import CaptionedImages, load_image, read_folder, to_pixels
+from latentdiff.models.vae import AutoencoderKL
+from latentdiff.training.grid import to_grid
+from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
+
+HELD_OUT = 64
+SHOWN = 16
+
+
+class AutoencoderModule(nn.Module):
+    """The losses of one batch, of the autoencoder and, where it has one, of its critic."""
+
+    def __init__(self, config: VAETrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = AutoencoderKL(config.model)
+        self.critic = PatchDiscriminator() if config.adversarial_weight else None
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """batch: `pixels` [B, 3, H, W] in [-1, 1]. LDM's objective (Rombach et al. 2022, eq. 25)."""
+        pixels = batch["pixels"]
+        posterior = self.vae.encode(pixels)
+        reconstruction = self.vae.decode(posterior.sample()).float()
+        losses = {
+            "l1": F.l1_loss(reconstruction, pixels),
+            "gradient": gradient_loss(reconstruction, pixels),
+            "kl": posterior.kl().float().mean() / posterior.mean[0].numel(),
+        }
+        config = self.config
+        loss = losses["l1"] + config.gradient_weight * losses["gradient"] + config.kl_weight * losses["kl"]
+        if self.critic is not None and self._critic_is_on():
+            losses |= self._adversarial(pixels, reconstruction)
+            loss = loss + config.adversarial_weight * losses["fool"] + losses["critic"]
+        return {"loss": loss, **losses}
+
+    def _critic_is_on(self) -> bool:
+        self.steps += self.training
+        return int(self.steps) > self.config.adversarial_start
+
+    def _adversarial(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Both sides in one graph: the critic is frozen where it judges the autoencoder, and the reverse."""
+        assert self.critic is not None
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        fool = -torch.func.functional_call(self.critic, frozen, (reconstruction,)).float().mean()
+        scores = self.critic(torch.cat([pixels, reconstruction.detach()])).float().chunk(2)
+        return {"fool": fool, "critic": discriminator_loss(*scores)}
+
+
+class AutoencoderTask:
+    """Train on one folder; look at another."""
+
+    def __init__(self, config: VAETrainConfig) -> None:
+        self.module = AutoencoderModule(config)
+        rows = read_folder(config.data.train)
+        self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
+        held_out = read_folder(config.data.held_out)
+        step = max(1, len(held_out) // HELD_OUT)
+        paths = [row.path for row in held_out[::step][:HELD_OUT]]
+        self.held_out = torch.stack([to_pixels(load_image(path, config.data.resolution)) for path in paths])
+
+    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
+        """Mean PSNR in dB (peak 255, pixels rounded) over held-out pictures, and the spread of their latents."""
+        vae = self.module.vae
+        device = next(vae.parameters()).device
+        means, outputs = [], []
+        for pixels in self.held_out.to(device).split(16):
+            means.append(vae.encode(pixels).mean.float())
+            outputs.append(vae.decode(means[-1].to(pixels)).float().clamp(-1, 1))
+        made, real = to_bytes(torch.cat(outputs).cpu()), to_bytes(self.held_out)
+        mse = (made - real).square().flatten(1).mean(1).clamp_min(1e-10)
+        psnr = 10 * torch.log10(255**2 / mse)
+        pairs = torch.stack([self.held_out[:SHOWN], torch.cat(outputs).cpu()[:SHOWN]], 1).flatten(0, 1)
+        figures = {"psnr": psnr.mean().item(), "latent_std": torch.cat(means).std().item()}
+        return figures, to_grid(pairs, columns=8)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers VAE folder; scaling_factor becomes 1 / std of the held-out latents."""
+        vae = self.module.vae
+        device = next(vae.parameters()).device
+        with torch.no_grad():
+            latents = torch.cat([vae.encode(pixels.to(device)).mean for pixels in self.held_out.split(16)])
+        config = vae.config.model_copy(update={"scaling_factor": round(1 / latents.std().item(), 5)})
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config.write(), indent=2) + "\n")
+        state = {name: value.contiguous() for name, value in vae.state_dict().items()}
+        save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """[-1, 1] to whole numbers 0..255, kept as float."""
+    return ((pixels + 1) * 127.5).round()
