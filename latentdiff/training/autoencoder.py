@@ -1,15 +1,14 @@
 """Training the VAE: reconstruct, keep edges, stay near the normal; a patch critic when asked for."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentdiff.checkpoint import write_model
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.folder import CaptionedImages, load_image, read_folder, to_pixels
 from latentdiff.models.vae import AutoencoderKL
@@ -94,10 +93,7 @@ class AutoencoderTask:
         with torch.no_grad():
             latents = torch.cat([vae.encode(pixels.to(device)).mean for pixels in self.held_out.split(16)])
         config = vae.config.model_copy(update={"scaling_factor": round(1 / latents.std().item(), 5)})
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config.write(), indent=2) + "\n")
-        state = {name: value.contiguous() for name, value in vae.state_dict().items()}
-        save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        write_model(vae, config.write(), folder)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

@@ -1,0 +1,240 @@
+"""Model folders in diffusers' layout: found, checked, read and written."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.errors import CheckpointError
+from latentdiff.models.text import TextConditioner
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import AutoencoderKL
+from latentdiff.schedule import Schedule
+
+WEIGHTS = "diffusion_pytorch_model"
+HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a pipeline is made of. `zero_empty_prompt`: SDXL's habit of zeros where no negative prompt is given."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text: TextConditioner
+    schedule: Schedule
+    zero_empty_prompt: bool = False
+
+
+def bundled_model() -> Path:
+    """The folder of the model that ships with the package, in an installed wheel or in a source checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "weights" / "emoji", package.parent / "weights" / "emoji"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(f"the bundled model is not at {package / 'weights' / 'emoji'}; reinstall latentdiff")
+
+
+def locate(path_or_id: str | Path | None) -> Path:
+    """The local folder of a model: the bundled one for None, a path, or a hub id `owner/name`, which is downloaded.
+
+    Raises CheckpointError when it is none of these. A path that exists is never looked up anywhere else.
+    """
+    if path_or_id is None:
+        return bundled_model()
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file, not a diffusers model folder; give the folder with model_index.json")
+    parts = str(path_or_id).split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise CheckpointError(f"{path_or_id} does not exist; give a model folder, or a hub id like owner/name")
+    return _download(str(path_or_id))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{hub_id} is no folder here and could not be had from the hub ({reason}); check it"
+        ) from error
+
+
+def read_folder(folder: Path, dtype: torch.dtype) -> Components:
+    """Read every component of a pipeline folder. Raises CheckpointError naming the file that is missing or damaged."""
+    index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
+    unet_config = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
+    vae_config = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    return Components(
+        unet=_load(UNet2DConditionModel, unet_config, folder / "unet", dtype),
+        vae=_load(AutoencoderKL, vae_config, folder / "vae", dtype),
+        text=read_text(folder, index, dtype),
+        schedule=Schedule(ScheduleConfig.read(schedule, "scheduler/scheduler_config.json")),
+        zero_empty_prompt=unet_config.addition_embed_type is not None and index.get("force_zeros_for_empty_prompt", True),
+    )
+
+
+def read_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """Read one VAE folder: `config.json` and its safetensors."""
+    config = VAEConfig.read(read_json(folder / "config.json"), str(folder / "config.json"))
+    return _load(AutoencoderKL, config, folder, dtype)
+
+
+def read_text(folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.float32) -> TextConditioner:
+    """Read `text_encoder/` and `tokenizer/`, and `text_encoder_2/` and `tokenizer_2/` where the index names them."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None, None])[1]]
+    encoders = [_read_encoder(folder / name, index[name][1], dtype) for name in names]
+    return TextConditioner([_read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names], encoders)
+
+
+def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
+    import transformers
+
+    if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
+    try:
+        model = getattr(transformers, class_name).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error
+    return model.eval().requires_grad_(False)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error
+
+
+def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download or save the model again") from error
+
+
+def _load(model_class: Any, config: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Build the model without memory, then hand it the file's tensors."""
+    with torch.device("meta"):
+        model = model_class(config)
+    state = {_new_key(key): value.to(dtype) for key, value in read_weights(folder).items()}
+    _check(model, state, folder)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a component: one file, its fp16 variant, or the shards an index lists. Pickles are not read."""
+    for stem in (WEIGHTS, f"{WEIGHTS}.fp16"):
+        if (single := folder / f"{stem}.safetensors").is_file():
+            return _read_file(single)
+    if (index := folder / f"{WEIGHTS}.safetensors.index.json").is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{index} names a shard outside its folder; download the model again")
+        return {key: value for name in names for key, value in _read_file(folder / name).items()}
+    if list(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder} holds only .bin pickles, which can run code; convert them to safetensors")
+    raise CheckpointError(f"{folder / WEIGHTS}.safetensors is missing; download or save the model again")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({error}); download or save the model again") from error
+
+
+def _check(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    for key in expected.keys() ^ state.keys():
+        word = "lacks" if key in expected else "has an unknown"
+        raise CheckpointError(f"{folder}: the weights {word} tensor {key}; they do not belong to its config.json")
+    for key, shape in expected.items():
+        if state[key].shape != shape:
+            raise CheckpointError(
+                f"{folder}: {key} is {list(state[key].shape)}, config.json says {list(shape)}; they do not belong together"
+            )
+
+
+def _new_key(key: str) -> str:
+    """VAEs of 2022 call the projections of their attention by other names."""
+    head, _, last = key.rpartition(".")
+    parent, _, name = head.rpartition(".")
+    return f"{parent}.{OLD_ATTENTION[name]}.{last}" if name in OLD_ATTENTION else key
+
+
+def write_folder(parts: Components, folder: Path) -> None:
+    """Write every component so that diffusers opens the folder; `model_index.json` comes last.
+
+    Raises CheckpointError where diffusers has no words for the schedule.
+    """
+    if parts.schedule.config.prediction_type == "flow" or parts.schedule.config.timestep_spacing == "karras":
+        raise CheckpointError("diffusers' DDIMScheduler knows no flow or karras; save with v_prediction and trailing")
+    write_model(parts.unet, parts.unet.config.write(), folder / "unet")
+    write_model(parts.vae, parts.vae.config.write(), folder / "vae")
+    _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
+    names = ["", "_2"][: len(parts.text.encoders)]
+    for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
+        encoder.save_pretrained(folder / f"text_encoder{name}")
+        write_tokenizer(tokenizer, folder / f"tokenizer{name}")
+    _write_json(folder / "model_index.json", _index(parts))
+
+
+def write_model(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """`config.json` and safetensors of one network."""
+    _write_json(folder / "config.json", config)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(state, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """`tokenizer.json`, and `vocab.json` with `merges.txt` for readers that know only those."""
+    tokenizer.save_pretrained(folder)
+    model = read_json(folder / "tokenizer.json")["model"]
+    _write_json(folder / "vocab.json", model["vocab"])
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
+
+
+def _index(parts: Components) -> dict[str, Any]:
+    encoders = {f"text_encoder{n}": ["transformers", type(e).__name__] for n, e in zip(["", "_2"], parts.text.encoders)}
+    tokenizers = {f"tokenizer{n}": ["transformers", "CLIPTokenizer"] for n, _ in zip(["", "_2"], parts.text.encoders)}
+    xl = len(parts.text.encoders) == 2
+    only_sd = {"safety_checker": [None, None], "requires_safety_checker": False}
+    return {
+        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "_diffusers_version": "0.30.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        **({"force_zeros_for_empty_prompt": parts.zero_empty_prompt} if xl else only_sd),
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **encoders,
+        **tokenizers,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,255 @@
+"""From a prompt to a picture: encode the words, walk the latents from noise, decode to pixels."""
+
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.checkpoint import Components, locate, read_folder, write_folder
+from latentdiff.errors import InputError, NonFiniteError, did_you_mean
+from latentdiff.guidance import guide
+from latentdiff.models.text import TextEmbedding
+from latentdiff.models.unet import AddedCond
+from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.samplers import Denoiser, plan, sample
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Callback = Callable[[int, int, Tensor], None]
+DECODE_PIXELS = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """`images`: a list of PIL images, float32 [B, H, W, 3] in [0, 1] for "np", [B, 3, H, W] for "pt", or latents.
+
+    `seeds`: what each image was drawn from; empty when latents were given.
+    """
+
+    images: Any
+    seeds: list[int]
+
+
+class LatentDiffusionPipeline:
+    """A text-to-image model that is ready to call. It holds no state that a call changes, so threads may share it."""
+
+    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
+        self.unet, self.vae, self.text = (m.to(device, dtype) for m in (parts.unet, parts.vae, parts.text))
+        if parts.vae.config.force_upcast:
+            self.vae.float()
+        self.schedule = parts.schedule
+        self.zero_empty_prompt = parts.zero_empty_prompt
+        self.device, self.dtype, self.folder = device, dtype, folder
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> "LatentDiffusionPipeline":
+        """Open a diffusers folder, a hub id, or without an argument the bundled model.
+
+        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16.
+        Raises CheckpointError or InputError. A local path opens no connection.
+        """
+        chosen_device = pick_device(device)
+        chosen_dtype = pick_dtype(dtype, chosen_device)
+        folder = locate(path_or_id)
+        return cls(read_folder(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
+        folder = Path(folder)
+        if folder.exists():
+            raise InputError(f"{folder} exists; name a new folder, or remove it first")
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            write_folder(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def default_size(self) -> int:
+        """Pixels a side that the model was trained for."""
+        return self.unet.config.sample_size * self.vae.config.downscale
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 5.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        latents: Tensor | None = None,
+        callback: Callback | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Make `num_images_per_prompt` pictures of each prompt.
+
+        seed: image k is drawn from seed + k, by a generator of its own; random when None.
+        latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
+        Raises InputError for what cannot be asked, NonFiniteError when a number overflows.
+        """
+        prompts = _repeat(prompt, "prompt", num_images_per_prompt)
+        negatives = _negatives(negative_prompt, prompts, num_images_per_prompt)
+        height, width = self._size(height, "height"), self._size(width, "width")
+        run = plan(self.schedule, sampler, num_inference_steps, eta)
+        if output_type not in (known := ("pil", "np", "pt", "latent")):
+            raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
+        seeds = [] if latents is not None else _seeds(seed, len(prompts))
+        shape = (self.unet.config.out_channels, height // self.vae.config.downscale, width // self.vae.config.downscale)
+        generators = [torch.Generator().manual_seed(s) for s in seeds or _seeds(seed, len(prompts))]
+
+        def noise() -> Tensor:
+            """Each image's own draw, made on the CPU so that it is the same on every device."""
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+
+        start = noise() if latents is None else _given(latents, (len(prompts), *shape)).to(self.device)
+        denoiser = self._denoiser(prompts, negatives, guidance_scale, height, width)
+        watch = _FiniteWatch(callback)
+        done = sample(denoiser, start, run, noise, watch)
+        watch.check()
+        if output_type == "latent":
+            return PipelineOutput(done, seeds)
+        return PipelineOutput(_to_output(self.decode(done), output_type), seeds)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
+        dtype = next(self.vae.parameters()).dtype
+        z = (latents / self.vae.config.scaling_factor).to(dtype)
+        factor = self.vae.config.downscale
+        at_once = max(1, DECODE_PIXELS // (z.shape[-2] * z.shape[-1] * factor**2))
+        pixels = torch.cat([self.vae.decode(part).float() for part in z.split(at_once)])
+        if not torch.isfinite(pixels).all():
+            raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
+        return pixels.clamp(-1, 1)
+
+    def _denoiser(
+        self, prompts: list[str], negatives: list[str] | None, guidance_scale: float, height: int, width: int
+    ) -> Denoiser:
+        """The U-Net with its words bound to it, guided unless `guidance_scale` is 1."""
+        guided = guidance_scale != 1
+        text = self._embed(prompts)
+        if guided:
+            text = _join(self._unconditional(negatives, text), text)
+        added = None
+        if self.unet.config.addition_embed_type is not None:
+            assert text.pooled is not None
+            ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
+            added = AddedCond(text.pooled, ids.expand(len(text.pooled), -1))
+
+        def denoiser(latents: Tensor, timestep: float) -> Tensor:
+            timesteps = torch.full((len(latents),), timestep, device=self.device)
+            return self.unet(latents.to(self.dtype), timesteps, text.hidden, added).float()
+
+        return guide(denoiser, guidance_scale) if guided else denoiser
+
+    def _embed(self, prompts: list[str]) -> TextEmbedding:
+        for prompt in set(prompts):
+            if lost := self.text.lost_words(prompt):
+                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=4)
+        return self.text.encode(prompts)
+
+    def _unconditional(self, negatives: list[str] | None, text: TextEmbedding) -> TextEmbedding:
+        if negatives is None and self.zero_empty_prompt:
+            pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+            return TextEmbedding(torch.zeros_like(text.hidden), pooled)
+        return self._embed(negatives or [""] * len(text.hidden))
+
+    def _size(self, value: int | None, name: str) -> int:
+        factor = self.vae.config.downscale
+        if value is None:
+            return self.default_size
+        if value < factor or value % factor:
+            low = max(factor, value // factor * factor)
+            raise InputError(f"{name}={value} must be a multiple of {factor}; try {low} or {low + factor}")
+        return value
+
+
+class _FiniteWatch:
+    """Notes after each step whether all latents are finite, without waiting for the device; asks once at the end."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self.callback = callback
+        self.flags: list[Tensor] = []
+
+    def __call__(self, step: int, steps: int, latents: Tensor) -> None:
+        self.flags.append(torch.isfinite(latents).all())
+        if self.callback:
+            self.callback(step, steps, latents)
+
+    def check(self) -> None:
+        finite = torch.stack(self.flags).tolist()
+        if not all(finite):
+            step = finite.index(False) + 1
+            raise NonFiniteError(
+                f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
+            )
+
+
+def _repeat(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise InputError(f"{name}={prompts!r} is empty; give at least one")
+    for value in prompts:
+        if not isinstance(value, str):
+            raise InputError(f"{name} holds {value!r}, which is no text; give strings")
+    if times < 1:
+        raise InputError(f"num_images_per_prompt={times} must be at least 1; try 1")
+    return [value for value in prompts for _ in range(times)]
+
+
+def _negatives(negative: str | Sequence[str] | None, prompts: list[str], times: int) -> list[str] | None:
+    if negative is None:
+        return None
+    negatives = _repeat(negative, "negative_prompt", times)
+    if isinstance(negative, str):
+        return [negative] * len(prompts)
+    if len(negatives) != len(prompts):
+        raise InputError(
+            f"negative_prompt has {len(negatives) // times} texts for {len(prompts) // times} prompts; give one, or one each"
+        )
+    return negatives
+
+
+def _seeds(seed: int | None, count: int) -> list[int]:
+    first = secrets.randbelow(2**32) if seed is None else seed
+    if not 0 <= first < 2**63 - count:
+        raise InputError(f"seed={seed} must be from 0 to 2**63 - 1; try 0")
+    return [first + k for k in range(count)]
+
+
+def _given(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if latents.shape != shape:
+        raise InputError(f"latents are {list(latents.shape)} and must be {list(shape)}; draw them with torch.randn")
+    return latents.float()
+
+
+def _join(first: TextEmbedding, second: TextEmbedding) -> TextEmbedding:
+    pooled = None
+    if first.pooled is not None and second.pooled is not None:
+        pooled = torch.cat([first.pooled, second.pooled])
+    return TextEmbedding(torch.cat([first.hidden, second.hidden]), pooled)
+
+
+def _to_output(pixels: Tensor, output_type: OutputType) -> Any:
+    unit = (pixels / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return unit
+    array = unit.permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]

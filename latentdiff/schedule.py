@@ -1,0 +1,193 @@
+"""How much of a picture is left at each timestep: x_t = alpha_t * x0 + sigma_t * noise, as float64 tables."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentdiff.config.model import ScheduleConfig, Spacing
+from latentdiff.errors import InputError, did_you_mean
+
+LCM_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels one sampling run visits: N timesteps, and N + 1 levels of which the last is where it ends."""
+
+    timesteps: Tensor
+    alphas: Tensor
+    sigmas: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The T noise levels of a `ScheduleConfig`, and what a model predicts at them.
+
+    Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`: pure noise says nothing of x0.
+    """
+
+    config: ScheduleConfig
+
+    def __post_init__(self) -> None:
+        if self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon":
+            raise InputError(
+                "prediction_type='epsilon' cannot start from zero signal (rescale_betas_zero_snr=True); "
+                "use v_prediction or sample"
+            )
+
+    @cached_property
+    def alphas(self) -> Tensor:
+        """float64 [T]."""
+        if self.config.prediction_type == "flow":
+            return 1 - flow_sigmas(self.config.num_train_timesteps, self.config.shift)
+        return alphas_cumprod(self.config).sqrt()
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """float64 [T]."""
+        if self.config.prediction_type == "flow":
+            return flow_sigmas(self.config.num_train_timesteps, self.config.shift)
+        return (1 - alphas_cumprod(self.config)).sqrt()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t for whole timesteps [B]; x0, noise: [B, ...]."""
+        alpha, sigma = self._at(timesteps, x0)
+        return alpha * x0 + sigma * noise
+
+    def training_target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the model should say: noise, x0, velocity (Salimans & Ho 2022, app. D) or flow (Lipman et al. 2023)."""
+        alpha, sigma = self._at(timesteps, x0)
+        match self.config.prediction_type:
+            case "epsilon":
+                return noise
+            case "sample":
+                return x0
+            case "v_prediction":
+                return alpha * noise - sigma * x0
+            case "flow":
+                return noise - x0
+
+    def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """Loss weights [B]: min(SNR, gamma), carried from x0 to the predicted quantity (Hang et al. 2023, sec. 3.4)."""
+        snr = (self.alphas / self.sigmas).square()
+        scale = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1, "flow": snr + 2 * snr.sqrt() + 1}
+        weight = torch.where(snr > 0, snr.clamp(max=gamma), 0) / scale[self.config.prediction_type].clamp_min(1e-12)
+        return weight.to(timesteps.device)[timesteps].float()
+
+    def x0_coefficients(self, alphas: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_sample, c_output) with x0 = c_sample * x_t + c_output * model_output, for levels of any shape."""
+        match self.config.prediction_type:
+            case "epsilon":
+                return 1 / alphas, -sigmas / alphas
+            case "sample":
+                return torch.zeros_like(alphas), torch.ones_like(alphas)
+            case "v_prediction":
+                return alphas, -sigmas
+            case "flow":
+                return torch.ones_like(alphas), -sigmas
+
+    def grid(self, num_inference_steps: int, spacing: Spacing | str | None = None, clean: bool = False) -> Grid:
+        """The levels of a run of N steps; it ends at x0 if `clean`, else where the config's set_alpha_to_one says.
+
+        spacing: leading, trailing, linspace (Lin et al. 2023, table 2), karras (Karras et al. 2022, eq. 5) or lcm;
+        the config's own when None. Raises InputError unless 1 <= N <= T.
+        """
+        config = self.config
+        spacing, total = spacing or config.timestep_spacing, config.num_train_timesteps
+        if not 1 <= num_inference_steps <= total:
+            raise InputError(f"num_inference_steps={num_inference_steps} must be from 1 to {total}; try 20")
+        if spacing == "karras":
+            timesteps = self._karras(num_inference_steps)
+        else:
+            timesteps = whole_timesteps(num_inference_steps, total, spacing, config.steps_offset)
+        return self.grid_at(timesteps, clean)
+
+    def grid_at(self, timesteps: Tensor, clean: bool = False) -> Grid:
+        """The levels at these descending timesteps, whole or between two (then log(sigma / alpha) is linear)."""
+        if torch.equal(timesteps, timesteps.round()):
+            alphas, sigmas = self.alphas[timesteps.long()], self.sigmas[timesteps.long()]
+        else:
+            ratio = np.interp(timesteps.numpy(), np.arange(len(self.alphas)), self._log_ratio().numpy())
+            alphas, sigmas = _levels(torch.from_numpy(ratio).exp())
+        done = clean or self.config.set_alpha_to_one or self.config.prediction_type == "flow"
+        last_alpha = torch.ones(1, dtype=torch.float64) if done else self.alphas[:1]
+        last_sigma = torch.zeros(1, dtype=torch.float64) if done else self.sigmas[:1]
+        return Grid(timesteps, torch.cat([alphas, last_alpha]), torch.cat([sigmas, last_sigma]))
+
+    def _karras(self, count: int, rho: float = 7.0) -> Tensor:
+        log_ratio = self._log_ratio()
+        low, high = log_ratio[0].exp() ** (1 / rho), log_ratio[-1].exp() ** (1 / rho)
+        ratios = (high + torch.linspace(0, 1, count, dtype=torch.float64) * (low - high)) ** rho
+        return torch.from_numpy(np.interp(ratios.log().numpy(), log_ratio.numpy(), np.arange(len(log_ratio))))
+
+    def _log_ratio(self) -> Tensor:
+        if self.alphas[-1] == 0 or self.config.prediction_type == "flow":
+            raise InputError("timestep_spacing='karras' needs some signal at the last timestep; use trailing")
+        return (self.sigmas / self.alphas).log()
+
+    def _at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (like.ndim - 1))
+        index = timesteps.to(self.alphas.device)
+        return self.alphas[index].to(like).view(shape), self.sigmas[index].to(like).view(shape)
+
+
+def alphas_cumprod(config: ScheduleConfig) -> Tensor:
+    """float64 [T]: the product of (1 - beta) up to each timestep (Ho et al. 2020, eq. 4)."""
+    cumulative = (1 - betas(config)).cumprod(0)
+    return rescale_zero_terminal_snr(cumulative) if config.rescale_betas_zero_snr else cumulative
+
+
+def betas(config: ScheduleConfig) -> Tensor:
+    """float64 [T]: linear (Ho et al. 2020), linear in the root (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)."""
+    total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    match config.beta_schedule:
+        case "linear":
+            return torch.linspace(start, end, total, dtype=torch.float64)
+        case "scaled_linear":
+            return torch.linspace(math.sqrt(start), math.sqrt(end), total, dtype=torch.float64).square()
+        case "squaredcos_cap_v2":
+            times = torch.arange(total + 1, dtype=torch.float64) / total
+            alpha_bar = torch.cos((times + 0.008) / 1.008 * math.pi / 2).square()
+            return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+def rescale_zero_terminal_snr(cumulative: Tensor) -> Tensor:
+    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first stays (Lin et al. 2023, alg. 1)."""
+    root = cumulative.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+def flow_sigmas(total: int, shift: float) -> Tensor:
+    """float64 [T]: (t + 1) / T, moved towards noise by `shift` (Esser et al. 2024, eq. 23)."""
+    times = torch.arange(1, total + 1, dtype=torch.float64) / total
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def whole_timesteps(count: int, total: int, spacing: str, offset: int) -> Tensor:
+    """`count` descending whole timesteps below `total`, as float64."""
+    match spacing:
+        case "leading":
+            steps = np.arange(count)[::-1] * (total // count) + offset
+        case "trailing":
+            steps = np.round(np.arange(total, 0, -total / count))[:count] - 1
+        case "linspace":
+            steps = np.linspace(0, total - 1, count).round()[::-1]
+        case "lcm":
+            origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
+            if count > LCM_STEPS:
+                raise InputError(f"num_inference_steps={count} must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
+            steps = origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)]
+        case _:
+            known = ["leading", "trailing", "linspace", "karras", "lcm"]
+            raise InputError(f"timestep_spacing={spacing!r} is unknown; {did_you_mean(spacing, known)}")
+    return torch.from_numpy(np.clip(steps, 0, total - 1).astype(np.float64))
+
+
+def _levels(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance-preserving (alpha, sigma) with sigma / alpha = ratio."""
+    alpha = (1 + ratio.square()).rsqrt()
+    return alpha, ratio * alpha

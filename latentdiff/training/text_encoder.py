@@ -1,0 +1,97 @@
+"""Training the CLIP text encoder: captions against pictures, with a small image tower beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from latentdiff.checkpoint import write_tokenizer
+from latentdiff.config.train import TextTrainConfig
+from latentdiff.data.folder import CaptionedImages, load_image, read_folder, to_pixels
+from latentdiff.training.losses import contrastive_loss
+from latentdiff.training.tokenizer import train_tokenizer
+
+JUDGED = 256
+
+
+class ContrastiveModule(nn.Module):
+    """CLIP's loss on one batch of pictures and captions."""
+
+    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """batch: `pixels` [B, 3, H, W] in [-1, 1], `caption` B strings."""
+        text, image = self.embed_text(batch["caption"]), self.embed_images(batch["pixels"])
+        scale = self.clip.logit_scale.clamp(max=4.6052)
+        return {"loss": contrastive_loss(text.float(), image.float(), scale)}
+
+    def embed_text(self, captions: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            captions, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        pooled = self.clip.text_model(tokens.input_ids.to(self.clip.device)).pooler_output
+        return self.clip.text_projection(pooled)  # [B, projection_dim]
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        return self.clip.visual_projection(self.clip.vision_model(pixels).pooler_output)  # [B, projection_dim]
+
+
+class TextEncoderTask:
+    """Train on one folder; judge retrieval on another."""
+
+    def __init__(self, config: TextTrainConfig) -> None:
+        rows = read_folder(config.data.train)
+        captions = [caption for row in rows for caption in row.captions]
+        tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
+        self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
+        self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
+        held_out = read_folder(config.data.held_out)[:JUDGED]
+        self.captions = [row.captions[0] for row in held_out]
+        self.pixels = torch.stack([to_pixels(load_image(row.path, config.data.resolution)) for row in held_out])
+
+    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
+        """How often the right held-out picture is first, and among the first five, for its caption."""
+        text = nn.functional.normalize(self.module.embed_text(self.captions).float(), dim=-1)
+        image = self.module.embed_images(self.pixels.to(text.device)).float()
+        similarity = text @ nn.functional.normalize(image, dim=-1).T
+        rank = (similarity > similarity.diagonal()[:, None]).sum(1).float()
+        return {"recall_1": (rank < 1).float().mean().item(), "recall_5": (rank < 5).float().mean().item()}, None
+
+    def save(self, folder: Path) -> None:
+        """`text_encoder/` and `tokenizer/` as a diffusers pipeline wants them, `clip/` with both towers."""
+        clip = self.module.clip
+        text = CLIPTextModel(clip.config.text_config)
+        text.load_state_dict(clip.text_model.state_dict())
+        text.save_pretrained(folder / "text_encoder")
+        clip.save_pretrained(folder / "clip")
+        write_tokenizer(self.module.tokenizer, folder / "tokenizer")
+
+
+def clip_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPConfig:
+    width = {"hidden_size": config.hidden_size, "intermediate_size": 4 * config.hidden_size}
+    width |= {"num_attention_heads": config.heads}
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=config.max_length,
+        num_hidden_layers=config.layers,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=config.projection_dim,
+        **width,
+    )
+    vision = CLIPVisionConfig(
+        image_size=config.data.resolution,
+        patch_size=config.patch_size,
+        num_hidden_layers=config.image_layers,
+        projection_dim=config.projection_dim,
+        **width,
+    )
+    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.projection_dim)

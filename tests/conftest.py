@@ -1,0 +1,33 @@
+"""Small random models that every test file may use."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from tests.small import small_components
+from latentdiff.checkpoint import write_folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text-to-image model of a few hundred kilobytes, saved as a pipeline folder."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    write_folder(small_components(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with SDXL's two text encoders and size conditioning."""
+    folder = tmp_path_factory.mktemp("models") / "small-xl"
+    write_folder(small_components(xl=True), folder)
+    return folder

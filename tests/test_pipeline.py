@@ -1,0 +1,149 @@
+"""The whole path: against diffusers from the same folder, and its own promises."""
+
+import socket
+import threading
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.errors import InputError, NonFiniteError
+
+PROMPT = "a red apple"
+
+
+@pytest.fixture(scope="module")
+def pipe(model_folder: Path) -> LatentDiffusionPipeline:
+    return LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+
+
+def as_bytes(image: object) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
+@pytest.mark.parametrize("negative", [None, "wrong colours"])
+def test_image_equals_diffusers(folder: str, negative: str | None, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(folder)
+    ours = LatentDiffusionPipeline.from_pretrained(path, device="cpu")
+    xl = folder == "xl_folder"
+    theirs = (diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline).from_pretrained(path)
+    theirs.set_progress_bar_config(disable=True)
+    latents = torch.randn(2, 4, 8, 8)
+    settings = {"num_inference_steps": 20, "guidance_scale": 5.0, "latents": latents, "height": 16, "width": 16}
+    mine = ours([PROMPT, "猫"], negative_prompt=negative, **settings).images
+    negatives = None if negative is None else [negative] * 2
+    reference = theirs([PROMPT, "猫"], negative_prompt=negatives, **settings).images
+    assert as_bytes(reference[0]).std() > 1
+    for a, b in zip(mine, reference, strict=True):
+        assert np.abs(as_bytes(a) - as_bytes(b)).max() <= 1
+
+
+def test_an_image_of_a_batch_equals_it_alone(pipe: LatentDiffusionPipeline) -> None:
+    together = pipe([PROMPT, "猫"], num_images_per_prompt=2, seed=3, num_inference_steps=4, eta=1.0, output_type="latent")
+    assert together.seeds == [3, 4, 5, 6]
+    alone = pipe("猫", seed=5, num_inference_steps=4, eta=1.0, output_type="latent").images
+    assert torch.allclose(together.images[2:3], alone, atol=1e-5)
+    assert not torch.allclose(together.images[2], together.images[3], atol=1e-2)
+
+
+def test_the_same_call_gives_the_same_bits(pipe: LatentDiffusionPipeline) -> None:
+    first, second = (pipe(PROMPT, seed=1, num_inference_steps=3, output_type="np").images for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_threads_do_not_disturb_each_other(pipe: LatentDiffusionPipeline) -> None:
+    expected = [pipe(PROMPT, seed=s, num_inference_steps=5, eta=0.5, output_type="np").images for s in range(4)]
+    results: dict[int, np.ndarray] = {}
+
+    def work(seed: int) -> None:
+        results[seed] = pipe(PROMPT, seed=seed, num_inference_steps=5, eta=0.5, output_type="np").images
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        assert np.allclose(results[seed], expected[seed], atol=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
+def test_saving_and_opening_changes_nothing(folder: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), device="cpu")
+    first.save_pretrained(tmp_path / "again")
+    second = LatentDiffusionPipeline.from_pretrained(tmp_path / "again", device="cpu")
+    images = [p(PROMPT, seed=0, num_inference_steps=3, output_type="np").images for p in (first, second)]
+    assert np.array_equal(*images)
+    with pytest.raises(InputError, match="exists"):
+        first.save_pretrained(tmp_path / "again")
+
+
+def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")(PROMPT, num_inference_steps=1)
+
+
+def test_not_finite_numbers_say_where(model_folder: Path) -> None:
+    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    broken.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="latents are not finite from step 1 of 3"):
+        broken(PROMPT, num_inference_steps=3)
+    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    broken.vae.decoder.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(NonFiniteError, match="VAE"):
+        broken(PROMPT, num_inference_steps=3)
+
+
+def test_callback_and_output_types(pipe: LatentDiffusionPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    settings = {"seed": 0, "num_inference_steps": 3, "height": 24, "width": 16}
+    image = pipe(PROMPT, callback=lambda step, steps, _: seen.append((step, steps)), **settings).images[0]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert image.size == (16, 24)
+    assert pipe(PROMPT, output_type="np", **settings).images.shape == (1, 24, 16, 3)
+    assert pipe(PROMPT, output_type="pt", **settings).images.shape == (1, 3, 24, 16)
+    assert pipe(PROMPT, output_type="latent", **settings).images.shape == (1, 4, 12, 8)
+
+
+def test_words_over_the_limit_are_named(pipe: LatentDiffusionPipeline) -> None:
+    with pytest.warns(UserWarning, match="red apple"):
+        pipe("a cat face " * 5 + "a red apple", num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, r"prompt=\[\] is empty"),
+        ({"prompt": [1]}, "holds 1, which is no text"),
+        ({"height": 15}, "height=15 must be a multiple of 2; try 14 or 16"),
+        ({"sampler": "eulr"}, "did you mean 'euler'"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be from 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps=1001 must be from 1 to 1000"),
+        ({"eta": 0.5, "sampler": "euler"}, "only read by sampler='ddim'"),
+        ({"num_images_per_prompt": 0}, "at least 1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"negative_prompt": ["a", "b"]}, "2 texts for 1 prompts"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, "must be"),
+        ({"output_type": "pli"}, "did you mean 'pil'"),
+    ],
+)
+def test_what_cannot_be_asked(pipe: LatentDiffusionPipeline, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe(**({"prompt": PROMPT, "num_inference_steps": 2} | change))
+
+
+def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -> None:
+    first, second = (pipe(PROMPT, num_inference_steps=1) for _ in range(2))
+    assert first.seeds != second.seeds
+    again = pipe(PROMPT, num_inference_steps=1, seed=first.seeds[0])
+    assert np.array_equal(as_bytes(first.images[0]), as_bytes(again.images[0]))
