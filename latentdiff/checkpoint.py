@@ -1,6 +1,8 @@
 """Model folders in diffusers' layout: found, checked, read and written."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +108,27 @@ def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Modul
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
     try:
-        model = getattr(transformers, class_name).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        with _no_progress_bars():
+            model = getattr(transformers, class_name).from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws bars for files that take milliseconds."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -195,7 +212,8 @@ def write_folder(parts: Components, folder: Path) -> None:
     _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
     names = ["", "_2"][: len(parts.text.encoders)]
     for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
-        encoder.save_pretrained(folder / f"text_encoder{name}")
+        with _no_progress_bars():
+            encoder.save_pretrained(folder / f"text_encoder{name}")
         write_tokenizer(tokenizer, folder / f"tokenizer{name}")
     _write_json(folder / "model_index.json", _index(parts))
 

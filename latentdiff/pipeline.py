@@ -24,6 +24,8 @@ from latentdiff.samplers import Denoiser, plan, sample
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
 DECODE_PIXELS = 1024 * 1024
+DEFAULT_STEPS = 25
+DEFAULT_GUIDANCE_SCALE = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class LatentDiffusionPipeline:
         self,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int = DEFAULT_STEPS,
+        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,

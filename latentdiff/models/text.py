@@ -43,7 +43,7 @@ class TextConditioner(nn.Module):
     def lost_words(self, prompt: str) -> str:
         """The end of the prompt that does not fit the token limit, or an empty string."""
         tokenizer = self.tokenizers[0]
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids[tokenizer.model_max_length - 2 :]
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids[tokenizer.model_max_length - 2 :]
         return tokenizer.decode(ids).strip()
 
     @torch.no_grad()

@@ -1,0 +1,5 @@
+"""`python -m latentdiff`."""
+
+from latentdiff.cli import main
+
+main()

@@ -1,0 +1,18 @@
+"""The command line: one thin function a verb."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one line and exit code 2."""
+    from latentdiff.cli.app import app
+    from latentdiff.errors import LatentDiffError
+
+    try:
+        app()
+    except LatentDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,78 @@
+"""The verbs and their options. Nothing slow is imported before a verb runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import latentdiff
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"latentdiff {latentdiff.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _latentdiff(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Latent text-to-image diffusion: make pictures from prompts, and train the models that do."""
+
+
+@app.command()
+def generate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get numbered names.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 25]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 ignores guidance. [default: 5]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
+    num_images: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde, lcm. [default: ddim]"),
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
+) -> None:
+    """Make pictures from prompts."""
+    from latentdiff.cli.generate import Request, run
+
+    asked = {
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "sampler": sampler,
+        "eta": eta,
+        "dtype": dtype,
+        "model": model,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    run(Request(output, prompts or [], num_images, device, from_image, given))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")] = None,
+) -> None:
+    """Train a VAE, a text encoder or a U-Net as a config file says; an interrupted run goes on where it was."""
+    from latentdiff.config.base import load_yaml
+    from latentdiff.config.train import train_config
+
+    checked = load_yaml(train_config, config, set_ or [])
+    from latentdiff.training.run import train as start
+
+    start(checked)

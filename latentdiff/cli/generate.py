@@ -1,0 +1,83 @@
+"""`latentdiff generate`: from options, or a picture's own recipe, to PNG files."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import latentdiff
+from latentdiff.errors import InputError
+from latentdiff.files import check_writable_parent
+from latentdiff.recipe import Recipe, hash_model, read_recipe, write_png
+
+PIPELINE_NAMES = {"steps": "num_inference_steps"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed. `given` holds only the options that were; names as in `Recipe`."""
+
+    output: Path
+    prompts: list[str]
+    num_images: int
+    device: str
+    from_image: Path | None
+    given: dict[str, Any]
+
+
+def run(request: Request) -> None:
+    """Check everything that can be checked, then load the model, make the pictures and write them."""
+    recipe = read_recipe(request.from_image) if request.from_image else None
+    prompts = request.prompts or ([recipe.prompt] if recipe else [])
+    if not prompts:
+        raise InputError("no prompt was given; write one in quotes, or name a picture with --from-image")
+    if request.num_images < 1:
+        raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
+    paths = output_paths(request.output, len(prompts) * request.num_images)
+    for path in paths:
+        check_writable_parent(path)
+    old = {} if recipe is None else recipe.model_dump(exclude={"prompt", "model_hash", "version"}, exclude_none=True)
+
+    from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+
+    defaults = {"steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE_SCALE, "sampler": "ddim", "eta": 0.0}
+    settings = defaults | old | request.given
+    model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
+    pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype)
+    assert pipe.folder is not None
+    model_hash = hash_model(pipe.folder)
+    if recipe and "model" not in request.given and model_hash != recipe.model_hash:
+        raise InputError(
+            f"{request.from_image} was made by model {recipe.model_hash}, {model or 'the bundled one'} is {model_hash} now; "
+            "name the model it should be made with by --model"
+        )
+    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
+    with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
+        made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
+    same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
+    for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
+        own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
+        write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)
+        print(path)
+
+
+def output_paths(output: Path, count: int) -> list[Path]:
+    """`apple.png` for one picture, `apple-1.png`, `apple-2.png`, … for several. Raises InputError unless a PNG."""
+    if output.suffix.lower() != ".png":
+        raise InputError(f"-o {output} must end in .png, the format that keeps the recipe; try {output.stem}.png")
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(1, count + 1)]
+
+
+class _Progress:
+    """Moves a bar by the pipeline's steps."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __call__(self, step: int, steps: int, _latents: Any) -> None:
+        self.bar.total = steps
+        self.bar.update(step - self.bar.n)

@@ -1,0 +1,81 @@
+"""The recipe of a picture, kept in the PNG's text chunks: enough to make the same pixels again."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path
+
+CHUNK = "latentdiff"
+MAX_PIXELS = 64 * 1024 * 1024
+
+
+class Recipe(BaseModel):
+    """Everything a picture depends on. `model_hash` is of all weight files of the model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int
+    sampler: str
+    eta: float
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    dtype: str
+    model: str | None = None
+    model_hash: str
+    version: str
+
+
+def hash_model(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a model folder's safetensors files: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def write_png(image: Image.Image, recipe: Recipe, path: Path) -> None:
+    """Save with two text chunks: `latentdiff`, JSON for machines, and `parameters`, a line for people."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(CHUNK, recipe.model_dump_json())
+    chunks.add_itxt("parameters", _in_words(recipe))
+    with atomic_path(path) as partial:
+        image.save(partial, format="PNG", pnginfo=chunks)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a PNG. Raises InputError for any other file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path} is {image.width}x{image.height}, over {MAX_PIXELS} pixels; give a smaller one")
+            image.load()
+            text = getattr(image, "text", {}).get(CHUNK)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give a PNG that latentdiff made") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is no readable PNG ({error}); give a PNG that latentdiff made") from error
+    if text is None:
+        raise InputError(f"{path} holds no recipe; give a PNG that latentdiff made and that no program rewrote")
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: its recipe is damaged at {first['loc']}: {first['msg']}; make it anew") from error
+
+
+def _in_words(recipe: Recipe) -> str:
+    values: dict[str, Any] = json.loads(recipe.model_dump_json(exclude={"prompt", "negative_prompt"}))
+    negative = f"\nNegative prompt: {recipe.negative_prompt}" if recipe.negative_prompt else ""
+    return f"{recipe.prompt}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in values.items())

@@ -1,0 +1,141 @@
+"""The command line as a user meets it: files, messages, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from latentdiff import LatentDiffusionPipeline, cli
+from latentdiff.recipe import hash_model, read_recipe
+
+PROMPT = "a red apple"
+
+
+def run(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command's exit code, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["latentdiff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+        sys.exit(0)
+    return int(stopped.value.code or 0)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["train", "--help"]])
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    code = f"import sys; sys.argv = ['latentdiff', *{arguments}]\nfrom latentdiff.cli import main\n" + (
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "latentdiff" in done.stdout
+    assert done.stderr.strip() == "False False"
+
+
+def test_generate_imports_no_diffusers(model_folder: Path, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.argv = ['latentdiff', 'generate', 'x', '-o', 'x.png', '--steps', '1', '--model', {str(model_folder)!r}]\n"
+        "from latentdiff.cli import main\ntry:\n    main()\nfinally:\n    print('diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["x.png", "False"]
+
+
+def test_picture_recipe_and_the_same_pixels_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, again, other = tmp_path / "apple.png", tmp_path / "again.png", tmp_path / "other.png"
+    options = ["--model", model_folder, "--steps", 3, "--eta", 0.5, "--guidance-scale", 2, "--height", 24, "--seed", 9]
+    assert run("generate", PROMPT, "--negative-prompt", "猫", "-o", first, *options, monkeypatch=monkeypatch) == 0
+    recipe = read_recipe(first)
+    assert recipe.model_dump() | {"version": ""} == {
+        "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5, "steps": 3,
+        "guidance_scale": 2.0, "height": 24, "width": 16, "dtype": "float32", "model": str(model_folder),
+        "model_hash": hash_model(model_folder), "version": "",
+    }  # fmt: skip
+    assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
+    assert np.array_equal(pixels(first), pixels(again))
+    assert run("generate", "--from-image", first, "--seed", 10, "-o", other, monkeypatch=monkeypatch) == 0
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_several_pictures_get_numbers_and_their_own_seeds(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", model_folder, "--steps", 2, "--num-images", 2, "--seed", 5]
+    assert run("generate", PROMPT, "猫", "-o", tmp_path / "x.png", *options, monkeypatch=monkeypatch) == 0
+    paths = [tmp_path / f"x-{k}.png" for k in range(1, 5)]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    assert sorted(tmp_path.iterdir()) == paths
+    recipes = [read_recipe(path) for path in paths]
+    assert [(r.prompt, r.seed) for r in recipes] == [(PROMPT, 5), (PROMPT, 6), ("猫", 7), ("猫", 8)]
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    alone = np.asarray(pipe("猫", seed=8, num_inference_steps=2).images[0]).astype(int)
+    assert np.abs(alone - pixels(paths[3])).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x.png"], "no prompt was given"),
+        ([PROMPT, "-o", "x.jpg"], "must end in .png"),
+        ([PROMPT, "-o", "nowhere/x.png"], "the folder nowhere does not exist"),
+        ([PROMPT, "-o", "folder.png"], "is a folder"),
+        ([PROMPT, "-o", "x.png", "--num-images", "0"], "must be at least 1"),
+        ([PROMPT, "-o", "x.png", "--height", "15"], "height=15 must be a multiple of 2"),
+        ([PROMPT, "-o", "x.png", "--sampler", "dpm_2m"], "did you mean 'dpmpp_2m'"),
+        ([PROMPT, "-o", "x.png", "--steps", "0"], "num_inference_steps=0"),
+        ([PROMPT, "-o", "x.png", "--steps", "1001"], "num_inference_steps=1001"),
+        ([PROMPT, "-o", "x.png", "--dtype", "float61"], "did you mean 'float16'"),
+        ([PROMPT, "-o", "x.png", "--device", "gpu"], "device='gpu' is not usable here"),
+        ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
+        ([PROMPT, "-o", "x.png", "--model", "."], "it is no model folder"),
+        (["-o", "x.png", "--from-image", "gone.png"], "does not exist"),
+        (["-o", "x.png", "--from-image", "plain.png"], "holds no recipe"),
+        (["-o", "x.png", "--from-image", "text.png"], "is no readable PNG"),
+        (["-o", "x.png", "--from-image", "odd.png"], "its recipe is damaged"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], message: str, model_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (4, 4)).save("plain.png")
+    odd = PngImagePlugin.PngInfo()
+    odd.add_text("latentdiff", '{"seed": "x"}')
+    Image.new("RGB", (4, 4)).save("odd.png", pnginfo=odd)
+    before = sorted(tmp_path.rglob("*"))
+    model = [] if "--model" in arguments else ["--model", str(model_folder)]
+    assert run("generate", *arguments, *model, monkeypatch=monkeypatch) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if not line.startswith("sampling")]
+    assert printed.out == "" and len(lines) == 1 and message in lines[0] and lines[0].startswith("error: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run("generate", PROMPT, "-o", tmp_path / "x.png", monkeypatch=monkeypatch) == 2
+    assert "may not be written" in capsys.readouterr().err
+
+
+def test_another_model_than_the_recipes_is_refused(
+    model_folder: Path, xl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked = tmp_path / "model"
+    linked.symlink_to(model_folder)
+    assert run("generate", PROMPT, "-o", tmp_path / "a.png", "--model", linked, "--steps", 1, monkeypatch=monkeypatch) == 0
+    linked.unlink()
+    linked.symlink_to(xl_folder)
+    assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
+    assert "was made by model" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
