@@ -126,7 +126,7 @@ def sample(
     noise: Callable[[], Tensor],
     callback: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Walk `latents` [B, C, h, w], float32, from noise to x0 along the plan.
+    """Walk `latents` [B, C, h, w], kept in their own precision, from noise to x0 along the plan.
 
     denoiser(latents, timestep) gives the model's output; `noise()` draws like latents, only where the table asks;
     callback(step, steps, latents) is told after each step.
@@ -136,7 +136,7 @@ def sample(
         zip(plan.timesteps, plan.to_x0, plan.table, strict=True), 1
     ):
         c_latent, c_x0, c_prev, c_noise = row
-        x0 = c_sample * latents + c_output * denoiser(latents, timestep).float()
+        x0 = c_sample * latents + c_output * denoiser(latents, timestep).to(latents.dtype)
         latents = c_latent * latents + c_x0 * x0
         if c_prev:
             latents = latents + c_prev * x0_prev
