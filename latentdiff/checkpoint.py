@@ -85,7 +85,8 @@ def read_folder(folder: Path, dtype: torch.dtype) -> Components:
         vae=_load(AutoencoderKL, vae_config, folder / "vae", dtype),
         text=read_text(folder, index, dtype),
         schedule=Schedule(ScheduleConfig.read(schedule, "scheduler/scheduler_config.json")),
-        zero_empty_prompt=unet_config.addition_embed_type is not None and index.get("force_zeros_for_empty_prompt", True),
+        zero_empty_prompt=unet_config.addition_embed_type is not None
+        and index.get("force_zeros_for_empty_prompt", True),
     )
 
 
@@ -99,7 +100,9 @@ def read_text(folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.fl
     """Read `text_encoder/` and `tokenizer/`, and `text_encoder_2/` and `tokenizer_2/` where the index names them."""
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None, None])[1]]
     encoders = [_read_encoder(folder / name, index[name][1], dtype) for name in names]
-    return TextConditioner([_read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names], encoders)
+    return TextConditioner(
+        [_read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names], encoders
+    )
 
 
 def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
@@ -189,7 +192,7 @@ def _check(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     for key, shape in expected.items():
         if state[key].shape != shape:
             raise CheckpointError(
-                f"{folder}: {key} is {list(state[key].shape)}, config.json says {list(shape)}; they do not belong together"
+                f"{folder}: {key} is {list(state[key].shape)}, config.json says {list(shape)}; get both from one place"
             )
 
 
@@ -201,19 +204,16 @@ def _new_key(key: str) -> str:
 
 
 def write_folder(parts: Components, folder: Path) -> None:
-    """Write every component so that diffusers opens the folder; `model_index.json` comes last.
-
-    Raises CheckpointError where diffusers has no words for the schedule.
-    """
-    if parts.schedule.config.prediction_type == "flow" or parts.schedule.config.timestep_spacing == "karras":
-        raise CheckpointError("diffusers' DDIMScheduler knows no flow or karras; save with v_prediction and trailing")
+    """Write every component so that diffusers opens the folder; `model_index.json` comes last."""
     write_model(parts.unet, parts.unet.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")
     _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
     names = ["", "_2"][: len(parts.text.encoders)]
     for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
         with _no_progress_bars():
-            encoder.save_pretrained(folder / f"text_encoder{name}")
+            encoder.save_pretrained(  # type: ignore[operator]
+                folder / f"text_encoder{name}"
+            )
         write_tokenizer(tokenizer, folder / f"tokenizer{name}")
     _write_json(folder / "model_index.json", _index(parts))
 
@@ -235,9 +235,11 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _index(parts: Components) -> dict[str, Any]:
-    encoders = {f"text_encoder{n}": ["transformers", type(e).__name__] for n, e in zip(["", "_2"], parts.text.encoders)}
-    tokenizers = {f"tokenizer{n}": ["transformers", "CLIPTokenizer"] for n, _ in zip(["", "_2"], parts.text.encoders)}
     xl = len(parts.text.encoders) == 2
+    text = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    if xl:
+        text |= {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+        text |= {"tokenizer_2": ["transformers", "CLIPTokenizer"]}
     only_sd = {"safety_checker": [None, None], "requires_safety_checker": False}
     return {
         "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
@@ -246,8 +248,7 @@ def _index(parts: Components) -> dict[str, Any]:
         "image_encoder": [None, None],
         **({"force_zeros_for_empty_prompt": parts.zero_empty_prompt} if xl else only_sd),
         "scheduler": ["diffusers", "DDIMScheduler"],
-        **encoders,
-        **tokenizers,
+        **text,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

@@ -15,7 +15,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield partial
         sync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)

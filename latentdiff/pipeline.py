@@ -43,9 +43,9 @@ class LatentDiffusionPipeline:
     """A text-to-image model that is ready to call. It holds no state that a call changes, so threads may share it."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
-        self.unet, self.vae, self.text = (m.to(device, dtype) for m in (parts.unet, parts.vae, parts.text))
-        if parts.vae.config.force_upcast:
-            self.vae.float()
+        self.unet = parts.unet.to(device, dtype)
+        self.vae = parts.vae.to(device, torch.float32 if parts.vae.config.force_upcast else dtype)
+        self.text = parts.text.to(device, dtype)
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
@@ -222,7 +222,7 @@ def _negatives(negative: str | Sequence[str] | None, prompts: list[str], times: 
         return [negative] * len(prompts)
     if len(negatives) != len(prompts):
         raise InputError(
-            f"negative_prompt has {len(negatives) // times} texts for {len(prompts) // times} prompts; give one, or one each"
+            f"negative_prompt has {len(negatives) // times} texts for {len(prompts) // times} prompts; give as many"
         )
     return negatives
 

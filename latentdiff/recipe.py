@@ -59,7 +59,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{path} is {image.width}x{image.height}, over {MAX_PIXELS} pixels; give a smaller one")
+                raise InputError(
+                    f"{path} is {image.width}x{image.height}, over {MAX_PIXELS} pixels; give a smaller one"
+                )
             image.load()
             text = getattr(image, "text", {}).get(CHUNK)
     except FileNotFoundError as error:

@@ -74,7 +74,12 @@ class Schedule:
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
         """Loss weights [B]: min(SNR, gamma), carried from x0 to the predicted quantity (Hang et al. 2023, sec. 3.4)."""
         snr = (self.alphas / self.sigmas).square()
-        scale = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1, "flow": snr + 2 * snr.sqrt() + 1}
+        scale = {
+            "epsilon": snr,
+            "sample": torch.ones_like(snr),
+            "v_prediction": snr + 1,
+            "flow": snr + 2 * snr.sqrt() + 1,
+        }
         weight = torch.where(snr > 0, snr.clamp(max=gamma), 0) / scale[self.config.prediction_type].clamp_min(1e-12)
         return weight.to(timesteps.device)[timesteps].float()
 
@@ -142,7 +147,7 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
 
 
 def betas(config: ScheduleConfig) -> Tensor:
-    """float64 [T]: linear (Ho et al. 2020), linear in the root (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)."""
+    """float64 [T]: linear (Ho et al. 2020), in the root (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)."""
     total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
     match config.beta_schedule:
         case "linear":
@@ -171,7 +176,7 @@ def whole_timesteps(count: int, total: int, spacing: str, offset: int) -> Tensor
     """`count` descending whole timesteps below `total`, as float64."""
     match spacing:
         case "leading":
-            steps = np.arange(count)[::-1] * (total // count) + offset
+            steps = np.arange(count, dtype=np.float64)[::-1] * (total // count) + offset
         case "trailing":
             steps = np.round(np.arange(total, 0, -total / count))[:count] - 1
         case "linspace":
@@ -180,11 +185,11 @@ def whole_timesteps(count: int, total: int, spacing: str, offset: int) -> Tensor
             origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
             if count > LCM_STEPS:
                 raise InputError(f"num_inference_steps={count} must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
-            steps = origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)]
+            steps = origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)].astype(np.float64)
         case _:
             known = ["leading", "trailing", "linspace", "karras", "lcm"]
             raise InputError(f"timestep_spacing={spacing!r} is unknown; {did_you_mean(spacing, known)}")
-    return torch.from_numpy(np.clip(steps, 0, total - 1).astype(np.float64))
+    return torch.from_numpy(np.clip(steps, 0, total - 1))
 
 
 def _levels(ratio: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from tests.small import small_components
 from latentdiff.checkpoint import write_folder
+from tests.small import small_components
 
 
 @pytest.fixture(autouse=True)

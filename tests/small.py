@@ -31,7 +31,12 @@ def small_unet_config(**changes: Any) -> UNetConfig:
 
 
 def small_vae_config(**changes: Any) -> VAEConfig:
-    values: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16}
+    values: dict[str, Any] = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+    }
     return VAEConfig.model_validate(values | changes)
 
 
@@ -62,9 +67,7 @@ def small_components(xl: bool = False) -> Components:
     schedule = Schedule(ScheduleConfig(timestep_spacing="leading"))
     if not xl:
         text = TextConditioner([tokenizer], [small_text_encoder(tokenizer)])
-        return Components(
-            UNet2DConditionModel(small_unet_config()), AutoencoderKL(small_vae_config()), text, schedule
-        )
+        return Components(UNet2DConditionModel(small_unet_config()), AutoencoderKL(small_vae_config()), text, schedule)
     encoders = [small_text_encoder(tokenizer), small_text_encoder(tokenizer, projection=True)]
     config = small_unet_config(
         cross_attention_dim=64,

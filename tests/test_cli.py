@@ -40,7 +40,8 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 
 def test_generate_imports_no_diffusers(model_folder: Path, tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.argv = ['latentdiff', 'generate', 'x', '-o', 'x.png', '--steps', '1', '--model', {str(model_folder)!r}]\n"
+        "import sys; sys.argv = ['latentdiff', 'generate', 'x', '-o', 'x.png', '--steps', '1', '--model', "
+        f"{str(model_folder)!r}]\n"
         "from latentdiff.cli import main\ntry:\n    main()\nfinally:\n    print('diffusers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -129,11 +130,17 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_another_model_than_the_recipes_is_refused(
-    model_folder: Path, xl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_folder: Path,
+    xl_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     linked = tmp_path / "model"
     linked.symlink_to(model_folder)
-    assert run("generate", PROMPT, "-o", tmp_path / "a.png", "--model", linked, "--steps", 1, monkeypatch=monkeypatch) == 0
+    assert (
+        run("generate", PROMPT, "-o", tmp_path / "a.png", "--model", linked, "--steps", 1, monkeypatch=monkeypatch) == 0
+    )
     linked.unlink()
     linked.symlink_to(xl_folder)
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2

@@ -43,7 +43,9 @@ def test_image_equals_diffusers(folder: str, negative: str | None, request: pyte
 
 
 def test_an_image_of_a_batch_equals_it_alone(pipe: LatentDiffusionPipeline) -> None:
-    together = pipe([PROMPT, "猫"], num_images_per_prompt=2, seed=3, num_inference_steps=4, eta=1.0, output_type="latent")
+    together = pipe(
+        [PROMPT, "猫"], num_images_per_prompt=2, seed=3, num_inference_steps=4, eta=1.0, output_type="latent"
+    )
     assert together.seeds == [3, 4, 5, 6]
     alone = pipe("猫", seed=5, num_inference_steps=4, eta=1.0, output_type="latent").images
     assert torch.allclose(together.images[2:3], alone, atol=1e-5)

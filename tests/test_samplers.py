@@ -221,7 +221,10 @@ def test_lcm_equals_diffusers(count: int, noises: list[Tensor]) -> None:
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_zero_terminal_snr_stays_finite(name: str, beta_schedule: str, count: int) -> None:
     s = schedule(
-        beta_schedule=beta_schedule, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+        beta_schedule=beta_schedule,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
     )
     run = plan(s, name, count)
     assert np.isfinite(run.table).all() and np.isfinite(run.to_x0).all()

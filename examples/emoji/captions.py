@@ -9,7 +9,7 @@ def with_article(label: str) -> str:
     """'red apple' -> 'a red apple'; plurals stay as they are."""
     head = label.split(",")[0].split(" ")[-1]
     plural = head.endswith("s") and not head.endswith(("ss", "us", "is"))
-    if plural or label.startswith(("person", "man", "woman")) and " " in label:
+    if plural or (label.startswith(("person", "man", "woman")) and " " in label):
         return label
     return ("an " if label[0] in "aeiou" else "a ") + label
 

@@ -115,7 +115,7 @@ def _write(out: Path, rows: list[dict[str, Any]], emoji: dict[str, Emoji]) -> No
     credits.append(f"- names and keywords: emojibase, MIT License (npm {NAMES})\n")
     (out / "NOTICE").write_text("The pictures and captions were made from:\n" + "".join(credits), encoding="utf-8")
     shown = random.Random(0).sample(rows, 192)
-    images = [Image.open(out / row["part"] / row["file_name"]) for row in shown]
+    images: list[Image.Image] = [Image.open(out / row["part"] / row["file_name"]) for row in shown]
     contact_sheet(images, 16, [row["text"] for row in shown]).save(out / "contact_sheet.png")
 
 

@@ -32,7 +32,9 @@ SOURCES = (
     Source("fluent flat", "@iconify-json/fluent-emoji-flat@1.2.6", MICROSOFT),
     Source("noto", "@iconify-json/noto@1.2.9", GOOGLE),
     Source("blob", "@iconify-json/noto-v1@1.2.5", GOOGLE),
-    Source("twemoji", "@iconify-json/twemoji@1.2.5", f"Twemoji, Copyright Twitter, Inc and other contributors, {CC_BY}"),
+    Source(
+        "twemoji", "@iconify-json/twemoji@1.2.5", f"Twemoji, Copyright Twitter, Inc and other contributors, {CC_BY}"
+    ),
     Source("emojitwo", "@iconify-json/emojione@1.2.3", f"Emojitwo, Copyright Emojitwo contributors, {CC_BY}"),
 )
 

@@ -42,7 +42,12 @@ def run(request: Request) -> None:
 
     from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
 
-    defaults = {"steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE_SCALE, "sampler": "ddim", "eta": 0.0}
+    defaults: dict[str, Any] = {
+        "steps": DEFAULT_STEPS,
+        "guidance_scale": DEFAULT_GUIDANCE_SCALE,
+        "sampler": "ddim",
+        "eta": 0.0,
+    }
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype)
@@ -50,8 +55,8 @@ def run(request: Request) -> None:
     model_hash = hash_model(pipe.folder)
     if recipe and "model" not in request.given and model_hash != recipe.model_hash:
         raise InputError(
-            f"{request.from_image} was made by model {recipe.model_hash}, {model or 'the bundled one'} is {model_hash} now; "
-            "name the model it should be made with by --model"
+            f"{request.from_image} was made by model {recipe.model_hash}, {model or 'bundled'} is {model_hash}; "
+            "name the model by --model"
         )
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:

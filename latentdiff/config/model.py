@@ -106,7 +106,7 @@ class UNetConfig(ModelConfig):
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % self.norm_num_groups or width % heads:
                 raise ValueError(
-                    f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups} and heads={heads}"
+                    f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups}, heads={heads}"
                 )
         return self
 
@@ -219,4 +219,8 @@ class ScheduleConfig(ModelConfig):
         return {"trained_betas": (None,)}
 
     def write(self) -> dict[str, Any]:
-        return {**super().write(), "clip_sample": False}
+        """DDIM's file. Flow keeps the same keys under its own class, since no U-Net pipeline of diffusers reads it."""
+        out = {**super().write(), "clip_sample": False}
+        if self.prediction_type == "flow":
+            out["_class_name"] = "FlowMatchEulerDiscreteScheduler"
+        return out

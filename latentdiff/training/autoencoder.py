@@ -27,6 +27,7 @@ class AutoencoderModule(nn.Module):
         self.config = config
         self.vae = AutoencoderKL(config.model)
         self.critic = PatchDiscriminator() if config.adversarial_weight else None
+        self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ GRID_COLUMNS = 8
 class DenoiserModule(nn.Module):
     """The loss of one batch of latents (Rombach et al. 2022, eq. 2). Only the U-Net is trained."""
 
-    def __init__(self, unet: UNet2DConditionModel, text: TextConditioner, scale: float, config: UNetTrainConfig) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, text: TextConditioner, scale: float, config: UNetTrainConfig
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.text = text

@@ -29,8 +29,11 @@ class Task(Protocol):
     `module(batch)` returns named losses, each a scalar; `loss` is the one that is minimised.
     """
 
-    module: nn.Module
-    data: torch.utils.data.Dataset[Any]
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def data(self) -> torch.utils.data.Dataset[Any]: ...
 
     def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Held-out figures and a grid of pictures, made with the averaged weights."""
@@ -62,7 +65,8 @@ def fit(task: Task, config: TrainConfig) -> None:
     )
     set_seed(run.seed, device_specific=True)
     log = Log(run.output / "metrics.jsonl")
-    task.module.to(accelerator.device, memory_format=torch.channels_last)
+    task.module.to(accelerator.device)
+    task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(_groups(task.module, optim.weight_decay), optim.learning_rate, optim.betas)
     ema = EMA(task.module, optim.ema_decay)
     progress = Progress()
@@ -134,7 +138,7 @@ def _report(step: int, losses: dict[str, Tensor], lr: float, bar: Any, log: Log,
     values = {name: accelerator.reduce(value.detach().float(), "mean").item() for name, value in losses.items()}
     if not math.isfinite(values["loss"]):
         raise NonFiniteError(
-            f"the loss is {values['loss']} at step {step}; lower optim.learning_rate, or set run.mixed_precision to bf16"
+            f"the loss is {values['loss']} at step {step}; lower optim.learning_rate or set run.mixed_precision: bf16"
         )
     if accelerator.is_main_process:
         bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()})

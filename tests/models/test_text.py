@@ -14,7 +14,9 @@ def test_one_encoder_gives_its_last_states() -> None:
     tokenizer = small_tokenizer()
     encoder = small_text_encoder(tokenizer)
     text = TextConditioner([tokenizer], [encoder])
-    pipe = diffusers.StableDiffusionPipeline(None, encoder, tokenizer, None, None, None, None, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionPipeline(
+        None, encoder, tokenizer, None, None, None, None, requires_safety_checker=False
+    )
     expected, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     assert torch.allclose(text.encode(PROMPTS).hidden, expected, atol=1e-6)
     assert torch.allclose(text.encode(["", ""]).hidden, empty, atol=1e-6)

@@ -12,12 +12,14 @@ from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 SD1: dict[str, Any] = {
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,
-    "down_block_types": (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN), "up_block_types": (UP, CROSS_UP, CROSS_UP, CROSS_UP),
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768, "attention_head_dim": 8,
+    "down_block_types": (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN),
+    "up_block_types": (UP, CROSS_UP, CROSS_UP, CROSS_UP),
 }  # fmt: skip
 SD2: dict[str, Any] = SD1 | {
-    "sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
-    "upcast_attention": True,
+    "sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True, "upcast_attention": True,
 }  # fmt: skip
 XL: dict[str, Any] = {
     "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
@@ -28,7 +30,8 @@ XL: dict[str, Any] = {
 FULL = {"sd1": SD1, "sd2": SD2, "xl": XL, "inpainting": SD1 | {"in_channels": 9}}
 SMALL = {
     "sd1": SD1 | {"block_out_channels": (16, 32, 64, 64), "cross_attention_dim": 24, "attention_head_dim": 4},
-    "sd2": SD2 | {"block_out_channels": (16, 32, 64, 64), "cross_attention_dim": 24, "attention_head_dim": (2, 4, 8, 8)},
+    "sd2": SD2
+    | {"block_out_channels": (16, 32, 64, 64), "cross_attention_dim": 24, "attention_head_dim": (2, 4, 8, 8)},
     "xl": XL
     | {"block_out_channels": (16, 32, 64), "cross_attention_dim": 24, "attention_head_dim": (2, 4, 8)}
     | {"transformer_layers_per_block": (1, 2, 3), "addition_time_embed_dim": 8}
