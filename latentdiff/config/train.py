@@ -12,7 +12,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Config):
-    """An image folder with `metadata.jsonl`, and the held-out one that is only ever looked at."""
+    """An image folder with `metadata.jsonl`, and the held-out one that is only ever looked at.
+
+    `keep` takes part of both: for each column named, the values to train on.
+    """
 
     train: Path
     held_out: Path
@@ -20,7 +23,7 @@ class DataConfig(Config):
     batch_size: PositiveInt = 64
     num_workers: NonNegativeInt = 0
     flip: Probability = 0.0
-    styles: tuple[str, ...] = ()
+    keep: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class OptimConfig(Config):

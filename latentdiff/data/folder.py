@@ -2,8 +2,10 @@
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,19 +27,20 @@ class Row:
     columns: dict[str, Any]
 
 
-def read_folder(folder: Path) -> list[Row]:
-    """Read `metadata.jsonl`: `file_name`, and `text` or a list of `captions`.
+def read_folder(folder: Path, keep: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Row]:
+    """Read `metadata.jsonl`: `file_name`, and `text` or a list of `captions`; only rows whose columns `keep` lists.
 
     Raises InputError for a folder without the file, a broken line, a path that leaves the folder, a picture that
-    is not there.
+    is not there, and when nothing is left.
     """
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
         raise InputError(f"{folder} holds no metadata.jsonl; write one line of JSON a picture with file_name and text")
     lines = metadata.read_text(encoding="utf-8").splitlines()
     rows = [_row(folder, line, f"{metadata}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [row for row in rows if all(row.columns.get(column) in values for column, values in keep.items())]
     if not rows:
-        raise InputError(f"{metadata} is empty; add one line of JSON a picture with file_name and text")
+        raise InputError(f"{metadata} has no row{' that data.keep lists' if keep else ''}; add pictures or keep more")
     return rows
 
 

@@ -65,9 +65,9 @@ class AutoencoderTask:
 
     def __init__(self, config: VAETrainConfig) -> None:
         self.module = AutoencoderModule(config)
-        rows = read_folder(config.data.train)
+        rows = read_folder(config.data.train, config.data.keep)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
-        held_out = read_folder(config.data.held_out)
+        held_out = read_folder(config.data.held_out, config.data.keep)
         step = max(1, len(held_out) // HELD_OUT)
         paths = [row.path for row in held_out[::step][:HELD_OUT]]
         self.held_out = torch.stack([to_pixels(load_image(path, config.data.resolution)) for path in paths])

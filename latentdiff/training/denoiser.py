@@ -14,6 +14,7 @@ from latentdiff.data.latents import LatentImages, encode_rows
 from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.runtime import attention_for_training
 from latentdiff.schedule import Schedule
 from latentdiff.training.grid import to_grid
 
@@ -46,7 +47,8 @@ class DenoiserModule(nn.Module):
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
         """Squared error of the prediction, weighted, for each picture: [B]."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        output = self.unet(noisy, timesteps, self.text.encode(captions).hidden).float()
+        with attention_for_training(noisy):
+            output = self.unet(noisy, timesteps, self.text.encode(captions).hidden).float()
         error = (output - self.schedule.training_target(x0, noise, timesteps)).square().flatten(1).mean(1)
         if self.config.min_snr_gamma is None:
             return error
@@ -69,10 +71,9 @@ class DenoiserTask:
         if config.init is not None:
             unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
         self.module = DenoiserModule(unet, text, self.vae.config.scaling_factor, config)
-        styles = config.data.styles
-        rows = [row for row in read_folder(config.data.train) if not styles or row.columns.get("style") in styles]
+        rows = read_folder(config.data.train, config.data.keep)
         self.data = LatentImages(rows, self._encode(rows, "train"))
-        held_out = read_folder(config.data.held_out)
+        held_out = read_folder(config.data.held_out, config.data.keep)
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.held_out = self._encode(self.held_out_rows, "held_out")
 

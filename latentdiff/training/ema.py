@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average of `module`'s parameters with a decay that warms up: min(decay, (1 + n) / (10 + n)) at update n."""
+    """Average of `module`'s trained parameters with a decay that warms up: min(decay, (1 + n) / (10 + n)) at update n."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.live = list(module.parameters())
+        self.live = [p for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().float().clone() for p in self.live]
 
     @torch.no_grad()

@@ -47,12 +47,12 @@ class TextEncoderTask:
     """Train on one folder; judge retrieval on another."""
 
     def __init__(self, config: TextTrainConfig) -> None:
-        rows = read_folder(config.data.train)
+        rows = read_folder(config.data.train, config.data.keep)
         captions = [caption for row in rows for caption in row.captions]
         tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
         self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
-        held_out = read_folder(config.data.held_out)[:JUDGED]
+        held_out = read_folder(config.data.held_out, config.data.keep)[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
         self.pixels = torch.stack([to_pixels(load_image(row.path, config.data.resolution)) for row in held_out])
 
