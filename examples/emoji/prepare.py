@@ -44,7 +44,7 @@ def prepare(out: Path, cache: Path, size: int = 128) -> None:
         raise InputError(f"{out} exists; name a folder that does not, or delete it first")
     start = time.monotonic()
     emoji = read_emoji(fetch(NAMES, cache))
-    found = {source: pictures(source, fetch(source.package, cache)) for source in SOURCES}
+    found = pictures({source: fetch(source.package, cache) for source in SOURCES})
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     rows = _rows(emoji, found)

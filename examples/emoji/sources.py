@@ -63,7 +63,8 @@ def read_members(tarball: Path, wanted: str) -> dict[str, bytes]:
             files = [m for m in archive if m.isfile() and re.fullmatch(wanted, m.name)]
             return {m.name: archive.extractfile(m).read() for m in files}  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{tarball} is damaged ({error}); delete it and run again") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{tarball} is damaged ({reason}); delete it and run again") from error
 
 
 def code_of(text: str) -> str:
@@ -71,20 +72,35 @@ def code_of(text: str) -> str:
     return "-".join(part for part in text.lower().split("-") if part != "fe0f")
 
 
-def pictures(source: Source, tarball: Path) -> dict[str, bytes]:
-    """Code point sequence to SVG or WebP bytes, of one set."""
-    if source.style == "fluent 3d":
-        foreign = {code_of(code) for code in json.loads(NOT_MICROSOFT.read_text())}
-        images = {code_of(Path(n).stem): data for n, data in read_members(tarball, r"package/assets/.*\.webp").items()}
-        return {code: data for code, data in images.items() if code not in foreign}
-    files = read_members(tarball, r"package/(icons|chars)\.json")
-    icons, chars = json.loads(files["package/icons.json"]), json.loads(files["package/chars.json"])
-    found = {code_of(code): _svg(icons, name) for code, name in chars.items()}
-    return {code: svg for code, svg in found.items() if svg is not None}
+def pictures(packages: dict[Source, Path]) -> dict[Source, dict[str, bytes]]:
+    """Code point sequence to SVG or WebP bytes, of each set; one that lists no codes borrows the others' by name."""
+    files = {source: read_members(path, r"package/(icons|chars)\.json") for source, path in packages.items()}
+    chars = {source: json.loads(found.get("package/chars.json", b"{}")) for source, found in files.items()}
+    names = {name: code_of(code) for listed in chars.values() for code, name in listed.items()}
+    found = {}
+    for source, path in packages.items():
+        if source.style == "fluent 3d":
+            found[source] = _webp(path)
+        else:
+            own = {name: code_of(code) for code, name in chars[source].items()}
+            found[source] = _icons(json.loads(files[source]["package/icons.json"]), own or names)
+    return found
+
+
+def _webp(tarball: Path) -> dict[str, bytes]:
+    foreign = {code_of(code) for code in json.loads(NOT_MICROSOFT.read_text())}
+    images = {code_of(Path(n).stem): data for n, data in read_members(tarball, r"package/assets/.*\.webp").items()}
+    return {code: data for code, data in images.items() if code not in foreign}
+
+
+def _icons(icons: dict[str, Any], names: dict[str, str]) -> dict[str, bytes]:
+    parents = {alias: entry["parent"] for alias, entry in icons.get("aliases", {}).items() if len(entry) == 1}
+    svgs = {code: _svg(icons, parents.get(name, name)) for name, code in names.items()}
+    return {code: svg for code, svg in svgs.items() if svg is not None}
 
 
 def _svg(icons: dict[str, Any], name: str) -> bytes | None:
-    """The icon as an SVG file; None for one that its set hides or only aliases."""
+    """The icon as an SVG file; None for one that its set lacks or hides."""
     icon = icons["icons"].get(name)
     if icon is None or icon.get("hidden"):
         return None

@@ -46,7 +46,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw = raw.setdefault(key, {})
         if not isinstance(raw, dict):
             raise InputError(f"--set {override!r}: {key!r} is a value, not a group; see the file for its groups")
-    raw[last] = yaml.safe_load(value)
+    try:
+        raw[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not YAML ({' '.join(str(error).split())})") from error
 
 
 def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:

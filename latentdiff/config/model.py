@@ -177,6 +177,13 @@ class VAEConfig(ModelConfig):
     use_post_quant_conv: bool = True
     force_upcast: bool = False
 
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups}")
+        return self
+
     @property
     def downscale(self) -> int:
         """Pixels a latent stands for, along each side."""

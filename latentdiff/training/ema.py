@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average of `module`'s trained parameters with a decay that warms up: min(decay, (1 + n) / (10 + n)) at update n."""
+    """Average of what is trained in `module`; the decay warms up: min(decay, (1 + n) / (10 + n)) at update n."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

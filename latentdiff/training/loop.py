@@ -67,7 +67,8 @@ def fit(task: Task, config: TrainConfig) -> None:
     log = Log(run.output / "metrics.jsonl")
     task.module.to(accelerator.device)
     task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(_groups(task.module, optim.weight_decay), optim.learning_rate, optim.betas)
+    parameters = _groups(task.module, optim.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, optim.learning_rate, optim.betas, fused=True)
     ema = EMA(task.module, optim.ema_decay)
     progress = Progress()
     module, optimizer = accelerator.prepare(task.module, optimizer)
@@ -127,7 +128,13 @@ def _batches(task: Task, config: TrainConfig, step: int, accelerator: Accelerato
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    return iter(torch.utils.data.DataLoader(task.data, batch_sampler=sampler, num_workers=config.data.num_workers))
+    loader = torch.utils.data.DataLoader(
+        task.data,
+        batch_sampler=sampler,
+        num_workers=config.data.num_workers,
+        generator=torch.Generator(),  # the global one belongs to the losses: starting a loader must not move it
+    )
+    return iter(loader)
 
 
 def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

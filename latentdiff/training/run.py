@@ -1,5 +1,7 @@
 """From a checked config to a finished run."""
 
+from accelerate.utils import set_seed
+
 from latentdiff.config.train import TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
 from latentdiff.errors import InputError
 from latentdiff.training.loop import Task, fit
@@ -10,6 +12,7 @@ def train(config: TrainConfig) -> None:
     output = config.run.output
     if not output.parent.is_dir():
         raise InputError(f"run.output={str(output)!r}: the folder {output.parent} does not exist; make it first")
+    set_seed(config.run.seed)
     task = _task(config)
     output.mkdir(exist_ok=True)
     fit(task, config)

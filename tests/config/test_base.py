@@ -1,0 +1,71 @@
+"""YAML in, a checked config or one line out."""
+
+from pathlib import Path
+
+import pytest
+
+from latentdiff.config.base import load_yaml
+from latentdiff.config.train import UNetTrainConfig, VAETrainConfig, train_config
+from latentdiff.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+VAE = Path(__file__).parents[2] / "configs" / "emoji" / "vae.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_of_the_repository_is_valid(path: Path) -> None:
+    assert load_yaml(train_config, path).optim.max_steps > 0
+
+
+def test_overrides_reach_into_groups() -> None:
+    config = load_yaml(train_config, VAE, ["optim.max_steps=7", "model.block_out_channels=[8, 16]", "kl_weight=1e-3"])
+    assert isinstance(config, VAETrainConfig)
+    assert (config.optim.max_steps, config.model.block_out_channels, config.kl_weight) == (7, (8, 16), 1e-3)
+
+
+def test_defaults_are_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "u.yaml"
+    path.write_text("{task: unet, vae: v, text_encoder: t, data: {train: a, held_out: b}, run: {output: o}, model: {}}")
+    config = load_yaml(train_config, path, ["schedule={}"])
+    assert isinstance(config, UNetTrainConfig)
+    assert config.model.block_out_channels == (320, 640, 1280, 1280)
+    assert config.schedule.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rat=1", r"unknown key 'vae.optim.learning_rat'; did you mean 'learning_rate'\?"),
+        ("optim.max_steps=0", r"vae\.optim\.max_steps=0: Input should be greater than 0"),
+        ("optim.max_steps=many", "vae.optim.max_steps='many'"),
+        ("task=vea", "task"),
+        ("optim.max_steps", "has no '='"),
+        ("kl_weight.x=1", "is a value, not a group"),
+        ("model.norm_num_groups=7", "norm_num_groups"),
+        ("optim.max_steps=[", "the value is not YAML"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_rule(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_yaml(train_config, VAE, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("a: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType"), ("{}", "task")],
+)
+def test_files_that_are_no_config(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_yaml(train_config, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("{task: vae, data: {train: a, held_out: b}, model: {}}")
+    with pytest.raises(InputError, match=r"'vae\.run' is missing"):
+        load_yaml(train_config, path)

@@ -1,0 +1,159 @@
+"""The corpus recipe on made-up packages: joins, captions, split, and what is left out."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from examples.emoji import prepare as recipe
+from examples.emoji.captions import captions, with_article
+from examples.emoji.concepts import read_emoji
+from examples.emoji.sources import SOURCES, code_of, read_members
+from examples.emoji.split import CORE, HELD_OUT_CONCEPTS, HELD_OUT_PAIRS, is_held_out
+from latentdiff.errors import InputError
+
+SVG = '<rect width="32" height="32" fill="red"/>'
+
+
+def entry(code: str, label: str, group: int | None, tags: list[str], **more: Any) -> dict[str, Any]:
+    return {"hexcode": code, "label": label, "group": group, "tags": tags} | more
+
+
+TONES = [{"hexcode": f"1F44B-1F3F{'BCDEF'[i]}", "label": f"tone {i}", "tone": i + 1} for i in range(5)]
+ENGLISH = [
+    entry("1F34E", "red apple", 4, ["apple", "fruit"]),
+    entry("1F34C", "banana", 4, ["fruit"]),
+    entry("1F428", "koala", 3, ["bear"]),
+    entry("1F44B", "waving hand", 1, ["hello"], skins=TONES),
+    entry("2764-FE0F", "red heart", 0, ["love"]),
+    entry("1F523", "input symbols", 8, []),
+    entry("1F1E6-1F1E8", "flag: Ascension", 9, []),
+]
+CHINESE = [
+    entry(e["hexcode"], zh, e["group"], tags)
+    for e, (zh, tags) in zip(
+        ENGLISH,
+        [
+            ("红苹果", ["苹果", "水果"]),
+            ("香蕉", ["水果"]),
+            ("考拉", []),
+            ("挥手", []),
+            ("红心", []),
+            ("符号", []),
+            ("旗", []),
+        ],
+        strict=True,
+    )
+]
+NAMES = {e["hexcode"].lower().replace("-fe0f", ""): e["label"].replace(" ", "-").replace(":", "") for e in ENGLISH}
+
+
+def pack(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def webp() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (256, 256), (0, 0, 255, 0)).save(buffer, "WEBP")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Tarballs under the names npm gives them."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    data = {
+        f"{language}/data.json": json.dumps(entries).encode()
+        for language, entries in (("en", ENGLISH), ("zh", CHINESE))
+    }
+    pack(folder / "emojibase-data-17.0.0.tgz", data)
+    for source in SOURCES:
+        name, version = source.package.rsplit("@", 1)
+        files = {"icons.json": {"width": 32, "height": 32, "icons": {n: {"body": SVG} for n in NAMES.values()}}}
+        if source.style in CORE:
+            files["chars.json"] = NAMES  # type: ignore[assignment]
+        packed = {key: json.dumps(value).encode() for key, value in files.items()}
+        if source.style == "fluent 3d":
+            packed = {f"assets/{code}.webp": webp() for code in [*NAMES, "1f491-1f3fc"]}
+        pack(folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz", packed)
+    return folder
+
+
+def test_the_whole_recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe.random.Random, "sample", lambda self, values, count: values[:2])  # type: ignore[attr-defined]
+    recipe.prepare(tmp_path / "out", cache, 32)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train" / "metadata.jsonl").read_text().splitlines()]
+    held = [json.loads(line) for line in (tmp_path / "out" / "held_out" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["style"] for row in rows} == {source.style for source in SOURCES}
+    assert {row["concept"] for row in rows + held} == {"red apple", "banana", "koala", "waving hand", "red heart"}
+    assert {row["concept"] for row in held} >= {"koala"} and "koala" not in {row["concept"] for row in rows}
+    for row in rows + held:
+        part = "train" if row in rows else "held_out"
+        image = Image.open(tmp_path / "out" / part / row["file_name"])
+        assert (image.size, image.mode) == ((32, 32), "RGB")
+        assert image.getpixel((16, 16)) == ((255, 255, 255) if row["style"] == "fluent 3d" else (255, 0, 0))
+    assert "Microsoft" in (tmp_path / "out" / "NOTICE").read_text()
+    with pytest.raises(InputError, match="exists"):
+        recipe.prepare(tmp_path / "out", cache, 32)
+
+
+def test_skin_tones_are_thinned_and_belong_to_their_concept(cache: Path) -> None:
+    emoji = read_emoji(cache / "emojibase-data-17.0.0.tgz")
+    tones = [e for e in emoji.values() if "skin tone" in e.label]
+    assert len(tones) < 5 and all(e.concept == "waving hand" for e in tones)
+    assert "2764" in emoji and "1f523" not in emoji
+
+
+def test_captions_name_concept_style_and_language(cache: Path) -> None:
+    apple = read_emoji(cache / "emojibase-data-17.0.0.tgz")["1f34e"]
+    assert apple.aliases == ("apple",) and apple.aliases_zh == ("苹果",)
+    made = captions(apple, "fluent 3d")
+    assert made == captions(apple, "fluent 3d")
+    assert sum("fluent 3d" in caption for caption in made) == 7
+    assert sum("苹果" in caption for caption in made) == 4
+    assert {"a red apple, fluent 3d style", "a red apple", "an apple, fluent 3d style", "红苹果"} <= set(made)
+
+
+@pytest.mark.parametrize(
+    ("label", "phrase"),
+    [("owl", "an owl"), ("grapes", "grapes"), ("bus", "a bus"), ("glasses", "glasses"), ("cross", "a cross")],
+)
+def test_articles(label: str, phrase: str) -> None:
+    assert with_article(label) == phrase
+
+
+def test_the_split_holds_out_few_pairs_and_leaves_three_teachers() -> None:
+    styles = {source.style for source in SOURCES}
+    concepts = [f"concept {k}" for k in range(2000)]
+    held = {c: {s for s in styles if is_held_out(c, s, styles)} for c in concepts}
+    assert all(len(found & set(CORE)) <= 1 for found in held.values())
+    assert all(("fluent color" in found) == ("fluent flat" in found) for found in held.values())
+    share = sum(len(found & set(CORE)) for found in held.values()) / (4 * len(concepts))
+    assert 0.5 * HELD_OUT_PAIRS < share < 1.2 * HELD_OUT_PAIRS
+    assert not any(is_held_out(c, s, styles - {"noto"}) for c in concepts for s in styles)
+    assert all(is_held_out(HELD_OUT_CONCEPTS[0], s, styles) for s in styles)
+    assert not any(is_held_out("red apple", s, styles) for s in styles)
+
+
+def test_codes_have_one_spelling() -> None:
+    assert code_of("2764-FE0F") == code_of("2764") == "2764"
+
+
+def test_a_damaged_package_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    (tmp_path / "x.tgz").write_bytes(b"no tarball")
+    with pytest.raises(InputError, match="is damaged"):
+        read_members(tmp_path / "x.tgz", ".*")
+    (tmp_path / "emojibase-data-17.0.0.tgz").write_bytes(b"no tarball")
+    monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path / "out"), "--cache", str(tmp_path)])
+    assert recipe.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

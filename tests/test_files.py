@@ -1,0 +1,42 @@
+"""Files that are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.files import atomic_path, check_writable_parent
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with atomic_path(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        with atomic_path(target) as partial:
+            partial.write_text("ne")
+            raise OSError("disk full")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_places_where_no_file_can_be_made(tmp_path: Path) -> None:
+    check_writable_parent(tmp_path / "a.png")
+    with pytest.raises(InputError, match="does not exist"):
+        check_writable_parent(tmp_path / "no" / "a.png")
+    with pytest.raises(InputError, match="is a folder"):
+        check_writable_parent(tmp_path)
+
+
+def test_suggestions() -> None:
+    assert did_you_mean("eulr", ["ddim", "euler"]) == "did you mean 'euler'?"
+    assert did_you_mean("zzz", ["ddim", "euler"]) == "known: ddim, euler"

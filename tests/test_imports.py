@@ -1,0 +1,45 @@
+"""The layout: a file imports only from the lines above its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "latentdiff"
+ORDER = [
+    "errors", "files", "config", "schedule", "samplers", "guidance", "models", "checkpoint", "runtime", "pipeline",
+    "recipe", "data", "training", "metrics", "serving", "cli",
+]  # fmt: skip
+MODELS = ["layers", "attention", "unet", "vae", "text"]
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of this package that a file imports anywhere, `models.attention` for files inside a folder."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("latentdiff."):
+            names.add(node.module.removeprefix("latentdiff."))
+        if isinstance(node, ast.Import):
+            names |= {n.name.removeprefix("latentdiff.") for n in node.names if n.name.startswith("latentdiff.")}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_upwards(path: Path) -> None:
+    place = path.relative_to(PACKAGE).with_suffix("").parts
+    if place[0] in ("__init__", "__main__"):
+        return
+    own = ORDER.index(place[0])
+    for name in imported(path):
+        part = name.split(".")[0]
+        assert ORDER.index(part) <= own, f"{'/'.join(place)} imports {name}, which stands below it"
+        if place[0] == part == "models":
+            assert MODELS.index(name.split(".")[1]) < MODELS.index(place[1])
+        elif place[0] == part:
+            assert len(place) > 1, f"{place[0]} imports itself"
+
+
+def test_the_test_can_fail(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from latentdiff.pipeline import y\n    import latentdiff.cli.app\n")
+    assert imported(file) == {"pipeline", "cli.app"}
