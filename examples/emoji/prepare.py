@@ -15,7 +15,8 @@ from PIL import Image
 
 from examples.emoji.captions import captions
 from examples.emoji.concepts import Emoji, read_emoji
-from examples.emoji.render import contact_sheet, render
+from examples.emoji.render import render
+from examples.emoji.sheet import contact_sheet
 from examples.emoji.sources import NAMES, SOURCES, Source, fetch, pictures
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_held_out
 from latentdiff.errors import InputError

@@ -1,0 +1,85 @@
+"""Look at a model: 64 prompts of the corpus, half of them held-out pairs, as one labelled sheet.
+
+`python -m examples.emoji.sheet data/emoji -o sheet.png [--model FOLDER]`
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from examples.emoji.split import HELD_OUT_CONCEPTS
+
+ALWAYS = (
+    ("a red apple", "a red apple"),
+    ("a cat face", "a cat face"),
+    ("a rocket, fluent 3d style", "a rocket, fluent 3d"),
+    ("猫", "(zh) cat"),
+)
+COLUMNS = 8
+
+
+def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | None = None) -> Image.Image:
+    """Pictures of one size in rows, each over its label."""
+    size, footer = images[0].width, 14 if labels else 0
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * size, rows * (size + footer)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x, y = i % columns * size, i // columns * (size + footer)
+        sheet.paste(image, (x, y))
+        if labels:
+            draw.text((x + 2, y + size), labels[i][: size // 6], fill="black")
+    return sheet
+
+
+def prompts(corpus: Path, seed: int, groups: list[str]) -> list[tuple[str, str]]:
+    """(prompt, label) of 32 training pictures, the four that must work first, and of 32 held-out pairs."""
+    rng = random.Random(seed)
+    train, held_out = (_rows(corpus / part, groups) for part in ("train", "held_out"))
+    pairs = [row for row in held_out if row["concept"] not in HELD_OUT_CONCEPTS]
+    chosen = [_prompt(row, rng) for row in rng.sample(train, 28)]
+    return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, 32))]
+
+
+def _rows(folder: Path, groups: list[str]) -> list[dict[str, Any]]:
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["group"] in groups]
+
+
+def _prompt(row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
+    if rng.random() < 0.25:
+        return f"{row['concept_zh']}，{row['style']} 风格", f"(zh) {row['concept']}, {row['style']}"
+    return row["text"], f"{row['concept']}, {row['style']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument(
+        "--groups", nargs="+", default=["smileys", "animals", "food", "travel", "activities", "objects"]
+    )
+    given = parser.parse_args()
+    from latentdiff import LatentDiffusionPipeline
+
+    pipe = LatentDiffusionPipeline.from_pretrained(given.model)
+    texts = prompts(given.corpus, given.seed, given.groups)
+    images = pipe(
+        [prompt for prompt, _ in texts],
+        num_inference_steps=given.steps,
+        guidance_scale=given.guidance_scale,
+        seed=given.seed,
+    ).images
+    contact_sheet(images, COLUMNS, [label for _, label in texts]).save(given.output)
+
+
+if __name__ == "__main__":
+    main()
