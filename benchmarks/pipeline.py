@@ -81,8 +81,9 @@ def main() -> None:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     versions = ", ".join(f"{name} {version(name)}" for name in ("latentdiff", "torch", "diffusers", "transformers"))
     text = (
-        f"# Whole pictures, {date.today()}\n\n{folder.name}, {given.steps} DDIM steps, guidance 5, batch {given.batch}, "
-        f"{hardware}, {torch.get_num_threads()} threads; median of {given.rounds} after one warm-up, alternately.\n"
+        f"# Whole pictures, {date.today()}\n\n{folder.name}, {given.steps} DDIM steps, guidance 5, "
+        f"batch {given.batch}, {hardware}, {torch.get_num_threads()} threads; "
+        f"median of {given.rounds} after one warm-up, alternately.\n"
         f"{versions}\n\n{rows}\n\n`python -m benchmarks.pipeline --steps {given.steps} --batch {given.batch}`\n"
     )
     RESULTS.mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from latentdiff import LatentDiffusionPipeline, cli
 from latentdiff.recipe import hash_model, read_recipe
 
 PROMPT = "a red apple"
+CONFIGS = Path(__file__).parents[1] / "configs" / "emoji"
 
 
 def run(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -121,6 +122,38 @@ def test_mistakes_are_one_line_and_exit_2(
     lines = [line for line in printed.err.splitlines() if not line.startswith("sampling")]
     assert printed.out == "" and len(lines) == 1 and message in lines[0] and lines[0].startswith("error: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.yaml"], "gone.yaml cannot be read"),
+        (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
+        (["vae.yaml"], "holds no metadata.jsonl"),
+        (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
+    ],
+)
+def test_training_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("vae", "unet"):
+        text = (CONFIGS / f"{name}.yaml").read_text().replace("runs/emoji-", "")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    assert run("train", *arguments, monkeypatch=monkeypatch) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_words_over_the_limit_are_one_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", 1, "--model", model_folder, "-o", tmp_path / "x.png"]
+    assert run("generate", "a cat face " * 9, *options, monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().err.startswith("warning: the prompt is over the model's token limit")
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoint import bundled_model
 from latentdiff.errors import InputError, NonFiniteError
 
 PROMPT = "a red apple"
@@ -40,6 +41,16 @@ def test_image_equals_diffusers(folder: str, negative: str | None, request: pyte
     assert as_bytes(reference[0]).std() > 1
     for a, b in zip(mine, reference, strict=True):
         assert np.abs(as_bytes(a) - as_bytes(b)).max() <= 1
+
+
+def test_bundled_model_equals_diffusers() -> None:
+    """Velocity prediction, cosine schedule, zero terminal SNR, trailing steps, at the model's own size."""
+    ours = LatentDiffusionPipeline.from_pretrained(device="cpu", dtype="float32")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(bundled_model(), torch_dtype=torch.float32)
+    latents = torch.randn(1, ours.unet.config.in_channels, 16, 16)
+    settings = {"num_inference_steps": 20, "guidance_scale": 5.0, "latents": latents, "height": 128, "width": 128}
+    mine, reference = (as_bytes(pipe(PROMPT, **settings).images[0]) for pipe in (ours, theirs))
+    assert np.abs(mine - reference).max() <= 1
 
 
 def test_an_image_of_a_batch_equals_it_alone(pipe: LatentDiffusionPipeline) -> None:

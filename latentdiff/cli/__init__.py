@@ -1,6 +1,7 @@
 """The command line: one thin function a verb."""
 
 import sys
+import warnings
 
 
 def main() -> None:
@@ -8,6 +9,7 @@ def main() -> None:
     from latentdiff.cli.app import app
     from latentdiff.errors import LatentDiffError
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app()
     except LatentDiffError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from latentdiff.errors import InputError
 
 MAX_PIXELS = 64 * 1024 * 1024
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some run other programs
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load_image(path: Path, resolution: int) -> Image.Image:
     Returns an RGB image of `resolution` squared. Raises InputError for what is no image or is too large to decode.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise InputError(f"{path}: {opened.width}x{opened.height} is over {MAX_PIXELS} pixels; shrink it first")
             image = ImageOps.exif_transpose(opened)

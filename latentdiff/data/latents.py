@@ -51,7 +51,7 @@ def encode_rows(vae: AutoencoderKL, rows: list[Row], resolution: int, cache: Pat
             posterior = vae.encode(pixels.to(device))
         parts.append(torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1).half().cpu())
     moments = torch.cat(parts)
-    cache.parent.mkdir(exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(cache) as path:
         save_file({"moments": moments}, path, metadata={"key": key})
     return moments

@@ -3,18 +3,14 @@
 from accelerate.utils import set_seed
 
 from latentdiff.config.train import TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
-from latentdiff.errors import InputError
 from latentdiff.training.loop import Task, fit
 
 
 def train(config: TrainConfig) -> None:
-    """Train what `config.task` names, into `config.run.output`, which is made if its parent exists."""
-    output = config.run.output
-    if not output.parent.is_dir():
-        raise InputError(f"run.output={str(output)!r}: the folder {output.parent} does not exist; make it first")
+    """Train what `config.task` names, into the folder `config.run.output`, which is made if it is not there."""
     set_seed(config.run.seed)
     task = _task(config)
-    output.mkdir(exist_ok=True)
+    config.run.output.mkdir(parents=True, exist_ok=True)
     fit(task, config)
 
 
