@@ -13,7 +13,8 @@ from latentdiff import LatentDiffusionPipeline, cli
 from latentdiff.recipe import hash_model, read_recipe
 
 PROMPT = "a red apple"
-CONFIGS = Path(__file__).parents[1] / "configs" / "emoji"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "emoji"
 
 
 def run(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -34,19 +35,18 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = f"import sys; sys.argv = ['latentdiff', *{arguments}]\nfrom latentdiff.cli import main\n" + (
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "latentdiff" in done.stdout
     assert done.stderr.strip() == "False False"
 
 
 def test_generate_imports_no_diffusers(model_folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.argv = ['latentdiff', 'generate', 'x', '-o', 'x.png', '--steps', '1', '--model', "
-        f"{str(model_folder)!r}]\n"
-        "from latentdiff.cli import main\ntry:\n    main()\nfinally:\n    print('diffusers' in sys.modules)"
+    words = ["latentdiff", "generate", "x", "-o", str(tmp_path / "x.png"), "--steps", "1", "--model", str(model_folder)]
+    code = f"import sys; sys.argv = {words}\nfrom latentdiff.cli import main\n" + (
+        "try:\n    main()\nfinally:\n    print('diffusers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.split() == ["x.png", "False"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == [str(tmp_path / "x.png"), "False"]
 
 
 def test_picture_recipe_and_the_same_pixels_again(
@@ -148,12 +148,12 @@ def test_training_mistakes_are_one_line_and_exit_2(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_words_over_the_limit_are_one_line(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--steps", 1, "--model", model_folder, "-o", tmp_path / "x.png"]
-    assert run("generate", "a cat face " * 9, *options, monkeypatch=monkeypatch) == 0
-    assert capsys.readouterr().err.startswith("warning: the prompt is over the model's token limit")
+def test_words_over_the_limit_are_one_line(model_folder: Path, tmp_path: Path) -> None:
+    options = ["--steps", "1", "--model", str(model_folder), "-o", str(tmp_path / "x.png")]
+    command = [sys.executable, "-m", "latentdiff", "generate", "a cat face " * 9, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.startswith("warning: the prompt is over the model's token limit")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
