@@ -110,10 +110,11 @@ def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Modul
 
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
+    half = not (folder / "model.safetensors").exists() and (folder / "model.fp16.safetensors").exists()
     try:
         with _no_progress_bars():
             model = getattr(transformers, class_name).from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+                folder, dtype=dtype, variant="fp16" if half else None, local_files_only=True, use_safetensors=True
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff.checkpoint import Components, locate, read_folder, write_folder
-from latentdiff.errors import InputError, NonFiniteError, did_you_mean
+from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
@@ -43,6 +43,9 @@ class LatentDiffusionPipeline:
     """A text-to-image model that is ready to call. It holds no state that a call changes, so threads may share it."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
+        needs, gives = parts.unet.config.in_channels, parts.unet.config.out_channels
+        if needs != gives:
+            raise CheckpointError(f"the U-Net reads {needs} channels and predicts {gives}; give a text-to-image model")
         self.unet = parts.unet.to(device, dtype)
         self.vae = parts.vae.to(device, torch.float32 if parts.vae.config.force_upcast else dtype)
         self.text = parts.text.to(device, dtype)

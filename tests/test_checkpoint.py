@@ -32,6 +32,12 @@ def test_written_and_read_again(model_folder: Path) -> None:
     assert made.schedule.config == read.schedule.config
 
 
+def test_fp16_variant_of_a_text_encoder(folder: Path) -> None:
+    encoder = folder / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "model.fp16.safetensors")
+    assert same(read_folder(folder, torch.float32).text, small_components().text)
+
+
 def test_fp16_variant_and_shards(folder: Path) -> None:
     unet = folder / "unet"
     state = load_file(unet / f"{WEIGHTS}.safetensors")

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -11,7 +12,9 @@ import torch
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import bundled_model
-from latentdiff.errors import InputError, NonFiniteError
+from latentdiff.errors import CheckpointError, InputError, NonFiniteError
+from latentdiff.models.unet import UNet2DConditionModel
+from tests.small import small_components, small_unet_config
 
 PROMPT = "a red apple"
 
@@ -153,6 +156,13 @@ def test_words_over_the_limit_are_named(pipe: LatentDiffusionPipeline) -> None:
 def test_what_cannot_be_asked(pipe: LatentDiffusionPipeline, change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pipe(**({"prompt": PROMPT, "num_inference_steps": 2} | change))
+
+
+def test_an_inpainting_model_is_no_text_to_image_model() -> None:
+    parts = small_components()
+    unet = UNet2DConditionModel(small_unet_config(in_channels=9))
+    with pytest.raises(CheckpointError, match="reads 9 channels and predicts 4"):
+        LatentDiffusionPipeline(replace(parts, unet=unet), torch.device("cpu"), torch.float32)
 
 
 def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -> None:

@@ -48,8 +48,7 @@ class TextEncoderTask:
 
     def __init__(self, config: TextTrainConfig) -> None:
         rows = read_folder(config.data.train, config.data.keep)
-        captions = [caption for row in rows for caption in row.captions]
-        tokenizer = train_tokenizer(captions, config.vocab_size, config.max_length)
+        tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
         self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
         held_out = read_folder(config.data.held_out, config.data.keep)[:JUDGED]
@@ -72,6 +71,14 @@ class TextEncoderTask:
         text.save_pretrained(folder / "text_encoder")
         clip.save_pretrained(folder / "clip")
         write_tokenizer(self.module.tokenizer, folder / "tokenizer")
+
+
+def _tokenizer(config: TextTrainConfig, captions: list[str]) -> CLIPTokenizer:
+    """Learnt when the run starts and kept beside its state: the rows of the embedding belong to it."""
+    folder = config.run.output / "tokenizer"
+    if not folder.is_dir():
+        write_tokenizer(train_tokenizer(captions, config.vocab_size, config.max_length), folder)
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def clip_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPConfig:

@@ -1,0 +1,39 @@
+"""Draw what runs wrote to `metrics.jsonl`: `python -m examples.emoji.curves runs/emoji-* -o curves.png`."""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+SHOWN = {"loss": "training loss", "held_out_loss": "held-out loss", "psnr": "PSNR, dB", "recall_1": "retrieval R@1"}
+
+
+def read(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values; where an interrupted run wrote a step twice, the last counts."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    values = {row["step"]: row[name] for row in rows if name in row}
+    return sorted(values), [values[step] for step in sorted(values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    given = parser.parse_args()
+    figure, rows = plt.subplots(1, len(given.runs), figsize=(4 * len(given.runs), 3), squeeze=False)
+    for axes, run in zip(rows[0], given.runs, strict=True):
+        curves = {name: read(run, name) for name in SHOWN}
+        held_out = axes.twinx() if curves["psnr"][0] or curves["recall_1"][0] else axes
+        for k, (name, (steps, values)) in enumerate(curves.items()):
+            if steps:
+                (axes if "loss" in name else held_out).plot(steps, values, f"C{k}", label=SHOWN[name])
+        axes.set(title=run.name, xlabel="step", yscale="log")
+        lines = [line for ax in {axes, held_out} for line in ax.get_lines()]
+        axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8)
+    figure.tight_layout()
+    figure.savefig(given.output, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
