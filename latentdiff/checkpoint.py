@@ -74,7 +74,7 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def read_folder(folder: Path, dtype: torch.dtype) -> Components:
+def read_pipeline(folder: Path, dtype: torch.dtype) -> Components:
     """Read every component of a pipeline folder. Raises CheckpointError naming the file that is missing or damaged."""
     index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
     unet_config = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
@@ -204,7 +204,7 @@ def _new_key(key: str) -> str:
     return f"{parent}.{OLD_ATTENTION[name]}.{last}" if name in OLD_ATTENTION else key
 
 
-def write_folder(parts: Components, folder: Path) -> None:
+def write_pipeline(parts: Components, folder: Path) -> None:
     """Write every component so that diffusers opens the folder; `model_index.json` comes last."""
     write_model(parts.unet, parts.unet.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoint import Components, locate, read_folder, write_folder
+from latentdiff.checkpoint import Components, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
 from latentdiff.models.text import TextEmbedding
@@ -65,7 +65,7 @@ class LatentDiffusionPipeline:
         chosen_device = pick_device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        return cls(read_folder(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
+        return cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -75,7 +75,7 @@ class LatentDiffusionPipeline:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            write_folder(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), partial)
+            write_pipeline(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

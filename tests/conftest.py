@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from latentdiff.checkpoint import write_folder
+from latentdiff.checkpoint import write_pipeline
 from tests.small import small_components
 
 
@@ -21,7 +21,7 @@ def _fixed_seed() -> None:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random text-to-image model of a few hundred kilobytes, saved as a pipeline folder."""
     folder = tmp_path_factory.mktemp("models") / "small"
-    write_folder(small_components(), folder)
+    write_pipeline(small_components(), folder)
     return folder
 
 
@@ -29,5 +29,5 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with SDXL's two text encoders and size conditioning."""
     folder = tmp_path_factory.mktemp("models") / "small-xl"
-    write_folder(small_components(xl=True), folder)
+    write_pipeline(small_components(xl=True), folder)
     return folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentdiff.checkpoint import WEIGHTS, bundled_model, locate, read_folder, read_weights
+from latentdiff.checkpoint import WEIGHTS, bundled_model, locate, read_pipeline, read_weights
 from latentdiff.errors import CheckpointError
 from tests.small import small_components
 
@@ -26,7 +26,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_written_and_read_again(model_folder: Path) -> None:
-    made, read = small_components(), read_folder(model_folder, torch.float32)
+    made, read = small_components(), read_pipeline(model_folder, torch.float32)
     assert same(made.unet, read.unet) and same(made.vae, read.vae) and same(made.text, read.text)
     assert (made.unet.config, made.vae.config) == (read.unet.config, read.vae.config)
     assert made.schedule.config == read.schedule.config
@@ -35,7 +35,7 @@ def test_written_and_read_again(model_folder: Path) -> None:
 def test_fp16_variant_of_a_text_encoder(folder: Path) -> None:
     encoder = folder / "text_encoder"
     (encoder / "model.safetensors").rename(encoder / "model.fp16.safetensors")
-    assert same(read_folder(folder, torch.float32).text, small_components().text)
+    assert same(read_pipeline(folder, torch.float32).text, small_components().text)
 
 
 def test_fp16_variant_and_shards(folder: Path) -> None:
@@ -55,7 +55,7 @@ def test_fp16_variant_and_shards(folder: Path) -> None:
 
 def test_attention_names_of_2022_are_read(folder: Path) -> None:
     path = folder / "vae" / f"{WEIGHTS}.safetensors"
-    state, before = load_file(path), read_folder(folder, torch.float32).vae
+    state, before = load_file(path), read_pipeline(folder, torch.float32).vae
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for key, value in state.items():
@@ -64,15 +64,15 @@ def test_attention_names_of_2022_are_read(folder: Path) -> None:
         renamed[key] = value
     assert renamed.keys() != state.keys()
     save_file(renamed, path)
-    assert same(read_folder(folder, torch.float32).vae, before)
+    assert same(read_pipeline(folder, torch.float32).vae, before)
 
 
 def test_diffusers_own_folder_is_read(tmp_path: Path, model_folder: Path) -> None:
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
     theirs.scheduler = diffusers.PNDMScheduler.from_config(theirs.scheduler.config)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = read_folder(tmp_path / "theirs", torch.float32)
-    assert same(ours.unet, read_folder(model_folder, torch.float32).unet)
+    ours = read_pipeline(tmp_path / "theirs", torch.float32)
+    assert same(ours.unet, read_pipeline(model_folder, torch.float32).unet)
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -130,7 +130,7 @@ def shard_elsewhere(folder: Path) -> None:
 def test_damage_is_named(damage: Callable[[Path], None], message: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
-        read_folder(folder, torch.float32)
+        read_pipeline(folder, torch.float32)
     assert "\n" not in str(caught.value)
 
 

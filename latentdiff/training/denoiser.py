@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from latentdiff.checkpoint import Components, read_text, read_vae, read_weights, write_folder
+from latentdiff.checkpoint import Components, read_text, read_vae, read_weights, write_pipeline
 from latentdiff.config.train import UNetTrainConfig
 from latentdiff.data.folder import Row, read_folder
 from latentdiff.data.latents import LatentImages, encode_rows
@@ -107,4 +107,4 @@ class DenoiserTask:
 
     def save(self, folder: Path) -> None:
         """The whole pipeline as a diffusers folder."""
-        write_folder(self.components(), folder)
+        write_pipeline(self.components(), folder)
