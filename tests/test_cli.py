@@ -129,7 +129,7 @@ def test_mistakes_are_one_line_and_exit_2(
     [
         (["gone.yaml"], "gone.yaml cannot be read"),
         (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
-        (["vae.yaml"], "holds no metadata.jsonl"),
+        (["vae.yaml"], "data/emoji/train does not exist"),
         (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
     ],
 )

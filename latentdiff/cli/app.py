@@ -8,6 +8,8 @@ import typer
 import latentdiff
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data = typer.Typer(no_args_is_help=True, help="Look at training data.")
+app.add_typer(data, name="data")
 
 
 def _version(asked: bool) -> None:
@@ -76,3 +78,17 @@ def train(
     from latentdiff.training.run import train as start
 
     start(checked)
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures, a .zip or a .tar.")],
+    model: Annotated[
+        str | None, typer.Option(help="Whose size and token limit count. [default: the bundled one]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Read every picture and caption and say what is wrong; exit code 1 when something is. Nothing is changed."""
+    from latentdiff.cli.data import run
+
+    raise typer.Exit(run(folder, model, as_json))

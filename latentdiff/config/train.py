@@ -85,7 +85,10 @@ class TextTrainConfig(TrainConfig):
 
 
 class UNetTrainConfig(TrainConfig):
-    """The denoiser in the latent space of a frozen VAE, conditioned by a frozen text encoder."""
+    """The denoiser in the latent space of a frozen VAE, conditioned by a frozen text encoder.
+
+    Timesteps are drawn with a density that grows like t ** (timestep_power - 1): evenly at 1, towards noise above.
+    """
 
     task: Literal["unet"]
     vae: Path
@@ -94,6 +97,7 @@ class UNetTrainConfig(TrainConfig):
     schedule: ScheduleConfig
     init: Path | None = None
     caption_dropout: Probability = 0.1
+    timestep_power: PositiveFloat = 1.0
     min_snr_gamma: PositiveFloat | None = None
     sample_prompts: tuple[str, ...] = ()
     sample_steps: PositiveInt = 20

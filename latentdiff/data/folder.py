@@ -1,85 +1,39 @@
-"""A folder of captioned images: `metadata.jsonl` beside the pictures, one JSON object a line."""
+"""Captioned pictures as training wants them: rows, then tensors."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
+from latentdiff.data.containers import open_container
+from latentdiff.data.images import decode, fit, to_pixels
+from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
 
-MAX_PIXELS = 64 * 1024 * 1024
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some run other programs
 
+def read_rows(path: Path, keep: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Row]:
+    """The pictures of a folder, zip or tar, those shown several times an epoch as often; only rows that `keep` lists.
 
-@dataclass(frozen=True)
-class Row:
-    """One picture: where it lies, and the captions any of which describes it."""
-
-    path: Path
-    captions: tuple[str, ...]
-    columns: dict[str, Any]
-
-
-def read_folder(folder: Path, keep: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Row]:
-    """Read `metadata.jsonl`: `file_name`, and `text` or a list of `captions`; only rows whose columns `keep` lists.
-
-    Raises InputError for a folder without the file, a broken line, a path that leaves the folder, a picture that
-    is not there, and when nothing is left.
+    Raises InputError when there is none, and for a picture without a caption.
     """
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        raise InputError(f"{folder} holds no metadata.jsonl; write one line of JSON a picture with file_name and text")
-    lines = metadata.read_text(encoding="utf-8").splitlines()
-    rows = [_row(folder, line, f"{metadata}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = read_layout(open_container(path)).rows
     rows = [row for row in rows if all(row.columns.get(column) in values for column, values in keep.items())]
     if not rows:
-        raise InputError(f"{metadata} has no row{' that data.keep lists' if keep else ''}; add pictures or keep more")
-    return rows
+        raise InputError(f"{path} has no picture{' that data.keep lists' if keep else ''}; add some or keep more")
+    for row in rows:
+        if not row.captions:
+            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {path}")
+    return [row for row in rows for _ in range(row.repeats)]
 
 
-def _row(folder: Path, line: str, where: str) -> Row:
-    try:
-        columns = json.loads(line)
-        path = folder / columns["file_name"]
-        captions = tuple(columns.get("captions") or [columns["text"]])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: {error!r}; each line needs the JSON keys file_name and text") from error
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{where}: file_name={columns['file_name']!r} leaves the folder; use a path inside it")
-    if not path.is_file():
-        raise InputError(f"{where}: {path} does not exist; restore the picture or remove the line")
-    return Row(path, captions, columns)
-
-
-def load_image(path: Path, resolution: int) -> Image.Image:
-    """Decode, turn by EXIF, lay transparency on white, resize the short side and crop the centre.
-
-    Returns an RGB image of `resolution` squared. Raises InputError for what is no image or is too large to decode.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{path}: {opened.width}x{opened.height} is over {MAX_PIXELS} pixels; shrink it first")
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace it or remove its line") from error
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image to float32 [3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(127.5).sub_(1)
+def load_pixels(row: Row, resolution: int) -> Tensor:
+    """float32 [3, resolution, resolution] in [-1, 1]."""
+    return to_pixels(fit(decode(row.read(), row.where), resolution))
 
 
 class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
@@ -98,8 +52,8 @@ class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
-        rng = random.Random(f"{index}/{draw}")
-        image = load_image(self.rows[index].path, self.resolution)
+        row, rng = self.rows[index], random.Random(f"{index}/{draw}")
+        image = fit(decode(row.read(), row.where), self.resolution)
         if rng.random() < self.flip:
             image = ImageOps.mirror(image)
-        return {"pixels": to_pixels(image), "caption": rng.choice(self.rows[index].captions), "row": index}
+        return {"pixels": to_pixels(image), "caption": rng.choice(row.captions), "row": index}

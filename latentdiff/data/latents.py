@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from latentdiff.data.folder import Row, load_image, to_pixels
+from latentdiff.data.folder import load_pixels
+from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.models.vae import AutoencoderKL
 
@@ -46,7 +47,7 @@ def encode_rows(vae: AutoencoderKL, rows: list[Row], resolution: int, cache: Pat
     device = next(vae.parameters()).device
     parts = []
     for start in tqdm(range(0, len(rows), BATCH), desc="encoding pictures"):
-        pixels = torch.stack([to_pixels(load_image(row.path, resolution)) for row in rows[start : start + BATCH]])
+        pixels = torch.stack([load_pixels(row, resolution) for row in rows[start : start + BATCH]])
         with torch.no_grad():
             posterior = vae.encode(pixels.to(device))
         parts.append(torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1).half().cpu())
@@ -66,12 +67,11 @@ def _read(cache: Path, key: str) -> Tensor | None:
 
 
 def _key(vae: AutoencoderKL, rows: list[Row], resolution: int) -> str:
-    """A hash of all that the latents depend on: weights, size, and each file's name, length and time of change."""
+    """A hash of all that the latents depend on: weights, size, and each picture's name and stamp."""
     digest = hashlib.sha256(str(resolution).encode())
     for name, value in vae.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     for row in rows:
-        stat = row.path.stat()
-        digest.update(f"{row.path}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+        digest.update(f"{row.where}/{row.container.stamp(row.name)}".encode())
     return digest.hexdigest()

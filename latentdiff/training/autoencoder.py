@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from latentdiff.checkpoint import write_model
 from latentdiff.config.train import VAETrainConfig
-from latentdiff.data.folder import CaptionedImages, load_image, read_folder, to_pixels
+from latentdiff.data.folder import CaptionedImages, load_pixels, read_rows
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.training.grid import to_grid
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
@@ -65,12 +65,12 @@ class AutoencoderTask:
 
     def __init__(self, config: VAETrainConfig) -> None:
         self.module = AutoencoderModule(config)
-        rows = read_folder(config.data.train, config.data.keep)
+        rows = read_rows(config.data.train, config.data.keep)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
-        held_out = read_folder(config.data.held_out, config.data.keep)
+        held_out = read_rows(config.data.held_out, config.data.keep)
         step = max(1, len(held_out) // HELD_OUT)
-        paths = [row.path for row in held_out[::step][:HELD_OUT]]
-        self.held_out = torch.stack([to_pixels(load_image(path, config.data.resolution)) for path in paths])
+        shown = held_out[::step][:HELD_OUT]
+        self.held_out = torch.stack([load_pixels(row, config.data.resolution) for row in shown])
 
     def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
         """Mean PSNR in dB (peak 255, pixels rounded) over held-out pictures, and the spread of their latents."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from latentdiff.checkpoint import Components, read_text, read_vae, read_weights, write_pipeline
 from latentdiff.config.train import UNetTrainConfig
-from latentdiff.data.folder import Row, read_folder
+from latentdiff.data.folder import read_rows
 from latentdiff.data.latents import LatentImages, encode_rows
+from latentdiff.data.layouts import Row
 from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.pipeline import LatentDiffusionPipeline
@@ -39,7 +40,8 @@ class DenoiserModule(nn.Module):
         """batch: `mean`, `std` [B, C, h, w] of the VAE, `caption` B strings."""
         mean = batch["mean"]
         latents = self.scale * (mean + batch["std"] * torch.randn_like(mean))
-        timesteps = stratified_timesteps(len(mean), self.config.schedule.num_train_timesteps).to(mean.device)
+        timesteps = draw_timesteps(len(mean), self.config.schedule.num_train_timesteps, self.config.timestep_power)
+        timesteps = timesteps.to(mean.device)
         dropped = torch.rand(len(mean)) < self.config.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
         return {"loss": self.loss(latents, torch.randn_like(latents), timesteps, captions).mean()}
@@ -55,9 +57,13 @@ class DenoiserModule(nn.Module):
         return error * self.schedule.min_snr_weight(timesteps, self.config.min_snr_gamma)
 
 
-def stratified_timesteps(count: int, total: int) -> Tensor:
-    """One uniform timestep from each of `count` equal parts of [0, total) (Kingma et al. 2021, sec. I.1)."""
-    return ((torch.arange(count) + torch.rand(count)) * (total / count)).long().clamp_(max=total - 1)
+def draw_timesteps(count: int, total: int, power: float) -> Tensor:
+    """Whole timesteps [count] below `total`, one from each of `count` equally likely parts (Kingma et al. 2021, I.1).
+
+    The density grows like t ** (power - 1).
+    """
+    quantiles = (torch.arange(count) + torch.rand(count)) / count
+    return (quantiles ** (1 / power) * total).long().clamp_(max=total - 1)
 
 
 class DenoiserTask:
@@ -71,9 +77,9 @@ class DenoiserTask:
         if config.init is not None:
             unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
         self.module = DenoiserModule(unet, text, self.vae.config.scaling_factor, config)
-        rows = read_folder(config.data.train, config.data.keep)
+        rows = read_rows(config.data.train, config.data.keep)
         self.data = LatentImages(rows, self._encode(rows, "train"))
-        held_out = read_folder(config.data.held_out, config.data.keep)
+        held_out = read_rows(config.data.held_out, config.data.keep)
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.held_out = self._encode(self.held_out_rows, "held_out")
 

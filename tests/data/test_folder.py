@@ -1,16 +1,15 @@
-"""Image folders: what is read, how pixels are made, what is refused."""
+"""Rows and tensors for training, and the order in which they come."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from latentdiff.data import folder as module
 from latentdiff.data.batches import Batches
-from latentdiff.data.folder import CaptionedImages, load_image, read_folder, to_pixels
+from latentdiff.data.folder import CaptionedImages, read_rows
+from latentdiff.data.images import to_pixels
 from latentdiff.errors import InputError
 
 
@@ -31,54 +30,23 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_rows_captions_and_columns(pictures: Path) -> None:
-    rows = read_folder(pictures)
+    rows = read_rows(pictures)
     assert [row.captions for row in rows[:2]] == [("first", "one"), ("picture 1",)]
-    assert rows[1].path == pictures / "1.png" and rows[1].columns["style"] == "odd"
-    assert [row.path.stem for row in read_folder(pictures, {"style": ("odd",)})] == ["1", "3"]
+    assert rows[1].where == str(pictures / "1.png") and rows[1].columns["style"] == "odd"
+    assert [row.name for row in read_rows(pictures, {"style": ("odd",)})] == ["1.png", "3.png"]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"file_name": "gone.png", "text": "x"}, r"gone\.png does not exist"),
-        ({"file_name": "../x.png", "text": "x"}, "leaves the folder"),
-        ({"file_name": "0.png"}, "needs the JSON keys file_name and text"),
-        ({"text": "x"}, "needs the JSON keys"),
-        ("{broken", "needs the JSON keys"),
-        ("[]", "needs the JSON keys"),
-        ("", "add pictures or keep more"),
-    ],
-)
-def test_broken_rows_are_named(pictures: Path, row: object, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        read_folder(write(pictures, row))
-    assert "\n" not in str(caught.value)
-
-
-def test_folders_that_hold_nothing(tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no metadata\.jsonl"):
-        read_folder(tmp_path / "none")
+def test_nothing_to_train_on(pictures: Path) -> None:
     with pytest.raises(InputError, match=r"that data\.keep lists"):
-        read_folder(pictures, {"style": ("none",)})
+        read_rows(pictures, {"style": ("none",)})
+    with pytest.raises(InputError, match=r"0\.png has no caption; see all such with: latentdiff data check"):
+        read_rows(write(pictures, {"file_name": "0.png", "text": " "}))
 
 
-def test_transparency_lies_on_white_and_exif_turns(tmp_path: Path) -> None:
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(load_image(tmp_path / "clear.png", 8)).min() == 255
-    turned = Image.new("RGB", (16, 16))
-    turned.paste((255, 255, 255), (0, 0, 16, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    turned.save(tmp_path / "turned.png", exif=exif)
-    found = np.asarray(load_image(tmp_path / "turned.png", 16))
-    assert found[:8].max() == 0 and found[8:].min() == 255
-
-
-def test_the_centre_is_cropped(tmp_path: Path) -> None:
-    image = Image.new("RGB", (30, 10), "black")
-    image.paste("white", (10, 0, 20, 10))
-    image.save(tmp_path / "wide.png")
-    assert np.asarray(load_image(tmp_path / "wide.png", 10)).min() == 255
+def test_folders_of_repeats_are_shown_as_often(tmp_path: Path) -> None:
+    (tmp_path / "3_red").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "3_red" / "x.png")
+    assert [row.captions for row in read_rows(tmp_path)] == [("red",)] * 3
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
@@ -86,22 +54,8 @@ def test_pixels_run_from_minus_one_to_one() -> None:
     assert torch.allclose(to_pixels(image)[:, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
 
 
-def test_files_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_text("text")
-    with pytest.raises(InputError, match="not a readable image"):
-        load_image(tmp_path / "x.png", 8)
-    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:500])
-    with pytest.raises(InputError, match="not a readable image"):
-        load_image(tmp_path / "cut.png", 8)
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
-    with pytest.raises(InputError, match="20x20 is over 100 pixels"):
-        load_image(tmp_path / "large.png", 8)
-
-
 def test_an_item_depends_on_its_draw_alone(pictures: Path) -> None:
-    data = CaptionedImages(read_folder(pictures), 8, flip=0.5)
+    data = CaptionedImages(read_rows(pictures), 8, flip=0.5)
     captions = {data[0, draw]["caption"] for draw in range(20)}
     assert captions == {"first", "one"}
     assert torch.equal(data[0, 3]["pixels"], data[0, 3]["pixels"])

@@ -16,7 +16,7 @@ from latentdiff.checkpoint import read_vae
 from latentdiff.config.train import OptimConfig, train_config
 from latentdiff.errors import NonFiniteError
 from latentdiff.training import loop
-from latentdiff.training.denoiser import stratified_timesteps
+from latentdiff.training.denoiser import draw_timesteps
 from latentdiff.training.loop import learning_rate
 from latentdiff.training.run import train
 
@@ -192,6 +192,11 @@ def test_learning_rate_warms_up_and_falls_by_a_cosine() -> None:
 
 
 def test_timesteps_cover_the_range_evenly() -> None:
-    timesteps = stratified_timesteps(50, 1000)
-    assert torch.equal(timesteps // 20, torch.arange(50))
-    assert stratified_timesteps(2000, 1000).max() == 999
+    assert torch.equal(draw_timesteps(50, 1000, 1.0) // 20, torch.arange(50))
+    assert draw_timesteps(2000, 1000, 1.0).max() == 999
+
+
+def test_timesteps_lean_towards_noise_by_their_power() -> None:
+    drawn = draw_timesteps(100_000, 1000, 2.0)
+    for share in (0.1, 0.5, 0.9):
+        assert (drawn < 1000 * share).float().mean().item() == pytest.approx(share**2, abs=1e-3)

@@ -1,0 +1,168 @@
+"""Folders, zips and tars as people have them; and as they should not be."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from latentdiff.data import containers
+from latentdiff.data.containers import open_container
+from latentdiff.data.layouts import read_layout
+from latentdiff.errors import InputError
+
+
+def picture(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jsonl(*rows: object) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+PNG = picture()
+LAYOUTS: dict[str, tuple[dict[str, bytes], str, dict[str, tuple[tuple[str, ...], int]]]] = {
+    "jsonl": (
+        {"a.png": PNG, "metadata.jsonl": jsonl({"file_name": "a.png", "text": "猫"})},
+        "metadata",
+        {"a.png": (("猫",), 1)},
+    ),
+    "csv": (
+        {"a.png": PNG, "metadata.csv": '\ufefffile_name,text\na.png,"red, round"\n'.encode()},
+        "metadata",
+        {"a.png": (("red, round",), 1)},
+    ),
+    "nested metadata": (
+        {"one/a.png": PNG, "one/metadata.jsonl": jsonl({"file_name": "a.png", "captions": ["x", " ", "y"]})},
+        "metadata",
+        {"one/a.png": (("x", "y"), 1)},
+    ),
+    "sidecars": (
+        {"a.png": PNG, "a.txt": b"a red\n square \n", "sub/b.JPG": PNG, "sub/b.caption": b"b", "c.png": PNG},
+        "sidecar files",
+        {"a.png": (("a red square",), 1), "c.png": ((), 1), "sub/b.JPG": (("b",), 1)},
+    ),
+    "repeats": (
+        {"10_sks dog/a.png": PNG, "2_cat/b.webp": PNG},
+        "folders of repeats",
+        {"10_sks dog/a.png": (("sks dog",), 10), "2_cat/b.webp": (("cat",), 2)},
+    ),
+    "classes": (
+        {"train/red_apple/1.png": PNG, "train/cat/1.png": PNG},
+        "a folder a class",
+        {"train/cat/1.png": (("cat",), 1), "train/red_apple/1.png": (("red apple",), 1)},
+    ),
+    "file names": (
+        {"red-apple_02.png": PNG, "cat (1).png": PNG, "IMG_2041.png": PNG, "3f9a0c12e8.png": PNG},
+        "file names",
+        {
+            "3f9a0c12e8.png": ((), 1),
+            "IMG_2041.png": ((), 1),
+            "cat (1).png": (("cat",), 1),
+            "red-apple_02.png": (("red apple",), 1),
+        },
+    ),
+}
+
+
+def as_folder(files: dict[str, bytes], path: Path) -> Path:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def as_zip(files: dict[str, bytes], path: Path) -> Path:
+    with zipfile.ZipFile(path / "x.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path / "x.zip"
+
+
+def as_tar(files: dict[str, bytes], path: Path) -> Path:
+    with tarfile.open(path / "x.tar", "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path / "x.tar"
+
+
+@pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_understood_in_every_container(name: str, pack, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    files, kind, expected = LAYOUTS[name]
+    noise = {".hidden/x.png": PNG, "__MACOSX/a.png": PNG} if pack is not as_folder else {".hidden/x.png": PNG}
+    layout = read_layout(open_container(pack(files | noise, tmp_path)))
+    assert layout.kind == kind
+    assert {row.name: (row.captions, row.repeats) for row in layout.rows} == expected
+    assert all(row.read() == files[row.name] for row in layout.rows)
+
+
+def test_a_template_captions_classes(tmp_path: Path) -> None:
+    layout = read_layout(open_container(as_folder(LAYOUTS["classes"][0], tmp_path)), "a photo of a {name}")
+    assert layout.rows[0].captions == ("a photo of a cat",)
+
+
+def row(**values: object) -> dict[str, bytes]:
+    return {"a.png": PNG, "metadata.jsonl": jsonl(values)}
+
+
+WRONG: dict[str, tuple[dict[str, bytes], str]] = {
+    "empty": ({}, "holds no pictures"),
+    "no pictures": ({"notes.doc": b"x"}, "holds no pictures"),
+    "only hidden": ({".cache/a.png": PNG}, "holds no pictures"),
+    "picture not there": (row(file_name="b.png", text="x"), r"b\.png is not in"),
+    "path outside": (row(file_name="../a.png", text="x"), r"\.\./a\.png is not in"),
+    "absolute path": (row(file_name="/etc/a.png", text="x"), r"/etc/a\.png is not in"),
+    "no text": (row(file_name="a.png"), "needs file_name and text"),
+    "no file name": (row(text="x"), "needs file_name and text"),
+    "caption a number": (row(file_name="a.png", captions=[3]), "needs file_name and text"),
+    "broken json": ({"a.png": PNG, "metadata.jsonl": b'{"file_name": '}, r"metadata\.jsonl:1: .* one JSON object"),
+    "json of another kind": ({"a.png": PNG, "metadata.jsonl": b"[1]"}, r"metadata\.jsonl:1: .*needs file_name"),
+    "csv without header": (
+        {"a.png": PNG, "metadata.csv": b"a.png,x\nb.png,y\n"},
+        r"metadata\.csv:2: .*needs file_name",
+    ),
+    "metadata not utf-8": ({"a.png": PNG, "metadata.csv": b"file_name,text\na.png,\xff\n"}, "is not UTF-8"),
+    "sidecar not utf-8": ({"a.png": PNG, "a.txt": b"\xff\xfe"}, r"a\.txt is not UTF-8"),
+    "parquet that is none": ({"a.png": PNG, "metadata.parquet": b"x"}, r"metadata\.parquet"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_layouts_are_one_line(name: str, tmp_path: Path) -> None:
+    files, message = WRONG[name]
+    with pytest.raises(InputError, match=message) as caught:
+        read_layout(open_container(as_folder(files, tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.zip", b"no zip", r"x\.zip is damaged"),
+        ("x.tar", b"no tar" * 200, r"x\.tar is damaged"),
+        ("x.rar", b"", r"is no folder, \.zip or \.tar"),
+        ("gone", None, "does not exist"),
+    ],
+)
+def test_containers_that_cannot_be_opened(name: str, data: bytes | None, message: str, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        open_container(tmp_path / name)
+
+
+def test_archives_cannot_reach_outside_or_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = open_container(as_tar({"../a.png": PNG, "/b.png": PNG, "c.png": PNG}, tmp_path)).names
+    assert names == ("c.png",)
+    monkeypatch.setattr(containers, "MAX_FILE", 10)
+    for pack in (as_zip, as_tar):
+        with pytest.raises(InputError, match="would unpack to"):
+            open_container(pack({"a.png": PNG}, tmp_path))
