@@ -119,6 +119,8 @@ def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Modul
 
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing; download or save the model again")
     half = not (folder / "model.safetensors").exists() and (folder / "model.fp16.safetensors").exists()
     try:
         with _no_progress_bars():

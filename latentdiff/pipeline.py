@@ -16,6 +16,7 @@ from torch import Tensor
 from latentdiff.checkpoint import Components, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
+from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
@@ -66,6 +67,10 @@ class LatentDiffusionPipeline:
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
         return cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
+
+    def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
+        """Merge a LoRA file or folder into the weights, times `scale`. Raises CheckpointError when nothing matches."""
+        merge_lora(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), Path(path), scale)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""

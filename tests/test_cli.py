@@ -59,7 +59,7 @@ def test_picture_recipe_and_the_same_pixels_again(
     assert recipe.model_dump() | {"version": ""} == {
         "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5, "steps": 3,
         "guidance_scale": 2.0, "height": 24, "width": 16, "dtype": "float32", "model": str(model_folder),
-        "model_hash": hash_model(model_folder), "version": "",
+        "lora": None, "lora_scale": 1.0, "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
     assert np.array_equal(pixels(first), pixels(again))
@@ -130,7 +130,7 @@ def test_mistakes_are_one_line_and_exit_2(
         (["gone.yaml"], "gone.yaml cannot be read"),
         (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
         (["vae.yaml"], "data/emoji/train does not exist"),
-        (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
+        (["unet.yaml", "--set", "run.output=run"], "text/model/text_encoder is missing"),
     ],
 )
 def test_training_mistakes_are_one_line_and_exit_2(

@@ -44,6 +44,8 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
+    lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
 ) -> None:
     """Make pictures from prompts."""
@@ -60,6 +62,8 @@ def generate(
         "eta": eta,
         "dtype": dtype,
         "model": model,
+        "lora": None if lora is None else str(lora),
+        "lora_scale": lora_scale,
     }
     given = {key: value for key, value in asked.items() if value is not None}
     run(Request(output, prompts or [], num_images, device, from_image, given))
@@ -78,6 +82,38 @@ def train(
     from latentdiff.training.run import train as start
 
     start(checked)
+
+
+@app.command()
+def finetune(
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures, a .zip or a .tar.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    method: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
+    trigger: Annotated[str, typer.Option(help="Words put before every caption.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of lora and dora. [default: 16]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
+) -> None:
+    """Teach a model the pictures of a folder, checked first; an interrupted run goes on where it was."""
+    from latentdiff.cli.finetune import run
+
+    run(
+        folder=folder,
+        output=output,
+        base=model,
+        method=method,
+        trigger=trigger,
+        skip_bad=skip_bad,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        rank=rank,
+        seed=seed,
+    )
 
 
 @data.command()

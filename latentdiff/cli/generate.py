@@ -40,6 +40,7 @@ def run(request: Request) -> None:
         check_writable_parent(path)
     old = {} if recipe is None else recipe.model_dump(exclude={"prompt", "model_hash", "version"}, exclude_none=True)
 
+    from latentdiff.lora import find_lora
     from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
 
     defaults: dict[str, Any] = {
@@ -51,9 +52,12 @@ def run(request: Request) -> None:
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype)
+    lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
+    if lora is not None:
+        pipe.load_lora(lora, lora_scale)
     assert pipe.folder is not None
-    model_hash = hash_model(pipe.folder)
-    if recipe and "model" not in request.given and model_hash != recipe.model_hash:
+    model_hash = hash_model(pipe.folder, find_lora(Path(lora)) if lora else None)
+    if recipe and not request.given.keys() & {"model", "lora"} and model_hash != recipe.model_hash:
         raise InputError(
             f"{request.from_image} was made by model {recipe.model_hash}, {model or 'bundled'} is {model_hash}; "
             "name the model by --model"
@@ -62,6 +66,7 @@ def run(request: Request) -> None:
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
+    same |= {"lora": lora, "lora_scale": lora_scale}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)

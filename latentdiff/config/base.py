@@ -31,10 +31,15 @@ def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = (
         raise InputError(f"{path} holds {type(raw).__name__}, not keys and values; see configs/ for examples")
     for override in overrides:
         _apply(raw, override)
+    return validate(schema, raw, str(path))
+
+
+def validate(schema: TypeAdapter[Any], raw: dict[str, Any], where: str) -> Any:
+    """Check values against `schema`. Raises InputError naming `where`, the key, the value and the rule."""
     try:
         return schema.validate_python(raw)
     except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error, schema)}") from error
+        raise InputError(f"{where}: {_explain(error, schema)}") from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

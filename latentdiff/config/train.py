@@ -12,18 +12,22 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Config):
-    """An image folder with `metadata.jsonl`, and the held-out one that is only ever looked at.
+    """Captioned pictures (a folder, zip or tar), and the held-out ones that are only ever looked at.
 
-    `keep` takes part of both: for each column named, the values to train on.
+    Without `held_out` every 20th picture of `train` is held out, none if there are fewer than 20. `keep` takes part
+    of both: for each column named, the values to train on; `skip` leaves out pictures by name. `prefix` goes before
+    every caption, and is the caption of pictures that have none.
     """
 
     train: Path
-    held_out: Path
+    held_out: Path | None = None
     resolution: PositiveInt = 128
     batch_size: PositiveInt = 64
     num_workers: NonNegativeInt = 0
     flip: Probability = 0.0
     keep: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 class OptimConfig(Config):
@@ -84,18 +88,12 @@ class TextTrainConfig(TrainConfig):
     patch_size: PositiveInt = 16
 
 
-class UNetTrainConfig(TrainConfig):
-    """The denoiser in the latent space of a frozen VAE, conditioned by a frozen text encoder.
+class DenoiserConfig(TrainConfig):
+    """A U-Net in the latent space of a frozen VAE, conditioned by a frozen text encoder.
 
     Timesteps are drawn with a density that grows like t ** (timestep_power - 1): evenly at 1, towards noise above.
     """
 
-    task: Literal["unet"]
-    vae: Path
-    text_encoder: Path
-    model: UNetConfig
-    schedule: ScheduleConfig
-    init: Path | None = None
     caption_dropout: Probability = 0.1
     timestep_power: PositiveFloat = 1.0
     min_snr_gamma: PositiveFloat | None = None
@@ -104,5 +102,30 @@ class UNetTrainConfig(TrainConfig):
     guidance_scale: NonNegativeFloat = 4.0
 
 
-AnyTrainConfig = Annotated[VAETrainConfig | TextTrainConfig | UNetTrainConfig, Field(discriminator="task")]
+class UNetTrainConfig(DenoiserConfig):
+    """A U-Net from scratch, or from the weights in `init`."""
+
+    task: Literal["unet"]
+    vae: Path
+    text_encoder: Path
+    model: UNetConfig
+    schedule: ScheduleConfig
+    init: Path | None = None
+
+
+class FineTuneConfig(DenoiserConfig):
+    """A model that exists, taught more: `lora` and `dora` train low-rank pairs beside its layers, `full` its U-Net.
+
+    `base`: a model folder or hub id; the bundled model if not given.
+    """
+
+    task: Literal["finetune"]
+    base: str | None = None
+    method: Literal["lora", "dora", "full"] = "lora"
+    rank: PositiveInt = 16
+
+
+AnyTrainConfig = Annotated[
+    VAETrainConfig | TextTrainConfig | UNetTrainConfig | FineTuneConfig, Field(discriminator="task")
+]
 train_config: TypeAdapter[Any] = TypeAdapter(AnyTrainConfig)

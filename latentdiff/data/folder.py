@@ -1,34 +1,58 @@
 """Captioned pictures as training wants them: rows, then tensors."""
 
 import random
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from latentdiff.config.train import DataConfig
 from latentdiff.data.containers import open_container
 from latentdiff.data.images import decode, fit, to_pixels
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
 
+HELD_OUT_EVERY = 20
 
-def read_rows(path: Path, keep: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Row]:
-    """The pictures of a folder, zip or tar, those shown several times an epoch as often; only rows that `keep` lists.
+
+def read_rows(path: Path, config: DataConfig) -> list[Row]:
+    """The pictures of a folder, zip or tar that `config` keeps, those shown several times an epoch as often.
 
     Raises InputError when there is none, and for a picture without a caption.
     """
-    rows = read_layout(open_container(path)).rows
-    rows = [row for row in rows if all(row.columns.get(column) in values for column, values in keep.items())]
+    rows = [row for row in read_layout(open_container(path)).rows if row.name not in config.skip]
+    rows = [row for row in rows if all(row.columns.get(column) in keep for column, keep in config.keep.items())]
     if not rows:
-        raise InputError(f"{path} has no picture{' that data.keep lists' if keep else ''}; add some or keep more")
+        raise InputError(
+            f"{path} has no picture{' that data.keep lists' if config.keep else ''}; add some or keep more"
+        )
+    rows = [replace(row, captions=_prefixed(row.captions, config.prefix)) for row in rows]
     for row in rows:
         if not row.captions:
             raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {path}")
     return [row for row in rows for _ in range(row.repeats)]
+
+
+def _prefixed(captions: tuple[str, ...], prefix: str) -> tuple[str, ...]:
+    if not prefix:
+        return captions
+    return tuple(f"{prefix}, {caption}" for caption in captions) or (prefix,)
+
+
+def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows held out, as `DataConfig` says. Raises InputError for none of these if `measure`."""
+    train = read_rows(config.train, config)
+    if config.held_out is not None:
+        return train, read_rows(config.held_out, config)
+    names = sorted({row.name for row in train})
+    if measure and len(names) < HELD_OUT_EVERY:
+        raise InputError(f"{config.train} has {len(names)} pictures; give {HELD_OUT_EVERY} or more, or data.held_out")
+    held_out = set(names[::HELD_OUT_EVERY]) if len(names) >= HELD_OUT_EVERY else set()
+    first = {row.name: row for row in train if row.name in held_out}
+    return [row for row in train if row.name not in held_out], list(first.values())
 
 
 def load_pixels(row: Row, resolution: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention, and the transformer that sits between the U-Net's convolutions."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +81,7 @@ class Transformer2DModel(nn.Module):
         self, channels: int, heads: int, depth: int, cross_attention_dim: int, groups: int, linear_projection: bool
     ) -> None:
         super().__init__()
+        self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         blocks = [BasicTransformerBlock(channels, heads, cross_attention_dim) for _ in range(depth)]
         self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
@@ -87,18 +89,21 @@ class Transformer2DModel(nn.Module):
         self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        size = x.shape[-2:]
-        h = _pointwise(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # [B, H*W, C]
+        size, h = x.shape[-2:], self.norm(x)
+        # The projections are 1x1 convolutions of the map in old checkpoints, linear layers of the pixels in new ones.
+        h = self.proj_in(_pixels(h)) if self.linear_projection else _pixels(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, encoder_hidden_states)
-        return x + _pointwise(self.proj_out, h).transpose(1, 2).unflatten(2, size)
+        h = _map(self.proj_out(h), size) if self.linear_projection else self.proj_out(_map(h, size))
+        return x + h
 
 
-def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A 1x1 convolution and a linear layer are the same product; old checkpoints store the first."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    bias: Tensor = layer.bias  # type: ignore[assignment]
-    return F.linear(x, weight.flatten(1), bias)
+def _pixels(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)  # [B, C, H, W] -> [B, H*W, C]
+
+
+def _map(x: Tensor, size: torch.Size) -> Tensor:
+    return x.transpose(1, 2).unflatten(2, size)  # [B, H*W, C] -> [B, C, H, W]
 
 
 class SpatialSelfAttention(nn.Module):
@@ -113,6 +118,6 @@ class SpatialSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, H*W, C]
+        h = _pixels(self.group_norm(x))
         out = F.scaled_dot_product_attention(*(layer(h)[:, None] for layer in (self.to_q, self.to_k, self.to_v)))
-        return x + self.to_out[0](out[:, 0]).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + _map(self.to_out[0](out[:, 0]), x.shape[-2:])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from latentdiff.checkpoint import write_model
 from latentdiff.config.train import VAETrainConfig
-from latentdiff.data.folder import CaptionedImages, load_pixels, read_rows
+from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.training.grid import to_grid
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
@@ -65,9 +65,8 @@ class AutoencoderTask:
 
     def __init__(self, config: VAETrainConfig) -> None:
         self.module = AutoencoderModule(config)
-        rows = read_rows(config.data.train, config.data.keep)
+        rows, held_out = read_parts(config.data, measure=True)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
-        held_out = read_rows(config.data.held_out, config.data.keep)
         step = max(1, len(held_out) // HELD_OUT)
         shown = held_out[::step][:HELD_OUT]
         self.held_out = torch.stack([load_pixels(row, config.data.resolution) for row in shown])

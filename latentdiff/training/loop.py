@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ def fit(task: Task, config: TrainConfig) -> None:
     Raises NonFiniteError when the loss is no number.
     """
     optim, run = config.optim, config.run
+    AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
     )

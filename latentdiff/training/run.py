@@ -2,7 +2,7 @@
 
 from accelerate.utils import set_seed
 
-from latentdiff.config.train import TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
+from latentdiff.config.train import FineTuneConfig, TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
 from latentdiff.training.loop import Task, fit
 
 
@@ -25,7 +25,11 @@ def _task(config: TrainConfig) -> Task:
 
             return TextEncoderTask(config)
         case UNetTrainConfig():
-            from latentdiff.training.denoiser import DenoiserTask
+            from latentdiff.training.denoiser import scratch_task
 
-            return DenoiserTask(config)
+            return scratch_task(config)
+        case FineTuneConfig():
+            from latentdiff.training.denoiser import finetune_task
+
+            return finetune_task(config)
     raise TypeError(type(config))

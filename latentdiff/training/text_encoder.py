@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from latentdiff.checkpoint import write_tokenizer
 from latentdiff.config.train import TextTrainConfig
-from latentdiff.data.folder import CaptionedImages, load_pixels, read_rows
+from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
 from latentdiff.training.losses import contrastive_loss
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -47,11 +47,11 @@ class TextEncoderTask:
     """Train on one folder; judge retrieval on another."""
 
     def __init__(self, config: TextTrainConfig) -> None:
-        rows = read_rows(config.data.train, config.data.keep)
+        rows, held_out = read_parts(config.data, measure=True)
         tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
         self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
         self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
-        held_out = read_rows(config.data.held_out, config.data.keep)[:JUDGED]
+        held_out = held_out[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
         self.pixels = torch.stack([load_pixels(row, config.data.resolution) for row in held_out])
 

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from latentdiff.config.train import DataConfig
 from latentdiff.data.batches import Batches
-from latentdiff.data.folder import CaptionedImages, read_rows
+from latentdiff.data.folder import CaptionedImages, read_parts, read_rows
 from latentdiff.data.images import to_pixels
+from latentdiff.data.layouts import Row
 from latentdiff.errors import InputError
 
 
@@ -29,24 +32,47 @@ def pictures(tmp_path: Path) -> Path:
     return write(tmp_path, *rows)
 
 
+def rows_of(folder: Path, **options: Any) -> list[Row]:
+    return read_rows(folder, DataConfig(train=folder, **options))
+
+
+def test_a_prefix_and_pictures_to_skip(pictures: Path) -> None:
+    write(pictures, {"file_name": "0.png", "text": ""}, *({"file_name": f"{k}.png", "text": "x"} for k in (1, 2)))
+    rows = rows_of(pictures, prefix="sks style", skip=("2.png",))
+    assert [(row.name, row.captions) for row in rows] == [("0.png", ("sks style",)), ("1.png", ("sks style, x",))]
+
+
+def test_every_twentieth_picture_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "2_red").mkdir()
+    for k in range(40):
+        Image.new("RGB", (4, 4)).save(tmp_path / "2_red" / f"{k:02}.png")
+    train, held_out = read_parts(DataConfig(train=tmp_path))
+    assert [row.name for row in held_out] == ["2_red/00.png", "2_red/20.png"]
+    assert len(train) == 76 and not {row.name for row in train} & {row.name for row in held_out}
+    few = DataConfig(train=tmp_path, skip=tuple(f"2_red/{k:02}.png" for k in range(25)))
+    assert read_parts(few)[1] == []
+    with pytest.raises(InputError, match=r"has 15 pictures; give 20 or more, or data\.held_out"):
+        read_parts(few, measure=True)
+
+
 def test_rows_captions_and_columns(pictures: Path) -> None:
-    rows = read_rows(pictures)
+    rows = rows_of(pictures)
     assert [row.captions for row in rows[:2]] == [("first", "one"), ("picture 1",)]
     assert rows[1].where == str(pictures / "1.png") and rows[1].columns["style"] == "odd"
-    assert [row.name for row in read_rows(pictures, {"style": ("odd",)})] == ["1.png", "3.png"]
+    assert [row.name for row in rows_of(pictures, keep={"style": ("odd",)})] == ["1.png", "3.png"]
 
 
 def test_nothing_to_train_on(pictures: Path) -> None:
     with pytest.raises(InputError, match=r"that data\.keep lists"):
-        read_rows(pictures, {"style": ("none",)})
+        rows_of(pictures, keep={"style": ("none",)})
     with pytest.raises(InputError, match=r"0\.png has no caption; see all such with: latentdiff data check"):
-        read_rows(write(pictures, {"file_name": "0.png", "text": " "}))
+        rows_of(write(pictures, {"file_name": "0.png", "text": " "}))
 
 
 def test_folders_of_repeats_are_shown_as_often(tmp_path: Path) -> None:
     (tmp_path / "3_red").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "3_red" / "x.png")
-    assert [row.captions for row in read_rows(tmp_path)] == [("red",)] * 3
+    assert [row.captions for row in rows_of(tmp_path)] == [("red",)] * 3
 
 
 def test_pixels_run_from_minus_one_to_one() -> None:
@@ -55,7 +81,7 @@ def test_pixels_run_from_minus_one_to_one() -> None:
 
 
 def test_an_item_depends_on_its_draw_alone(pictures: Path) -> None:
-    data = CaptionedImages(read_rows(pictures), 8, flip=0.5)
+    data = CaptionedImages(rows_of(pictures), 8, flip=0.5)
     captions = {data[0, draw]["caption"] for draw in range(20)}
     assert captions == {"first", "one"}
     assert torch.equal(data[0, 3]["pixels"], data[0, 3]["pixels"])

@@ -1,0 +1,18 @@
+"""`latentdiff finetune`."""
+
+from typing import Any
+
+from latentdiff.training.finetune import plan_finetune, write_plan
+from latentdiff.training.run import train
+
+
+def run(**options: Any) -> None:
+    """Plan, say what will be done, do it, say how to use it."""
+    plan = plan_finetune(**options)
+    print(plan.in_words(), flush=True)
+    write_plan(plan)
+    train(plan.config)
+    output = plan.config.run.output
+    use = f"--model {output / 'model'}" if plan.config.method == "full" else f"--lora {output}"
+    base = f" --model {plan.config.base}" if plan.config.base and plan.config.method != "full" else ""
+    print(f'done; use it with: latentdiff generate "{plan.config.data.prefix or "…"}"{base} {use} -o picture.png')

@@ -1,0 +1,168 @@
+"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024): put into a model to be trained, saved, and merged for use."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from latentdiff.checkpoint import Components
+from latentdiff.errors import CheckpointError
+from latentdiff.files import atomic_path
+
+FILE = "pytorch_lora_weights.safetensors"
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+def add_lora(unet: nn.Module, rank: int, dora: bool = False) -> None:
+    """Freeze `unet` and put trainable low-rank pairs beside its attention and feed-forward layers, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(TARGETS), init_lora_weights="gaussian", use_dora=dora
+    )
+    inject_adapter_in_model(config, unet)
+
+
+def save_lora(parts: Components, folder: Path) -> None:
+    """Write the pairs that `add_lora` put into the U-Net, in diffusers' layout (alpha equals the rank)."""
+    from peft import get_peft_model_state_dict
+
+    state = {f"unet.{key}": value.contiguous() for key, value in get_peft_model_state_dict(parts.unet).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / FILE) as path:
+        save_file(state, path, metadata={"format": "pt"})
+
+
+def save_kohya(source: Path, target: Path) -> None:
+    """Write a LoRA of ours again as kohya's trainers and the web interfaces name it."""
+    state, _ = _read(find_lora(source))
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name, _, kind = key.partition(".lora_")
+        flat = name.replace("unet.", "lora_unet.", 1).replace(".", "_")
+        kinds = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector": "dora_scale"}
+        out[f"{flat}.{kinds[kind]}"] = value
+        if kind == "A.weight":
+            out[f"{flat}.alpha"] = torch.tensor(float(len(value)))
+    with atomic_path(target) as path:
+        save_file(out, path, metadata={"format": "pt"})
+
+
+def merge_lora(parts: Components, path: Path, scale: float = 1.0) -> int:
+    """Add a LoRA's change, times `scale`, to the weights of U-Net and text encoders, in place; returns layers changed.
+
+    path: a folder or file in diffusers' or kohya's layout. Raises CheckpointError when it is none or matches nothing;
+    warns when only a part matches.
+    """
+    file = find_lora(path)
+    state, alphas = _read(file)
+    if not any(key.endswith(DOWN) for key in state):
+        state, alphas = _from_kohya(file, parts)
+    layers = _layers(parts)
+    names = [key.removesuffix(DOWN) for key in state if key.endswith(DOWN)]
+    matched = [name for name in names if name in layers and _fits(layers[name], state, name)]
+    if not matched:
+        raise CheckpointError(f"{file} matches none of this model's layers; it was made for another kind of model")
+    if len(matched) < len(names):
+        missing = sorted(set(names) - set(matched))
+        warnings.warn(f"{file}: {len(missing)} of {len(names)} layers match nothing, {missing[0]} first", stacklevel=2)
+    for name in matched:
+        _merge(layers[name], state, name, scale * alphas.get(name, 1.0))
+    return len(matched)
+
+
+def find_lora(path: Path) -> Path:
+    """The LoRA file at `path`, itself or in a folder. Raises CheckpointError."""
+    if path.is_file():
+        return path
+    for file in (path / FILE, path / "model" / FILE, *sorted(path.glob("*.safetensors"))):
+        if file.is_file():
+            return file
+    raise CheckpointError(f"{path} holds no LoRA; give a .safetensors file or the folder that finetune wrote")
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors, and alpha over rank for the layers whose metadata says that they differ."""
+    try:
+        with safe_open(file, "pt") as opened:
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is no readable safetensors file ({error}); download or train it again"
+        ) from error
+    ratio: dict[str, float] = {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        rank, alpha = (metadata.get(f"{part}.{name}") for name in ("r", "lora_alpha"))
+        if rank and alpha:
+            ratio |= {key.removesuffix(DOWN): alpha / rank for key in state if key.startswith(f"{part}.")}
+    return state, ratio
+
+
+def _from_kohya(file: Path, parts: Components) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """diffusers knows the many names that trainers give; slow to import, so only for files that need it."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+    loader: Any = StableDiffusionLoraLoaderMixin
+    if len(parts.text.encoders) == 2:
+        loader = StableDiffusionXLLoraLoaderMixin
+    try:
+        state, alphas = loader.lora_state_dict(str(file), unet_config=_UNetBlocks(parts))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file} is in no LoRA layout that is known ({reason}); convert it first") from error
+    renamed = {_peft_name(key): value for key, value in state.items()}
+    ratio: dict[str, float] = {}
+    for key, alpha in (alphas or {}).items():
+        name = _peft_name(key.removesuffix(".alpha")).removesuffix(DOWN)
+        if (down := renamed.get(name + DOWN)) is not None:
+            ratio[name] = float(alpha) / len(down)
+    return renamed, ratio
+
+
+class _UNetBlocks:
+    """What diffusers' converter asks of a U-Net's config."""
+
+    def __init__(self, parts: Components) -> None:
+        self.layers_per_block = parts.unet.config.layers_per_block
+
+
+def _peft_name(key: str) -> str:
+    """`attn1.processor.to_q_lora.down.weight` and its like -> `attn1.to_q.lora_A.weight`."""
+    key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
+    key = key.replace(".lora_linear_layer.", ".lora.").replace("_lora.", ".lora.")
+    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.").replace(".dora_scale", MAGNITUDE)
+
+
+def _layers(parts: Components) -> dict[str, nn.Module]:
+    """Layers with a weight by the name a LoRA file gives them; transformers 5 dropped `text_model.` from its own."""
+    found = {f"unet.{name}": layer for name, layer in parts.unet.named_modules() if hasattr(layer, "weight")}
+    for part, encoder in zip(("text_encoder", "text_encoder_2"), parts.text.encoders, strict=False):
+        for name, layer in encoder.named_modules():
+            if hasattr(layer, "weight"):
+                found[f"{part}.text_model.{name.removeprefix('text_model.')}"] = layer
+    return found
+
+
+def _fits(layer: nn.Module, state: dict[str, Tensor], name: str) -> bool:
+    up, down = state.get(name + UP), state[name + DOWN]
+    weight: Any = layer.weight
+    return up is not None and (len(up), down[0].numel()) == (len(weight), weight[0].numel())
+
+
+@torch.no_grad()
+def _merge(layer: nn.Module, state: dict[str, Tensor], name: str, scale: float) -> None:
+    """W + s B A; with a magnitude m, m (W + s B A) / ||W + s B A|| by output (Liu et al. 2024, eq. 5)."""
+    weight: Any = layer.weight
+    down, up = (state[name + suffix].float().to(weight.device) for suffix in (DOWN, UP))
+    changed = weight.float() + scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+    if (magnitude := state.get(name + MAGNITUDE)) is not None:
+        norm = changed.flatten(1).norm(dim=1)
+        changed = changed * (magnitude.float().flatten().to(weight.device) / norm).view(-1, *[1] * (changed.ndim - 1))
+    weight.copy_(changed)

@@ -1,0 +1,97 @@
+"""From a folder to a checked plan for teaching a model what is in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentdiff.checkpoint import locate, read_limits
+from latentdiff.config.base import validate
+from latentdiff.config.train import FineTuneConfig, train_config
+from latentdiff.data.check import Report, check
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path
+
+VISITS = 40
+SMALL_MODEL = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, and what the check of the folder found."""
+
+    config: FineTuneConfig
+    report: Report
+
+    def in_words(self) -> str:
+        config = self.config
+        skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
+        return (
+            f"{self.report.pictures} pictures from {self.report.layout}{skipped}\n"
+            f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
+            f"{config.optim.max_steps} steps of {config.data.batch_size}, rate {config.optim.learning_rate}\n"
+            f"into {config.run.output}"
+        )
+
+
+def plan_finetune(
+    folder: Path,
+    output: Path,
+    base: str | None = None,
+    method: str = "lora",
+    trigger: str = "",
+    skip_bad: bool = False,
+    **given: Any,
+) -> Plan:
+    """Check the folder, before any weight is read, and choose what was not given: steps, batch, rate, rank, seed.
+
+    Small models take larger batches and steps. Each picture is seen some 40 times. Raises InputError when the check
+    finds errors and `skip_bad` is not set.
+    """
+    resolution, text = read_limits(locate(base))
+    report = check(folder, resolution, text.lost_words)
+    errors = [error for error in report.errors if not (trigger and error.kind == "no caption")]
+    if errors and not skip_bad:
+        raise InputError(
+            f"{len(errors)} of {report.pictures} pictures cannot be used, first {errors[0].where}: {errors[0].kind}; "
+            f"see latentdiff data check {folder}, mend them or pass --skip-bad"
+        )
+    bad = {str(Path(error.where).relative_to(folder)) for error in errors}
+    usable = report.pictures - len(bad)
+    small = resolution <= SMALL_MODEL
+    batch = given.get("batch_size") or min(16 if small else 2, usable)
+    rate = (1e-3 if small else 1e-4) * (0.1 if method == "full" else 1)
+    steps = given.get("steps") or max(100, min(4000, VISITS * usable // max(1, batch)))
+    config = validate(
+        train_config,
+        {
+            "task": "finetune",
+            "base": base,
+            "method": method,
+            "rank": given.get("rank") or 16,
+            "data": {
+                "train": folder, "resolution": resolution, "batch_size": batch, "skip": sorted(bad), "prefix": trigger,
+            },
+            "optim": {
+                "learning_rate": given.get("learning_rate") or rate, "max_steps": steps,
+                "warmup_steps": min(50, steps // 10), "ema_decay": 0.99,
+            },
+            "run": {
+                "output": output, "seed": given.get("seed") or 0, "sample_every": max(1, steps // 4),
+                "checkpoint_every": max(1, steps // 4), "log_every": 10,
+            },
+        },
+        "finetune",
+    )  # fmt: skip
+    return Plan(config, report)
+
+
+def write_plan(plan: Plan) -> Path:
+    """Keep the config beside the run, so that `latentdiff train` goes on from it."""
+    output = plan.config.run.output
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "config.yaml"
+    with atomic_path(path) as partial:
+        partial.write_text(yaml.safe_dump(plan.config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
+    return path

@@ -1,0 +1,109 @@
+"""`latentdiff finetune`, from a folder to a picture."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentdiff import cli
+from latentdiff.checkpoint import read_pipeline
+from latentdiff.errors import InputError
+from latentdiff.lora import FILE
+from latentdiff.training.finetune import plan_finetune
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for k in range(4):
+        Image.effect_noise((20, 16), 20 + 20 * k).convert("RGB").save(path / f"grey noise {k}.png")
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["latentdiff", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+        sys.exit(0)
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_from_a_folder_to_a_picture(
+    method: str, folder: Path, model_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "run"
+    options = ["--model", model_folder, "--method", method, "--steps", 4, "--trigger", "sks"]
+    assert run(monkeypatch, "finetune", folder, "-o", output, *options) == 0
+    said = capsys.readouterr().out
+    assert "4 pictures from file names" in said and f"{method} on {model_folder}" in said and "4 steps of 4" in said
+    use = ["--model", output / "model"] if method == "full" else ["--model", model_folder, "--lora", output]
+    assert (output / "model" / FILE).is_file() == (method != "full")
+    pictures = []
+    for name, words in (("plain", ["--model", model_folder]), ("taught", use)):
+        picture = tmp_path / f"{name}.png"
+        assert run(monkeypatch, "generate", "sks", *words, "--seed", 1, "--steps", 2, "-o", picture) == 0
+        pictures.append(np.asarray(Image.open(picture)).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() > 0
+    again = tmp_path / "again.png"
+    assert run(monkeypatch, "generate", "--from-image", tmp_path / "taught.png", "-o", again) == 0
+    assert np.array_equal(np.asarray(Image.open(again)), pictures[1])
+
+
+def test_a_full_fine_tune_changes_the_unet_alone(
+    folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--model", model_folder, "--method", "full", "--steps", 3]
+    assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", *options) == 0
+    before, after = (read_pipeline(path, torch.float32) for path in (model_folder, tmp_path / "run" / "model"))
+    for part in ("unet", "vae", "text"):
+        pairs = zip(getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == (part != "unet")
+
+
+def test_the_run_can_be_gone_on_with_from_its_own_config(
+    folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", "--model", model_folder, "--steps", 2) == 0
+    first = (tmp_path / "run" / "model" / FILE).read_bytes()
+    assert run(monkeypatch, "train", tmp_path / "run" / "config.yaml", "--set", "optim.max_steps=4") == 0
+    assert (tmp_path / "run" / "model" / FILE).read_bytes() != first
+
+
+def test_bad_pictures_are_refused_or_skipped(
+    folder: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "grey noise 1.png").write_bytes(b"broken")
+    options = ["-o", tmp_path / "run", "--model", model_folder, "--steps", 2]
+    assert run(monkeypatch, "finetune", folder, *options) == 2
+    assert "1 of 4 pictures cannot be used" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(monkeypatch, "finetune", folder, *options, "--skip-bad") == 0
+    assert "1 skipped" in capsys.readouterr().out
+
+
+def test_choices_follow_the_folder_and_what_is_given(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    plan = plan_finetune(folder, tmp_path / "run", str(model_folder))
+    assert (plan.config.data.batch_size, plan.config.optim.max_steps, plan.config.data.resolution) == (4, 100, 16)
+    given = plan_finetune(folder, tmp_path / "run", str(model_folder), "full", batch_size=2, steps=7, learning_rate=0.5)
+    assert (given.config.data.batch_size, given.config.optim.max_steps, given.config.optim.learning_rate) == (2, 7, 0.5)
+    with pytest.raises(InputError, match=r"method='lroa'"):
+        plan_finetune(folder, tmp_path / "run", str(model_folder), "lroa")
+
+
+def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"IMG_{k}.png")
+    with pytest.raises(InputError, match="no caption"):
+        plan_finetune(folder, tmp_path / "run", str(model_folder))
+    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), trigger="sks style")
+    assert plan.config.data.prefix == "sks style" and plan.config.data.skip == ()
