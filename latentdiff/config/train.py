@@ -31,8 +31,9 @@ class DataConfig(Config):
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) with warm-up, then a cosine to `final_learning_rate`."""
+    """AdamW (Loshchilov & Hutter 2019) or Muon with warm-up, then a cosine to `final_learning_rate`."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-4
     final_learning_rate: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 500

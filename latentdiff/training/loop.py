@@ -22,6 +22,7 @@ from latentdiff.errors import NonFiniteError
 from latentdiff.files import atomic_path
 from latentdiff.training.checkpoints import Progress, newest_checkpoint, save_checkpoint
 from latentdiff.training.ema import EMA
+from latentdiff.training.muon import Muon, muon_groups
 
 
 class Task(Protocol):
@@ -69,8 +70,7 @@ def fit(task: Task, config: TrainConfig) -> None:
     log = Log(run.output / "metrics.jsonl")
     task.module.to(accelerator.device)
     task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = _groups(task.module, optim.weight_decay)
-    optimizer = torch.optim.AdamW(parameters, optim.learning_rate, optim.betas, fused=True)
+    optimizer = _optimizer(task.module, optim)
     ema = EMA(task.module, optim.ema_decay)
     progress = Progress()
     module, optimizer = accelerator.prepare(task.module, optimizer)
@@ -111,6 +111,13 @@ def learning_rate(step: int, optim: OptimConfig) -> float:
     done = (step - optim.warmup_steps) / max(1, optim.max_steps - optim.warmup_steps)
     height = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * height
+
+
+def _optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    if optim.name == "muon":
+        return Muon(muon_groups(module, optim.weight_decay), optim.learning_rate, optim.betas)
+    groups = _groups(module, optim.weight_decay)
+    return torch.optim.AdamW(groups, optim.learning_rate, optim.betas, fused=True)
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
