@@ -29,26 +29,26 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     update = self._orthogonal if group["orthogonal"] else self._adam
-                    p.sub_(update(p, group), alpha=group["lr"])
+                    p.sub_(update(p, p.grad, group), alpha=group["lr"])
         return loss
 
-    def _orthogonal(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        nesterov = torch.lerp(p.grad, state["momentum"], group["momentum"])
+        state["momentum"].lerp_(grad, 1 - group["momentum"])
+        nesterov = torch.lerp(grad, state["momentum"], group["momentum"])
         matrix = nesterov.flatten(1)
         return orthogonalize(matrix).view(p.shape) * (ADAM_RMS * math.sqrt(max(matrix.shape)))
 
-    def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
         if not state:
             state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         state["step"] += 1
         first, second = group["betas"]
-        state["exp_avg"].lerp_(p.grad, 1 - first)
-        state["exp_avg_sq"].lerp_(p.grad.square(), 1 - second)
+        state["exp_avg"].lerp_(grad, 1 - first)
+        state["exp_avg_sq"].lerp_(grad.square(), 1 - second)
         step = state["step"].item()
         mean, square = state["exp_avg"] / (1 - first**step), state["exp_avg_sq"] / (1 - second**step)
         return mean / (square.sqrt() + group["eps"])
