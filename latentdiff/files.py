@@ -11,7 +11,7 @@ from latentdiff.errors import InputError
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: flushed to disk and renamed on success, removed on an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    partial = _partial(path)
     try:
         yield partial
         sync(partial)
@@ -19,6 +19,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
 
 
 def sync(path: Path) -> None:
@@ -32,6 +36,12 @@ def sync(path: Path) -> None:
 
 def check_writable_parent(path: Path) -> None:
     """Raise InputError unless a file of this name can be made in its folder."""
+    try:
+        _partial(path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); shorten its name or name another") from error
     folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist; make it first or name another")

@@ -48,12 +48,18 @@ def hash_model(folder: Path, lora: Path | None = None) -> str:
 
 
 def write_png(image: Image.Image, recipe: Recipe, path: Path) -> None:
-    """Save with two text chunks: `latentdiff`, JSON for machines, and `parameters`, a line for people."""
+    """Save with two text chunks: `latentdiff`, JSON for machines, and `parameters`, a line for people.
+
+    Raises InputError when the disk is full or refuses the file; nothing is left of it then.
+    """
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(CHUNK, recipe.model_dump_json())
     chunks.add_itxt("parameters", _in_words(recipe))
-    with atomic_path(path) as partial:
-        image.save(partial, format="PNG", pnginfo=chunks)
+    try:
+        with atomic_path(path) as partial:
+            image.save(partial, format="PNG", pnginfo=chunks)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); free space or name another place") from error
 
 
 def read_recipe(path: Path) -> Recipe:

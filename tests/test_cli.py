@@ -1,5 +1,6 @@
 """The command line as a user meets it: files, messages, exit codes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_mistakes_are_one_line_and_exit_2(
     ("arguments", "message"),
     [
         (["gone.yaml"], "gone.yaml cannot be read"),
+        ([], "no config file was given"),
         (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
         (["vae.yaml"], "data/emoji/train does not exist"),
         (["unet.yaml", "--set", "run.output=run"], "text/model/text_encoder is missing"),
@@ -146,6 +148,12 @@ def test_training_mistakes_are_one_line_and_exit_2(
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_schema_of_config_files(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--schema", monkeypatch=monkeypatch) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["discriminator"]["mapping"]) == {"vae", "text_encoder", "unet", "finetune"}
 
 
 def test_words_over_the_limit_are_one_line(model_folder: Path, tmp_path: Path) -> None:

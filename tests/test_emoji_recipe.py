@@ -12,11 +12,16 @@ from PIL import Image
 from examples.emoji import prepare as recipe
 from examples.emoji.captions import captions, with_article
 from examples.emoji.concepts import read_emoji
-from examples.emoji.sources import SOURCES, code_of, read_members
+from examples.emoji.sources import SOURCES, code_of, fetch, pictures, read_members
 from examples.emoji.split import CORE, HELD_OUT_CONCEPTS, HELD_OUT_PAIRS, is_held_out
 from latentdiff.errors import InputError
 
-SVG = '<rect width="32" height="32" fill="red"/>'
+NOT_BY_MICROSOFT = "1f491-1f3fc"
+
+
+def svg(name: str) -> str:
+    """A red square; each name has its own file."""
+    return f'<rect id="{name}" width="32" height="32" fill="red"/>'
 
 
 def entry(code: str, label: str, group: int | None, tags: list[str], **more: Any) -> dict[str, Any]:
@@ -60,9 +65,12 @@ def pack(path: Path, files: dict[str, bytes]) -> None:
             archive.addfile(info, io.BytesIO(data))
 
 
-def webp() -> bytes:
+def webp(k: int) -> bytes:
+    """A transparent picture with one opaque corner, unlike that of any other k."""
     buffer = io.BytesIO()
-    Image.new("RGBA", (256, 256), (0, 0, 255, 0)).save(buffer, "WEBP")
+    image = Image.new("RGBA", (256, 256), (0, 0, 255, 0))
+    image.paste((9 * k, 0, 0, 255), (0, 0, 8, 8))
+    image.save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
@@ -78,21 +86,24 @@ def cache(tmp_path: Path) -> Path:
     pack(folder / "emojibase-data-17.0.0.tgz", data)
     for source in SOURCES:
         name, version = source.package.rsplit("@", 1)
-        files = {"icons.json": {"width": 32, "height": 32, "icons": {n: {"body": SVG} for n in NAMES.values()}}}
+        files = {"icons.json": {"width": 32, "height": 32, "icons": {n: {"body": svg(n)} for n in NAMES.values()}}}
         if source.style in CORE:
-            files["chars.json"] = NAMES  # type: ignore[assignment]
+            files["chars.json"] = NAMES
         packed = {key: json.dumps(value).encode() for key, value in files.items()}
         if source.style == "fluent 3d":
-            packed = {f"assets/{code}.webp": webp() for code in [*NAMES, "1f491-1f3fc"]}
+            packed = {f"assets/{code}.webp": webp(k) for k, code in enumerate([*NAMES, NOT_BY_MICROSOFT])}
         pack(folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz", packed)
     return folder
 
 
-def test_the_whole_recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe.random.Random, "sample", lambda self, values, count: values[:2])  # type: ignore[attr-defined]
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_whole_recipe(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
     recipe.prepare(tmp_path / "out", cache, 32)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "train" / "metadata.jsonl").read_text().splitlines()]
-    held = [json.loads(line) for line in (tmp_path / "out" / "held_out" / "metadata.jsonl").read_text().splitlines()]
+    rows, held = (read_rows(tmp_path / "out" / part) for part in ("train", "held_out"))
     assert {row["style"] for row in rows} == {source.style for source in SOURCES}
     assert {row["concept"] for row in rows + held} == {"red apple", "banana", "koala", "waving hand", "red heart"}
     assert {row["concept"] for row in held} >= {"koala"} and "koala" not in {row["concept"] for row in rows}
@@ -102,8 +113,33 @@ def test_the_whole_recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert (image.size, image.mode) == ((32, 32), "RGB")
         assert image.getpixel((16, 16)) == ((255, 255, 255) if row["style"] == "fluent 3d" else (255, 0, 0))
     assert "Microsoft" in (tmp_path / "out" / "NOTICE").read_text()
-    with pytest.raises(InputError, match="exists"):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]
+    with pytest.raises(InputError, match="not an empty folder"):
         recipe.prepare(tmp_path / "out", cache, 32)
+
+
+def test_no_pair_and_no_picture_is_on_both_sides(cache: Path) -> None:
+    """Where a set draws a held-out concept like a trained one, the picture is not held out."""
+    emoji = read_emoji(cache / "emojibase-data-17.0.0.tgz")
+    noto = next(source for source in SOURCES if source.style == "noto")
+    found = {noto: {"1f428": b"bear", "1f34c": b"banana", "1f34e": b"apple"}}
+    rows = recipe._without_twins(recipe._rows(emoji, found), found)
+    assert {row["concept"]: row["part"] for row in rows} == {
+        "koala": "held_out",
+        "banana": "train",
+        "red apple": "train",
+    }
+    found[noto]["1f428"] = b"banana"
+    rows = recipe._without_twins(recipe._rows(emoji, found), found)
+    assert {row["concept"] for row in rows} == {"banana", "red apple"}
+
+
+def test_pictures_are_found_by_code_or_name_and_foreign_ones_left_out(cache: Path) -> None:
+    """fluent color, blob and emojitwo list no codes here: they borrow those of the other sets."""
+    found = pictures({source: fetch(source.package, cache) for source in SOURCES})
+    assert all(images.keys() == NAMES.keys() for images in found.values())
+    for source, images in found.items():
+        assert source.style == "fluent 3d" or b'id="koala"' in images["1f428"]
 
 
 def test_skin_tones_are_thinned_and_belong_to_their_concept(cache: Path) -> None:
@@ -125,7 +161,19 @@ def test_captions_name_concept_style_and_language(cache: Path) -> None:
 
 @pytest.mark.parametrize(
     ("label", "phrase"),
-    [("owl", "an owl"), ("grapes", "grapes"), ("bus", "a bus"), ("glasses", "glasses"), ("cross", "a cross")],
+    [
+        ("owl", "an owl"),
+        ("grapes", "grapes"),
+        ("bus", "a bus"),
+        ("glasses", "glasses"),
+        ("cross", "a cross"),
+        ("unicorn", "a unicorn"),
+        ("hourglass done", "an hourglass done"),
+        ("bread", "bread"),
+        ("loaf of bread", "a loaf of bread"),
+        ("face with rolling eyes", "a face with rolling eyes"),
+        ("men with bunny ears", "men with bunny ears"),
+    ],
 )
 def test_articles(label: str, phrase: str) -> None:
     assert with_article(label) == phrase
@@ -144,8 +192,50 @@ def test_the_split_holds_out_few_pairs_and_leaves_three_teachers() -> None:
     assert not any(is_held_out("red apple", s, styles) for s in styles)
 
 
+def test_the_split_does_not_move() -> None:
+    """A contract: the bundled model's held-out pictures must stay ones that it was never shown."""
+    styles = {source.style for source in SOURCES}
+    names = ("cookie", "dragon", "giraffe", "lion", "pizza", "tiger", "zebra")
+    assert [name for name in names if is_held_out(name, "noto", styles)] == ["cookie", "dragon", "giraffe", "lion"]
+
+
 def test_codes_have_one_spelling() -> None:
     assert code_of("2764-FE0F") == code_of("2764") == "2764"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "another package"])
+def test_a_bad_package_is_named(cache: Path, damage: str) -> None:
+    tarball = cache / "emojibase-data-17.0.0.tgz"
+    data = bytearray(tarball.read_bytes())
+    if damage == "flipped":
+        data[-6] ^= 1  # the checksum: what tarfile alone does not read
+    tarball.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    if damage == "another package":
+        pack(tarball, {"index.js": b""})
+    with pytest.raises(InputError, match=r"emojibase-data-17\.0\.0\.tgz .*; delete it"):
+        read_emoji(tarball)
+
+
+@pytest.mark.parametrize(("out", "size", "reason"), [("new", 0, "at least 1"), ("file/new", 32, "cannot be made")])
+def test_bad_input_is_refused_first(tmp_path: Path, out: str, size: int, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=reason):
+        recipe.prepare(tmp_path / out, tmp_path / "cache", size)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_fetch_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="npm is not installed"):
+        fetch("x@1.0.0", tmp_path / "cache")
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error code E404' >&2\necho 'npm error 404 No such package.' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    with pytest.raises(InputError, match=r"npm pack x@1\.0\.0 failed: 404 No such package; check"):
+        fetch("x@1.0.0", tmp_path / "cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="another --cache"):
+        fetch("x@1.0.0", tmp_path / "file" / "cache")
 
 
 def test_a_damaged_package_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -156,4 +246,4 @@ def test_a_damaged_package_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path / "out"), "--cache", str(tmp_path)])
     assert recipe.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))

@@ -37,6 +37,12 @@ def test_places_where_no_file_can_be_made(tmp_path: Path) -> None:
         check_writable_parent(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["n" * 240 + ".png", "n" * 300 + ".png", "n" * 300 + "/a.png"])
+def test_names_too_long_for_the_temporary_file_are_told_before_the_work(path: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shorten its name"):
+        check_writable_parent(tmp_path / path)
+
+
 def test_suggestions() -> None:
     assert did_you_mean("eulr", ["ddim", "euler"]) == "did you mean 'euler'?"
     assert did_you_mean("zzz", ["ddim", "euler"]) == "known: ddim, euler"

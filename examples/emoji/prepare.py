@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,14 @@ from examples.emoji.captions import captions
 from examples.emoji.concepts import Emoji, read_emoji
 from examples.emoji.render import render
 from examples.emoji.sheet import contact_sheet
-from examples.emoji.sources import NAMES, SOURCES, Source, fetch, pictures
+from examples.emoji.sources import NAMES, NAMES_CREDIT, SOURCES, Source, fetch, pictures
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_held_out
 from latentdiff.errors import InputError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to make; must not exist")
+    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
     parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     arguments = parser.parse_args()
@@ -39,23 +42,39 @@ def main() -> int:
 def prepare(out: Path, cache: Path, size: int = 128) -> None:
     """Fetch, join, rasterise, split and write; the folder appears under its name only when it is whole.
 
-    Raises InputError when `out` exists, npm fails or a tarball is damaged.
+    Raises InputError when `size` is not positive, `out` is taken or cannot be made, npm fails or a tarball is damaged.
     """
-    if out.exists():
-        raise InputError(f"{out} exists; name a folder that does not, or delete it first")
+    if size < 1:
+        raise InputError(f"size={size} must be at least 1; the bundled model was trained on 128")
     start = time.monotonic()
-    emoji = read_emoji(fetch(NAMES, cache))
-    found = pictures({source: fetch(source.package, cache) for source in SOURCES})
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    rows = _rows(emoji, found)
-    _render_all(rows, found, partial, size)
-    _write(partial, rows, emoji)
-    partial.rename(out)
+    with _whole_folder(out) as partial:
+        emoji = read_emoji(fetch(NAMES, cache))
+        found = pictures({source: fetch(source.package, cache) for source in SOURCES})
+        rows = _without_twins(_rows(emoji, found), found)
+        _render_all(rows, found, partial, size)
+        _write(partial, rows)
     for (part, style), count in sorted(Counter((row["part"], row["style"]) for row in rows).items()):
         print(f"{part:9} {style:13} {count:5}")
     concepts = len({row["concept"] for row in rows})
     print(f"{len(rows)} pictures of {concepts} concepts in {out} after {time.monotonic() - start:.0f} s")
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`: renamed to it on success, removed on an error."""
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder; name another, or delete it first")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rows(emoji: dict[str, Emoji], found: dict[Source, dict[str, bytes]]) -> list[dict[str, Any]]:
@@ -88,6 +107,13 @@ def _row(emoji: Emoji, style: str, held_out: bool) -> dict[str, Any]:
     }
 
 
+def _without_twins(rows: list[dict[str, Any]], found: dict[Source, dict[str, bytes]]) -> list[dict[str, Any]]:
+    """Some sets draw two concepts alike: drop held-out pictures that the training part shows under another name."""
+    data = {(source.style, code): image for source, images in found.items() for code, image in images.items()}
+    trained = {data[row["style"], row["code"]] for row in rows if row["part"] == "train"}
+    return [row for row in rows if row["part"] == "train" or data[row["style"], row["code"]] not in trained]
+
+
 def _render_all(rows: list[dict[str, Any]], found: dict[Source, dict[str, bytes]], out: Path, size: int) -> None:
     data = {(source.style, code): image for source, images in found.items() for code, image in images.items()}
     jobs = [(data[row["style"], row["code"]], out / row["part"] / row["file_name"], size) for row in rows]
@@ -101,7 +127,7 @@ def _render_one(data: bytes, path: Path, size: int) -> None:
     render(data, size).save(path)
 
 
-def _write(out: Path, rows: list[dict[str, Any]], emoji: dict[str, Emoji]) -> None:
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     for part in ("train", "held_out"):
         lines = [{k: v for k, v in row.items() if k != "part"} for row in rows if row["part"] == part]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -113,9 +139,9 @@ def _write(out: Path, rows: list[dict[str, Any]], emoji: dict[str, Emoji]) -> No
     }
     (out / "split.json").write_text(json.dumps(split, indent=1, ensure_ascii=False), encoding="utf-8")
     credits = [f"- {source.credit} (npm {source.package})\n" for source in SOURCES]
-    credits.append(f"- names and keywords: emojibase, MIT License (npm {NAMES})\n")
+    credits.append(f"- {NAMES_CREDIT} (npm {NAMES})\n")
     (out / "NOTICE").write_text("The pictures and captions were made from:\n" + "".join(credits), encoding="utf-8")
-    shown = random.Random(0).sample(rows, 192)
+    shown = random.Random(0).sample(rows, min(192, len(rows)))
     images: list[Image.Image] = [Image.open(out / row["part"] / row["file_name"]) for row in shown]
     contact_sheet(images, 16, [row["text"] for row in shown]).save(out / "contact_sheet.png")
 

@@ -1,9 +1,12 @@
 """The packages the pictures and names come from, fetched as npm tarballs and read in memory."""
 
+import gzip
+import io
 import json
 import re
 import subprocess
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ from typing import Any
 from latentdiff.errors import InputError
 
 NAMES = "emojibase-data@17.0.0"
+NAMES_CREDIT = (
+    "names and keywords: emojibase-data, Copyright (c) 2017-2019 Miles Johnson, MIT License; "
+    "from Unicode CLDR, Unicode License"
+)
 NOT_MICROSOFT = Path(__file__).with_name("fluent3d_not_in_ms_listing.json")
 
 
@@ -35,7 +42,9 @@ SOURCES = (
     Source(
         "twemoji", "@iconify-json/twemoji@1.2.5", f"Twemoji, Copyright Twitter, Inc and other contributors, {CC_BY}"
     ),
-    Source("emojitwo", "@iconify-json/emojione@1.2.3", f"Emojitwo, Copyright Emojitwo contributors, {CC_BY}"),
+    Source(
+        "emojitwo", "@iconify-json/emojione@1.2.3", f"EmojiTwo / EmojiOne 2, Copyright EmojiTwo contributors, {CC_BY}"
+    ),
 )
 
 
@@ -45,26 +54,44 @@ def fetch(package: str, cache: Path) -> Path:
     tarball = cache / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
     if tarball.is_file():
         return tarball
-    cache.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True, capture_output=True, text=True)
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{cache} cannot hold the packages ({error.strerror}); give another --cache") from None
+    try:
+        subprocess.run(
+            ["npm", "pack", "--loglevel=error", package], cwd=cache, check=True, capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise InputError(f"npm is not installed and {tarball} is not there; install Node.js or put it there") from None
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"npm pack {package} failed: {reason}; check the network and run again") from None
+        raise InputError(
+            f"npm pack {package} failed: {_reason(error.stderr)}; check the network and run again"
+        ) from None
     return tarball
 
 
+def _reason(stderr: str) -> str:
+    """The first line npm says that is more than an error code."""
+    lines = [re.sub(r"^npm (error|ERR!) ?", "", line).strip() for line in stderr.splitlines()]
+    return next((line.rstrip(".") for line in lines if line and not line.startswith("code ")), "no reason given")
+
+
 def read_members(tarball: Path, wanted: str) -> dict[str, bytes]:
-    """The members whose path matches the pattern `wanted`, by path; nothing is unpacked to disk."""
+    """The members whose path matches the pattern `wanted`, by path; nothing is unpacked to disk.
+
+    Raises InputError when the tarball is damaged anywhere, or has no such member.
+    """
     try:
-        with tarfile.open(tarball) as archive:
+        # tarfile stops before gzip's checksum; decompress reads it
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(tarball.read_bytes()))) as archive:
             files = [m for m in archive if m.isfile() and re.fullmatch(wanted, m.name)]
-            return {m.name: archive.extractfile(m).read() for m in files}  # type: ignore[union-attr]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{tarball} is damaged ({reason}); delete it and run again") from error
+            found = {m.name: archive.extractfile(m).read() for m in files}  # type: ignore[union-attr]
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"{tarball} is damaged ({error}); delete it and run again") from error
+    if not found:
+        raise InputError(f"{tarball} has no member {wanted}: it is another package; delete it and run again")
+    return found
 
 
 def code_of(text: str) -> str:
@@ -74,12 +101,13 @@ def code_of(text: str) -> str:
 
 def pictures(packages: dict[Source, Path]) -> dict[Source, dict[str, bytes]]:
     """Code point sequence to SVG or WebP bytes, of each set; one that lists no codes borrows the others' by name."""
-    files = {source: read_members(path, r"package/(icons|chars)\.json") for source, path in packages.items()}
-    chars = {source: json.loads(found.get("package/chars.json", b"{}")) for source, found in files.items()}
+    drawn = [source for source in packages if source.style != "fluent 3d"]
+    files = {source: read_members(packages[source], r"package/(icons|chars)\.json") for source in drawn}
+    chars = {source: json.loads(files[source].get("package/chars.json", b"{}")) for source in drawn}
     names = {name: code_of(code) for listed in chars.values() for code, name in listed.items()}
     found = {}
     for source, path in packages.items():
-        if source.style == "fluent 3d":
+        if source not in files:
             found[source] = _webp(path)
         else:
             own = {name: code_of(code) for code, name in chars[source].items()}

@@ -3,8 +3,8 @@
 from examples.emoji.concepts import chance
 
 HELD_OUT_CONCEPTS = (
-    "koala", "owl", "snail", "strawberry", "pretzel", "cheese wedge", "violin", "umbrella", "key", "lighthouse",
-    "tractor", "trophy", "cactus",
+    "koala", "owl", "snail", "strawberry", "pretzel", "cheese wedge", "violin", "umbrella", "key", "tractor",
+    "trophy", "cactus",
 )  # fmt: skip
 ALWAYS_TRAINED = ("red apple", "cat face", "cat", "rocket")
 HELD_OUT_PAIRS = 0.05

@@ -3,6 +3,8 @@
 import sys
 import warnings
 
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line and exit code 2."""
@@ -15,6 +17,7 @@ def main() -> None:
     except LatentDiffError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("stopped", file=sys.stderr)
+        raise

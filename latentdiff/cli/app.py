@@ -1,5 +1,6 @@
 """The verbs and their options. Nothing slow is imported before a verb runs."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -71,13 +72,20 @@ def generate(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    config: Annotated[Path | None, typer.Argument(help="YAML file; see configs/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the files' JSON schema, for editors.")] = False,
 ) -> None:
     """Train a VAE, a text encoder or a U-Net as a config file says; an interrupted run goes on where it was."""
     from latentdiff.config.base import load_yaml
     from latentdiff.config.train import train_config
+    from latentdiff.errors import InputError
 
+    if schema:
+        typer.echo(json.dumps(train_config.json_schema(), indent=2))
+        return
+    if config is None:
+        raise InputError("no config file was given; name a YAML file, configs/ holds examples")
     checked = load_yaml(train_config, config, set_ or [])
     from latentdiff.training.run import train as start
 

@@ -78,6 +78,7 @@ def fit(task: Task, config: TrainConfig) -> None:
     if checkpoint := newest_checkpoint(run.output):
         accelerator.load_state(str(checkpoint))
     batches = _batches(task, config, progress.step, accelerator)
+    module.train()
 
     bar = tqdm(total=optim.max_steps, initial=progress.step, disable=not accelerator.is_main_process, smoothing=0.05)
     while progress.step < optim.max_steps:
