@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from latentdiff import LatentDiffusionPipeline
+from latentdiff import LatentDiffusionPipeline, __version__
 from latentdiff.checkpoint import locate
 from latentdiff.runtime import DTYPES, pick_device
 
@@ -79,12 +79,13 @@ def main() -> None:
     }
     rows = table(alternate(calls, given.rounds, device), "diffusers float32")
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("latentdiff", "torch", "diffusers", "transformers"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     text = (
         f"# Whole pictures, {date.today()}\n\n{folder.name}, {given.steps} DDIM steps, guidance 5, "
         f"batch {given.batch}, {hardware}, {torch.get_num_threads()} threads; "
         f"median of {given.rounds} after one warm-up, alternately.\n"
-        f"{versions}\n\n{rows}\n\n`python -m benchmarks.pipeline --steps {given.steps} --batch {given.batch}`\n"
+        f"latentdiff {__version__}, {versions}\n\n{rows}\n\n"
+        f"`python -m benchmarks.pipeline --steps {given.steps} --batch {given.batch}`\n"
     )
     RESULTS.mkdir(exist_ok=True)
     name = f"pipeline_{hardware.replace(' ', '-')}_{date.today()}.md"
