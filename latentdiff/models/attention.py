@@ -38,7 +38,10 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        return self.gate(self.proj(x))
+
+    def gate(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 

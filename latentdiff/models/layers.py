@@ -31,6 +31,13 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))  # [B, dim]
 
 
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018) and then SiLU: one module, so that one kernel can do both. [B, C, H, W] both ways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
 class ResnetBlock2D(nn.Module):
     """Norm, SiLU, convolution, twice, around a shortcut; the time embedding is added in the middle.
 
@@ -41,18 +48,18 @@ class ResnetBlock2D(nn.Module):
         self, in_channels: int, out_channels: int, temb_channels: int | None, groups: int = 32, eps: float = 1e-6
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNormSiLU(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNormSiLU(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

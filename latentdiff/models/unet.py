@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.attention import Transformer2DModel
-from latentdiff.models.layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
+from latentdiff.models.layers import (
+    Downsample2D,
+    GroupNormSiLU,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Upsample2D,
+    timestep_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class UNet2DConditionModel(nn.Module):
             self.up_blocks.append(UpBlock(config, level, width, skips, temb_channels))
             width = channels[level]
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -138,7 +144,7 @@ class UNet2DConditionModel(nn.Module):
         x = self.mid_block(x, temb, encoder_hidden_states)
         for up in self.up_blocks:
             x = up(x, skips, temb, encoder_hidden_states)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # [B, out_channels, h, w]
+        return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
 
     def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
         """Timestep, and for SDXL (Podell et al. 2023, sec. 2.2) pooled text and sizes, as one [B, 4*C0] vector."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from latentdiff.config.model import VAEConfig
 from latentdiff.models.attention import SpatialSelfAttention
-from latentdiff.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
+from latentdiff.models.layers import Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,14 @@ class Encoder(nn.Module):
                 level.downsamplers = nn.ModuleList([Downsample2D(width, asymmetric=True)])
             self.down_blocks.append(level)
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
 class Decoder(nn.Module):
@@ -107,14 +106,14 @@ class Decoder(nn.Module):
             if i < len(widths) - 1:
                 level.upsamplers = nn.ModuleList([Upsample2D(width)])
             self.up_blocks.append(level)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class AutoencoderKL(nn.Module):

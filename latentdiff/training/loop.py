@@ -20,6 +20,7 @@ from latentdiff.config.train import OptimConfig, RunConfig, TrainConfig
 from latentdiff.data.batches import Batches
 from latentdiff.errors import NonFiniteError
 from latentdiff.files import atomic_path
+from latentdiff.runtime.kernels import use_native_kernels
 from latentdiff.training.checkpoints import Progress, newest_checkpoint, save_checkpoint
 from latentdiff.training.ema import EMA
 from latentdiff.training.muon import Muon, muon_groups
@@ -70,6 +71,7 @@ def fit(task: Task, config: TrainConfig) -> None:
     log = Log(run.output / "metrics.jsonl")
     task.module.to(accelerator.device)
     task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_native_kernels(task.module)
     optimizer = _optimizer(task.module, optim)
     ema = EMA(task.module, optim.ema_decay)
     progress = Progress()

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal; AdamW for everything that is no matrix."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,23 +25,40 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = self._orthogonal if group["orthogonal"] else self._adam
-                    p.sub_(update(p, p.grad, group), alpha=group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = self._orthogonal if group["orthogonal"] else self._adam
+            for p, update in updates(parameters, group):
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
         return loss
 
-    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Matrices of one shape are made orthogonal together: small products are slow one by one."""
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for p in parameters:
+            shapes.setdefault(p.shape, []).append(p)
+        for alike in shapes.values():
+            moments = [self._nesterov(p, group["momentum"]) for p in alike]
+            # A kernel's columns may come in any order: the one it lies in (channels last) needs no copy.
+            stack = torch.stack([m.movedim(1, -1).bfloat16() for m in moments])
+            scale = ADAM_RMS * math.sqrt(max(stack[0].flatten(1).shape))
+            updates = orthogonalize(stack.flatten(2)).view_as(stack).movedim(-1, 2)
+            for p, update in zip(alike, updates, strict=True):
+                yield p, update.to(p.dtype) * scale
+
+    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(grad, 1 - group["momentum"])
-        nesterov = torch.lerp(grad, state["momentum"], group["momentum"])
-        matrix = nesterov.flatten(1)
-        return orthogonalize(matrix).view(p.shape) * (ADAM_RMS * math.sqrt(max(matrix.shape)))
+        assert p.grad is not None
+        state["momentum"].lerp_(p.grad, 1 - momentum)
+        return torch.lerp(p.grad, state["momentum"], momentum)
 
-    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        for p in parameters:
+            assert p.grad is not None
+            yield p, self._adam_update(p, p.grad, group)
+
+    def _adam_update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
         if not state:
             state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
@@ -54,17 +71,22 @@ class Muon(torch.optim.Optimizer):
         return mean / (square.sqrt() + group["eps"])
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of the matrix's U S V^T, by quintic Newton-Schulz steps in bfloat16: singular values 0.7 to 1.2."""
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly U V^T of each matrix's U S V^T, by quintic Newton-Schulz steps in bfloat16: singular values 0.7 to 1.2.
+
+    matrices: [..., rows, columns]; the result is bfloat16.
+    """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        polynomial = b * gram + c * gram @ gram
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = polynomial @ x
+    return x.mT if tall else x
 
 
 def muon_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

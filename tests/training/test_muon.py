@@ -12,7 +12,7 @@ from tests.small import small_unet_config
 @pytest.mark.parametrize("shape", [(32, 32), (16, 200), (200, 16)])
 def test_singular_values_become_nearly_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape)
-    found = orthogonalize(matrix)
+    found = orthogonalize(matrix).float()
     assert found.shape == matrix.shape
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.3 and values.max() < 1.3

@@ -1,0 +1,56 @@
+"""Our C++ kernels: compiled once for this processor by the compiler that is here, or not there at all."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from latentdiff.files import atomic_path
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+]
+SWITCH = "LATENTDIFF_NATIVE"
+ON = ("Linux", "x86_64")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None: on another system than Linux on x86-64, without `c++`, or with LATENTDIFF_NATIVE=0."""
+    compiler = shutil.which("c++")
+    if os.environ.get(SWITCH) == "0" or compiler is None or (platform.system(), platform.machine()) != ON:
+        return None
+    path = cache_folder() / f"native-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                subprocess.run([compiler, *FLAGS, "-o", temporary, SOURCE], check=True, capture_output=True)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cache_folder() -> Path:
+    """`latentdiff` in the user's cache folder (XDG base directories)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentdiff"
+
+
+def _key(compiler: str) -> str:
+    """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
+    features = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, features]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
