@@ -90,19 +90,33 @@ def read_pipeline(folder: Path, dtype: torch.dtype) -> Components:
     )
 
 
-def read_limits(folder: Path) -> tuple[int, TextConditioner]:
-    """The size a model was trained for, in pixels, and its tokenizers, without any weight."""
+@dataclass(frozen=True)
+class Limits:
+    """What a model takes: the size it was trained for and the pixels a latent, and its tokenizers."""
+
+    resolution: int
+    downscale: int
+    text: TextConditioner
+
+
+def read_limits(folder: Path) -> Limits:
+    """A model's limits, read without any weight."""
     index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
     unet = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
     vae = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
     names = [name for name in ("tokenizer", "tokenizer_2") if index.get(name, [None, None])[1]]
-    return unet.sample_size * vae.downscale, TextConditioner([_read_tokenizer(folder / name) for name in names], [])
+    text = TextConditioner([_read_tokenizer(folder / name) for name in names], [])
+    return Limits(unet.sample_size * vae.downscale, vae.downscale, text)
 
 
 def read_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Read one VAE folder: `config.json` and its safetensors."""
-    config = VAEConfig.read(read_json(folder / "config.json"), str(folder / "config.json"))
-    return _load(AutoencoderKL, config, folder, dtype)
+    return _load(AutoencoderKL, read_vae_config(folder), folder, dtype)
+
+
+def read_vae_config(folder: Path) -> VAEConfig:
+    """The config of one VAE folder."""
+    return VAEConfig.read(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def read_text(folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.float32) -> TextConditioner:

@@ -100,7 +100,7 @@ class LatentDiffusionPipeline:
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         sampler: str = "ddim",
         eta: float = 0.0,
         latents: Tensor | None = None,
@@ -109,7 +109,7 @@ class LatentDiffusionPipeline:
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt.
 
-        seed: image k is drawn from seed + k, by a generator of its own; random when None.
+        seed: image k is drawn from seed + k, or from seed[k], by a generator of its own; random when None.
         latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
         Raises InputError for what cannot be asked, NonFiniteError when a number overflows.
         """
@@ -235,11 +235,18 @@ def _negatives(negative: str | Sequence[str] | None, prompts: list[str], times: 
     return negatives
 
 
-def _seeds(seed: int | None, count: int) -> list[int]:
-    first = secrets.randbelow(2**32) if seed is None else seed
-    if not 0 <= first < 2**63 - count:
-        raise InputError(f"seed={seed} must be from 0 to 2**63 - 1; try 0")
-    return [first + k for k in range(count)]
+def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    if isinstance(seed, Sequence):
+        seeds = list(seed)
+        if len(seeds) != count:
+            raise InputError(f"seed has {len(seeds)} numbers for {count} pictures; give as many, or one for all")
+    else:
+        first = secrets.randbelow(2**32) if seed is None else seed
+        seeds = [first + k for k in range(count)]
+    for one in seeds:
+        if not 0 <= one < 2**63:
+            raise InputError(f"seed={one} must be from 0 to 2**63 - 1; try 0")
+    return seeds
 
 
 def _given(latents: Tensor, shape: tuple[int, ...]) -> Tensor:

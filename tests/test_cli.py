@@ -132,7 +132,7 @@ def test_mistakes_are_one_line_and_exit_2(
         ([], "no config file was given"),
         (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
         (["vae.yaml"], "data/emoji/train does not exist"),
-        (["unet.yaml", "--set", "run.output=run"], "text/model/text_encoder is missing"),
+        (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
     ],
 )
 def test_training_mistakes_are_one_line_and_exit_2(

@@ -11,6 +11,7 @@ import latentdiff
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data, name="data")
+PICTURES = "A folder, .zip or .tar, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
 
 
 def _version(asked: bool) -> None:
@@ -74,47 +75,56 @@ def generate(
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see configs/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
+    auto_batch: Annotated[bool, typer.Option("--auto-batch", help="Out of memory: halve the batch and go on.")] = False,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
     schema: Annotated[bool, typer.Option("--schema", help="Print the files' JSON schema, for editors.")] = False,
 ) -> None:
-    """Train a VAE, a text encoder or a U-Net as a config file says; an interrupted run goes on where it was."""
-    from latentdiff.config.base import load_yaml
-    from latentdiff.config.train import train_config
+    """Train a VAE, a text encoder or a U-Net as a config file says."""
     from latentdiff.errors import InputError
 
     if schema:
+        from latentdiff.config.train import train_config
+
         typer.echo(json.dumps(train_config.json_schema(), indent=2))
         return
     if config is None:
         raise InputError("no config file was given; name a YAML file, configs/ holds examples")
-    checked = load_yaml(train_config, config, set_ or [])
-    from latentdiff.training.run import train as start
+    from latentdiff.cli.train import run
 
-    start(checked)
+    raise typer.Exit(run(config, set_ or [], resume, skip_bad, auto_batch, num_processes))
 
 
 @app.command()
 def finetune(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, a .zip or a .tar.")],
+    folder: Annotated[str, typer.Argument(help=PICTURES)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
     method: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
     trigger: Annotated[str, typer.Option(help="Words put before every caption.")] = "",
+    caption_template: Annotated[str, typer.Option(help="Makes the {name} of a class a caption.")] = "{name}",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of lora and dora. [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    auto_batch: Annotated[bool, typer.Option("--auto-batch", help="Out of memory: halve the batch and go on.")] = False,
 ) -> None:
-    """Teach a model the pictures of a folder, checked first; an interrupted run goes on where it was."""
+    """Teach a model the pictures of a folder, checked first."""
     from latentdiff.cli.finetune import run
 
     run(
+        resume,
+        auto_batch,
         folder=folder,
         output=output,
         base=model,
         method=method,
         trigger=trigger,
+        caption_template=caption_template,
         skip_bad=skip_bad,
         steps=steps,
         batch_size=batch_size,
@@ -124,15 +134,59 @@ def finetune(
     )
 
 
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="What run.output named.")],
+) -> None:
+    """Write report.html into a run's folder: curves, sample grids, config and data on one page."""
+    from latentdiff.cli.report import run
+
+    run(run_folder)
+
+
+@app.command()
+def evaluate(
+    real: Annotated[Path, typer.Option(help="Real pictures no model learnt from: a folder, .zip or .tar.")],
+    generated: Annotated[Path | None, typer.Option(help="Generated pictures; else a model makes them.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    num: Annotated[int | None, typer.Option(help="Captions of --real to draw. [default: all]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 25]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 ignores guidance. [default: 5]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As generate has them. [default: ddim]")] = None,
+    features: Annotated[str, typer.Option(help="efficientnet-lite0, inception or clip.")] = "efficientnet-lite0",
+    weights: Annotated[str | None, typer.Option(help="Of inception: file, or hub. Of clip: folder or hub id.")] = None,
+    judge: Annotated[str | None, typer.Option(help="CLIP folder, text_encoder run or hub id, for captions.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Of frechet, kernel, precision-recall, density-coverage, class-score, sliced-wasserstein, alignment, "
+            "retrieval; by commas. [default: all that can be had]"
+        ),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Behind each 95 % interval.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn; picture k from seed + k.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page with numbers and pictures to write.")] = None,
+) -> None:
+    """Measure generated pictures, of a folder or of a model, against real ones."""
+    from latentdiff.cli.evaluate import Request, run
+
+    asked = {"model": model, "num": num, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
+    of_model = {key: value for key, value in asked.items() if value is not None}
+    run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, output, html, of_model))
+
+
 @data.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, a .zip or a .tar.")],
+    folder: Annotated[str, typer.Argument(help=PICTURES)],
     model: Annotated[
         str | None, typer.Option(help="Whose size and token limit count. [default: the bundled one]")
     ] = None,
+    caption_template: Annotated[str, typer.Option(help="Makes the {name} of a class a caption.")] = "{name}",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Read every picture and caption and say what is wrong; exit code 1 when something is. Nothing is changed."""
     from latentdiff.cli.data import run
 
-    raise typer.Exit(run(folder, model, as_json))
+    raise typer.Exit(run(folder, model, caption_template, as_json))

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from latentdiff.training.finetune import plan_finetune, write_plan
-from latentdiff.training.run import train
+from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.run import start
 
 
-def run(**options: Any) -> None:
+def run(resume: bool, auto_batch: bool, **options: Any) -> None:
     """Plan, say what will be done, do it, say how to use it."""
     plan = plan_finetune(**options)
     print(plan.in_words(), flush=True)
-    write_plan(plan)
-    train(plan.config)
+    start(plan.config, plan.report, resume, auto_batch)
     output = plan.config.run.output
     use = f"--model {output / 'model'}" if plan.config.method == "full" else f"--lora {output}"
     base = f" --model {plan.config.base}" if plan.config.base and plan.config.method != "full" else ""

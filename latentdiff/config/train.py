@@ -1,39 +1,66 @@
 """What a training YAML may say: one model for each task, every default in one place."""
 
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from latentdiff.config.base import Config
 from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.errors import InputError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+CLASS_NAME = "{name}"
+
+
+def check_template(template: str) -> str:
+    """`template` itself. Raises InputError unless `{name}` is in it, and no other field."""
+    try:
+        fields = {field[1:] for field in Formatter().parse(template) if field[1] is not None}
+    except ValueError as error:
+        raise InputError(
+            f"caption_template={template!r}: {error}; write a brace that is meant as such twice"
+        ) from error
+    if fields != {("name", "", None)}:
+        raise InputError(
+            f"caption_template={template!r} must hold {{name}} and no other field; try 'a photo of a {{name}}'"
+        )
+    return template
 
 
 class DataConfig(Config):
-    """Captioned pictures (a folder, zip or tar), and the held-out ones that are only ever looked at.
+    """Captioned pictures, and the held-out ones that are only ever looked at.
 
+    Both are a folder, zip or tar, shards by a pattern (`000.tar` to `012.tar`: `{000..012}.tar`) or https://, or a
+    dataset of the Hugging Face hub (`hf://owner/name`) or saved by it.
     Without `held_out` every 20th picture of `train` is held out, none if there are fewer than 20. `keep` takes part
-    of both: for each column named, the values to train on; `skip` leaves out pictures by name. `prefix` goes before
-    every caption, and is the caption of pictures that have none.
+    of both: for each column named, the values to train on; `skip` leaves out pictures by name. `caption_template` makes
+    a caption of the `{name}` of a class; `prefix` goes before every caption, and is the caption of pictures that have
+    none.
     """
 
-    train: Path
-    held_out: Path | None = None
+    train: str | Path
+    held_out: str | Path | None = None
     resolution: PositiveInt = 128
     batch_size: PositiveInt = 64
     num_workers: NonNegativeInt = 0
     flip: Probability = 0.0
+    buckets: bool = True
+    max_crop: Probability = 0.1
+    crop: Literal["center", "random"] = "center"
+    shuffle_captions: bool = False
     keep: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    caption_template: Annotated[str, AfterValidator(check_template)] = CLASS_NAME
     prefix: str = ""
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) or Muon with warm-up, then a cosine to `final_learning_rate`."""
+    """AdamW (Loshchilov & Hutter 2019) or another, with warm-up, then `lr_schedule` to `final_learning_rate`."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw_8bit", "prodigy", "muon"] = "adamw"
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     learning_rate: PositiveFloat = 1e-4
     final_learning_rate: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 500
@@ -45,15 +72,22 @@ class OptimConfig(Config):
 
 
 class RunConfig(Config):
-    """Where a run keeps its state, and how often it says something."""
+    """Where a run keeps its state, and how often it says something.
+
+    `early_stopping`: evaluations without a lower held-out loss after which it ends. `gradient_checkpointing` computes
+    the way forward twice to keep less of it.
+    """
 
     output: Path
     seed: NonNegativeInt = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     gradient_accumulation_steps: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    early_stopping: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
     sample_every: PositiveInt = 500
     log_every: PositiveInt = 50
+    tracker: Literal["auto", "none", "tensorboard", "wandb", "mlflow"] = "auto"
 
 
 class TrainConfig(Config):
@@ -93,11 +127,15 @@ class DenoiserConfig(TrainConfig):
     """A U-Net in the latent space of a frozen VAE, conditioned by a frozen text encoder.
 
     Timesteps are drawn with a density that grows like t ** (timestep_power - 1): evenly at 1, towards noise above.
+    `noise_offset` is the deviation of a shift of each channel's noise (Guttenberg 2023); errors over `huber_delta`
+    count linearly, all count squared without it.
     """
 
     caption_dropout: Probability = 0.1
     timestep_power: PositiveFloat = 1.0
     min_snr_gamma: PositiveFloat | None = None
+    noise_offset: NonNegativeFloat = 0.0
+    huber_delta: PositiveFloat | None = None
     sample_prompts: tuple[str, ...] = ()
     sample_steps: PositiveInt = 20
     guidance_scale: NonNegativeFloat = 4.0

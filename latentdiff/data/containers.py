@@ -3,40 +3,79 @@
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TypeVar
 
 from latentdiff.errors import InputError
 
+Entry = TypeVar("Entry")
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif"}
 MAX_FILE = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Container:
-    """Files by name (relative, with `/`), sorted. `read` gives the bytes of one; `stamp` changes when they may have."""
+    """Files by name (relative, with `/`), sorted. `read` gives the bytes of one; `stamp` changes when they may have.
 
-    path: Path
+    source: the path or address it was opened from.
+    """
+
+    source: str
     names: tuple[str, ...]
     read: Callable[[str], bytes] = field(repr=False)
     stamp: Callable[[str], str] = field(repr=False)
 
+    @property
+    def pictures(self) -> list[str]:
+        return [name for name in self.names if PurePosixPath(name).suffix.lower() in PICTURES]
 
-def open_container(path: Path) -> Container:
-    """Open a folder, `.zip` or uncompressed `.tar`. Raises InputError for anything else."""
+    def where(self, name: str) -> str:
+        """The full name of a file, for messages."""
+        return f"{self.source}/{name}"
+
+
+def open_container(path: Path, source: str = "") -> Container:
+    """Open a folder, `.zip` or uncompressed `.tar`, called `source` if that is given. Raises InputError for others."""
+    source = source or str(path)
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give a folder of pictures, a .zip or a .tar")
+        raise InputError(f"{source} does not exist; give a folder of pictures, a .zip or a .tar")
     try:
         if path.suffix == ".zip":
-            return _zip(path)
+            return _zip(path, source)
         if path.suffix == ".tar":
-            return _tar(path)
+            return _tar(path, source)
     except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy or download it again") from error
-    raise InputError(f"{path} is no folder, .zip or .tar; unpack it to a folder first")
+        raise InputError(f"{source} is damaged ({error}); copy or download it again") from error
+    raise InputError(f"{source} is no folder, .zip or .tar; unpack it to a folder first")
+
+
+def join(containers: list[Container]) -> Container:
+    """Containers of pictures as one: `cat.png` in `000.tar` becomes `000.tar/cat.png`. Raises InputError for twins."""
+    # By characters, since addresses are no paths: the common folder of those would lose a slash after https:/.
+    root = os.path.commonprefix([part.source for part in containers]).rpartition("/")[0]  # noqa: RUF071
+    places: dict[str, tuple[Container, str]] = {}
+    for part in containers:
+        if not part.pictures:
+            raise InputError(f"{part.source} holds no pictures; leave it out or make it again")
+        shard = part.source.removeprefix(f"{root}/")
+        if f"{shard}/{part.names[0]}" in places:
+            raise InputError(f"{part.source} is named twice; name each once")
+        places |= {f"{shard}/{name}": (part, name) for name in part.names}
+
+    def read(name: str) -> bytes:
+        part, inside = places[name]
+        return part.read(inside)
+
+    def stamp(name: str) -> str:
+        part, inside = places[name]
+        return part.stamp(inside)
+
+    return Container(root or ".", tuple(sorted(places)), read, stamp)
 
 
 def _folder(root: Path) -> Container:
@@ -49,49 +88,60 @@ def _folder(root: Path) -> Container:
         stat = (root / name).stat()
         return f"{stat.st_size}/{stat.st_mtime_ns}"
 
-    return Container(root, tuple(sorted(found)), lambda name: (root / name).read_bytes(), stamp)
+    return Container(str(root), tuple(sorted(found)), lambda name: (root / name).read_bytes(), stamp)
 
 
-def _zip(path: Path) -> Container:
+def _zip(path: Path, source: str) -> Container:
     with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist() if not info.is_dir() and _plain(info.filename)}
-    for info in entries.values():
-        _check_size(path, info.filename, info.file_size)
+        members = ((info.filename, info.file_size, info) for info in archive.infolist() if not info.is_dir())
+        entries = _entries(source, members)
 
     def read(name: str) -> bytes:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
+            return archive.read(entries[name])
 
-    return Container(path, tuple(sorted(entries)), read, lambda name: f"{entries[name].CRC}/{entries[name].file_size}")
+    return Container(
+        source, tuple(sorted(entries)), read, lambda name: f"{entries[name].CRC}/{entries[name].file_size}"
+    )
 
 
-def _tar(path: Path) -> Container:
+def _tar(path: Path, source: str) -> Container:
     """Members are read at their offset, so that every process can, without going through the archive again."""
     with tarfile.open(path, "r:") as archive:
-        entries = {member.name: member for member in archive if member.isfile() and _plain(member.name)}
-    for member in entries.values():
-        _check_size(path, member.name, member.size)
+        files = (member for member in archive if member.isfile())
+        entries = _entries(source, ((file.name, file.size, (file.offset_data, file.size)) for file in files))
+        end = archive.offset
     whole = path.stat().st_mtime_ns
 
-    def read(name: str) -> bytes:
-        member = entries[name]
+    def read_at(offset: int, size: int) -> bytes:
         with path.open("rb") as file:
-            return _read_at(file, member.offset_data, member.size)
+            file.seek(offset)
+            return file.read(size)
 
-    return Container(path, tuple(sorted(entries)), read, lambda name: f"{entries[name].offset_data}/{whole}")
+    def stamp(name: str) -> str:
+        return f"{entries[name][0]}/{whole}"
+
+    if read_at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it is cut short")
+    return Container(source, tuple(sorted(entries)), lambda name: read_at(*entries[name]), stamp)
 
 
-def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
+def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str, Entry]:
+    """By name, of (name, size, entry), those that stay inside and are no system's leftovers. Raises InputError."""
+    entries: dict[str, Entry] = {}
+    for raw, size, entry in members:
+        name = PurePosixPath(raw).as_posix()
+        if not _plain(name):
+            continue
+        if size > MAX_FILE:
+            raise InputError(f"{source}: {name} would unpack to {size} bytes, over {MAX_FILE}; take it out")
+        if name in entries:
+            raise InputError(f"{source} holds {name} twice; pack it again, each file once")
+        entries[name] = entry
+    return entries
 
 
 def _plain(name: str) -> bool:
     """Names that stay inside, and are not what macOS or a version control leaves behind."""
     parts = PurePosixPath(name).parts
     return not name.startswith("/") and not any(p == "__MACOSX" or p.startswith(".") for p in parts)
-
-
-def _check_size(path: Path, name: str, size: int) -> None:
-    if size > MAX_FILE:
-        raise InputError(f"{path}: {name} would unpack to {size} bytes, over {MAX_FILE}; take it out")

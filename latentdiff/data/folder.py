@@ -6,33 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ImageOps
 from torch import Tensor
 
 from latentdiff.config.train import DataConfig
-from latentdiff.data.containers import open_container
+from latentdiff.data.captions import choose_caption
 from latentdiff.data.images import decode, fit, to_pixels
 from latentdiff.data.layouts import Row, read_layout
+from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 
 HELD_OUT_EVERY = 20
 
 
-def read_rows(path: Path, config: DataConfig) -> list[Row]:
-    """The pictures of a folder, zip or tar that `config` keeps, those shown several times an epoch as often.
+def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
+    """The pictures of a source that `config` keeps, those shown several times an epoch as often.
 
     Raises InputError when there is none, and for a picture without a caption.
     """
-    rows = [row for row in read_layout(open_container(path)).rows if row.name not in config.skip]
+    layout = read_layout(open_source(source), config.caption_template)
+    rows = [row for row in layout.rows if row.name not in config.skip]
     rows = [row for row in rows if all(row.columns.get(column) in keep for column, keep in config.keep.items())]
     if not rows:
         raise InputError(
-            f"{path} has no picture{' that data.keep lists' if config.keep else ''}; add some or keep more"
+            f"{source} has no picture{' that data.keep lists' if config.keep else ''}; add some or keep more"
         )
     rows = [replace(row, captions=_prefixed(row.captions, config.prefix)) for row in rows]
     for row in rows:
         if not row.captions:
-            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {path}")
+            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {source}")
     return [row for row in rows for _ in range(row.repeats)]
 
 
@@ -61,15 +62,15 @@ def load_pixels(row: Row, resolution: int) -> Tensor:
 
 
 class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """Pictures and captions by (row, draw): the draw seeds the choice of caption and the flip, so a run can be resumed.
+    """Pictures, the middle square of each, and captions by (row, draw).
 
-    Items: `pixels` [3, R, R] in [-1, 1], `caption`, `row`.
+    The draw seeds the choice of caption and the flip, so a run can be resumed.
+    Items: `pixels` [3, R, R] in [-1, 1], `caption`, `row`, `draw`.
     """
 
-    def __init__(self, rows: list[Row], resolution: int, flip: float = 0.0) -> None:
-        self.rows = rows
-        self.resolution = resolution
-        self.flip = flip
+    def __init__(self, rows: list[Row], config: DataConfig) -> None:
+        self.rows, self.config = rows, config
+        self.buckets = [0] * len(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,7 +78,7 @@ class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
         row, rng = self.rows[index], random.Random(f"{index}/{draw}")
-        image = fit(decode(row.read(), row.where), self.resolution)
-        if rng.random() < self.flip:
-            image = ImageOps.mirror(image)
-        return {"pixels": to_pixels(image), "caption": rng.choice(row.captions), "row": index}
+        pixels = load_pixels(row, self.config.resolution)
+        if rng.random() < self.config.flip:
+            pixels = pixels.flip(-1)
+        return {"pixels": pixels, "caption": choose_caption(row, self.config, rng), "row": index, "draw": draw}

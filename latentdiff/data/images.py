@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from latentdiff.errors import InputError
@@ -27,6 +27,16 @@ def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
+        raise InputError(f"{name}: not a readable image ({str(error) or 'cut short'}); replace or remove it") from error
+
+
+def measure(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height of a picture as it is seen, turned by EXIF, without decoding it. Raises InputError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (opened.height, opened.width) if turned else opened.size
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable image ({str(error) or 'cut short'}); replace or remove it") from error
 
 

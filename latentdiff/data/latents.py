@@ -1,17 +1,23 @@
-"""Pictures encoded once: the VAE's mean and deviation of each, on disk and in memory."""
+"""Pictures encoded once: the VAE's mean and deviation of each cut of each, on disk and in memory."""
 
 import hashlib
 import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from latentdiff.data.folder import load_pixels
+from latentdiff.config.train import DataConfig
+from latentdiff.data.buckets import Fitting, View, views
+from latentdiff.data.captions import choose_caption
+from latentdiff.data.images import decode, measure, to_pixels
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.models.vae import AutoencoderKL
@@ -19,59 +25,118 @@ from latentdiff.models.vae import AutoencoderKL
 BATCH = 32
 
 
-class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded pictures and their captions by (row, draw); the draw seeds the choice of caption.
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's cuts as float16 [2C, h, w], mean over deviation; the second half are the mirrored ones, if any."""
 
-    Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`.
+    cuts: list[Tensor]
+
+
+class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
+    """Encoded pictures and their captions by (row, draw); the draw seeds the choice of cut and caption.
+
+    Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`, `draw`.
     """
 
-    def __init__(self, rows: list[Row], moments: Tensor) -> None:
-        self.rows = rows
-        self.moments = moments
+    def __init__(self, rows: list[Row], encoded: list[Encoded], config: DataConfig) -> None:
+        self.rows, self.encoded, self.config = rows, encoded, config
+        shapes = sorted({e.cuts[0].shape for e in encoded})
+        self.buckets = [shapes.index(e.cuts[0].shape) for e in encoded]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
-        mean, std = self.moments[index].float().chunk(2)
-        caption = random.Random(f"{index}/{draw}").choice(self.rows[index].captions)
-        return {"mean": mean, "std": std, "caption": caption}
+        rng = random.Random(f"{index}/{draw}")
+        cuts = self.encoded[index].cuts
+        if self.config.flip:
+            half = len(cuts) // 2
+            cuts = cuts[half:] if rng.random() < self.config.flip else cuts[:half]
+        mean, std = rng.choice(cuts).float().chunk(2)
+        return {"mean": mean, "std": std, "caption": choose_caption(self.rows[index], self.config, rng), "draw": draw}
 
 
-def encode_rows(vae: AutoencoderKL, rows: list[Row], resolution: int, cache: Path) -> Tensor:
-    """float16 [N, 2C, h, w], mean and deviation; read from `cache` if it was made of just these files by this VAE."""
-    key = _key(vae, rows, resolution)
-    if (found := _read(cache, key)) is not None:
-        return found
+def encode_rows(vae: AutoencoderKL, rows: list[Row], config: DataConfig, cache: Path) -> list[Encoded]:
+    """Every row's cuts through the encoder; those that `cache` holds from this VAE and these bytes are read from it."""
+    fitting = Fitting.of(config, vae.config.downscale)
+    digests = [hashlib.sha256(row.read()).hexdigest() for row in rows]
+    chosen = [_views(row, digest, config, fitting) for row, digest in zip(rows, digests, strict=True)]
+    wanted = {
+        _key(digest, view): (row, view)
+        for row, digest, cuts in zip(rows, digests, chosen, strict=True)
+        for view in cuts
+    }
+    model = _fingerprint(vae)
+    found = {key: value for key, value in _read(cache, model).items() if key in wanted}
+    missing = {key: value for key, value in wanted.items() if key not in found}
+    if missing:
+        found |= _encode(vae, missing)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(cache) as path:
+            save_file(found, path, metadata={"model": model})
+    return [Encoded([found[_key(digest, view)] for view in cuts]) for digest, cuts in zip(digests, chosen, strict=True)]
+
+
+def load_view(row: Row, view: View) -> Tensor:
+    """float32 [3, H, W] in [-1, 1]: the cut that `view` describes."""
+    image = ImageOps.fit(decode(row.read(), row.where), view.size, Image.Resampling.LANCZOS, centering=view.place)
+    return to_pixels(ImageOps.mirror(image) if view.mirrored else image)
+
+
+def _views(row: Row, digest: str, config: DataConfig, fitting: Fitting) -> list[View]:
+    size = measure(row.read(), row.where)
+    return views(size, fitting.bucket(size), config.crop, config.flip > 0, digest)
+
+
+def _encode(vae: AutoencoderKL, wanted: dict[str, tuple[Row, View]]) -> dict[str, Tensor]:
     device = next(vae.parameters()).device
-    parts = []
-    for start in tqdm(range(0, len(rows), BATCH), desc="encoding pictures"):
-        pixels = torch.stack([load_pixels(row, resolution) for row in rows[start : start + BATCH]])
+    found: dict[str, Tensor] = {}
+    bar = tqdm(total=len(wanted), desc="encoding pictures")
+    for keys in _alike(wanted):
+        pixels = torch.stack([load_view(*wanted[key]) for key in keys])
         with torch.no_grad():
             posterior = vae.encode(pixels.to(device))
-        parts.append(torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1).half().cpu())
-    moments = torch.cat(parts)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(cache) as path:
-        save_file({"moments": moments}, path, metadata={"key": key})
-    return moments
+        moments = torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1).half().cpu()
+        found |= {key: value.clone() for key, value in zip(keys, moments, strict=True)}
+        bar.update(len(keys))
+    bar.close()
+    return found
 
 
-def _read(cache: Path, key: str) -> Tensor | None:
+def _alike(wanted: dict[str, tuple[Row, View]]) -> Iterator[list[str]]:
+    """Batches of keys whose cuts are of one size."""
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for key, (_, view) in wanted.items():
+        sizes.setdefault(view.size, []).append(key)
+    return (keys[start : start + BATCH] for keys in sizes.values() for start in range(0, len(keys), BATCH))
+
+
+def _key(digest: str, view: View) -> str:
+    width, height = view.size
+    place = "" if view.place == (0.5, 0.5) else f" at {view.place[0]:.6f},{view.place[1]:.6f}"
+    return f"{digest} {width}x{height}{place}{' mirrored' if view.mirrored else ''}"
+
+
+def _fingerprint(vae: AutoencoderKL) -> str:
+    return fingerprint((name, value) for name, value in vae.state_dict().items())
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of weights and their names, whatever device they are on."""
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(cache: Path, model: str) -> dict[str, Tensor]:
+    """What an earlier run kept; nothing if it is of another model, damaged or not there."""
     try:
         with safe_open(cache, "pt") as file:
-            return file.get_tensor("moments") if (file.metadata() or {}).get("key") == key else None
+            if (file.metadata() or {}).get("model") != model:
+                return {}
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return None
-
-
-def _key(vae: AutoencoderKL, rows: list[Row], resolution: int) -> str:
-    """A hash of all that the latents depend on: weights, size, and each picture's name and stamp."""
-    digest = hashlib.sha256(str(resolution).encode())
-    for name, value in vae.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    for row in rows:
-        digest.update(f"{row.where}/{row.container.stamp(row.name)}".encode())
-    return digest.hexdigest()
+        return {}

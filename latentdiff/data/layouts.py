@@ -5,15 +5,16 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from latentdiff.data.containers import Container
+from latentdiff.config.train import CLASS_NAME, check_template
+from latentdiff.data.containers import PICTURES, Container
 from latentdiff.errors import InputError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif"}
-SIDECARS = (".txt", ".caption")
+TEXTS = (".txt", ".caption")
+CAPTION_KEYS = ("text", "caption", "prompt")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 REPEATS = re.compile(r"(\d+)_(.+)")
 
@@ -31,7 +32,7 @@ class Row:
     @property
     def where(self) -> str:
         """The picture's full name, for messages."""
-        return str(self.container.path / self.name)
+        return self.container.where(self.name)
 
     def read(self) -> bytes:
         return self.container.read(self.name)
@@ -45,31 +46,34 @@ class Layout:
     rows: list[Row]
 
 
-def read_layout(container: Container, caption_template: str = "{name}") -> Layout:
+def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Layout:
     """Understand a container by what is in it; the first of these that fits.
 
-    A metadata file (`file_name`, and `text` or `captions`); `.txt` or `.caption` files beside the pictures; folders
-    named `10_name` (shown ten times an epoch) or one folder a class, captioned by `caption_template`; file names.
-    Raises InputError for a container without pictures and for broken metadata.
+    A metadata file (`file_name`, and `text` or `captions`); beside the pictures `.txt` or `.caption` files, or `.json`
+    with `text`, `caption` or `prompt`, or `.cls` with the name of a class; folders named `10_name` (shown ten times an
+    epoch) or one folder a class; file names. Names of classes and folders are put into `caption_template`.
+    Raises InputError for a container without pictures, broken metadata and a template without `{name}`.
     """
-    pictures = [name for name in container.names if PurePosixPath(name).suffix.lower() in PICTURES]
+    check_template(caption_template)
+    names, pictures = set(container.names), container.pictures
     metadata = [name for name in container.names if PurePosixPath(name).name in METADATA]
     if metadata:
         return Layout("metadata", [row for name in metadata for row in _metadata_rows(container, name)])
     if not pictures:
         kinds = ", ".join(sorted(PICTURES))
-        raise InputError(f"{container.path} holds no pictures; put files ending in {kinds} there")
-    names = set(container.names)
-    if any(_sidecar(name, names) for name in pictures):
-        return Layout("sidecar files", [_sidecar_row(container, name, names) for name in pictures])
-    folders = {PurePosixPath(name).parent.name for name in pictures}
-    if "" not in folders and all(REPEATS.fullmatch(folder) for folder in folders):
+        raise InputError(f"{container.source} holds no pictures; put files ending in {kinds} there")
+    rows = [_sidecar_row(container, name, names) for name in pictures]
+    if any(row.captions for row in rows) or any(_beside(name, names, TEXTS) for name in pictures):
+        return Layout("sidecar files", rows)
+    if any(_beside(name, names, (".cls",)) for name in pictures):
+        return Layout("class files", [_class_file_row(container, name, names, caption_template) for name in pictures])
+    folders = {_folder(name) for name in pictures}
+    if all(REPEATS.fullmatch(folder) for folder in folders):
         return Layout("folders of repeats", [_repeats_row(container, name, caption_template) for name in pictures])
     if "" not in folders and len(folders) > 1:
-        return Layout("a folder a class", [_class_row(container, name, caption_template) for name in pictures])
-    return Layout(
-        "file names", [Row(container, name, _captions(_words(PurePosixPath(name).stem))) for name in pictures]
-    )
+        rows = [_named_row(container, name, _folder(name), caption_template) for name in pictures]
+        return Layout("a folder a class", rows)
+    return Layout("file names", [_named_row(container, name, PurePosixPath(name).stem) for name in pictures])
 
 
 def _metadata_rows(container: Container, name: str) -> Iterable[Row]:
@@ -82,19 +86,16 @@ def _metadata_rows(container: Container, name: str) -> Iterable[Row]:
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: {error!r}; each line needs file_name and text") from error
         if picture not in known:
-            raise InputError(f"{where}: {picture} is not in {container.path}; restore the picture or remove the line")
+            raise InputError(f"{where}: {picture} is not in {container.source}; restore the picture or remove the line")
         yield Row(container, picture, texts, columns)
 
 
 def _records(container: Container, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    where = container.path / name
+    where = container.where(name)
     if name.endswith(".parquet"):
         yield from ((f"{where}:{k}", record) for k, record in enumerate(_parquet(container, name), 1))
         return
-    try:
-        text = container.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    text = _text(container, name)
     if name.endswith(".csv"):
         yield from ((f"{where}:{k}", record) for k, record in enumerate(csv.DictReader(io.StringIO(text)), 2))
         return
@@ -106,6 +107,14 @@ def _records(container: Container, name: str) -> Iterable[tuple[str, dict[str, A
                 raise InputError(f"{where}:{k}: {error}; each line is one JSON object") from error
 
 
+def _text(container: Container, name: str) -> str:
+    try:
+        return container.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = container.where(name)
+        raise InputError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
 def _parquet(container: Container, name: str) -> list[dict[str, Any]]:
     try:
         from pyarrow import ArrowInvalid, parquet
@@ -114,33 +123,64 @@ def _parquet(container: Container, name: str) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(io.BytesIO(container.read(name))).to_pylist()
     except ArrowInvalid as error:
-        raise InputError(f"{container.path / name} is damaged ({error}); save it again") from error
+        raise InputError(f"{container.where(name)} is damaged ({error}); save it again") from error
 
 
-def _sidecar(picture: str, names: set[str]) -> str | None:
+def _beside(picture: str, names: set[str], suffixes: tuple[str, ...]) -> str | None:
     stem = picture[: -len(PurePosixPath(picture).suffix)]
-    return next((stem + suffix for suffix in SIDECARS if stem + suffix in names), None)
+    return next((stem + suffix for suffix in suffixes if stem + suffix in names), None)
 
 
 def _sidecar_row(container: Container, picture: str, names: set[str]) -> Row:
-    beside = _sidecar(picture, names)
+    beside = _beside(picture, names, (*TEXTS, ".json"))
     if beside is None:
         return Row(container, picture, ())
+    if beside.endswith(".json"):
+        columns = _json_object(container, beside)
+        return Row(container, picture, _json_captions(columns, container.where(beside)), columns)
+    return Row(container, picture, _captions(_text(container, beside)))
+
+
+def _json_object(container: Container, name: str) -> dict[str, Any]:
+    """Nothing where the file holds something else: other programs keep boxes and outlines there."""
     try:
-        text = container.read(beside).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{container.path / beside} is not UTF-8; save it as UTF-8") from error
-    return Row(container, picture, _captions(" ".join(text.split())))
+        value = json.loads(_text(container, name))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{container.where(name)}: {error}; mend or remove it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _json_captions(columns: dict[str, Any], where: str) -> tuple[str, ...]:
+    key = next((key for key in CAPTION_KEYS if columns.get(key)), None)
+    value = columns[key] if key else []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: {key}={value!r} is no caption; give a string or a list of strings")
+    return tuple(caption for text in texts for caption in _captions(text))
+
+
+def _class_file_row(container: Container, picture: str, names: set[str], template: str) -> Row:
+    beside = _beside(picture, names, (".cls",))
+    return _named_row(container, picture, _text(container, beside) if beside else "", template)
 
 
 def _repeats_row(container: Container, picture: str, template: str) -> Row:
-    match = REPEATS.fullmatch(PurePosixPath(picture).parent.name)
+    match = REPEATS.fullmatch(_folder(picture))
     assert match is not None
-    return Row(container, picture, _captions(template.format(name=_words(match[2]))), repeats=int(match[1]))
+    return replace(_named_row(container, picture, match[2], template), repeats=int(match[1]))
 
 
-def _class_row(container: Container, picture: str, template: str) -> Row:
-    return Row(container, picture, _captions(template.format(name=_words(PurePosixPath(picture).parent.name))))
+def _named_row(container: Container, picture: str, name: str, template: str = CLASS_NAME) -> Row:
+    words = _words(name)
+    return Row(container, picture, _captions(template.format(name=words)) if words else ())
+
+
+def _folder(picture: str) -> str:
+    """The folder a picture is in; a shard is none."""
+    name = PurePosixPath(picture).parent.name
+    return "" if name.endswith(".tar") else name
 
 
 def _words(name: str) -> str:
@@ -153,4 +193,5 @@ def _words(name: str) -> str:
 
 
 def _captions(text: str) -> tuple[str, ...]:
-    return (text.strip(),) if text.strip() else ()
+    text = " ".join(text.split())
+    return (text,) if text else ()

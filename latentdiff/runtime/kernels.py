@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from latentdiff.models.attention import GEGLU
 from latentdiff.models.layers import GroupNormSiLU

@@ -1,10 +1,10 @@
 """Training the VAE: reconstruct, keep edges, stay near the normal; a patch critic when asked for."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +12,8 @@ from latentdiff.checkpoint import write_model
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.training.grid import to_grid
+from latentdiff.training.draws import Draws
+from latentdiff.training.evaluation import Share
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
 
 HELD_OUT = 64
@@ -34,7 +35,8 @@ class AutoencoderModule(nn.Module):
         """batch: `pixels` [B, 3, H, W] in [-1, 1]. LDM's objective (Rombach et al. 2022, eq. 25)."""
         pixels = batch["pixels"]
         posterior = self.vae.encode(pixels)
-        reconstruction = self.vae.decode(posterior.sample()).float()
+        noise = Draws(self.config.run.seed, batch["draw"]).normal(posterior.mean)
+        reconstruction = self.vae.decode(posterior.mean + (0.5 * posterior.logvar).exp() * noise).float()
         losses = {
             "l1": F.l1_loss(reconstruction, pixels),
             "gradient": gradient_loss(reconstruction, pixels),
@@ -66,25 +68,26 @@ class AutoencoderTask:
     def __init__(self, config: VAETrainConfig) -> None:
         self.module = AutoencoderModule(config)
         rows, held_out = read_parts(config.data, measure=True)
-        self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
+        self.data = CaptionedImages(rows, config.data)
         step = max(1, len(held_out) // HELD_OUT)
         shown = held_out[::step][:HELD_OUT]
         self.held_out = torch.stack([load_pixels(row, config.data.resolution) for row in shown])
 
-    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
-        """Mean PSNR in dB (peak 255, pixels rounded) over held-out pictures, and the spread of their latents."""
+    def evaluate(self, rank: int, world: int) -> Share:
+        """PSNR in dB (peak 255, pixels rounded) and the spread of the latents over held-out pictures, some in pairs."""
         vae = self.module.vae
         device = next(vae.parameters()).device
-        means, outputs = [], []
-        for pixels in self.held_out.to(device).split(16):
-            means.append(vae.encode(pixels).mean.float())
-            outputs.append(vae.decode(means[-1].to(pixels)).float().clamp(-1, 1))
-        made, real = to_bytes(torch.cat(outputs).cpu()), to_bytes(self.held_out)
-        mse = (made - real).square().flatten(1).mean(1).clamp_min(1e-10)
-        psnr = 10 * torch.log10(255**2 / mse)
-        pairs = torch.stack([self.held_out[:SHOWN], torch.cat(outputs).cpu()[:SHOWN]], 1).flatten(0, 1)
-        figures = {"psnr": psnr.mean().item(), "latent_std": torch.cat(means).std().item()}
-        return figures, to_grid(pairs, columns=8)
+        share = Share()
+        for place in range(rank, len(self.held_out), world):
+            real = self.held_out[place]
+            latents = vae.encode(real[None].to(device)).mean
+            made = vae.decode(latents)[0].float().clamp(-1, 1).cpu()
+            mse = (to_bytes(made) - to_bytes(real)).square().mean().clamp_min(1e-10)
+            share.add("psnr", 10 * math.log10(255**2 / mse.item()))
+            share.add("latent_std", latents.float().std().item())
+            if place < SHOWN:
+                share.pictures |= {2 * place: real, 2 * place + 1: made}
+        return share
 
     def save(self, folder: Path) -> None:
         """Write a diffusers VAE folder; scaling_factor becomes 1 / std of the held-out latents."""

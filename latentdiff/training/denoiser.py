@@ -1,12 +1,13 @@
 """Training the latent U-Net, new or further: VAE and text encoder frozen, some captions dropped for guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from accelerate import PartialState
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latentdiff.checkpoint import (
     Components,
@@ -19,28 +20,28 @@ from latentdiff.checkpoint import (
 )
 from latentdiff.config.train import DenoiserConfig, FineTuneConfig, UNetTrainConfig
 from latentdiff.data.folder import read_parts
-from latentdiff.data.latents import LatentImages, encode_rows
+from latentdiff.data.latents import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
-from latentdiff.errors import InputError
 from latentdiff.lora import add_lora, save_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.schedule import Schedule
-from latentdiff.training.grid import to_grid
+from latentdiff.training.draws import Draws
+from latentdiff.training.evaluation import Share
+from latentdiff.training.text_cache import TextCache
 
 HELD_OUT = 128
-GRID_COLUMNS = 8
 
 
 class DenoiserModule(nn.Module):
     """The loss of one batch of latents (Rombach et al. 2022, eq. 2)."""
 
-    def __init__(self, parts: Components, config: DenoiserConfig) -> None:
+    def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache) -> None:
         super().__init__()
         self.unet = parts.unet
-        self.text = parts.text
+        self.text = text
         self.schedule = parts.schedule
         self.scale = parts.vae.config.scaling_factor
         self.downscale = parts.vae.config.downscale
@@ -48,21 +49,23 @@ class DenoiserModule(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch: `mean`, `std` [B, C, h, w] of the VAE, `caption` B strings."""
-        mean = batch["mean"]
-        latents = self.scale * (mean + batch["std"] * torch.randn_like(mean))
+        mean, draws = batch["mean"], Draws(self.config.run.seed, batch["draw"])
+        latents = self.scale * (mean + batch["std"] * draws.normal(mean))
+        noise = draws.normal(mean) + self.config.noise_offset * draws.normal(mean[:, :, :1, :1])
         total = self.schedule.config.num_train_timesteps
-        timesteps = draw_timesteps(len(mean), total, self.config.timestep_power).to(mean.device)
-        dropped = torch.rand(len(mean)) < self.config.caption_dropout
+        timesteps = draws.timesteps(total, self.config.timestep_power).to(mean.device)
+        dropped = draws.uniform() < self.config.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
-        return {"loss": self.loss(latents, torch.randn_like(latents), timesteps, captions).mean()}
+        return {"loss": self.loss(latents, noise, timesteps, captions).mean()}
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
         """Squared error of the prediction, weighted, for each picture: [B]."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        text = self.text.encode(captions)
+        text = self.text.encode(captions)  # no gradient flows into it
         with attention_for_training(noisy):
             output = self.unet(noisy, timesteps, text.hidden, self._added(text, x0)).float()
-        error = (output - self.schedule.training_target(x0, noise, timesteps)).square().flatten(1).mean(1)
+        target = self.schedule.training_target(x0, noise, timesteps)
+        error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:
             return error
         return error * self.schedule.min_snr_weight(timesteps, self.config.min_snr_gamma)
@@ -76,13 +79,11 @@ class DenoiserModule(nn.Module):
         return AddedCond(text.pooled, ids.expand(len(x0), -1))
 
 
-def draw_timesteps(count: int, total: int, power: float) -> Tensor:
-    """Whole timesteps [count] below `total`, one from each of `count` equally likely parts (Kingma et al. 2021, I.1).
-
-    The density grows like t ** (power - 1).
-    """
-    quantiles = (torch.arange(count) + torch.rand(count)) / count
-    return (quantiles ** (1 / power) * total).long().clamp_(max=total - 1)
+def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
+    """Squared error, or twice Huber's (1964): the square up to `huber_delta`, its tangent line beyond."""
+    if huber_delta is None:
+        return (output - target).square()
+    return 2 * F.huber_loss(output, target, reduction="none", delta=huber_delta)
 
 
 class DenoiserTask:
@@ -94,41 +95,58 @@ class DenoiserTask:
     def __init__(
         self, config: DenoiserConfig, parts: Components, write: Callable[[Components, Path], None] = write_pipeline
     ) -> None:
-        if config.data.flip:
-            raise InputError(f"data.flip={config.data.flip} is not used where pictures are encoded once; leave it at 0")
         self.config, self.parts, self.write = config, parts, write
-        self.module = DenoiserModule(parts, config)
         rows, held_out = read_parts(config.data)
-        self.data = LatentImages(rows, self._encode(rows, "train"))
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
-        self.held_out = self._encode(self.held_out_rows, "held_out") if held_out else None
+        self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
+        self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
+        self.module = DenoiserModule(parts, config, self._embed(rows))
 
-    def _encode(self, rows: list[Row], name: str) -> Tensor:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
-        return encode_rows(self.parts.vae.to(device), rows, self.config.data.resolution, cache)
+        with PartialState().main_process_first():
+            return encode_rows(self.parts.vae.to(PartialState().device), rows, self.config.data, cache)
 
-    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
+    def _embed(self, rows: list[Row]) -> TextCache:
+        captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
+        if self.config.data.shuffle_captions:
+            captions = set()
+        cache = self.config.run.output / "text.safetensors"
+        with PartialState().main_process_first():
+            return TextCache(self.parts.text.to(PartialState().device), sorted(captions), cache)
+
+    def evaluate(self, rank: int, world: int) -> Share:
         """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on."""
+        share, config = Share(), self.config
+        for loss in self._held_out_losses(rank, world):
+            share.add("held_out_loss", loss)
+        prompts = dict(enumerate(config.sample_prompts))
+        mine = list(prompts)[rank::world]
+        if mine:
+            pixels = self._draw([prompts[place] for place in mine], mine)
+            share.pictures = dict(zip(mine, pixels * 2 - 1, strict=True))
+        return share
+
+    def _draw(self, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Pictures [N, 3, H, W] in [0, 1]."""
         config = self.config
-        figures = {} if self.held_out is None else {"held_out_loss": self._held_out_loss(self.held_out)}
-        if not config.sample_prompts:
-            return figures, None
         pipeline = LatentDiffusionPipeline(self.parts, next(self.module.parameters()).device, torch.float32)
         size = config.data.resolution
-        pixels = pipeline(
-            list(config.sample_prompts), num_inference_steps=config.sample_steps,
-            guidance_scale=config.guidance_scale, height=size, width=size, seed=0, output_type="pt",
+        return pipeline(
+            prompts, num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale,
+            height=size, width=size, seed=seeds, output_type="pt",
         ).images  # fmt: skip
-        return figures, to_grid(pixels * 2 - 1, GRID_COLUMNS)
 
-    def _held_out_loss(self, moments: Tensor) -> float:
+    def _held_out_losses(self, rank: int, world: int) -> Iterator[float]:
+        """Of every `world`th held-out picture, at a timestep and with noise that follow from its place."""
         device = next(self.module.parameters()).device
-        x0 = self.module.scale * moments.float().chunk(2, dim=1)[0]
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-        timesteps = (torch.arange(len(x0)) * self.module.schedule.config.num_train_timesteps) // len(x0)
-        captions = [row.captions[0] for row in self.held_out_rows]
-        return self.module.loss(x0.to(device), noise.to(device), timesteps.to(device), captions).mean().item()
+        total = self.module.schedule.config.num_train_timesteps
+        for place in range(rank, len(self.held_out), world):
+            x0 = self.module.scale * self.held_out[place].float().chunk(2)[0][None]
+            noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(place))
+            timestep = torch.tensor([place * total // len(self.held_out)])
+            caption = self.held_out_rows[place].captions[0]
+            yield self.module.loss(x0.to(device), noise.to(device), timestep.to(device), [caption]).item()
 
     def save(self, folder: Path) -> None:
         self.write(self.parts, folder)

@@ -4,14 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from latentdiff.checkpoint import locate, read_limits
 from latentdiff.config.base import validate
-from latentdiff.config.train import FineTuneConfig, train_config
-from latentdiff.data.check import Report, check
-from latentdiff.errors import InputError
-from latentdiff.files import atomic_path
+from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
+from latentdiff.data.buckets import Fitting
+from latentdiff.data.check import Report, check, unusable
 
 VISITS = 40
 SMALL_MODEL = 256
@@ -36,11 +33,12 @@ class Plan:
 
 
 def plan_finetune(
-    folder: Path,
+    folder: str | Path,
     output: Path,
     base: str | None = None,
     method: str = "lora",
     trigger: str = "",
+    caption_template: str = CLASS_NAME,
     skip_bad: bool = False,
     **given: Any,
 ) -> Plan:
@@ -49,15 +47,10 @@ def plan_finetune(
     Small models take larger batches and steps. Each picture is seen some 40 times. Raises InputError when the check
     finds errors and `skip_bad` is not set.
     """
-    resolution, text = read_limits(locate(base))
-    report = check(folder, resolution, text.lost_words)
-    errors = [error for error in report.errors if not (trigger and error.kind == "no caption")]
-    if errors and not skip_bad:
-        raise InputError(
-            f"{len(errors)} of {report.pictures} pictures cannot be used, first {errors[0].where}: {errors[0].kind}; "
-            f"see latentdiff data check {folder}, mend them or pass --skip-bad"
-        )
-    bad = {str(Path(error.where).relative_to(folder)) for error in errors}
+    limits = read_limits(locate(base))
+    resolution = limits.resolution
+    report = check(folder, Fitting(resolution, limits.downscale), limits.text.lost_words, caption_template)
+    bad = unusable(report, trigger, (), skip_bad)
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL
     batch = given.get("batch_size") or min(16 if small else 2, usable)
@@ -71,7 +64,8 @@ def plan_finetune(
             "method": method,
             "rank": given.get("rank") or 16,
             "data": {
-                "train": folder, "resolution": resolution, "batch_size": batch, "skip": sorted(bad), "prefix": trigger,
+                "train": folder, "resolution": resolution, "batch_size": batch, "skip": bad, "prefix": trigger,
+                "caption_template": caption_template,
             },
             "optim": {
                 "learning_rate": given.get("learning_rate") or rate, "max_steps": steps,
@@ -85,13 +79,3 @@ def plan_finetune(
         "finetune",
     )  # fmt: skip
     return Plan(config, report)
-
-
-def write_plan(plan: Plan) -> Path:
-    """Keep the config beside the run, so that `latentdiff train` goes on from it."""
-    output = plan.config.run.output
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "config.yaml"
-    with atomic_path(path) as partial:
-        partial.write_text(yaml.safe_dump(plan.config.model_dump(mode="json"), allow_unicode=True), encoding="utf-8")
-    return path

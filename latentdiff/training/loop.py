@@ -2,8 +2,12 @@
 
 import json
 import math
+import resource
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,169 +16,263 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latentdiff.config.train import OptimConfig, RunConfig, TrainConfig
+from latentdiff.config.train import RunConfig, TrainConfig
 from latentdiff.data.batches import Batches
-from latentdiff.errors import NonFiniteError
+from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.files import atomic_path
 from latentdiff.runtime.kernels import use_native_kernels
-from latentdiff.training.checkpoints import Progress, newest_checkpoint, save_checkpoint
+from latentdiff.training.checkpoints import Progress, newest_good, save_checkpoint, save_model
 from latentdiff.training.ema import EMA
-from latentdiff.training.muon import Muon, muon_groups
+from latentdiff.training.evaluation import Share, evaluate
+from latentdiff.training.optimizers import learning_rate, make_optimizer
+from latentdiff.training.stop import StopRequest
+from latentdiff.training.trackers import open_tracker
+
+
+class Data(Protocol):
+    """Pictures by (row, draw). `buckets`: of each row, which rows it can share a batch with."""
+
+    @property
+    def buckets(self) -> list[int]: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]: ...
 
 
 class Task(Protocol):
     """What differs between training a VAE, a text encoder and a denoiser.
 
-    `module(batch)` returns named losses, each a scalar; `loss` is the one that is minimised.
+    `module(batch)` returns named losses, each a scalar; `loss` is the one that is minimised. A batch holds what the
+    data's items hold, and `draw` [B], the number of each draw.
     """
 
     @property
     def module(self) -> nn.Module: ...
 
     @property
-    def data(self) -> torch.utils.data.Dataset[Any]: ...
+    def data(self) -> Data: ...
 
-    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
-        """Held-out figures and a grid of pictures, made with the averaged weights."""
+    def evaluate(self, rank: int, world: int) -> Share:
+        """This process's share of the held-out figures and pictures, made with the averaged weights."""
 
     def save(self, folder: Path) -> None:
         """Write what the module holds as a model that can be used."""
 
 
+class Stopped(SystemExit):
+    """The run was asked to end, and saved where it was."""
+
+
 @dataclass
 class Log:
-    """`metrics.jsonl`, one line an event."""
+    """`metrics.jsonl`, one line an event; a resumed run first drops what lies after its checkpoint."""
 
     path: Path
+
+    def start(self, step: int) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        with atomic_path(self.path) as path:
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 
-def fit(task: Task, config: TrainConfig) -> None:
-    """Train `task` to its last step, from the newest checkpoint in the output folder if there is one.
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf  # cut short when the run ended
 
-    Writes `metrics.jsonl`, `samples/`, `checkpoint/` and, at each checkpoint, the usable model in `model/`.
-    Raises NonFiniteError when the loss is no number.
+
+class Run:
+    """A run in this process: what trains, what is averaged, and how far it is."""
+
+    def __init__(self, task: Task, config: TrainConfig, resume: bool) -> None:
+        self.task, self.config = task, config
+        optim, run = config.optim, config.run
+        AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
+        self.accelerator = Accelerator(
+            mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
+        )
+        set_seed(run.seed, device_specific=True)
+        task.module.to(self.accelerator.device)
+        task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_native_kernels(task.module)
+        optimizer = make_optimizer(task.module, optim)
+        self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
+        self.ema = EMA(task.module, optim.ema_decay)
+        micro_batches = run.gradient_accumulation_steps * self.accelerator.num_processes
+        self.progress = Progress(config.data.batch_size * micro_batches)
+        self.accelerator.register_for_checkpointing(self.progress, self.ema)
+        self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
+        if resume:
+            self._restore(run.output)
+        self.batches = self._batches()
+        self.log = Log(run.output / "metrics.jsonl")
+        tracker = run.tracker if self.accelerator.is_main_process else "none"
+        self.tracker = open_tracker(tracker, run.output, config.model_dump(mode="json"))
+        if self.accelerator.is_main_process:
+            self.log.start(self.progress.step)
+
+    def _restore(self, output: Path) -> None:
+        """Go on from the newest good checkpoint. Raises InputError when none is."""
+        checkpoint = newest_good(output)
+        if checkpoint is None:
+            raise InputError(f"no checkpoint in {output} is whole; start the run anew in another folder")
+        self.accelerator.load_state(str(checkpoint), strict=False)  # what is frozen is not in it
+        self.accelerator.step = 0  # micro-batches since the last update: none, and accumulation may be another now
+
+    def _batches(self) -> Iterator[Any]:
+        config = self.config
+        sampler = Batches(
+            self.task.data.buckets,
+            config.data.batch_size,
+            config.run.seed,
+            start=self.progress.step,
+            accumulation=config.run.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        loader: Iterable[Any] = torch.utils.data.DataLoader(
+            self.task.data,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=config.data.num_workers,
+            generator=torch.Generator(),  # the global one belongs to the task: starting a loader must not move it
+        )
+        return iter(loader)
+
+    @property
+    def learning_rate(self) -> float:
+        return learning_rate(self.progress.step, self.config.optim)
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the mean of each loss over the micro-batches of this process."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        parts = [self._micro_batch() for _ in range(self.config.run.gradient_accumulation_steps)]
+        self.ema.update()
+        self.progress.step += 1
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _micro_batch(self) -> dict[str, Tensor]:
+        accelerator = self.accelerator
+        with accelerator.accumulate(self.module):
+            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in next(self.batches).items()}
+            with accelerator.autocast():
+                losses: dict[str, Tensor] = self.module(batch)
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.module.parameters(), self.config.optim.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {name: value.detach().float() for name, value in losses.items()}
+
+    def report(self, losses: dict[str, Tensor], bar: Any) -> None:
+        values = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteError(
+                f"the loss is {values['loss']} at step {self.progress.step}; lower optim.learning_rate or set "
+                "run.mixed_precision: bf16"
+            )
+        if self.accelerator.is_main_process:
+            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"memory": f"{peak_memory() / 2**30:.1f}G"})
+            values["lr"] = self.learning_rate
+            self.log.write(step=self.progress.step, time=time.time(), **values)
+            self.tracker.log(values, self.progress.step)
+
+    def evaluate(self) -> None:
+        """Held-out figures and sample pictures, from the averaged weights, in every process its share."""
+        self.task.module.eval()
+        with self.ema.applied():
+            found = evaluate(self.task, self.accelerator)
+        self.task.module.train()
+        self._note_best(found.figures.get("held_out_loss"))
+        if not self.accelerator.is_main_process:
+            return
+        step, output = self.progress.step, self.config.run.output
+        self.log.write(step=step, time=time.time(), **found.figures, **_failures(found.failures))
+        self.tracker.log(found.figures, step)
+        if found.figures:
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))
+        for failure in found.failures:
+            tqdm.write(f"warning: a look at step {step} failed and was left out: {failure}")
+        if found.grid is not None:
+            (output / "samples").mkdir(exist_ok=True)
+            with atomic_path(output / "samples" / f"{step:07d}.png") as path:
+                found.grid.save(path)
+            self.tracker.image("samples", found.grid, step)
+
+    def _note_best(self, loss: float | None) -> None:
+        if loss is None:
+            return
+        better = loss < self.progress.best
+        self.progress.best = min(self.progress.best, loss)
+        self.progress.evaluations_since_best = 0 if better else self.progress.evaluations_since_best + 1
+
+    @property
+    def finished(self) -> bool:
+        patience = self.config.run.early_stopping
+        early = patience is not None and self.progress.evaluations_since_best >= patience
+        return early or self.progress.step >= self.config.optim.max_steps
+
+    def save(self) -> None:
+        """The state to go on from, then the averaged weights as a model to use."""
+        save_checkpoint(self.accelerator, self.config.run.output, self.progress.step)
+        with self.ema.applied():
+            if self.accelerator.is_main_process:
+                save_model(self.config.run.output, self.task.save)
+        self.accelerator.wait_for_everyone()
+
+
+def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
+    """Train `task` to its last step, or until its held-out loss has not fallen for `run.early_stopping` evaluations.
+
+    Writes `metrics.jsonl`, `samples/`, `checkpoints/` and, at each checkpoint, the usable model in `model/`.
+    Raises NonFiniteError when the loss is no number, Stopped after SIGTERM or Ctrl-C, when all is saved.
     """
-    optim, run = config.optim, config.run
-    AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
-    accelerator = Accelerator(
-        mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
-    )
-    set_seed(run.seed, device_specific=True)
-    log = Log(run.output / "metrics.jsonl")
-    task.module.to(accelerator.device)
-    task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_native_kernels(task.module)
-    optimizer = _optimizer(task.module, optim)
-    ema = EMA(task.module, optim.ema_decay)
-    progress = Progress()
-    module, optimizer = accelerator.prepare(task.module, optimizer)
-    accelerator.register_for_checkpointing(progress, ema)
-    if checkpoint := newest_checkpoint(run.output):
-        accelerator.load_state(str(checkpoint))
-    batches = _batches(task, config, progress.step, accelerator)
-    module.train()
-
-    bar = tqdm(total=optim.max_steps, initial=progress.step, disable=not accelerator.is_main_process, smoothing=0.05)
-    while progress.step < optim.max_steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, optim)
-        for _ in range(run.gradient_accumulation_steps):
-            with accelerator.accumulate(module):
-                with accelerator.autocast():
-                    losses = module(_to(next(batches), accelerator.device))
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(module.parameters(), optim.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        ema.update()
-        progress.step += 1
-        bar.update()
-        if progress.step % run.log_every == 0:
-            _report(progress.step, losses, learning_rate(progress.step, optim), bar, log, accelerator)
-        if progress.step % run.sample_every == 0 or progress.step == optim.max_steps:
-            _evaluate(task, ema, progress.step, run, log, accelerator)
-        if progress.step % run.checkpoint_every == 0 or progress.step == optim.max_steps:
-            save_checkpoint(accelerator, task, ema, run.output)
+    run = Run(task, config, resume)
+    every: RunConfig = config.run
+    run.module.train()
+    main = run.accelerator.is_main_process
+    bar = tqdm(total=config.optim.max_steps, initial=run.progress.step, disable=not main, smoothing=0.05)
+    with closing(run.tracker), StopRequest() as request:
+        while not run.finished:
+            losses = run.step()
+            bar.update()
+            step = run.progress.step
+            if step % every.log_every == 0:
+                run.report(losses, bar)
+            if step % every.sample_every == 0 or step == config.optim.max_steps:
+                run.evaluate()
+            asked = request.seen_by_any(run.accelerator)
+            if step % every.checkpoint_every == 0 or run.finished or asked:
+                run.save()
+            if asked and not run.finished:
+                bar.close()
+                tqdm.write(f"stopped and saved at step {step}; go on with --resume", file=sys.stderr)
+                raise Stopped(128 + signal.Signals(asked))
     bar.close()
 
 
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Linear warm-up, then half a cosine to `final_learning_rate`: a pure function of the optimiser step."""
-    if step < optim.warmup_steps:
-        return optim.learning_rate * (step + 1) / optim.warmup_steps
-    done = (step - optim.warmup_steps) / max(1, optim.max_steps - optim.warmup_steps)
-    height = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * height
+def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
+    """What is not trained comes from where the run began, and need not be saved again."""
+    for model, state in zip(models, weights, strict=True):
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        for name in [name for name in state if name.removeprefix("module.") in frozen or name in frozen]:
+            del state[name]
 
 
-def _optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    if optim.name == "muon":
-        return Muon(muon_groups(module, optim.weight_decay), optim.learning_rate, optim.betas)
-    groups = _groups(module, optim.weight_decay)
-    return torch.optim.AdamW(groups, optim.learning_rate, optim.betas, fused=True)
+def peak_memory() -> int:
+    """The most bytes that this process has held: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels only; gains and biases are left free."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _batches(task: Task, config: TrainConfig, step: int, accelerator: Accelerator) -> Iterator[Any]:
-    """Micro-batches from the first that step `step` needs, this process's share of them."""
-    sampler = Batches(
-        count=len(task.data),  # type: ignore[arg-type]
-        batch_size=config.data.batch_size,
-        seed=config.run.seed,
-        start=step * config.run.gradient_accumulation_steps,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    loader = torch.utils.data.DataLoader(
-        task.data,
-        batch_sampler=sampler,
-        num_workers=config.data.num_workers,
-        generator=torch.Generator(),  # the global one belongs to the losses: starting a loader must not move it
-    )
-    return iter(loader)
-
-
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-def _report(step: int, losses: dict[str, Tensor], lr: float, bar: Any, log: Log, accelerator: Accelerator) -> None:
-    values = {name: accelerator.reduce(value.detach().float(), "mean").item() for name, value in losses.items()}
-    if not math.isfinite(values["loss"]):
-        raise NonFiniteError(
-            f"the loss is {values['loss']} at step {step}; lower optim.learning_rate or set run.mixed_precision: bf16"
-        )
-    if accelerator.is_main_process:
-        bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()})
-        log.write(step=step, lr=lr, time=time.time(), **values)
-
-
-def _evaluate(task: Task, ema: EMA, step: int, run: RunConfig, log: Log, accelerator: Accelerator) -> None:
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-    task.module.eval()
-    with torch.no_grad(), ema.applied(), accelerator.autocast():
-        figures, grid = task.evaluate()
-    task.module.train()
-    log.write(step=step, time=time.time(), **figures)
-    tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-    if grid is not None:
-        (run.output / "samples").mkdir(exist_ok=True)
-        with atomic_path(run.output / "samples" / f"{step:07d}.png") as path:
-            grid.save(path)
+def _failures(failures: list[str]) -> dict[str, Any]:
+    return {"failures": failures} if failures else {}

@@ -1,17 +1,117 @@
 """From a checked config to a finished run."""
 
-from accelerate.utils import set_seed
+import json
+from collections.abc import Callable
 
-from latentdiff.config.train import FineTuneConfig, TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, set_seed
+from tqdm import tqdm
+
+from latentdiff.checkpoint import locate, read_limits, read_text, read_vae_config
+from latentdiff.config.train import (
+    FineTuneConfig,
+    TextTrainConfig,
+    TrainConfig,
+    UNetTrainConfig,
+    VAETrainConfig,
+)
+from latentdiff.data.buckets import Fitting
+from latentdiff.data.check import Report, check, unusable
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path
+from latentdiff.training.checkpoints import checkpoints, refuse_another_run
 from latentdiff.training.loop import Task, fit
+from latentdiff.training.report import write_report
+from latentdiff.training.trackers import check_tracker
+
+TEXT = {"text_encoder": ["transformers", "CLIPTextModel"]}
 
 
-def train(config: TrainConfig) -> None:
-    """Train what `config.task` names, into the folder `config.run.output`, which is made if it is not there."""
-    set_seed(config.run.seed)
-    task = _task(config)
+def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, auto_batch: bool = False) -> None:
+    """Check the pictures, then train what `config.task` names.
+
+    Raises InputError when pictures cannot be used and `skip_bad` is not set.
+    """
+    report = None
+    if PartialState().is_main_process:
+        report = check(config.data.train, *_limits(config), config.data.caption_template)
+        bad = unusable(report, config.data.prefix, config.data.skip, skip_bad)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
+    (config,) = broadcast_object_list([config])
+    start(config, report, resume, auto_batch)
+
+
+def start(config: TrainConfig, report: Report | None, resume: bool = False, auto_batch: bool = False) -> None:
+    """Train as `config` says, in the folder `config.run.output`, which is made if it is not there.
+
+    Out of memory, `auto_batch` halves the batch, doubles the accumulation, and goes on from the last checkpoint.
+    Raises InputError without it.
+    """
+    refuse_another_run(config.run.output, resume)
+    check_tracker(config.run.tracker)
+    if report is not None:
+        _write(config, "data.json", json.dumps(report.to_json(), ensure_ascii=False))
+    while True:
+        if PartialState().is_main_process:
+            _write(config, "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
+        try:
+            set_seed(config.run.seed)
+            fit(_task(config), config, resume)
+            if PartialState().is_main_process:
+                write_report(config.run.output)
+            return
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            config, why = _halved(config), str(error).split("\n")[0]
+            if not auto_batch:
+                raise InputError(
+                    f"out of memory ({why[:120]}); set data.batch_size={config.data.batch_size} and "
+                    f"run.gradient_accumulation_steps={config.run.gradient_accumulation_steps} for the same result in "
+                    "less, or pass --auto-batch"
+                ) from error
+            tqdm.write(f"out of memory; going on with batches of {config.data.batch_size}")
+        resume = bool(checkpoints(config.run.output))
+        torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _halved(config: TrainConfig) -> TrainConfig:
+    """Half the batch, twice the accumulation: the same pictures and noise make up each step."""
+    if config.data.batch_size % 2:
+        raise InputError(
+            f"out of memory with data.batch_size={config.data.batch_size}, which cannot be halved; lower "
+            "data.resolution, or set run.gradient_checkpointing: true"
+        )
+    data = config.data.model_copy(update={"batch_size": config.data.batch_size // 2})
+    accumulation = 2 * config.run.gradient_accumulation_steps
+    return config.model_copy(
+        update={"data": data, "run": config.run.model_copy(update={"gradient_accumulation_steps": accumulation})}
+    )
+
+
+def _write(config: TrainConfig, name: str, text: str) -> None:
     config.run.output.mkdir(parents=True, exist_ok=True)
-    fit(task, config)
+    with atomic_path(config.run.output / name) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
+    """What pictures are brought to, and what of a caption is over the limit of the text encoder that will read it."""
+    if isinstance(config, UNetTrainConfig):
+        multiple = read_vae_config(config.vae).downscale
+        return Fitting.of(config.data, multiple), read_text(config.text_encoder, TEXT).lost_words
+    if isinstance(config, FineTuneConfig):
+        limits = read_limits(locate(config.base))
+        return Fitting.of(config.data, limits.downscale), limits.text.lost_words
+    return Fitting(config.data.resolution, buckets=False), lambda caption: ""
 
 
 def _task(config: TrainConfig) -> Task:

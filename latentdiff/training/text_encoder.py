@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from latentdiff.checkpoint import write_tokenizer
 from latentdiff.config.train import TextTrainConfig
 from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
+from latentdiff.training.evaluation import Share
 from latentdiff.training.losses import contrastive_loss
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -50,18 +50,23 @@ class TextEncoderTask:
         rows, held_out = read_parts(config.data, measure=True)
         tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
         self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
-        self.data = CaptionedImages(rows, config.data.resolution, config.data.flip)
+        self.data = CaptionedImages(rows, config.data)
         held_out = held_out[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
         self.pixels = torch.stack([load_pixels(row, config.data.resolution) for row in held_out])
 
-    def evaluate(self) -> tuple[dict[str, float], Image.Image | None]:
+    def evaluate(self, rank: int, world: int) -> Share:
         """How often the right held-out picture is first, and among the first five, for its caption."""
-        text = nn.functional.normalize(self.module.embed_text(self.captions).float(), dim=-1)
-        image = self.module.embed_images(self.pixels.to(text.device)).float()
-        similarity = text @ nn.functional.normalize(image, dim=-1).T
-        rank = (similarity > similarity.diagonal()[:, None]).sum(1).float()
-        return {"recall_1": (rank < 1).float().mean().item(), "recall_5": (rank < 5).float().mean().item()}, None
+        device = self.module.clip.device
+        image = nn.functional.normalize(self.module.embed_images(self.pixels.to(device)).float(), dim=-1)
+        text = nn.functional.normalize(self.module.embed_text(self.captions[rank::world]).float(), dim=-1)
+        similarity = text @ image.T
+        own = similarity[torch.arange(len(text)), torch.arange(len(image))[rank::world]]
+        place = (similarity > own[:, None]).sum(1)
+        share = Share()
+        share.add("recall_1", (place < 1).sum().item(), len(text))
+        share.add("recall_5", (place < 5).sum().item(), len(text))
+        return share
 
     def save(self, folder: Path) -> None:
         """`text_encoder/` and `tokenizer/` as a diffusers pipeline wants them, `clip/` with both towers."""

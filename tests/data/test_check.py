@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from latentdiff import cli
+from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
+from latentdiff.training.finetune import plan_finetune
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 def spoil(folder: Path) -> None:
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
     (folder / "2.txt").unlink()
-    Image.new("RGB", (9, 4)).save(folder / "small.png")
+    Image.new("RGB", (5, 4)).save(folder / "small.png")
     (folder / "small.txt").write_text("small and far too long for it")
     (folder / "twin.png").write_bytes((folder / "0.png").read_bytes())
     (folder / "twin.txt").write_text("again")
@@ -33,7 +35,7 @@ def lost_words(caption: str) -> str:
 
 
 def test_a_good_folder_has_no_findings(folder: Path) -> None:
-    report = check(folder, 8, lost_words)
+    report = check(folder, Fitting(8), lost_words)
     assert report.findings == []
     assert (report.pictures, report.captions, report.sizes) == (3, 3, [("16x16", 3)])
 
@@ -41,7 +43,7 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
 def test_everything_wrong_is_found(folder: Path) -> None:
     spoil(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    report = check(folder, 8, lost_words)
+    report = check(folder, Fitting(8), lost_words)
     found = {(finding.kind, Path(finding.where).name) for finding in report.findings}
     assert found == {
         ("unreadable", "1.png"),
@@ -52,6 +54,16 @@ def test_everything_wrong_is_found(folder: Path) -> None:
     }
     assert len(report.errors) == 3
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_long_shapes_are_errors_and_the_buckets_are_told(folder: Path) -> None:
+    for name, size in (("wide", (32, 16)), ("ribbon", (200, 16))):
+        Image.effect_noise(size, 50).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(name)
+    report = check(folder, Fitting(16, 2), lost_words)
+    assert [(e.kind, e.name) for e in report.errors] == [("too narrow", "ribbon.png")]
+    assert report.buckets == [("16x16", 3), ("32x8", 1), ("22x10", 1)]
+    assert not check(folder, Fitting(16, 2, max_crop=1), lost_words).errors
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -72,3 +84,18 @@ def test_the_command_says_it_in_words_and_in_json(
     assert report["errors"] == 3 and report["layout"] == "sidecar files"
     assert run(monkeypatch, folder / "gone", "--model", model_folder) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_template_reaches_the_check_and_the_plan(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / name / "x.png")
+    long = ["--model", model_folder, "--caption-template", "a " * 100 + "{name}"]
+    assert run(monkeypatch, tmp_path, *long) == 0
+    assert "long caption" in capsys.readouterr().out
+    plan = plan_finetune(str(tmp_path), tmp_path / "run", str(model_folder), caption_template="a photo of a {name}")
+    assert plan.config.data.caption_template == "a photo of a {name}" and plan.report.layout == "a folder a class"
+    assert run(monkeypatch, tmp_path, "--model", model_folder, "--caption-template", "a cat") == 2
+    assert "caption_template='a cat' must hold {name}" in capsys.readouterr().err

@@ -1,19 +1,25 @@
 """The latent cache: right numbers, and a new encoding when anything changed."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from latentdiff.config.train import DataConfig
 from latentdiff.data import latents as module
+from latentdiff.data.buckets import RANDOM_CROPS, View
+from latentdiff.data.captions import choose_caption
 from latentdiff.data.containers import open_container
 from latentdiff.data.folder import load_pixels
-from latentdiff.data.latents import LatentImages, encode_rows
+from latentdiff.data.latents import LatentImages, encode_rows, load_view
 from latentdiff.data.layouts import Row
 from latentdiff.models.vae import AutoencoderKL
 from tests.small import small_vae_config
+
+CONFIG = DataConfig(train="pictures", resolution=16)
 
 
 @pytest.fixture
@@ -31,32 +37,79 @@ def vae() -> AutoencoderKL:
 
 
 def test_moments_are_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
-    moments = encode_rows(vae, rows, 16, tmp_path / "cache.safetensors")
+    encoded = encode_rows(vae, rows, CONFIG, tmp_path / "cache.safetensors")
     posterior = vae.encode(load_pixels(rows[1], 16)[None])
-    item = LatentImages(rows, moments)[1, 0]
+    item = LatentImages(rows, encoded, CONFIG)[1, 0]
     assert torch.allclose(item["mean"], posterior.mean[0], atol=1e-2)
     assert torch.allclose(item["std"], (0.5 * posterior.logvar[0]).exp(), atol=1e-2)
-    assert item["caption"] == "caption 1"
+    assert (item["caption"], item["draw"]) == ("caption 1", 0)
 
 
-def test_only_a_change_encodes_again(
+def test_only_what_changed_is_encoded_again(
     vae: AutoencoderKL, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache.safetensors"
-    loaded: list[Row] = []
-    monkeypatch.setattr(module, "load_pixels", lambda row, size: loaded.append(row) or load_pixels(row, size))
+    loaded: list[str] = []
 
-    def encodes() -> bool:
+    def counted(row: Row, view: View) -> torch.Tensor:
+        loaded.append(row.name)
+        return load_view(row, view)
+
+    monkeypatch.setattr(module, "load_view", counted)
+
+    def encodes(config: DataConfig = CONFIG) -> list[str]:
         loaded.clear()
-        encode_rows(vae, rows, 16, cache)
-        return bool(loaded)
+        encode_rows(vae, rows, config, cache)
+        return loaded
 
-    assert encodes() and not encodes()
+    assert len(encodes()) == 3 and not encodes()
     os.utime(rows[0].where, (1, 1))
-    assert encodes() and not encodes()
+    assert not encodes()
+    Image.effect_noise((16, 16), 90).convert("RGB").save(rows[0].where)
+    assert encodes() == ["0.png"] and not encodes()
+    assert len(encodes(CONFIG.model_copy(update={"flip": 0.5}))) == 3
+    assert not encodes()
+    assert len(encodes(CONFIG.model_copy(update={"resolution": 8}))) == 3
     vae.encoder.conv_in.bias += 1
-    assert encodes() and not encodes()
-    rows.pop()
-    assert encodes() and not encodes()
+    assert len(encodes()) == 3 and not encodes()
     cache.write_bytes(cache.read_bytes()[:-20])
-    assert encodes() and not encodes()
+    assert len(encodes()) == 3 and not encodes()
+
+
+def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: AutoencoderKL, tmp_path: Path) -> None:
+    sizes = {"a": (32, 32), "b": (60, 33), "c": (20, 60), "d": (34, 60), "e": (64, 35)}
+    for name, size in sizes.items():
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"{name}.png")
+    rows = [Row(open_container(tmp_path), f"{name}.png", (name,)) for name in sizes]
+    encoded = encode_rows(vae, rows, DataConfig(train=tmp_path, resolution=32), tmp_path / "cache.safetensors")
+    data = LatentImages(rows, encoded, DataConfig(train=tmp_path))
+    assert data.buckets[1] == data.buckets[4] and len(set(data.buckets)) == 4
+    for (width, height), one in zip(sizes.values(), encoded, strict=True):
+        _, h, w = one.cuts[0].shape
+        ratio = (width / height) / (w / h)
+        assert min(ratio, 1 / ratio) >= 0.9
+
+
+def test_half_of_the_draws_are_mirrored_when_asked(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"flip": 0.5})
+    encoded = encode_rows(vae, rows, config, tmp_path / "cache.safetensors")
+    data = LatentImages(rows, encoded, config)
+    mirrored = vae.encode(load_pixels(rows[0], 16).flip(-1)[None]).mean[0]
+    seen = [torch.allclose(data[0, draw]["mean"], mirrored, atol=1e-2) for draw in range(200)]
+    assert 60 < sum(seen) < 140
+
+
+def test_random_crops_are_other_cuts_of_the_same_picture(vae: AutoencoderKL, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((64, 32)).convert("RGB").save(tmp_path / "wide.png")
+    rows = [Row(open_container(tmp_path), "wide.png", ("wide",))]
+    config = DataConfig(train=tmp_path, resolution=16, buckets=False, crop="random")
+    (encoded,) = encode_rows(vae, rows, config, tmp_path / "cache.safetensors")
+    assert len(encoded.cuts) == RANDOM_CROPS
+    assert encoded.cuts[0].shape == encoded.cuts[1].shape
+
+
+def test_captions_are_shuffled_behind_their_first_part() -> None:
+    config = DataConfig(train="x", shuffle_captions=True)
+    row = Row(open_container(Path(__file__).parent), "x.png", ("sks, b, c, d",))
+    seen = {choose_caption(row, config, random.Random(k)) for k in range(60)}
+    assert len(seen) == 6 and all(caption.startswith("sks, ") for caption in seen)

@@ -71,7 +71,7 @@ def test_the_run_can_be_gone_on_with_from_its_own_config(
 ) -> None:
     assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", "--model", model_folder, "--steps", 2) == 0
     first = (tmp_path / "run" / "model" / FILE).read_bytes()
-    assert run(monkeypatch, "train", tmp_path / "run" / "config.yaml", "--set", "optim.max_steps=4") == 0
+    assert run(monkeypatch, "train", tmp_path / "run" / "config.yaml", "--set", "optim.max_steps=4", "--resume") == 0
     assert (tmp_path / "run" / "model" / FILE).read_bytes() != first
 
 

@@ -1,100 +1,23 @@
 """Training, small: every task learns, an interrupted run goes on as if it had not been, models come out usable."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import read_vae
 from latentdiff.config.train import OptimConfig, train_config
-from latentdiff.errors import NonFiniteError
-from latentdiff.training import loop
-from latentdiff.training.denoiser import draw_timesteps
-from latentdiff.training.loop import learning_rate
+from latentdiff.errors import InputError, NonFiniteError
+from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
+from latentdiff.training.draws import Draws
+from latentdiff.training.optimizers import learning_rate
 from latentdiff.training.run import train
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (0, 0, 0)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Discs and squares of four colours."""
-    path = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for name, colour in COLOURS.items():
-        for shape in ("disc", "square"):
-            for k in range(2):
-                image = Image.new("RGB", (16, 16), "white")
-                draw = ImageDraw.Draw(image)
-                (draw.ellipse if shape == "disc" else draw.rectangle)((2 + k, 2, 13, 12 + k), fill=colour)
-                image.save(path / f"{name}-{shape}-{k}.png")
-                rows.append({"file_name": f"{name}-{shape}-{k}.png", "text": f"a {name} {shape}"})
-    (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def base(folder: Path, output: Path, **optim: Any) -> dict[str, Any]:
-    return {
-        "data": {"train": str(folder), "held_out": str(folder), "resolution": 16, "batch_size": 8},
-        "optim": {"learning_rate": 3e-3, "warmup_steps": 2, "max_steps": 30, "ema_decay": 0.9} | optim,
-        "run": {
-            "output": str(output), "mixed_precision": "no", "log_every": 1, "sample_every": 1000, "checkpoint_every": 5,
-        },
-    }  # fmt: skip
-
-
-def vae_config(folder: Path, output: Path, **optim: Any) -> dict[str, Any]:
-    model = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16}
-    return base(folder, output, **optim) | {"task": "vae", "model": model}
-
-
-def text_config(folder: Path, output: Path, **optim: Any) -> dict[str, Any]:
-    sizes = {"vocab_size": 540, "max_length": 16, "hidden_size": 32, "layers": 1, "heads": 2, "projection_dim": 16}
-    return base(folder, output, **optim) | {"task": "text_encoder", "image_layers": 1, "patch_size": 8} | sizes
-
-
-@pytest.fixture(scope="module")
-def frozen(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE and a text encoder, hardly trained."""
-    path = tmp_path_factory.mktemp("frozen")
-    for name, config in (("vae", vae_config), ("text", text_config)):
-        train(train_config.validate_python(config(folder, path / name, max_steps=2)))
-    return path
-
-
-@pytest.fixture
-def unet_config(folder: Path, frozen: Path) -> Callable[..., dict[str, Any]]:
-    def make(output: Path, **optim: Any) -> dict[str, Any]:
-        model = {
-            "sample_size": 8, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "cross_attention_dim": 32,
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "num_attention_heads": [2, 4],
-        }  # fmt: skip
-        schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return base(folder, output, **optim) | {
-            "task": "unet", "vae": str(frozen / "vae" / "model"), "text_encoder": str(frozen / "text" / "model"),
-            "model": model, "schedule": schedule, "sample_prompts": ["a red disc", "a blue square"], "sample_steps": 2,
-        }  # fmt: skip
-
-    return make
-
-
-def run(config: dict[str, Any]) -> list[dict[str, Any]]:
-    checked = train_config.validate_python(config)
-    train(checked)
-    lines = (checked.run.output / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def losses(lines: list[dict[str, Any]]) -> list[float]:
-    return [line["loss"] for line in lines if "loss" in line]
+from tests.training.small_runs import Make, losses, run, text_config, vae_config
 
 
 def test_the_vae_learns_and_its_folder_opens(folder: Path, tmp_path: Path) -> None:
@@ -128,9 +51,7 @@ def test_the_text_encoder_learns_and_its_folder_opens(folder: Path, tmp_path: Pa
     assert CLIPModel.from_pretrained(model / "clip").config.text_config.vocab_size == len(tokenizer)
 
 
-def test_the_denoiser_learns_and_its_folder_makes_pictures(
-    unet_config: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_denoiser_learns_and_its_folder_makes_pictures(unet_config: Make, tmp_path: Path) -> None:
     found = run(unet_config(tmp_path / "run", max_steps=60))
     assert sum(losses(found)[-10:]) < 0.9 * sum(losses(found)[:10])
     assert found[-1]["held_out_loss"] > 0
@@ -140,7 +61,7 @@ def test_the_denoiser_learns_and_its_folder_makes_pictures(
     assert diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model") is not None
 
 
-def test_only_the_unet_is_trained(unet_config: Callable[..., dict[str, Any]], frozen: Path, tmp_path: Path) -> None:
+def test_only_the_unet_is_trained(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
     run(unet_config(tmp_path / "run", max_steps=3))
     for part, source in (
         ("vae", frozen / "vae" / "model"),
@@ -150,53 +71,113 @@ def test_only_the_unet_is_trained(unet_config: Callable[..., dict[str, Any]], fr
         assert (tmp_path / "run" / "model" / part / name).read_bytes() == (source / name).read_bytes()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_weights(
-    unet_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
-) -> None:
-    def config(name: str) -> dict[str, Any]:
-        made = unet_config(tmp_path / name, max_steps=10)
-        made["run"]["gradient_accumulation_steps"] = accumulation
-        return made
-
-    whole = losses(run(config("whole")))
-    report = loop._report
-
-    def killed(step: int, *rest: Any) -> None:
-        report(step, *rest)
-        if step == 7:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_report", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(config("cut"))
-    monkeypatch.undo()
-    resumed = losses(run(config("cut")))
-    assert resumed[7:] == whole[5:]
-    weights = [tmp_path / name / "model" / "unet" / "diffusion_pytorch_model.safetensors" for name in ("whole", "cut")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
 def test_a_loss_that_is_no_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"lower optim.learning_rate"):
         run(vae_config(folder, tmp_path / "run", learning_rate=1e9, warmup_steps=0))
 
 
-def test_learning_rate_warms_up_and_falls_by_a_cosine() -> None:
-    optim = OptimConfig(learning_rate=1.0, final_learning_rate=0.2, warmup_steps=4, max_steps=14)
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.6), ("linear", 0.6), ("constant", 1.0)])
+def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
+    optim = OptimConfig(
+        learning_rate=1.0, final_learning_rate=0.2, warmup_steps=4, max_steps=14, lr_schedule=schedule
+    )  # fmt: skip
     rates = [learning_rate(step, optim) for step in range(15)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[9] == pytest.approx(0.6)
-    assert rates[14] == pytest.approx(0.2)
+    assert rates[9] == pytest.approx(half)
+    assert rates[14] == pytest.approx(1.0 if schedule == "constant" else 0.2)
     assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
 
 
-def test_timesteps_cover_the_range_evenly() -> None:
-    assert torch.equal(draw_timesteps(50, 1000, 1.0) // 20, torch.arange(50))
-    assert draw_timesteps(2000, 1000, 1.0).max() == 999
+def test_prodigy_trains(unet_config: Make, tmp_path: Path) -> None:
+    pytest.importorskip("prodigyopt")
+    found = losses(run(unet_config(tmp_path / "run", name="prodigy", learning_rate=1.0, max_steps=60)))
+    assert sum(found[-10:]) < sum(found[:10])
+
+
+def test_eight_bit_adamw_is_refused_without_a_gpu(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="needs a CUDA device; take adamw"):
+        run(unet_config(tmp_path / "run", name="adamw_8bit"))
+
+
+def test_early_stopping_ends_a_run_that_learns_nothing_more(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "run", learning_rate=1e-12, max_steps=30)
+    config["run"] |= {"sample_every": 2, "early_stopping": 3, "log_every": 1}
+    config["optim"]["ema_decay"] = 0.0
+    found = run(config)
+    assert found[-1]["step"] < 30 and (tmp_path / "run" / "model" / "unet").is_dir()
+
+
+def test_a_look_that_fails_does_not_end_the_run(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room to look")
+
+    monkeypatch.setattr(DenoiserTask, "_draw", fail)
+    config = unet_config(tmp_path / "run", max_steps=4)
+    config["run"]["sample_every"] = 2
+    found = run(config)
+    failures = [line["failures"] for line in found if "failures" in line]
+    assert failures == [["OutOfMemoryError: no room to look"]] * 2
+    assert [line["step"] for line in found if "loss" in line] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("auto_batch", [True, False])
+def test_out_of_memory_names_the_setting_or_halves_the_batch(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto_batch: bool
+) -> None:
+    whole = losses(run(unet_config(tmp_path / "whole", max_steps=12)))
+    forward = DenoiserModule.forward
+    calls = []
+
+    def small(self: DenoiserModule, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        calls.append(len(batch["caption"]))
+        if len(calls) > 7 and len(batch["caption"]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch)
+
+    monkeypatch.setattr(DenoiserModule, "forward", small)
+    config = train_config.validate_python(unet_config(tmp_path / "cut", max_steps=12))
+    if not auto_batch:
+        with pytest.raises(InputError, match=r"set data.batch_size=4 and run.gradient_accumulation_steps=2 .* --auto-"):
+            train(config)
+        return
+    train(config, auto_batch=True)
+    found = losses([json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()])
+    assert found == pytest.approx(whole, rel=1e-4)
+    assert set(calls) == {8, 4}
+
+
+def test_huber_is_the_square_below_and_a_line_beyond() -> None:
+    error = torch.tensor([0.1, -0.5, 2.0, -4.0])
+    assert torch.allclose(elementwise_loss(error, torch.zeros(4), None), error.square())
+    found = elementwise_loss(error, torch.zeros(4), 1.0)
+    assert torch.allclose(found, torch.tensor([0.01, 0.25, 3.0, 7.0]))
+
+
+def test_a_draw_has_its_own_noise_in_any_batch() -> None:
+    one = Draws(3, torch.arange(6))
+    parts = [Draws(3, torch.tensor(numbers)) for numbers in ([0, 1, 2], [3], [4, 5])]
+    like = torch.zeros(6, 4, 2, 2)
+    whole = one.normal(like)
+    assert torch.equal(whole, torch.cat([part.normal(like[: len(part.numbers)]) for part in parts]))
+    assert torch.equal(one.timesteps(1000, 2.0), torch.cat([part.timesteps(1000, 2.0) for part in parts]))
+    assert not torch.equal(whole, Draws(4, torch.arange(6)).normal(like))
+    assert abs(Draws(0, torch.arange(500)).normal(torch.zeros(500, 40)).std().item() - 1) < 0.02
+
+
+def test_timesteps_cover_the_range_evenly_from_any_draw() -> None:
+    for first in (0, 12345, 10**7):
+        drawn = Draws(0, torch.arange(first, first + 64)).timesteps(1000, 1.0)
+        counts = torch.histc(drawn.float(), 8, 0, 1000)
+        assert counts.min() >= 7 and counts.max() <= 9
+    assert Draws(0, torch.arange(5000)).timesteps(1000, 1.0).max() == 999
 
 
 def test_timesteps_lean_towards_noise_by_their_power() -> None:
-    drawn = draw_timesteps(100_000, 1000, 2.0)
+    drawn = Draws(0, torch.arange(20_000)).timesteps(1000, 2.0)
     for share in (0.1, 0.5, 0.9):
-        assert (drawn < 1000 * share).float().mean().item() == pytest.approx(share**2, abs=1e-3)
+        assert (drawn < 1000 * share).float().mean().item() == pytest.approx(share**2, abs=2e-3)

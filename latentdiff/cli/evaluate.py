@@ -1,0 +1,97 @@
+"""`latentdiff evaluate`: from options to numbers, a JSON file and an HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentdiff.errors import InputError
+from latentdiff.files import check_writable_parent
+from latentdiff.metrics.clip import Clip, open_clip
+from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, evaluate
+from latentdiff.metrics.features import feature_network
+from latentdiff.metrics.measures import METRICS
+from latentdiff.metrics.pictures import (
+    FolderPictures,
+    ModelPictures,
+    Pictures,
+    choose_rows,
+    read_pictures,
+    short_side,
+)
+from latentdiff.metrics.report import in_words, write_html, write_json
+from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+from latentdiff.runtime import pick_device
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed. `of_model` holds only the options that were, of those that belong to a model."""
+
+    real: Path
+    generated: Path | None
+    features: str
+    weights: str | None
+    judge: str | None
+    metrics: str | None
+    resamples: int
+    seed: int
+    device: str
+    output: Path | None
+    html: Path | None
+    of_model: dict[str, Any]
+
+
+def run(request: Request) -> None:
+    """Check all that can be checked, compare the two sets, print the numbers and write the files."""
+    for path in (request.output, request.html):
+        if path is not None:
+            check_writable_parent(path)
+    if not 0 <= request.seed < 2**31:
+        raise InputError(f"--seed {request.seed} must be from 0 to {2**31 - 1}; try 0")
+    names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
+    chosen = choose_metrics(names, set(LACKS) | {"patches"})  # a wrong name is told before anything is loaded
+    sets = _of_folder if request.generated is not None else _of_model
+    generated, real = sets(request)
+    check_counts(names or [], len(generated), len(real))
+    seen = {need for name in chosen for need in METRICS[name].needs} & {"features", "logits"}
+    network = feature_network(request.features, request.weights, request.device) if seen else None
+    judge = _judge(request)
+    result = evaluate(generated, real, network, judge, names, request.seed, request.resamples)
+    print(in_words(result))
+    if request.output is not None:
+        write_json(result, request.output)
+    if request.html is not None:
+        write_html(result, request.html)
+
+
+def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
+    assert request.generated is not None
+    if request.of_model:
+        option = next(iter(request.of_model)).replace("_", "-")
+        raise InputError(f"--{option} belongs to a model, and --generated is a folder; give one of the two")
+    rows, others = read_pictures(request.generated), read_pictures(request.real)
+    resolution = short_side(rows[0])
+    return FolderPictures(request.generated, rows, resolution), FolderPictures(request.real, others, resolution)
+
+
+def _of_model(request: Request) -> tuple[Pictures, Pictures]:
+    asked = request.of_model
+    rows = choose_rows(request.real, asked.get("num"), request.seed)
+    pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device)
+    real = FolderPictures(request.real, rows, pipe.default_size)
+    assert real.captions is not None
+    generated = ModelPictures(
+        pipe,
+        real.captions,
+        asked.get("steps", DEFAULT_STEPS),
+        asked.get("guidance_scale", DEFAULT_GUIDANCE_SCALE),
+        asked.get("sampler", "ddim"),
+        request.seed,
+    )
+    return generated, real
+
+
+def _judge(request: Request) -> Clip | None:
+    """The CLIP pair that was named; with features of a CLIP, that one."""
+    place = request.judge or (request.weights if request.features == "clip" else None)
+    return None if place is None else open_clip(place, pick_device(request.device))

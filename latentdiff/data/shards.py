@@ -1,0 +1,116 @@
+"""Shards: tars named together by a pattern of paths or addresses; the latter are downloaded once."""
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from tqdm import tqdm
+
+from latentdiff.data.containers import Container, join, open_container
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path
+from latentdiff.runtime.native import cache_folder
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+SCHEMES = ("http", "https")
+MAX_SHARDS = 10_000
+MAX_SHARD = 8 * 1024**3
+PIECE = 1024 * 1024
+TIMEOUT = 60.0
+
+
+def open_shards(pattern: str) -> Container:
+    """All shards that `pattern` names, as one. Raises InputError for a wrong pattern, and for any that is not whole."""
+    sources = expand(pattern)
+    if "://" not in pattern:
+        return join([open_container(Path(source)) for source in sources])
+    for source in sources:
+        _check_address(source)
+    return join([_open_address(source) for source in tqdm(sources, desc="fetching shards", disable=None)])
+
+
+def expand(pattern: str) -> list[str]:
+    """`{008..012}` counts, keeping zeros in front, `{a,b}` lists; several of them multiply. Raises InputError."""
+    pieces = BRACES.split(pattern)
+    if any(brace in piece for piece in pieces[::2] for brace in "{}"):
+        raise InputError(f"{pattern}: its braces do not pair up; write {{000..012}} or {{a,b}}, not one in another")
+    choices = [_choices(piece, pattern) if k % 2 else [piece] for k, piece in enumerate(pieces)]
+    count = math.prod(len(choice) for choice in choices)
+    if count > MAX_SHARDS:
+        raise InputError(f"{pattern} names {count} shards, over {MAX_SHARDS}; name fewer, larger ones")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _choices(inside: str, pattern: str) -> Sequence[str]:
+    if (match := RANGE.fullmatch(inside)) is None:
+        if inside and all(inside.split(",")) and ".." not in inside:
+            return inside.split(",")
+        raise InputError(f"{pattern}: {{{inside}}} names nothing; write {{000..012}} or {{a,b}}")
+    first, last = int(match[1]), int(match[2])
+    if not first <= last < first + MAX_SHARDS:
+        raise InputError(f"{pattern}: {{{inside}}} must count up, to {MAX_SHARDS} shards at most; write {{000..012}}")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    return [f"{k:0{width}}" for k in range(first, last + 1)]
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"{url} is no address ({error}); write https://host/000.tar") from error
+    if parts.scheme.lower() not in SCHEMES or not parts.hostname:
+        raise InputError(f"{url}: only http:// and https:// addresses are opened; download it and name the file")
+    if not parts.path.endswith(".tar"):
+        raise InputError(f"{url} does not end in .tar; name shards, or download it and name the file")
+
+
+def _open_address(url: str) -> Container:
+    """The shard at `url`: from the cache folder, or downloaded to it and looked through first."""
+    name = url.partition("?")[0]
+    path = cache_folder() / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
+    if path.exists():
+        return open_container(path, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial:
+            _download(url, partial)
+            open_container(partial, name)
+    except InputError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} was not downloaded ({reason}); check the address, and try again") from error
+    return open_container(path, name)
+
+
+def _download(url: str, path: Path) -> None:
+    """Write what is at `url` to `path`. Raises OSError also for over MAX_SHARD bytes and for a connection cut short."""
+    request = Request(url, headers={"User-Agent": "latentdiff"})
+    with build_opener(_Redirects).open(request, timeout=TIMEOUT) as response, path.open("wb") as file:
+        while piece := response.read(PIECE):
+            file.write(piece)
+            if file.tell() > MAX_SHARD:
+                raise OSError(f"it is over {MAX_SHARD} bytes, smaller shards are needed")
+        if response.length:
+            raise OSError(f"its last {response.length} bytes did not come")
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows only to where a user could have pointed."""
+
+    max_redirections = 5
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in SCHEMES:
+            raise OSError(f"it leads to {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

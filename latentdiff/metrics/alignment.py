@@ -1,0 +1,39 @@
+"""Does the picture show what the caption says? Judged by a CLIP pair."""
+
+from typing import Any
+
+import torch
+
+from latentdiff.metrics.arrays import as_pairs
+
+AT_ONCE = 1024
+
+
+def alignment(image: Any, text: Any) -> float:
+    """Mean cosine between pictures' and their captions' embeddings, [N, D] each: -1 to 1.
+
+    CLIPScore is 2.5 times this where it is positive: Hessel et al. 2021, "CLIPScore", eq. 1. Raises InputError,
+    NonFiniteError.
+    """
+    first, second = as_pairs(image, text)
+    return float((first * second).sum(1).mean())
+
+
+def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> dict[str, float]:
+    """`r1`, `r5`: how often a picture's own caption is first, or in the first five, of `candidates` captions.
+
+    The others are of pictures drawn by `seed`; equal captions do not compete; all captions where there are fewer.
+    R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError, NonFiniteError.
+    """
+    first, second = as_pairs(image, text)
+    count = len(first)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    first, second = first[order], second[order]
+    around = torch.arange(min(candidates, count))
+    ranks = []
+    for rows in torch.arange(count).split(AT_ONCE):
+        pool = (rows[:, None] + around) % count  # own caption first, then those of the pictures drawn after it
+        similarity = (first[rows] @ second.T).gather(1, pool)
+        ranks.append((similarity > similarity[:, :1] + 1e-9).sum(1))
+    rank = torch.cat(ranks)
+    return {"r1": (rank < 1).double().mean().item(), "r5": (rank < 5).double().mean().item()}

@@ -1,0 +1,48 @@
+"""How much would a number move with other pictures?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+METHOD = "bootstrap over random halves, without repeats"
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value, its standard error, and the 95 % interval value +- 1.96 std."""
+
+    value: float
+    std: float
+    low: float
+    high: float
+
+
+Statistic = Callable[[Tensor, Tensor], dict[str, float]]
+
+
+def intervals(statistic: Statistic, counts: tuple[int, int], resamples: int, seed: int) -> dict[str, Interval]:
+    """Values and 95 % intervals of `statistic(rows of the first set, rows of the second)`.
+
+    A resample is a random half of each set. Its spread is that of the whole set's value (for a mean exactly so:
+    s^2 / (n/2) * (1 - 1/2) = s^2 / n), and it repeats no picture: the usual bootstrap does, and every repeat is a
+    neighbour at distance 0, which bends precision, recall, kernel and Frechet distance.
+    Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 8.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def half(count: int) -> Tensor:
+        return torch.randperm(count, generator=generator)[: count // 2]
+
+    whole = statistic(torch.arange(counts[0]), torch.arange(counts[1]))
+    bar = tqdm(range(resamples), desc=f"interval of {next(iter(whole))}", disable=None, leave=False)
+    drawn = [statistic(half(counts[0]), half(counts[1])) for _ in bar]
+    return {key: _interval(value, [one[key] for one in drawn]) for key, value in whole.items()}
+
+
+def _interval(value: float, drawn: list[float]) -> Interval:
+    std = torch.tensor(drawn, dtype=torch.float64).std().item()
+    return Interval(value, std, value - NORMAL_95 * std, value + NORMAL_95 * std)

@@ -1,0 +1,215 @@
+"""Compare a generated set with a real one: look at both once, then every metric with its interval."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import latentdiff
+from latentdiff.errors import InputError, NonFiniteError, did_you_mean
+from latentdiff.metrics.bootstrap import METHOD, Interval, intervals
+from latentdiff.metrics.clip import Clip
+from latentdiff.metrics.features import FeatureNetwork
+from latentdiff.metrics.measures import METRICS, PATCHES, Sample, label
+from latentdiff.metrics.pictures import Pictures
+from latentdiff.metrics.wasserstein import SMALLEST, draw_patches
+
+SHOWN = 24
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers, all that they depend on, and some of the pictures.
+
+    shown: (generated, real) uint8 [3, R, R] and the two captions, evenly spaced over the sets.
+    """
+
+    generated: dict[str, Any]
+    real: dict[str, Any]
+    resolution: int
+    network: dict[str, Any] | None
+    judge: str | None
+    seed: int
+    resamples: int
+    values: dict[str, Interval]
+    notes: list[str]
+    shown: list[tuple[Tensor, Tensor, str, str]] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        name = self.network["name"] if self.network else None
+        values = {key: {"label": label(key, name), **asdict(value)} for key, value in self.values.items()}
+        return {
+            "version": latentdiff.__version__,
+            "generated": self.generated,
+            "real": self.real,
+            "resolution": self.resolution,
+            "features": self.network,
+            "judge": self.judge,
+            "seed": self.seed,
+            "interval": {"level": 0.95, "resamples": self.resamples, "method": METHOD},
+            "values": values,
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a pass over a set leaves: numbers a picture, and the pictures to show by their place."""
+
+    sample: Sample
+    shown: dict[int, Tensor]
+
+
+def evaluate(
+    generated: Pictures,
+    real: Pictures,
+    network: FeatureNetwork | None = None,
+    judge: Clip | None = None,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 100,
+) -> Evaluation:
+    """Every metric of `metrics` (all that can be had when None) between two sets of pictures of one size.
+
+    network: whose features are compared. judge: the CLIP pair for alignment and retrieval.
+    seed: of patches, halves and candidates; one seed, one result. resamples: behind each interval.
+    Raises InputError before any picture is looked at, NonFiniteError for features that are no numbers.
+    """
+    names = choose_metrics(metrics, _kinds(network, judge, generated))
+    check_counts(names, len(generated), len(real))
+    if resamples < 2:
+        raise InputError(f"resamples={resamples} must be at least 2; try 100")
+    needs = {need for name in names for need in METRICS[name].needs}
+    seen = [
+        _look(pictures, what, needs, network, judge, seed)
+        for pictures, what in ((generated, "generated"), (real, "real"))
+    ]
+    first, second = seen[0].sample, seen[1].sample
+    values: dict[str, Interval] = {}
+    for name in tqdm(names, desc="metrics", disable=None):
+
+        def statistic(rows: Tensor, others: Tensor, name: str = name) -> dict[str, float]:
+            return METRICS[name].compute(_take(first, rows), _take(second, others))
+
+        values |= intervals(statistic, (len(generated), len(real)), resamples, seed)
+    dimensions = first["features"].shape[1] if "features" in first else None
+    return Evaluation(
+        generated=generated.source,
+        real=real.source,
+        resolution=next(iter(seen[0].shown.values())).shape[-1],
+        network={"name": network.name, "weights": network.weights, "dimensions": dimensions} if network else None,
+        judge=None if judge is None else judge.weights,
+        seed=seed,
+        resamples=resamples,
+        values=values,
+        notes=_notes(min(len(generated), len(real)), dimensions),
+        shown=_side_by_side(seen, generated.captions, real.captions),
+    )
+
+
+LACKS = {
+    "features": "a feature network; name one",
+    "logits": "a network that names classes; use efficientnet-lite0 or inception",
+    "image": "a judge; name a CLIP model",
+    "text": "captions of the generated pictures; put .txt files beside them",
+}
+
+
+def _kinds(network: FeatureNetwork | None, judge: Clip | None, generated: Pictures) -> set[str]:
+    """The parts of a Sample that can be had."""
+    kinds = {"patches"}
+    if network:
+        kinds |= {"features", "logits"} if network.classes else {"features"}
+    if judge:
+        kinds |= {"image", "text"} if generated.captions else {"image"}
+    return kinds
+
+
+def choose_metrics(asked: Sequence[str] | None, kinds: set[str]) -> list[str]:
+    """The metrics to compute. Raises InputError for an unknown name, and for one that `kinds` do not make."""
+    if asked is None:
+        return [name for name, metric in METRICS.items() if kinds >= set(metric.needs)]
+    for name in asked:
+        if name not in METRICS:
+            raise InputError(f"metric {name!r} is unknown; {did_you_mean(name, METRICS)}")
+        for need in METRICS[name].needs:
+            if need not in kinds:
+                raise InputError(f"metric {name!r} needs {LACKS[need]}, or leave the metric out")
+    return list(dict.fromkeys(asked))
+
+
+def check_counts(names: Iterable[str], generated: int, real: int) -> None:
+    """Raise InputError for a metric that so few pictures do not make."""
+    for name in names:
+        least = METRICS[name].least
+        if min(generated, real) < least:
+            raise InputError(
+                f"{name} needs {least} pictures of each kind; there are {generated} generated and {real} real ones; "
+                "add pictures, or leave the metric out"
+            )
+
+
+@torch.no_grad()
+def _look(
+    pictures: Pictures, what: str, needs: set[str], network: FeatureNetwork | None, judge: Clip | None, seed: int
+) -> _Seen:
+    generator = torch.Generator().manual_seed(seed)
+    captions, count = pictures.captions, len(pictures)
+    places = set(range(0, count, max(1, count // SHOWN)))
+    parts: list[Sample] = []
+    shown: dict[int, Tensor] = {}
+    start = 0
+    with tqdm(total=count, desc=what, disable=None) as bar:
+        for pixels in pictures.batches():
+            part: Sample = {}
+            if network and needs & {"features", "logits"}:
+                part |= network.embed(pixels)
+            if judge and captions and "text" in needs:
+                part["image"] = judge.embed_images(pixels)
+                part["text"] = judge.embed_text(captions[start : start + len(pixels)])
+            if "patches" in needs:
+                part |= _patches(pixels, generator)
+            parts.append({key: _finite(value.cpu().float(), f"{what}: {key}") for key, value in part.items()})
+            shown |= {start + k: pixels[k] for k in range(len(pixels)) if start + k in places}
+            start += len(pixels)
+            bar.update(len(pixels))
+    return _Seen({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, shown)
+
+
+def _patches(pixels: Tensor, generator: torch.Generator) -> Sample:
+    if pixels.shape[-1] < SMALLEST:
+        raise InputError(
+            f"sliced-wasserstein needs pictures of {SMALLEST} pixels, not {pixels.shape[-1]}; leave it out"
+        )
+    return {f"patches_{size}": drawn for size, drawn in draw_patches(pixels, PATCHES, generator).items()}
+
+
+def _finite(values: Tensor, name: str) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise NonFiniteError(f"{name} are not finite; give another network or other weights")
+    return values
+
+
+def _take(sample: Sample, rows: Tensor) -> Sample:
+    return {key: value[rows] for key, value in sample.items()}
+
+
+def _notes(count: int, dimensions: int | None) -> list[str]:
+    if dimensions is None or count > dimensions:
+        return []
+    return [
+        f"{count} pictures are not more than the {dimensions} features: Frechet distance comes out too large; "
+        "compare it only with numbers from as many pictures"
+    ]
+
+
+def _side_by_side(
+    seen: list[_Seen], captions: list[str] | None, others: list[str] | None
+) -> list[tuple[Tensor, Tensor, str, str]]:
+    pairs = zip(seen[0].shown.items(), seen[1].shown.items(), strict=False)
+    return [
+        (ours, theirs, captions[k] if captions else "", others[j] if others else "") for (k, ours), (j, theirs) in pairs
+    ][:SHOWN]

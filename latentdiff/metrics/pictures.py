@@ -1,0 +1,117 @@
+"""The two sets that are compared: pictures that lie in a folder, or that a model makes from captions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentdiff.data.containers import open_container
+from latentdiff.data.images import decode, fit
+from latentdiff.data.layouts import Row, read_layout
+from latentdiff.errors import InputError
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.recipe import hash_model
+
+AT_ONCE = 16
+
+
+class Pictures(Protocol):
+    """uint8 [B, 3, R, R] a batch, with a caption each or none at all; `source` tells a reader what they are."""
+
+    @property
+    def source(self) -> dict[str, Any]: ...
+    @property
+    def captions(self) -> list[str] | None: ...
+    def __len__(self) -> int: ...
+    def batches(self) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """Rows of a folder, zip or tar, cut to the centre square and brought to `resolution`."""
+
+    path: Path
+    rows: list[Row]
+    resolution: int
+
+    @property
+    def source(self) -> dict[str, Any]:
+        return {"path": str(self.path), "count": len(self)}
+
+    @property
+    def captions(self) -> list[str] | None:
+        return [row.captions[0] for row in self.rows] if all(row.captions for row in self.rows) else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self) -> Iterator[Tensor]:
+        for k in range(0, len(self.rows), AT_ONCE):
+            part = [fit(decode(row.read(), row.where), self.resolution) for row in self.rows[k : k + AT_ONCE]]
+            yield torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in part])
+
+
+@dataclass(frozen=True)
+class ModelPictures:
+    """What a model makes of captions, picture k from seed + k."""
+
+    pipe: LatentDiffusionPipeline
+    captions: list[str]
+    steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+
+    @property
+    def source(self) -> dict[str, Any]:
+        assert self.pipe.folder is not None
+        settings = {key: getattr(self, key) for key in ("steps", "guidance_scale", "sampler", "seed")}
+        return {
+            "model": str(self.pipe.folder),
+            "model_hash": hash_model(self.pipe.folder),
+            "count": len(self),
+            **settings,
+        }
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batches(self) -> Iterator[Tensor]:
+        for k in range(0, len(self), AT_ONCE):
+            made = self.pipe(
+                self.captions[k : k + AT_ONCE], num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
+                sampler=self.sampler, seed=self.seed + k, output_type="pt",
+            )  # fmt: skip
+            yield (made.images.cpu() * 255).round().to(torch.uint8)
+
+
+def read_pictures(path: Path) -> list[Row]:
+    """The pictures of a folder, zip or tar, whether captioned or not. Raises InputError when there is none."""
+    rows = read_layout(open_container(path)).rows
+    if not rows:
+        raise InputError(f"{path} lists no pictures; add some, or give another folder")
+    return rows
+
+
+def short_side(row: Row) -> int:
+    """Pixels of the shorter side. Raises InputError for what is no picture."""
+    return min(decode(row.read(), row.where).size)
+
+
+def choose_rows(path: Path, count: int | None, seed: int) -> list[Row]:
+    """`count` captioned pictures (all when None) in an order drawn by `seed`.
+
+    Raises InputError for a picture without a caption, and when there are fewer.
+    """
+    rows = read_pictures(path)
+    for row in rows:
+        if not row.captions:
+            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {path}")
+    if count is not None and not 1 <= count <= len(rows):
+        raise InputError(f"num={count} must be from 1 to {len(rows)}, the pictures in {path}; try {len(rows)}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[k] for k in order[:count]]

@@ -1,0 +1,118 @@
+"""Curves as inline SVG: legible on light and dark, no script, no library."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from itertools import accumulate
+
+WIDTH, HEIGHT = 420, 240
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 30, 24
+MOST_POINTS = 1000
+MARKED = 40  # a curve of no more points than this shows each
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; the points in the order of x, one at least. A faint one lies behind its smoothed twin."""
+
+    name: str
+    points: Points
+    color: str
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where values lie between two ends of the picture, in pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        scale: Callable[[float], float] = math.log10 if self.log else float
+        share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """A few round values in sight."""
+        if self.log and self.high / self.low > 5:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = (1, 2, 5) if self.high / self.low < 100 else (1,)
+            values = [step * 10.0**decade for decade in decades for step in steps]
+        else:
+            unit = _round_step((self.high - self.low) / 5)
+            values = [k * unit for k in range(math.ceil(self.low / unit), math.floor(self.high / unit) + 1)]
+        return [value for value in values if self.low <= value <= self.high]
+
+
+def smooth(points: Points, share: float = 0.05) -> Points:
+    """The mean over a window of `share` of the points, centred on each and narrower at the ends."""
+    half = max(1, round(len(points) * share / 2))
+    sums = [0.0, *accumulate(y for _, y in points)]
+    windows = [(max(0, k - half), min(len(points), k + half + 1)) for k in range(len(points))]
+    means = [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+
+
+def chart(title: str, curves: list[Curve]) -> str:
+    """An `<svg>` of the curves over the step; values that span a decade or more get a logarithmic axis."""
+    xs = [x for curve in curves for x, _ in curve.points]
+    ys = [y for curve in curves for _, y in curve.points]
+    across = Axis(*_ends(xs, 0), LEFT, WIDTH - RIGHT)
+    log = min(ys) > 0 and max(ys) >= 10 * min(ys)
+    up = Axis(*((min(ys), max(ys)) if log else _ends(ys, 0.05)), HEIGHT - BOTTOM, TOP, log)
+    parts = [_legend(title, curves), *_grid(across, up), *(_path(curve, across, up) for curve in curves)]
+    name = escape(f"{title} over the step")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+
+
+def _round_step(step: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * 0.999)
+
+
+def _ends(values: list[float], margin: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    around = margin * (high - low) if low < high else 0.5 * (abs(low) or 1.0)
+    return low - around, high + around
+
+
+def _text(x: float, y: float, anchor: str, content: str, color: str = "currentColor") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="11" fill="{color}">{escape(content)}</text>'
+    )
+
+
+def _legend(title: str, curves: list[Curve]) -> str:
+    """The title left, the names of several curves right of it."""
+    x, parts = WIDTH - RIGHT, [_text(6, 16, "start", title)]
+    for curve in reversed(curves if len(curves) > 1 else []):
+        parts.append(_text(x, 16, "end", curve.name, curve.color))
+        x -= 6 * len(curve.name) + 14
+    return "".join(parts)
+
+
+def _grid(across: Axis, up: Axis) -> list[str]:
+    lines = [
+        f'<path d="M{LEFT} {up.place(y):.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-opacity="0.15"/>'
+        + _text(LEFT - 6, up.place(y) + 4, "end", f"{y:g}")
+        for y in up.ticks()
+    ]
+    return [*lines, *(_text(across.place(x), HEIGHT - 6, "middle", f"{x:g}") for x in across.ticks())]
+
+
+def _path(curve: Curve, across: Axis, up: Axis) -> str:
+    """The line, thinned where there are more points than anyone sees, and its points where there are few."""
+    thin = curve.points[:: math.ceil(len(curve.points) / MOST_POINTS)]
+    places = [(f"{across.place(x):.1f}", f"{up.place(y):.1f}") for x, y in thin]
+    opacity = 0.3 if curve.faint else 1
+    style = f'fill="none" stroke="{curve.color}" stroke-width="1.5" stroke-opacity="{opacity}"'
+    dots = "".join(f'<circle cx="{x}" cy="{y}" r="2" fill="{curve.color}"/>' for x, y in places)
+    shown = dots if len(places) <= MARKED and not curve.faint else ""
+    return f'<path d="M{"L".join(f"{x} {y}" for x, y in places)}" {style}/>{shown}'

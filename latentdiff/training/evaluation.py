@@ -1,0 +1,55 @@
+"""Looking at a run from outside: each process takes a share, and nothing that fails here ends the training."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.training.grid import to_grid
+
+
+@dataclass
+class Share:
+    """What one process found: of each figure the sum and the count, and pictures [3, H, W] in [-1, 1] by place."""
+
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    pictures: dict[int, Tensor] = field(default_factory=dict)
+    failure: str = ""
+
+    def add(self, name: str, value: float, count: float = 1) -> None:
+        """Count one more value of a figure, or the sum of `count` of them."""
+        total, number = self.figures.get(name, (0.0, 0.0))
+        self.figures[name] = (total + value, number + count)
+
+
+class Evaluated(Protocol):
+    def evaluate(self, rank: int, world: int) -> Share: ...
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All shares together: means of the figures, a sheet of the pictures, and what went wrong."""
+
+    figures: dict[str, float]
+    grid: Image.Image | None
+    failures: list[str]
+
+
+def evaluate(task: Evaluated, accelerator: Accelerator) -> Findings:
+    """Have every process do its share; a share that fails is reported, the others count."""
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            share = task.evaluate(accelerator.process_index, accelerator.num_processes)
+    except Exception as error:
+        share = Share(failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    shares: list[Share] = gather_object([share])
+    names = dict.fromkeys(name for s in shares for name in s.figures)
+    totals = {name: [s.figures[name] for s in shares if name in s.figures] for name in names}
+    figures = {name: sum(v for v, _ in parts) / sum(n for _, n in parts) for name, parts in totals.items()}
+    pictures = {place: picture for s in shares for place, picture in s.pictures.items()}
+    grid = to_grid(torch.stack([pictures[place] for place in sorted(pictures)]), 8) if pictures else None
+    return Findings(figures, grid, [s.failure for s in shares if s.failure])

@@ -1,0 +1,61 @@
+"""Which optimiser, and its learning rate at each step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentdiff.config.train import OptimConfig
+from latentdiff.errors import InputError
+from latentdiff.training.muon import Muon, muon_groups
+
+
+def make_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser that `optim.name` names. Raises InputError where its package is missing or cannot run."""
+    groups = _groups(module, optim.weight_decay)
+    match optim.name:
+        case "muon":
+            return Muon(muon_groups(module, optim.weight_decay), optim.learning_rate, optim.betas)
+        case "adamw_8bit":
+            return _adamw_8bit()(groups, optim.learning_rate, optim.betas)
+        case "prodigy":
+            return _prodigy()(groups, optim.learning_rate, optim.betas, safeguard_warmup=True, use_bias_correction=True)
+    return torch.optim.AdamW(groups, optim.learning_rate, optim.betas, fused=True)
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Linear warm-up, then by `lr_schedule` to `final_learning_rate`: a pure function of the optimiser step."""
+    if step < optim.warmup_steps:
+        return optim.learning_rate * (step + 1) / optim.warmup_steps
+    done = min(1.0, (step - optim.warmup_steps) / max(1, optim.max_steps - optim.warmup_steps))
+    height = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[optim.lr_schedule]
+    return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * height
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices and kernels only; gains and biases are left free."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _adamw_8bit() -> Any:
+    """AdamW with 8-bit states (Dettmers et al. 2022)."""
+    if not torch.cuda.is_available():
+        raise InputError("optim.name=adamw_8bit needs a CUDA device; take adamw here")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError("optim.name=adamw_8bit needs bitsandbytes; pip install bitsandbytes, or take adamw") from error
+    return AdamW8bit
+
+
+def _prodigy() -> Any:
+    """Prodigy (Mishchenko & Defazio 2024): it finds its own rate; `learning_rate` multiplies it and should be 1."""
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise InputError("optim.name=prodigy needs prodigyopt; pip install prodigyopt, or take adamw") from error
+    return Prodigy

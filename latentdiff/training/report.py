@@ -1,0 +1,218 @@
+"""What a run did, as one page to look at: `report.html`, with everything in it."""
+
+import base64
+import json
+import math
+import platform
+from collections.abc import Iterable
+from html import escape
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+import latentdiff
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path, check_writable_parent
+from latentdiff.training.chart import Curve, Points, chart, smooth
+
+BLUE, ORANGE, GREEN = "#3b82f6", "#ea7317", "#16a34a"  # seen on white and on black
+OLDER_GRIDS = 11
+SHOWN_ITEMS = 8
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1rem }
+h1, h2 { font-weight: 600; line-height: 1.2; overflow-wrap: anywhere }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)) }
+svg, figure > img { display: block; width: 100%; height: auto }
+figure { margin: 0 }
+.older { display: flex; gap: 1rem; overflow-x: auto; padding: 1rem 0 }
+.older figure { flex: 0 0 min(70%, 260px) }
+table { border-collapse: collapse }
+th, td { border-bottom: 1px solid #8884; overflow-wrap: anywhere; padding: .2rem 1rem .2rem 0; text-align: left }
+th { font-weight: 400; opacity: .7; vertical-align: top; white-space: nowrap }
+pre { overflow-x: auto }
+"""
+
+Row = dict[str, float]
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` in a run's folder from what lies there, and return its path.
+
+    Raises InputError when the folder has no `metrics.jsonl` with a line in it; what else is missing is left out.
+    """
+    rows = _read_rows(run_folder / "metrics.jsonl")
+    path = run_folder / "report.html"
+    check_writable_parent(path)
+    config = _read_text(run_folder / "config.yaml")
+    series = _series(_with_rates(rows, _pictures_per_step(config)))
+    title = escape(run_folder.resolve().name)
+    body = "".join(
+        [
+            f"<h1>{title}</h1>",
+            _table(_totals(rows, series)),
+            _section("Curves", _charts(series)),
+            _section("Samples", _samples(run_folder / "samples")),
+            _section("Data", _data(_read_text(run_folder / "data.json"))),
+            _section("Config", config and f"<pre>{escape(config)}</pre>"),
+        ]
+    )
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    page = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    with atomic_path(path) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The lines as they were written, their finite numbers; a line that was cut short is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); name the folder of a run, run.output in its config"
+        ) from error
+    rows = [row for row in map(_row, lines) if "step" in row]
+    if not rows:
+        raise InputError(f"{path} holds no figures yet; wait until the run has made run.log_every steps")
+    return rows
+
+
+def _row(line: str) -> Row:
+    values = _parse(line)
+    return {k: v for k, v in values.items() if type(v) in (int, float) and math.isfinite(v)}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _pictures_per_step(config: str) -> int | None:
+    """What one process sees in a step, None where the config does not tell."""
+    try:
+        values = yaml.safe_load(config)
+        return int(values["data"]["batch_size"] * values["run"].get("gradient_accumulation_steps", 1))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
+    """Steps and seconds since the row before, by the row's place, for rows that followed another in one sitting.
+
+    A sitting ends where the step goes back, and at a wait of ten minutes that is also 20 times the usual.
+    """
+    pairs = pairwise((k, row) for k, row in enumerate(rows) if "time" in row)
+    waits = {k: (b["step"] - a["step"], b["time"] - a["time"]) for (_, a), (k, b) in pairs}
+    waits = {k: (steps, seconds) for k, (steps, seconds) in waits.items() if steps >= 0 and seconds > 0}
+    longest = max(600.0, 20 * median(seconds for _, seconds in waits.values())) if waits else 0.0
+    return {k: (steps, seconds) for k, (steps, seconds) in waits.items() if seconds <= longest}
+
+
+def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
+    """The rows, with the rate since the row before: so the time of evaluations does not count."""
+    name = "steps per second" if pictures is None else "pictures per second"
+    intervals = _intervals(rows).items()
+    rates = {k: {name: (pictures or 1) * steps / seconds} for k, (steps, seconds) in intervals if steps > 0}
+    return [row | rates.get(k, {}) for k, row in enumerate(rows)]
+
+
+def _series(rows: list[Row]) -> dict[str, Points]:
+    """(step, value) under each name; a run that goes on from an earlier step takes back what came after it."""
+    kept: dict[str, dict[float, float]] = {}
+    for row in rows:
+        step = row["step"]
+        for values in kept.values():
+            while values and next(reversed(values)) > step:
+                values.popitem()
+        for name in row.keys() - {"step", "time"}:
+            kept.setdefault(name, {})[step] = row[name]
+    return {name: list(values.items()) for name, values in sorted(kept.items()) if values}
+
+
+def _totals(rows: list[Row], series: dict[str, Points]) -> dict[str, str]:
+    hours = sum(seconds for _, seconds in _intervals(rows).values()) / 3600
+    totals = {"steps": f"{rows[-1]['step']:g}", "hours": f"{hours:.2f}"}
+    if points := series.get("loss"):
+        totals["training loss"] = f"{smooth(points)[-1][1]:.4g}, smoothed"
+    if points := series.get("held_out_loss"):
+        step, best = min(points, key=lambda point: point[1])
+        totals["held-out loss"] = f"{points[-1][1]:.4g}, best {best:.4g} at step {step:g}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
+    made_with = f"latentdiff {latentdiff.__version__}, Python {platform.python_version()}, {packages}"
+    return totals | {"report made with": made_with}
+
+
+def _charts(series: dict[str, Points]) -> str:
+    """The losses in one chart, then the learning rate, the speed and whatever else was measured."""
+    losses = []
+    if points := series.get("loss"):
+        smoothed = Curve("training, smoothed", smooth(points), BLUE)
+        losses = [Curve("training", points, BLUE, faint=True), smoothed]
+    if points := series.get("held_out_loss"):
+        losses.append(Curve("held-out", points, ORANGE))
+    charts = [chart("loss", losses)] if losses else []
+    others = series.keys() - {"loss", "held_out_loss"}
+    for name in sorted(others, key=lambda name: (name != "lr", "per second" not in name, name)):
+        title = "learning rate" if name == "lr" else name.replace("_", " ")
+        charts.append(chart(title, [Curve(title, series[name], GREEN)]))
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _samples(folder: Path) -> str:
+    """The newest grid large, older ones in a row: all, or some at even distances where they are many."""
+    grids = sorted(folder.glob("*.png"))
+    if not grids:
+        return ""
+    *older, newest = grids
+    every = max(1, math.ceil(len(older) / OLDER_GRIDS))
+    row = "".join(map(_figure, reversed(older[::every])))
+    return _figure(newest) + (f'<div class="older">{row}</div>' if row else "")
+
+
+def _figure(path: Path) -> str:
+    caption = f"step {int(path.stem)}" if path.stem.isdecimal() else escape(path.stem)
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _data(text: str) -> str:
+    return _table({name: _words(value) for name, value in _parse(text).items()})
+
+
+def _words(value: Any) -> str:
+    """A value in lines: the first items of a list, the values of a mapping."""
+    if not isinstance(value, (list, dict)):
+        return str(value)
+    items = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else [_item(item) for item in value]
+    more = [f"and {len(items) - SHOWN_ITEMS} more"] if len(items) > SHOWN_ITEMS else []
+    return "\n".join([*items[:SHOWN_ITEMS], *more]) or "none"
+
+
+def _item(item: Any) -> str:
+    values: Iterable[Any] = item.values() if isinstance(item, dict) else item if isinstance(item, list) else [item]
+    return ": ".join(map(str, values))
+
+
+def _table(facts: dict[str, str]) -> str:
+    rows = (f"<tr><th>{escape(k)}</th><td>{escape(v).replace(chr(10), '<br>')}</td></tr>" for k, v in facts.items())
+    return f"<table>{''.join(rows)}</table>" if facts else ""
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{title}</h2>{body}" if body else ""

@@ -1,0 +1,75 @@
+"""Captions encoded once, on disk and in memory, where the text encoder is frozen."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from latentdiff.data.latents import fingerprint
+from latentdiff.files import atomic_path
+from latentdiff.models.text import TextConditioner, TextEmbedding
+
+BATCH = 64
+MOST_BYTES = 2**30
+
+
+class TextCache(nn.Module):
+    """Answers as the conditioner does, from a table where it can; the rest, and all if the table were too large, anew.
+
+    captions: what will be asked for. The table is kept in `cache`, and read from there if it was made of the same
+    captions by the same encoders.
+    """
+
+    def __init__(self, text: TextConditioner, captions: list[str], cache: Path) -> None:
+        super().__init__()
+        self.text = text
+        self.table: dict[str, TextEmbedding] = {}
+        if not captions or len(captions) * _bytes(text.encode([""])) > MOST_BYTES:
+            return
+        digest = hashlib.sha256("\0".join(captions).encode())
+        digest.update(fingerprint(text.named_parameters()).encode())
+        hidden, pooled = _read(cache, digest.hexdigest()) or _make(text, captions, cache, digest.hexdigest())
+        for place, caption in enumerate(captions):
+            self.table[caption] = TextEmbedding(hidden[place], None if pooled is None else pooled[place])
+
+    def encode(self, captions: list[str]) -> TextEmbedding:
+        """As `TextConditioner.encode`."""
+        if not all(caption in self.table for caption in captions):
+            return self.text.encode(captions)
+        device = next(self.text.parameters()).device
+        found = [self.table[caption] for caption in captions]
+        pooled = [f.pooled for f in found if f.pooled is not None]
+        return TextEmbedding(
+            torch.stack([f.hidden for f in found]).to(device), torch.stack(pooled).to(device) if pooled else None
+        )
+
+
+def _bytes(embedding: TextEmbedding) -> int:
+    pooled = 0 if embedding.pooled is None else embedding.pooled.nbytes
+    return embedding.hidden.nbytes + pooled
+
+
+def _make(text: TextConditioner, captions: list[str], cache: Path, key: str) -> tuple[Tensor, Tensor | None]:
+    starts = tqdm(range(0, len(captions), BATCH), desc="encoding captions")
+    parts = [text.encode(captions[start : start + BATCH]) for start in starts]
+    hidden = torch.cat([part.hidden for part in parts]).cpu()
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    tensors = {"hidden": hidden} | ({"pooled": torch.cat(pooled).cpu()} if pooled else {})
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(cache) as path:
+        save_file(tensors, path, metadata={"key": key})
+    return hidden, tensors.get("pooled")
+
+
+def _read(cache: Path, key: str) -> tuple[Tensor, Tensor | None] | None:
+    try:
+        with safe_open(cache, "pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return file.get_tensor("hidden"), file.get_tensor("pooled") if "pooled" in file.keys() else None  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None

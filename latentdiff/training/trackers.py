@@ -1,0 +1,127 @@
+"""A run's figures in TensorBoard, Weights & Biases or MLflow: accelerate's trackers, each with a picture."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from PIL import Image
+
+from latentdiff.errors import InputError, did_you_mean
+
+PROJECT = "latentdiff"
+KNOWN = ("auto", "none", "tensorboard", "wandb", "mlflow")
+ADVICE = {
+    "tensorboard": "check that the folder may be written",
+    "wandb": "run wandb login, or set WANDB_MODE=offline",
+    "mlflow": "check MLFLOW_TRACKING_URI",
+}
+
+
+class Tracker:
+    """Where figures go beside `metrics.jsonl`; this one keeps nothing."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Keep figures of one step. Steps never go back within a run."""
+
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        """Keep a picture of one step."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+def check_tracker(name: str) -> str:
+    """The tracker that `name` stands for: `auto` is tensorboard where that is installed, else none.
+
+    Raises InputError for a name that is not known or whose package is missing. Nothing is imported.
+    """
+    if name not in KNOWN:
+        raise InputError(f"tracker={name!r} is unknown; {did_you_mean(name, KNOWN)}")
+    if name == "auto":
+        return "tensorboard" if find_spec("tensorboard") else "none"
+    if name != "none" and not find_spec(name):
+        raise InputError(f'tracker={name!r} needs a package that is missing; pip install "latentdiff[{name}]"')
+    return name
+
+
+def open_tracker(name: str, output: Path, config: dict[str, Any]) -> Tracker:
+    """Start tracking a run that lies in `output` and was made by `config`.
+
+    For the main process alone, after the Accelerator is made: accelerate's trackers ask for its state.
+    The variables of wandb (WANDB_MODE, WANDB_PROJECT, …) and MLflow (MLFLOW_TRACKING_URI, …) hold as ever.
+    Raises InputError when the tracker is not known, not installed or does not start.
+    """
+    chosen = check_tracker(name)
+    if chosen == "none":
+        return Tracker()
+    try:
+        return STARTS[chosen](output, config)
+    except Exception as error:  # each has its own kinds, for a missing login or an unreachable server
+        reason = " ".join(str(error).split())
+        raise InputError(f"tracker={chosen!r} did not start ({reason}); {ADVICE[chosen]}, or use none") from error
+
+
+class _Accelerate(Tracker):
+    """One of accelerate's trackers, started."""
+
+    def __init__(self, inner: GeneralTracker) -> None:
+        self.inner = inner
+        inner.start()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.inner.log(values, step=step)
+
+    def close(self) -> None:
+        self.inner.finish()
+
+
+class _TensorBoard(_Accelerate):
+    """Event files in `output/tensorboard`. The config is a text there: hyperparameters would add a run of their own."""
+
+    def __init__(self, output: Path, config: dict[str, Any]) -> None:
+        super().__init__(TensorBoardTracker("tensorboard", output))
+        text = yaml.safe_dump(config, allow_unicode=True).replace("\n", "\n    ")
+        self.inner.log({"config": f"    {text}"}, step=0)
+
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        self.inner.log_images({name: np.asarray(image.convert("RGB"))[None]}, step=step, dataformats="NHWC")
+
+
+class _WandB(_Accelerate):
+    """What is passed to wandb goes before its variables, so these are asked first."""
+
+    def __init__(self, output: Path, config: dict[str, Any]) -> None:
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        name, folder = os.environ.get("WANDB_NAME", output.name), os.environ.get("WANDB_DIR", str(output.resolve()))
+        super().__init__(WandBTracker(project, name=name, dir=folder, config=config))
+
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        self.inner.log_images({name: [image]}, step=step)
+
+
+class _MLflow(_Accelerate):
+    """A run of the experiment `latentdiff`, or of the one that MLFLOW_EXPERIMENT_NAME names."""
+
+    def __init__(self, output: Path, config: dict[str, Any]) -> None:
+        super().__init__(MLflowTracker(PROJECT, run_name=output.name))
+        self.inner.store_init_configuration(_flat(config))
+
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        import mlflow
+
+        mlflow.log_image(image, key=name, step=step)
+
+
+STARTS = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Groups of settings as `group.key`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

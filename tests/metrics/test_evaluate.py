@@ -1,0 +1,183 @@
+"""A folder against a folder, a model against held-out pictures: numbers, files, and what is refused."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentdiff import cli
+from latentdiff.metrics import features
+from latentdiff.metrics.features import FeatureNetwork
+
+Run = Callable[..., int]
+OPTIONS = ["--features", "means", "--resamples", 5]
+COLOURS = ["red", "green", "blue"]
+
+
+def means(pixels: Tensor) -> dict[str, Tensor]:
+    """Mean colours of quarters as features, and of the whole as classes."""
+    quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 2).flatten(1)
+    return {"features": quarters / 255, "logits": pixels.float().mean((2, 3)) / 50}
+
+
+def broken(pixels: Tensor) -> dict[str, Tensor]:
+    return {"features": means(pixels)["features"] * float("nan")}
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, embed, classes in (("means", means, True), ("broken", broken, False)):
+        network = FeatureNetwork(name, "none", classes, embed)
+        monkeypatch.setitem(features.NETWORKS, name, lambda weights, device, network=network: network)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["latentdiff", "evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        return int(stopped.value.code or 0)
+
+    return run
+
+
+def pictures(folder: Path, count: int, seed: int, size: int = 32, captions: bool = True) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for k in range(count):
+        pixels = rng.integers(0, 90, (size, size, 3))
+        pixels[..., k % 3] += 160
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k:02}.png")
+        if captions:
+            (folder / f"{k:02}.txt").write_text(f"a {COLOURS[k % 3]} <picture>")
+    return folder
+
+
+def test_a_folder_against_a_folder(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 26, 2, size=48)
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    assert run("--generated", first, "--real", second, *OPTIONS, "--seed", 3, "-o", out, "--html", page) == 0
+    found = json.loads(out.read_text())
+    assert found["generated"] == {"path": str(first), "count": 20} and found["real"]["count"] == 26
+    assert found["resolution"] == 32 and found["seed"] == 3 and found["interval"]["resamples"] == 5
+    assert found["features"] == {"name": "means", "weights": "none", "dimensions": 12}
+    assert list(found["values"]) == [
+        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage", "class_score",
+        "class_score_real", "sliced_wasserstein", "sliced_wasserstein_16", "sliced_wasserstein_32",
+    ]  # fmt: skip
+    distance = found["values"]["frechet_distance"]
+    assert distance["label"] == "Frechet distance" and distance["low"] < distance["value"] < distance["high"]
+    printed = capsys.readouterr().out
+    assert "FID" not in printed + out.read_text() and "features: means" in printed
+    html = page.read_text()
+    assert html.count("data:image/jpeg") == 40 and "a red &lt;picture&gt;" in html
+    assert "http" not in html and len(html) < 300_000
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
+    first, second = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 20, 2)
+    outs = [tmp_path / f"{k}.json" for k in range(3)]
+    for out, seed in zip(outs, (1, 1, 2), strict=True):
+        assert run("--generated", first, "--real", second, *OPTIONS, "--seed", seed, "-o", out) == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes() != outs[2].read_bytes()
+
+
+def test_textures_need_no_network(tmp_path: Path, run: Run) -> None:
+    folder, out = pictures(tmp_path / "a", 4, 1), tmp_path / "out.json"
+    options = ["--metrics", "sliced-wasserstein", "--features", "inception", "--resamples", 2]
+    assert run("--generated", folder, "--real", folder, *options, "-o", out) == 0
+    assert json.loads(out.read_text())["features"] is None
+
+
+def test_pictures_against_themselves(tmp_path: Path, run: Run) -> None:
+    folder, out = pictures(tmp_path / "a", 20, 1), tmp_path / "out.json"
+    assert run("--generated", folder, "--real", folder, *OPTIONS, "-o", out) == 0
+    values = {key: one["value"] for key, one in json.loads(out.read_text())["values"].items()}
+    assert values["frechet_distance"] == pytest.approx(0, abs=1e-9) and values["sliced_wasserstein"] == 0
+    assert values["precision"] == values["recall"] == values["coverage"] == 1
+    assert values["class_score"] == values["class_score_real"]
+
+
+def test_a_model_against_held_out_pictures(
+    tmp_path: Path, run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentdiff.cli import evaluate as verb
+
+    class Judge:
+        weights = "a judge"
+
+        def embed_images(self, pixels: Tensor) -> Tensor:
+            return pixels.float().mean((2, 3)) - 130
+
+        def embed_text(self, texts: list[str]) -> Tensor:
+            return torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts]) - 1 / 3
+
+    monkeypatch.setattr(verb, "_judge", lambda request: Judge())
+    real, out, page = pictures(tmp_path / "real", 20, 1), tmp_path / "out.json", tmp_path / "out.html"
+    options = ["--model", model_folder, "--real", real, "--num", 14, "--steps", 1, "--guidance-scale", 2, *OPTIONS]
+    assert run(*options, "-o", out, "--html", page) == 0
+    found = json.loads(out.read_text())
+    assert found["generated"] | {"model_hash": ""} == {
+        "model": str(model_folder), "model_hash": "", "count": 14, "steps": 1, "guidance_scale": 2.0,
+        "sampler": "ddim", "seed": 0,
+    }  # fmt: skip
+    assert found["real"]["count"] == 14 and found["resolution"] == 16 and found["judge"] == "a judge"
+    values = {key: one["value"] for key, one in found["values"].items()}
+    assert values["retrieval_r1_real"] == 1 and values["alignment_real"] > 0.9 > values["alignment"]
+    again = tmp_path / "again.json"
+    assert run(*options, "-o", again) == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+BAD = {
+    "metric": (["--metrics", "frechet,kernal"], "metric 'kernal' is unknown; did you mean 'kernel'?"),
+    "features": (["--features", "mean"], "features='mean' is unknown; did you mean 'means'?"),
+    "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; name a CLIP model"),
+    "classes": (["--features", "broken", "--metrics", "class-score"], "'class-score' needs a network that names"),
+    "nan": (["--features", "broken"], "generated: features are not finite"),
+    "resamples": (["--resamples", 1], "resamples=1 must be at least 2"),
+    "model option": (["--steps", 3], "--steps belongs to a model, and --generated is a folder"),
+    "seed": (["--seed", -1], "--seed -1 must be from 0"),
+    "real": (["--real", "nowhere"], "nowhere does not exist"),
+    "place": (["-o", "nowhere/x.json"], "the folder nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_are_one_line_and_leave_nothing(
+    name: str, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "a", 12, 1)
+    options, message = BAD[name]
+    out, page = tmp_path / "o.json", tmp_path / "o.html"
+    assert run("--generated", folder, "--real", folder, *OPTIONS, "-o", out, "--html", page, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("error:") == 1 and "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_too_few_pictures_and_too_few_captions(
+    tmp_path: Path, run: Run, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, bare = pictures(tmp_path / "few", 5, 1), pictures(tmp_path / "bare", 14, 1, captions=False)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        (["--generated", few, "--real", bare], "precision-recall needs 8 pictures of each kind; there are 5 generated"),
+        (["--generated", empty, "--real", bare], "empty holds no pictures"),
+        (["--generated", bare, "--real", empty], "empty holds no pictures"),
+        (["--model", model_folder, "--real", bare], "00.png has no caption"),
+        (["--model", model_folder, "--real", few, "--num", 6], "num=6 must be from 1 to 5"),
+        (["--generated", few, "--model", model_folder, "--real", bare], "--model belongs to a model"),
+    ]
+    for options, message in cases:
+        assert run(*options, *OPTIONS) == 2
+        assert message in capsys.readouterr().err

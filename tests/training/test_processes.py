@@ -1,0 +1,60 @@
+"""Two processes do the same run as one: the same losses, learning rates and weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.training.small_runs import Make, losses, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_in_two(config: dict[str, Any], *words: str) -> None:
+    path = Path(config["run"]["output"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "latentdiff", "train", str(path), "--num-processes", "2", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def logged(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_two_processes_make_the_run_of_one(unet_config: Make, tmp_path: Path, accumulation: int) -> None:
+    def config(name: str, batch: int, steps: int = 6) -> dict[str, Any]:
+        made = unet_config(tmp_path / name, max_steps=6)
+        made["data"]["batch_size"] = batch // accumulation
+        made["run"] |= {"gradient_accumulation_steps": accumulation, "sample_every": 3, "checkpoint_every": 3}
+        return made
+
+    one = run(config("one", 8))
+    train_in_two(config("two", 4))
+    two = logged(tmp_path / "two")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert [line["lr"] for line in two if "lr" in line] == [line["lr"] for line in one if "lr" in line]
+    seen = [[line["held_out_loss"] for line in lines if "held_out_loss" in line] for lines in (one, two)]
+    assert len(seen[1]) == 2 and seen[1] == pytest.approx(seen[0], rel=1e-5)
+    assert (tmp_path / "two" / "samples" / "0000006.png").is_file()
+    first, second = (
+        load_file(tmp_path / name / "model" / "unet" / "diffusion_pytorch_model.safetensors") for name in ("one", "two")
+    )
+    assert all((first[key] - second[key]).abs().max() < 1e-4 for key in first)
+
+
+def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "two", max_steps=5)
+    config["data"]["batch_size"] = 4
+    train_in_two(config)
+    config["optim"]["max_steps"] = 8
+    train_in_two(config, "--resume")
+    assert [line["step"] for line in logged(tmp_path / "two") if "loss" in line] == list(range(1, 9))

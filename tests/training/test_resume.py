@@ -1,0 +1,144 @@
+"""A run that was killed, stopped or ran out of disk goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from latentdiff.config.train import train_config
+from latentdiff.errors import InputError, LatentDiffError
+from latentdiff.training import checkpoints
+from latentdiff.training.checkpoints import Staged, newest_good
+from latentdiff.training.run import train
+from tests.training.small_runs import Make, losses, run, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def configured(make: Make, output: Path, accumulation: int = 2) -> dict[str, Any]:
+    """16 pictures, 8 a step: an epoch is two steps long."""
+    config = make(output, max_steps=10)
+    config["data"]["batch_size"] //= accumulation
+    config["run"] |= {"gradient_accumulation_steps": accumulation, "checkpoint_every": 3}
+    return config
+
+
+def process(config: dict[str, Any], at: str, resume: bool) -> int:
+    """Train in another process that ends as `at` says (see killed.py); its exit code."""
+    path = Path(config["run"]["output"]).with_suffix(f".{at.replace(':', '-')}.yaml")
+    path.write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-m", "tests.training.killed", str(path), at, *(["--resume"] if resume else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGTERM), done.stderr
+    return done.returncode
+
+
+def logged(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_killed_at_any_place_it_gives_the_same_losses_and_weights_to_the_bit(unet_config: Make, tmp_path: Path) -> None:
+    whole, cut = (configured(unet_config, tmp_path / name) for name in ("whole", "cut"))
+    assert process(whole, "never", resume=False) == 0
+    # In the first epoch before any checkpoint could be; in the second; between two micro-batches; while saving.
+    for at, resume in (("save:1", False), ("micro:8", False), ("micro:6", True), ("save:2", True), ("micro:2", True)):
+        assert process(cut, at, resume) == -signal.SIGKILL
+    assert process(cut, "terminated:3", resume=True) == 128 + signal.SIGTERM
+    assert process(cut, "never", resume=True) == 0
+    assert losses(logged(tmp_path / "cut")) == losses(logged(tmp_path / "whole"))
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_sigterm_saves_the_step_it_came_in(unet_config: Make, tmp_path: Path) -> None:
+    config = configured(unet_config, tmp_path / "run", accumulation=1)
+    assert process(config, "terminated:5", resume=False) == 128 + signal.SIGTERM
+    assert json.loads((newest_good(tmp_path / "run") / checkpoints.MANIFEST).read_text())["step"] == 5  # type: ignore[operator]
+    assert logged(tmp_path / "run")[-1]["step"] == 5
+
+
+def test_a_run_is_neither_overwritten_nor_gone_on_with_unasked(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "run", max_steps=5)
+    with pytest.raises(InputError, match="holds no checkpoint to go on from; leave out --resume"):
+        run(config, resume=True)
+    run(config)
+    with pytest.raises(InputError, match=r"step-00000005 is there; go on from it with --resume"):
+        run(config)
+    config["data"]["batch_size"] = 4
+    config["optim"]["max_steps"] = 7
+    with pytest.raises(InputError, match=r"took 8 pictures a step, now 4; keep data\.batch_size times"):
+        run(config, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "cut", max_steps=10)
+    whole = losses(run(unet_config(tmp_path / "whole", max_steps=10)))
+    run(config)
+    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    assert [path.name for path in newest] == ["step-00000005", "step-00000010"]
+    damaged = newest[1] / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match=r"step-00000010 is passed over: model.safetensors is not what was written"):
+        assert losses(run(config, resume=True)) == whole
+    (newest[0] / checkpoints.MANIFEST).unlink()
+    (newest[1] / checkpoints.MANIFEST).write_text("{")
+    with (
+        pytest.warns(UserWarning, match="is passed over"),
+        pytest.raises(InputError, match=r"no checkpoint in .* is whole; start the run anew"),
+    ):
+        run(config, resume=True)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    config = unet_config(tmp_path / "cut", max_steps=10)
+    whole = losses(run(unet_config(tmp_path / "whole", max_steps=10)))
+    saves = []
+
+    def full(folder: Path, step: int, write: Any = checkpoints._write_manifest) -> None:
+        saves.append(step)
+        if step == 10:
+            raise error
+        write(folder, step)
+
+    monkeypatch.setattr(checkpoints, "_write_manifest", full)
+    with pytest.raises(LatentDiffError, match="what was saved before is whole: make room and go on"):
+        run(config)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000005"]
+    assert losses(run(config, resume=True)) == whole
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    with Staged(True, final) as staged:
+        (staged / "x").write_text("old")
+    with pytest.raises(KeyError), Staged(True, final) as staged:
+        (staged / "x").write_text("half")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (final / "x").read_text() == "old"
+
+
+def test_what_is_frozen_is_not_saved_again(unet_config: Make, tmp_path: Path) -> None:
+    run(unet_config(tmp_path / "run", max_steps=1))
+    with safe_open(tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors", "pt") as file:
+        assert {key.split(".")[0] for key in file.keys()} == {"unet"}  # noqa: SIM118
+
+
+def test_a_second_run_in_one_process_keeps_its_own_precision(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "run", max_steps=2)
+    config["run"]["mixed_precision"] = "bf16"
+    train(train_config.validate_python(config))
+    plain = losses(run(unet_config(tmp_path / "plain", max_steps=2)))
+    assert plain != losses(logged(tmp_path / "run"))
