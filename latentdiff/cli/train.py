@@ -1,4 +1,4 @@
-"""`latentdiff train`, in this process or in several that accelerate starts."""
+"""`latentdiff train`, in this process or in several that torchrun starts."""
 
 import subprocess
 import sys
@@ -27,10 +27,9 @@ def _launch(processes: int, words: list[str]) -> int:
     devices = torch.cuda.device_count()
     if 0 < devices < processes:
         raise InputError(f"--num-processes {processes} is over the {devices} GPUs here; give {devices} or fewer")
-    kind = ["--multi_gpu"] if devices else ["--cpu"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_machines", "1"]
-    launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return subprocess.run([*launcher, "-m", "latentdiff", *_without_processes(words)], check=False).returncode
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, "-m", "latentdiff", *_without_processes(words)]
+    return subprocess.run(command, check=False).returncode
 
 
 def _without_processes(words: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +29,7 @@ from latentdiff.runtime import attention_for_training
 from latentdiff.schedule import Schedule
 from latentdiff.training.draws import Draws
 from latentdiff.training.evaluation import Share
+from latentdiff.training.processes import process_state
 from latentdiff.training.text_cache import TextCache
 
 HELD_OUT = 128
@@ -104,16 +104,16 @@ class DenoiserTask:
 
     def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
-        with PartialState().main_process_first():
-            return encode_rows(self.parts.vae.to(PartialState().device), rows, self.config.data, cache)
+        with process_state().main_process_first():
+            return encode_rows(self.parts.vae.to(process_state().device), rows, self.config.data, cache)
 
     def _embed(self, rows: list[Row]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
         if self.config.data.shuffle_captions:
             captions = set()
         cache = self.config.run.output / "text.safetensors"
-        with PartialState().main_process_first():
-            return TextCache(self.parts.text.to(PartialState().device), sorted(captions), cache)
+        with process_state().main_process_first():
+            return TextCache(self.parts.text.to(process_state().device), sorted(captions), cache)
 
     def evaluate(self, rank: int, world: int) -> Share:
         """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on."""

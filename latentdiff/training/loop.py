@@ -28,6 +28,7 @@ from latentdiff.training.checkpoints import Progress, newest_good, save_checkpoi
 from latentdiff.training.ema import EMA
 from latentdiff.training.evaluation import Share, evaluate
 from latentdiff.training.optimizers import learning_rate, make_optimizer
+from latentdiff.training.processes import on_many_cpus
 from latentdiff.training.stop import StopRequest
 from latentdiff.training.trackers import open_tracker
 
@@ -97,7 +98,9 @@ class Run:
         optim, run = config.optim, config.run
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
         self.accelerator = Accelerator(
-            mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
+            cpu=on_many_cpus(),
+            mixed_precision=run.mixed_precision,
+            gradient_accumulation_steps=run.gradient_accumulation_steps,
         )
         set_seed(run.seed, device_specific=True)
         task.module.to(self.accelerator.device)

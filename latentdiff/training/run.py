@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 import yaml
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
 from latentdiff.training.checkpoints import checkpoints, refuse_another_run
 from latentdiff.training.loop import Task, fit
+from latentdiff.training.processes import process_state
 from latentdiff.training.report import write_report
 from latentdiff.training.trackers import check_tracker
 
@@ -35,7 +35,7 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
     Raises InputError when pictures cannot be used and `skip_bad` is not set.
     """
     report = None
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         report = check(config.data.train, *_limits(config), config.data.caption_template)
         bad = unusable(report, config.data.prefix, config.data.skip, skip_bad)
         config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
@@ -54,12 +54,12 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
     if report is not None:
         _write(config, "data.json", json.dumps(report.to_json(), ensure_ascii=False))
     while True:
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             _write(config, "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
         try:
             set_seed(config.run.seed)
             fit(_task(config), config, resume)
-            if PartialState().is_main_process:
+            if process_state().is_main_process:
                 write_report(config.run.output)
             return
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
