@@ -1,22 +1,20 @@
 """Whole pictures, ours and diffusers' from the same folder, alternately in one run: `python -m benchmarks.pipeline`."""
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import RESULTS, hardware, versions
 from latentdiff import LatentDiffusionPipeline, __version__
 from latentdiff.checkpoint import locate
 from latentdiff.runtime import DTYPES, pick_device
 
-RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red apple"
 
 
@@ -78,17 +76,15 @@ def main() -> None:
         for name, make in (("diffusers", theirs), ("latentdiff", ours))
     }
     rows = table(alternate(calls, given.rounds, device), "diffusers float32")
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     text = (
         f"# Whole pictures, {date.today()}\n\n{folder.name}, {given.steps} DDIM steps, guidance 5, "
-        f"batch {given.batch}, {hardware}, {torch.get_num_threads()} threads; "
+        f"batch {given.batch}, {hardware(device)}, {torch.get_num_threads()} threads; "
         f"median of {given.rounds} after one warm-up, alternately.\n"
-        f"latentdiff {__version__}, {versions}\n\n{rows}\n\n"
+        f"latentdiff {__version__}, {versions()}\n\n{rows}\n\n"
         f"`python -m benchmarks.pipeline --steps {given.steps} --batch {given.batch}`\n"
     )
     RESULTS.mkdir(exist_ok=True)
-    name = f"pipeline_{hardware.replace(' ', '-')}_{date.today()}.md"
+    name = f"pipeline_{hardware(device).replace(' ', '-')}_{date.today()}.md"
     (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)
 

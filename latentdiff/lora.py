@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024): put into a model to be trained, saved, and merged for use."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,52 @@ from latentdiff.files import atomic_path
 
 FILE = "pytorch_lora_weights.safetensors"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
-def add_lora(unet: nn.Module, rank: int, dora: bool = False) -> None:
-    """Freeze `unet` and put trainable low-rank pairs beside its attention and feed-forward layers, in place."""
+def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: bool = False) -> None:
+    """Freeze the U-Net and put trainable low-rank pairs beside its attention and feed-forward layers, in place.
+
+    The same for the attention of the text encoders, if asked.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(TARGETS), init_lora_weights="gaussian", use_dora=dora
-    )
-    inject_adapter_in_model(config, unet)
+    def inject(model: nn.Module, targets: tuple[str, ...]) -> None:
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
+        )
+        inject_adapter_in_model(config, model)
+
+    inject(parts.unet, TARGETS)
+    for encoder in parts.text.encoders if text_encoder else ():
+        inject(encoder, TEXT_TARGETS)
 
 
 def save_lora(parts: Components, folder: Path) -> None:
-    """Write the pairs that `add_lora` put into the U-Net, in diffusers' layout (alpha equals the rank)."""
+    """Write the pairs that `add_lora` put in, in diffusers' layout (alpha equals the rank)."""
     from peft import get_peft_model_state_dict
 
-    state = {f"unet.{key}": value.contiguous() for key, value in get_peft_model_state_dict(parts.unet).items()}
+    state = {f"unet.{key}": value for key, value in get_peft_model_state_dict(parts.unet).items()}
+    for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
+        if hasattr(encoder, "peft_config"):
+            state |= {_text_name(part, key): value for key, value in get_peft_model_state_dict(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / FILE) as path:
-        save_file(state, path, metadata={"format": "pt"})
+        save_file({key: value.contiguous() for key, value in state.items()}, path, metadata={"format": "pt"})
 
 
 def save_kohya(source: Path, target: Path) -> None:
     """Write a LoRA of ours again as kohya's trainers and the web interfaces name it."""
     state, _ = _read(find_lora(source))
+    two = any(key.startswith("text_encoder_2.") for key in state)
+    parts = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         name, _, kind = key.partition(".lora_")
-        flat = name.replace("unet.", "lora_unet.", 1).replace(".", "_")
+        part, _, layer = name.partition(".")
+        flat = f"{parts[part]}_{layer.replace('.', '_')}"
         kinds = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector": "dora_scale"}
         out[f"{flat}.{kinds[kind]}"] = value
         if kind == "A.weight":
@@ -98,7 +115,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
             f"{file} is no readable safetensors file ({error}); download or train it again"
         ) from error
     ratio: dict[str, float] = {}
-    for part in ("unet", "text_encoder", "text_encoder_2"):
+    for part in ("unet", *TEXT_PARTS):
         rank, alpha = (metadata.get(f"{part}.{name}") for name in ("r", "lora_alpha"))
         if rank and alpha:
             ratio |= {key.removesuffix(DOWN): alpha / rank for key in state if key.startswith(f"{part}.")}
@@ -135,6 +152,8 @@ class _UNetBlocks:
 
 def _peft_name(key: str) -> str:
     """`attn1.processor.to_q_lora.down.weight` and its like -> `attn1.to_q.lora_A.weight`."""
+    if key.startswith("text_encoder"):  # whose layers diffusers renames as if they were a U-Net's
+        key = re.sub(r"\.to_([qkv]|out)_lora\.", r".\1_proj.lora.", key)
     key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
     key = key.replace(".lora_linear_layer.", ".lora.").replace("_lora.", ".lora.")
     return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.").replace(".dora_scale", MAGNITUDE)
@@ -143,11 +162,13 @@ def _peft_name(key: str) -> str:
 def _layers(parts: Components) -> dict[str, nn.Module]:
     """Layers with a weight by the name a LoRA file gives them; transformers 5 dropped `text_model.` from its own."""
     found = {f"unet.{name}": layer for name, layer in parts.unet.named_modules() if hasattr(layer, "weight")}
-    for part, encoder in zip(("text_encoder", "text_encoder_2"), parts.text.encoders, strict=False):
-        for name, layer in encoder.named_modules():
-            if hasattr(layer, "weight"):
-                found[f"{part}.text_model.{name.removeprefix('text_model.')}"] = layer
+    for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
+        found |= {_text_name(part, name): layer for name, layer in encoder.named_modules() if hasattr(layer, "weight")}
     return found
+
+
+def _text_name(part: str, name: str) -> str:
+    return f"{part}.text_model.{name.removeprefix('text_model.')}"
 
 
 def _fits(layer: nn.Module, state: dict[str, Tensor], name: str) -> bool:

@@ -21,6 +21,7 @@ from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.samplers import Denoiser, plan, sample
+from latentdiff.textual_inversion import load_learned
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
@@ -70,7 +71,14 @@ class LatentDiffusionPipeline:
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Merge a LoRA file or folder into the weights, times `scale`. Raises CheckpointError when nothing matches."""
-        merge_lora(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), Path(path), scale)
+        merge_lora(self._parts(), Path(path), scale)
+
+    def load_textual_inversion(self, path: str | Path) -> list[str]:
+        """Add the words learnt in a file or folder, for use in prompts; returns them. Raises CheckpointError."""
+        return load_learned(self._parts(), Path(path))
+
+    def _parts(self) -> Components:
+        return Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""

@@ -16,7 +16,7 @@ MAX_PIXELS = 64 * 1024 * 1024
 
 
 class Recipe(BaseModel):
-    """Everything a picture depends on. `model_hash` is of all weight files, the LoRA's too."""
+    """Everything a picture depends on. `model_hash` is of all weight files, the LoRA's and the learnt words' too."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -33,13 +33,14 @@ class Recipe(BaseModel):
     model: str | None = None
     lora: str | None = None
     lora_scale: float = 1.0
+    embedding: str | None = None
     model_hash: str
     version: str
 
 
-def hash_model(folder: Path, lora: Path | None = None) -> str:
-    """SHA-256 over the names and bytes of a model folder's safetensors files and a LoRA: 16 hexadecimal digits."""
-    digest = hashlib.sha256(b"" if lora is None else lora.read_bytes())
+def hash_model(folder: Path, *additions: Path) -> str:
+    """SHA-256 over the names and bytes of a model folder's safetensors files, and additions: 16 hexadecimal digits."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:

@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "schedule", "samplers", "guidance", "models", "checkpoint", "lora", "runtime",
-    "pipeline", "recipe", "data", "training", "metrics", "serving", "cli",
+    "errors", "files", "config", "schedule", "samplers", "guidance", "models", "checkpoint", "lora",
+    "textual_inversion", "runtime", "pipeline", "recipe", "data", "training", "metrics", "serving", "cli",
 ]  # fmt: skip
 MODELS = ["layers", "attention", "unet", "vae", "text"]
 

@@ -23,11 +23,11 @@ def outcome(unet: nn.Module) -> Tensor:
         return unet(sample, torch.tensor([3, 700]), hidden)
 
 
-def trained(model_folder: Path, dora: bool = False) -> Components:
+def trained(model_folder: Path, dora: bool = False, text: bool = False) -> Components:
     """A model whose low-rank pairs have learnt something."""
     parts = read_pipeline(model_folder, torch.float32)
-    add_lora(parts.unet, rank=4, dora=dora)
-    for name, p in parts.unet.named_parameters():
+    add_lora(parts, rank=4, dora=dora, text_encoder=text)
+    for name, p in [*parts.unet.named_parameters(), *parts.text.named_parameters()]:
         if p.requires_grad:
             assert "lora" in name
             p.data += 0.1 * torch.randn_like(p)
@@ -71,6 +71,26 @@ def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path) -> Non
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
     assert merge_lora(first, tmp_path / FILE) == merge_lora(second, tmp_path / "kohya.safetensors")
     assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kohya", [False, True])
+def test_the_text_encoders_pairs_go_along(model_folder: Path, tmp_path: Path, kohya: bool) -> None:
+    parts = trained(model_folder, text=True)
+    save_lora(parts, tmp_path)
+    file = tmp_path / FILE
+    if kohya:
+        save_kohya(tmp_path, file := tmp_path / "kohya.safetensors")
+        assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight" in load_file(file)
+    fresh = read_pipeline(model_folder, torch.float32)
+    before = fresh.text.encode(["a red apple"]).hidden
+    merge_lora(fresh, file)
+    after, wanted = (p.text.encode(["a red apple"]).hidden for p in (fresh, parts))
+    assert (after - wanted).abs().max() < 1e-5 and (after - before).abs().max() > 1e-3
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
+    theirs.load_lora_weights(file)
+    ids = theirs.tokenizer(["a red apple"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert (theirs.text_encoder(ids).last_hidden_state - wanted).abs().max() < 1e-5
 
 
 def test_kohyas_alpha_scales(model_folder: Path, tmp_path: Path) -> None:

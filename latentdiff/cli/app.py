@@ -48,6 +48,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
+    embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
 ) -> None:
     """Make pictures from prompts."""
@@ -66,6 +67,7 @@ def generate(
         "model": model,
         "lora": None if lora is None else str(lora),
         "lora_scale": lora_scale,
+        "embedding": None if embedding is None else str(embedding),
     }
     given = {key: value for key, value in asked.items() if value is not None}
     run(Request(output, prompts or [], num_images, device, from_image, given))
@@ -101,8 +103,11 @@ def finetune(
     folder: Annotated[str, typer.Argument(help=PICTURES)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
-    method: Annotated[str, typer.Option(help="lora, dora or full.")] = "lora",
-    trigger: Annotated[str, typer.Option(help="Words put before every caption.")] = "",
+    method: Annotated[str, typer.Option(help="lora, dora, full or textual_inversion.")] = "lora",
+    trigger: Annotated[str, typer.Option(help="Words put before every caption; the word to learn, inverted.")] = "",
+    init_word: Annotated[str | None, typer.Option(help="What the word to learn begins as.")] = None,
+    class_prompt: Annotated[str | None, typer.Option(help="What must not be forgotten (DreamBooth's prior).")] = None,
+    train_text: Annotated[bool, typer.Option("--train-text", help="LoRA on the text encoder too.")] = False,
     caption_template: Annotated[str, typer.Option(help="Makes the {name} of a class a caption.")] = "{name}",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
@@ -124,6 +129,9 @@ def finetune(
         base=model,
         method=method,
         trigger=trigger,
+        init_word=init_word,
+        class_prompt=class_prompt,
+        text_encoder=train_text,
         caption_template=caption_template,
         skip_bad=skip_bad,
         steps=steps,

@@ -12,6 +12,7 @@ def run(resume: bool, auto_batch: bool, **options: Any) -> None:
     print(plan.in_words(), flush=True)
     start(plan.config, plan.report, resume, auto_batch)
     output = plan.config.run.output
-    use = f"--model {output / 'model'}" if plan.config.method == "full" else f"--lora {output}"
+    options = {"full": f"--model {output / 'model'}", "textual_inversion": f"--embedding {output}"}
+    use = options.get(plan.config.method, f"--lora {output}")
     base = f" --model {plan.config.base}" if plan.config.base and plan.config.method != "full" else ""
     print(f'done; use it with: latentdiff generate "{plan.config.data.prefix or "…"}"{base} {use} -o picture.png')

@@ -44,6 +44,7 @@ def run(request: Request) -> None:
 
     from latentdiff.lora import find_lora
     from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+    from latentdiff.textual_inversion import find_learned
 
     defaults: dict[str, Any] = {
         "steps": DEFAULT_STEPS,
@@ -57,9 +58,13 @@ def run(request: Request) -> None:
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)
+    if (embedding := settings.pop("embedding", None)) is not None:
+        pipe.load_textual_inversion(embedding)
     assert pipe.folder is not None
-    model_hash = hash_model(pipe.folder, find_lora(Path(lora)) if lora else None)
-    if recipe and not request.given.keys() & {"model", "lora"} and model_hash != recipe.model_hash:
+    additions = [find_lora(Path(lora))] if lora else []
+    additions += [find_learned(Path(embedding))] if embedding else []
+    model_hash = hash_model(pipe.folder, *additions)
+    if recipe and not request.given.keys() & {"model", "lora", "embedding"} and model_hash != recipe.model_hash:
         raise InputError(
             f"{request.from_image} was made by model {recipe.model_hash}, {model or 'bundled'} is {model_hash}; "
             "name the model by --model"
@@ -68,7 +73,7 @@ def run(request: Request) -> None:
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
-    same |= {"lora": lora, "lora_scale": lora_scale}
+    same |= {"lora": lora, "lora_scale": lora_scale, "embedding": embedding}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)

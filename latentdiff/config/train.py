@@ -152,16 +152,35 @@ class UNetTrainConfig(DenoiserConfig):
     init: Path | None = None
 
 
-class FineTuneConfig(DenoiserConfig):
-    """A model that exists, taught more: `lora` and `dora` train low-rank pairs beside its layers, `full` its U-Net.
+class PriorConfig(Config):
+    """Prior preservation (Ruiz et al. 2023, sec. 3.2): pictures of the class that must not be forgotten.
 
-    `base`: a model folder or hub id; the bundled model if not given.
+    `images` are drawn by the base model from `prompt` into `folder` when they are missing there; their loss counts
+    `weight` times. Pictures of both kinds come equally often.
+    """
+
+    prompt: str
+    images: PositiveInt = 100
+    weight: PositiveFloat = 1.0
+    folder: Path | None = None
+
+
+class FineTuneConfig(DenoiserConfig):
+    """A model that exists, taught more.
+
+    `lora` and `dora` train low-rank pairs beside the U-Net's layers, and the text encoder's with `text_encoder`;
+    `full` the U-Net itself; `textual_inversion` only `vectors` new rows for the word `data.prefix`, which begin as
+    `init_word`. `base`: a model folder or hub id; the bundled model if not given.
     """
 
     task: Literal["finetune"]
     base: str | None = None
-    method: Literal["lora", "dora", "full"] = "lora"
+    method: Literal["lora", "dora", "full", "textual_inversion"] = "lora"
     rank: PositiveInt = 16
+    text_encoder: bool = False
+    prior: PriorConfig | None = None
+    init_word: str = "picture"
+    vectors: PositiveInt = 1
 
 
 AnyTrainConfig = Annotated[

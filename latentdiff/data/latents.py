@@ -35,7 +35,7 @@ class Encoded:
 class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded pictures and their captions by (row, draw); the draw seeds the choice of cut and caption.
 
-    Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`, `draw`.
+    Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`, `weight`, `draw`.
     """
 
     def __init__(self, rows: list[Row], encoded: list[Encoded], config: DataConfig) -> None:
@@ -54,7 +54,9 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
             half = len(cuts) // 2
             cuts = cuts[half:] if rng.random() < self.config.flip else cuts[:half]
         mean, std = rng.choice(cuts).float().chunk(2)
-        return {"mean": mean, "std": std, "caption": choose_caption(self.rows[index], self.config, rng), "draw": draw}
+        row = self.rows[index]
+        caption, weight = choose_caption(row, self.config, rng), torch.tensor(row.weight)
+        return {"mean": mean, "std": std, "caption": caption, "weight": weight, "draw": draw}
 
 
 def encode_rows(vae: AutoencoderKL, rows: list[Row], config: DataConfig, cache: Path) -> list[Encoded]:

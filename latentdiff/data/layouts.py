@@ -28,6 +28,7 @@ class Row:
     captions: tuple[str, ...]
     columns: dict[str, Any] = field(default_factory=dict)
     repeats: int = 1
+    weight: float = 1.0
 
     @property
     def where(self) -> str:

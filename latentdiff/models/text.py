@@ -26,9 +26,12 @@ class TextConditioner(nn.Module):
         super().__init__()
         self.tokenizers = tokenizers
         self.encoders = nn.ModuleList(encoders)
+        self.longer_words: dict[str, str] = {}  # learnt words of several tokens, as they are written out
 
     def tokenize(self, prompts: list[str]) -> list[Tensor]:
         """Token ids [B, S], padded and cut to the model's length, for each encoder."""
+        for word, tokens in self.longer_words.items():
+            prompts = [prompt.replace(word, tokens) for prompt in prompts]
         return [
             tokenizer(
                 prompts,
@@ -49,6 +52,10 @@ class TextConditioner(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """Encode prompts on the device the encoders are on."""
+        return self.embed(prompts)
+
+    def embed(self, prompts: list[str]) -> TextEmbedding:
+        """The same with gradients, for what is trained of the encoders."""
         device = next(self.parameters()).device
         ids = [batch.to(device) for batch in self.tokenize(prompts)]
         if len(self.encoders) == 1:

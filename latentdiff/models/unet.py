@@ -4,9 +4,11 @@ Attribute names are the keys of diffusers' checkpoints, so `load_state_dict(stri
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.attention import Transformer2DModel
@@ -85,13 +87,14 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(config, level, len(resnets)) if config.up_attention(level) else None
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(out_channels)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, size: torch.Size | None) -> Tensor:
+        """skips: this level's, in the order they are read. size: (H, W) to enlarge to; None on the last level."""
+        for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
+            x = resnet(torch.cat([x, skip], dim=1), temb)
             if self.attentions is not None:
                 x = self.attentions[i](x, context)
         if self.upsamplers is not None:
-            x = self.upsamplers[0](x, skips[-1].shape[-2:])
+            x = self.upsamplers[0](x, size)
         return x
 
 
@@ -105,6 +108,7 @@ class UNet2DConditionModel(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # True: keep only the blocks' inputs for the way back
         channels = config.block_out_channels
         temb_channels = 4 * channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
@@ -139,12 +143,19 @@ class UNet2DConditionModel(nn.Module):
         x = self.conv_in(sample)
         skips = [x]
         for down in self.down_blocks:
-            x, new = down(x, temb, encoder_hidden_states)
+            x, new = self._run(down, x, temb, encoder_hidden_states)
             skips += new
-        x = self.mid_block(x, temb, encoder_hidden_states)
+        x = self._run(self.mid_block, x, temb, encoder_hidden_states)
         for up in self.up_blocks:
-            x = up(x, skips, temb, encoder_hidden_states)
+            own = [skips.pop() for _ in up.resnets]
+            size = skips[-1].shape[-2:] if skips else None
+            x = self._run(up, x, own, temb, encoder_hidden_states, size)
         return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
         """Timestep, and for SDXL (Podell et al. 2023, sec. 2.2) pooled text and sizes, as one [B, 4*C0] vector."""

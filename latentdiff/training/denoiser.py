@@ -1,6 +1,6 @@
 """Training the latent U-Net, new or further: VAE and text encoder frozen, some captions dropped for guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoint import (
-    Components,
-    locate,
-    read_pipeline,
-    read_text,
-    read_vae,
-    read_weights,
-    write_pipeline,
-)
-from latentdiff.config.train import DenoiserConfig, FineTuneConfig, UNetTrainConfig
+from latentdiff.checkpoint import Components, write_pipeline
+from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.folder import read_parts
 from latentdiff.data.latents import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
-from latentdiff.lora import add_lora, save_lora
-from latentdiff.models.text import TextEmbedding
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.text import TextConditioner, TextEmbedding
+from latentdiff.models.unet import AddedCond
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
-from latentdiff.schedule import Schedule
 from latentdiff.training.draws import Draws
 from latentdiff.training.evaluation import Share
 from latentdiff.training.processes import process_state
@@ -38,7 +28,7 @@ HELD_OUT = 128
 class DenoiserModule(nn.Module):
     """The loss of one batch of latents (Rombach et al. 2022, eq. 2)."""
 
-    def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache) -> None:
+    def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache | TextConditioner) -> None:
         super().__init__()
         self.unet = parts.unet
         self.text = text
@@ -48,7 +38,7 @@ class DenoiserModule(nn.Module):
         self.config = config
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """batch: `mean`, `std` [B, C, h, w] of the VAE, `caption` B strings."""
+        """batch: `mean`, `std` [B, C, h, w] of the VAE, `caption` B strings, `weight` and `draw` [B]."""
         mean, draws = batch["mean"], Draws(self.config.run.seed, batch["draw"])
         latents = self.scale * (mean + batch["std"] * draws.normal(mean))
         noise = draws.normal(mean) + self.config.noise_offset * draws.normal(mean[:, :, :1, :1])
@@ -56,12 +46,12 @@ class DenoiserModule(nn.Module):
         timesteps = draws.timesteps(total, self.config.timestep_power).to(mean.device)
         dropped = draws.uniform() < self.config.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
-        return {"loss": self.loss(latents, noise, timesteps, captions).mean()}
+        return {"loss": (self.loss(latents, noise, timesteps, captions) * batch["weight"]).mean()}
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
         """Squared error of the prediction, weighted, for each picture: [B]."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        text = self.text.encode(captions)  # no gradient flows into it
+        text = self.text.embed(captions)
         with attention_for_training(noisy):
             output = self.unet(noisy, timesteps, text.hidden, self._added(text, x0)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
@@ -89,18 +79,26 @@ def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) 
 class DenoiserTask:
     """Train on latents of pictures; measure on held-out ones, and draw some prompts.
 
-    `write(parts, folder)` saves what the run is about: the whole pipeline, or a LoRA alone.
+    `write(parts, folder)` saves what the run is about: the whole pipeline, or a LoRA alone. `more` are pictures beside
+    those of `config.data`. Captions are encoded once unless `trains_text`.
     """
 
     def __init__(
-        self, config: DenoiserConfig, parts: Components, write: Callable[[Components, Path], None] = write_pipeline
+        self,
+        config: DenoiserConfig,
+        parts: Components,
+        write: Callable[[Components, Path], None] = write_pipeline,
+        more: Sequence[Row] = (),
+        trains_text: bool = False,
     ) -> None:
         self.config, self.parts, self.write = config, parts, write
+        parts.unet.gradient_checkpointing = config.run.gradient_checkpointing
         rows, held_out = read_parts(config.data)
+        rows = [*_as_often(rows, len(more)), *more]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
-        self.module = DenoiserModule(parts, config, self._embed(rows))
+        self.module = DenoiserModule(parts, config, parts.text if trains_text else self._embed(rows))
 
     def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
@@ -152,20 +150,6 @@ class DenoiserTask:
         self.write(self.parts, folder)
 
 
-def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
-    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names."""
-    text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
-    unet = UNet2DConditionModel(config.model)
-    if config.init is not None:
-        unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
-    return DenoiserTask(config, Components(unet, read_vae(config.vae), text, Schedule(config.schedule)))
-
-
-def finetune_task(config: FineTuneConfig) -> DenoiserTask:
-    """The base model with all of its U-Net, or low-rank pairs beside it, set to be trained."""
-    parts = read_pipeline(locate(config.base), torch.float32)
-    if config.method == "full":
-        parts.unet.requires_grad_(True)
-        return DenoiserTask(config, parts)
-    add_lora(parts.unet, config.rank, dora=config.method == "dora")
-    return DenoiserTask(config, parts, save_lora)
+def _as_often(rows: list[Row], count: int) -> list[Row]:
+    """The rows, repeated until they are about `count`, so that two kinds come equally often."""
+    return rows * max(1, round(count / len(rows)))

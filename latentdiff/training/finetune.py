@@ -9,6 +9,7 @@ from latentdiff.config.base import validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
+from latentdiff.errors import InputError
 
 VISITS = 40
 SMALL_MODEL = 256
@@ -47,6 +48,10 @@ def plan_finetune(
     Small models take larger batches and steps. Each picture is seen some 40 times. Raises InputError when the check
     finds errors and `skip_bad` is not set.
     """
+    if method == "textual_inversion" and not trigger.strip():
+        raise InputError(
+            "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
+        )
     limits = read_limits(locate(base))
     resolution = limits.resolution
     report = check(folder, Fitting(resolution, limits.downscale), limits.text.lost_words, caption_template)
@@ -54,7 +59,7 @@ def plan_finetune(
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL
     batch = given.get("batch_size") or min(16 if small else 2, usable)
-    rate = (1e-3 if small else 1e-4) * (0.1 if method == "full" else 1)
+    rate = (1e-3 if small else 1e-4) * {"full": 0.1, "textual_inversion": 5}.get(method, 1)
     steps = given.get("steps") or max(100, min(4000, VISITS * usable // max(1, batch)))
     config = validate(
         train_config,
@@ -63,6 +68,10 @@ def plan_finetune(
             "base": base,
             "method": method,
             "rank": given.get("rank") or 16,
+            "text_encoder": given.get("text_encoder") or False,
+            "init_word": given.get("init_word") or "picture",
+            "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
+            "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
             "data": {
                 "train": folder, "resolution": resolution, "batch_size": batch, "skip": bad, "prefix": trigger,
                 "caption_template": caption_template,
@@ -70,6 +79,7 @@ def plan_finetune(
             "optim": {
                 "learning_rate": given.get("learning_rate") or rate, "max_steps": steps,
                 "warmup_steps": min(50, steps // 10), "ema_decay": 0.99,
+                "weight_decay": 0.0 if method == "textual_inversion" else 0.01,
             },
             "run": {
                 "output": output, "seed": given.get("seed") or 0, "sample_every": max(1, steps // 4),

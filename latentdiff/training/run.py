@@ -125,11 +125,11 @@ def _task(config: TrainConfig) -> Task:
 
             return TextEncoderTask(config)
         case UNetTrainConfig():
-            from latentdiff.training.denoiser import scratch_task
+            from latentdiff.training.methods import scratch_task
 
             return scratch_task(config)
         case FineTuneConfig():
-            from latentdiff.training.denoiser import finetune_task
+            from latentdiff.training.methods import finetune_task
 
             return finetune_task(config)
     raise TypeError(type(config))

@@ -36,10 +36,10 @@ class TextCache(nn.Module):
         for place, caption in enumerate(captions):
             self.table[caption] = TextEmbedding(hidden[place], None if pooled is None else pooled[place])
 
-    def encode(self, captions: list[str]) -> TextEmbedding:
-        """As `TextConditioner.encode`."""
+    def embed(self, captions: list[str]) -> TextEmbedding:
+        """As `TextConditioner.embed`."""
         if not all(caption in self.table for caption in captions):
-            return self.text.encode(captions)
+            return self.text.embed(captions)
         device = next(self.text.parameters()).device
         found = [self.table[caption] for caption in captions]
         pooled = [f.pooled for f in found if f.pooled is not None]

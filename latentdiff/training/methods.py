@@ -1,0 +1,46 @@
+"""What of a model is trained, by each method, and what is saved of it."""
+
+from pathlib import Path
+
+import torch
+
+from latentdiff.checkpoint import Components, locate, read_pipeline, read_text, read_vae, read_weights
+from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
+from latentdiff.lora import add_lora, save_lora
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.schedule import Schedule
+from latentdiff.textual_inversion import add_token, save_learned
+from latentdiff.training.denoiser import DenoiserTask
+from latentdiff.training.prior import prior_rows
+
+
+def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
+    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names."""
+    text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
+    unet = UNet2DConditionModel(config.model)
+    if config.init is not None:
+        unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
+    return DenoiserTask(config, Components(unet, read_vae(config.vae), text, Schedule(config.schedule)))
+
+
+def finetune_task(config: FineTuneConfig) -> DenoiserTask:
+    """The base model with all of its U-Net, low-rank pairs beside it, or a new word's rows, set to be trained."""
+    parts = read_pipeline(locate(config.base), torch.float32)
+    more = prior_rows(parts, config, config.prior) if config.prior else []
+    if config.method == "full":
+        parts.unet.requires_grad_(True)
+        return DenoiserTask(config, parts, more=more)
+    if config.method == "textual_inversion":
+        return _inversion_task(config, parts)
+    add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
+    return DenoiserTask(config, parts, save_lora, more, config.text_encoder)
+
+
+def _inversion_task(config: FineTuneConfig, parts: Components) -> DenoiserTask:
+    token = config.data.prefix
+    rows = add_token(parts.text, token, config.vectors, config.init_word)
+
+    def write(_: Components, folder: Path) -> None:
+        save_learned(rows, token, folder)
+
+    return DenoiserTask(config, parts, write, trains_text=True)

@@ -1,0 +1,41 @@
+"""The benchmarks run; how fast is not asked here."""
+
+import pytest
+import torch
+
+from benchmarks.training import measure, table
+from benchmarks.training_shapes import Shape, TextShape, emoji
+from latentdiff.models.unet import UNet2DConditionModel
+from tests.small import small_unet_config, small_vae_config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [True, False])
+def test_training_measures_every_side(together: bool) -> None:
+    text = TextShape(
+        vocab_size=8000,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    shape = Shape(unet=small_unet_config(), vae=small_vae_config(), text=text, batch=2, latents=8)
+    figures = measure(shape, rounds=2, steps=1, together=together)
+    assert list(figures) == ["diffusers", "diffusers, cached", "latentdiff"]
+    for found in figures.values():
+        assert len(found.seconds) == 2 and min(found.seconds) > 0
+        assert found.peak_gib > 0 and 0 < found.loading_share < 1
+    assert table(figures).count("\n") == 4
+
+
+def test_the_large_shape_is_that_of_stable_diffusion() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(Shape().unet)
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    assert Shape().resolution == 512
+
+
+def test_the_bundled_shape_is_that_of_its_recipe() -> None:
+    shape = emoji()
+    assert (shape.batch, shape.latents, shape.resolution, shape.unet.in_channels) == (64, 16, 128, 8)
