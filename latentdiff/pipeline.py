@@ -20,6 +20,7 @@ from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime.kernels import prepare
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
 
@@ -57,17 +58,28 @@ class LatentDiffusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+        cls,
+        path_or_id: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        optimize: Literal["auto", "off"] = "auto",
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
-        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16.
+        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: off runs the plain
+        modules, auto what computes the same faster on this machine.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
+        if optimize not in (known := ("auto", "off")):
+            raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, known)}")
         chosen_device = pick_device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        return cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
+        pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
+        if optimize == "auto":
+            prepare(pipe.unet)
+            prepare(pipe.vae)
+        return pipe
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Merge a LoRA file or folder into the weights, times `scale`. Raises CheckpointError when nothing matches."""

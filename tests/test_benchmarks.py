@@ -3,30 +3,35 @@
 import pytest
 import torch
 
-from benchmarks.training import measure, table
+from benchmarks import training
 from benchmarks.training_shapes import Shape, TextShape, emoji
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_unet_config, small_vae_config
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("together", [True, False])
-def test_training_measures_every_side(together: bool) -> None:
+def small_shape() -> Shape:
     text = TextShape(
-        vocab_size=8000,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        vocab_size=8000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16,
-    )
-    shape = Shape(unet=small_unet_config(), vae=small_vae_config(), text=text, batch=2, latents=8)
-    figures = measure(shape, rounds=2, steps=1, together=together)
+    )  # fmt: skip
+    return Shape(name="small", unet=small_unet_config(), vae=small_vae_config(), text=text, batch=2, latents=8)
+
+
+@pytest.mark.slow
+def test_training_measures_every_side() -> None:
+    figures = training.measure(small_shape(), rounds=2, steps=1)
     assert list(figures) == ["diffusers", "diffusers, cached", "latentdiff"]
     for found in figures.values():
         assert len(found.seconds) == 2 and min(found.seconds) > 0
         assert found.peak_gib > 0 and 0 < found.loading_share < 1
-    assert table(figures).count("\n") == 4
+    assert training.table(figures).count("\n") == 4
+
+
+@pytest.mark.slow
+def test_training_measures_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SIDES", ["latentdiff"])
+    figures = training.measure(small_shape(), rounds=1, steps=2, together=False)
+    assert len(figures["latentdiff"].seconds) == 2
 
 
 def test_the_large_shape_is_that_of_stable_diffusion() -> None:

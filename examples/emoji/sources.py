@@ -111,7 +111,7 @@ def pictures(packages: dict[Source, Path]) -> dict[Source, dict[str, bytes]]:
             found[source] = _webp(path)
         else:
             own = {name: code_of(code) for code, name in chars[source].items()}
-            found[source] = _icons(json.loads(files[source]["package/icons.json"]), own or names)
+            found[source] = drawings(json.loads(files[source]["package/icons.json"]), own or names)
     return found
 
 
@@ -121,7 +121,7 @@ def _webp(tarball: Path) -> dict[str, bytes]:
     return {code: data for code, data in images.items() if code not in foreign}
 
 
-def _icons(icons: dict[str, Any], names: dict[str, str]) -> dict[str, bytes]:
+def drawings(icons: dict[str, Any], names: dict[str, str]) -> dict[str, bytes]:
     parents = {alias: entry["parent"] for alias, entry in icons.get("aliases", {}).items() if len(entry) == 1}
     svgs = {code: _svg(icons, parents.get(name, name)) for name, code in names.items()}
     return {code: svg for code, svg in svgs.items() if svg is not None}

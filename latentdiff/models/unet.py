@@ -147,7 +147,7 @@ class UNet2DConditionModel(nn.Module):
             skips += new
         x = self._run(self.mid_block, x, temb, encoder_hidden_states)
         for up in self.up_blocks:
-            own = [skips.pop() for _ in up.resnets]
+            own = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
             size = skips[-1].shape[-2:] if skips else None
             x = self._run(up, x, own, temb, encoder_hidden_states, size)
         return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +29,7 @@ from latentdiff.training.ema import EMA
 from latentdiff.training.evaluation import Share, evaluate
 from latentdiff.training.optimizers import learning_rate, make_optimizer
 from latentdiff.training.processes import on_many_cpus
+from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_another_layout, sharding_plugin
 from latentdiff.training.stop import StopRequest
 from latentdiff.training.trackers import open_tracker
 
@@ -97,18 +98,20 @@ class Run:
         self.task, self.config = task, config
         optim, run = config.optim, config.run
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
+        self.sharding = sharding_plugin(task.module, config)
         self.accelerator = Accelerator(
             cpu=on_many_cpus(),
             mixed_precision=run.mixed_precision,
-            gradient_accumulation_steps=run.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(run.gradient_accumulation_steps),
+            **self.sharding,
         )
         set_seed(run.seed, device_specific=True)
-        task.module.to(self.accelerator.device)
-        task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         use_native_kernels(task.module)
-        optimizer = make_optimizer(task.module, optim)
-        self.module, self.optimizer = self.accelerator.prepare(task.module, optimizer)
-        self.ema = EMA(task.module, optim.ema_decay)
+        trained = self._place()
+        optimizer = make_optimizer(trained, optim)
+        self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        decay = optim.ema_decay
+        self.ema = ShardedEMA(trained, task.module, decay) if self.sharding else EMA(trained, decay)
         micro_batches = run.gradient_accumulation_steps * self.accelerator.num_processes
         self.progress = Progress(config.data.batch_size * micro_batches)
         self.accelerator.register_for_checkpointing(self.progress, self.ema)
@@ -122,12 +125,21 @@ class Run:
         if self.accelerator.is_main_process:
             self.log.start(self.progress.step)
 
+    def _place(self) -> nn.Module:
+        """What will be trained: the task's module on the device, or a copy, which is brought there in parts."""
+        module, device = self.task.module, self.accelerator.device
+        if self.sharding:
+            return copy_to_shard(module, device)
+        return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
     def _restore(self, output: Path) -> None:
         """Go on from the newest good checkpoint. Raises InputError when none is."""
         checkpoint = newest_good(output)
         if checkpoint is None:
             raise InputError(f"no checkpoint in {output} is whole; start the run anew in another folder")
-        self.accelerator.load_state(str(checkpoint), strict=False)  # what is frozen is not in it
+        refuse_another_layout(checkpoint, self.sharding)
+        options = {} if self.sharding else {"strict": False}  # what is frozen is not in it
+        self.accelerator.load_state(str(checkpoint), **options)
         self.accelerator.step = 0  # micro-batches since the last update: none, and accumulation may be another now
 
     def _batches(self) -> Iterator[Any]:
@@ -263,8 +275,8 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
 
 
 def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
-    """What is not trained comes from where the run began, and need not be saved again."""
-    for model, state in zip(models, weights, strict=True):
+    """What is not trained comes from where the run began, and need not be saved again; shards are not in `weights`."""
+    for model, state in zip(models, weights, strict=False):
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         for name in [name for name in state if name.removeprefix("module.") in frozen or name in frozen]:
             del state[name]

@@ -1,0 +1,66 @@
+"""60 pictures of a style that the bundled model has never seen: `python -m examples.finetune.streamline OUT`.
+
+Streamline Emojis (CC BY 4.0, https://creativecommons.org/licenses/by/4.0/), rasterised; each with its caption beside it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from examples.emoji.concepts import chance, read_emoji
+from examples.emoji.render import render
+from examples.emoji.sources import NAMES, drawings, fetch, read_members
+from latentdiff.errors import InputError
+
+PACKAGE = "@iconify-json/streamline-emojis@1.2.4"
+GROUPS = ("smileys", "animals", "food", "travel")
+COUNT = 60
+PROMPTS = (
+    "a cat face", "a dog face", "a red apple", "a grinning face", "a house", "an automobile", "a koala", "a pizza",
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    arguments = parser.parse_args()
+    try:
+        print(f"{write(arguments.out, arguments.cache, arguments.size)} pictures in {arguments.out}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(out: Path, cache: Path, size: int) -> int:
+    """Fetch, choose and draw; returns how many. Raises InputError when the package cannot be had or `out` is taken."""
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder")
+    names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
+    icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
+    labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
+    taught = [name for name, label in labels.items() if names.get(label) in GROUPS and not _is_asked(label)]
+    first = {labels[name]: name for name in sorted(taught, reverse=True)}  # one drawing of each concept
+    chosen = sorted(first, key=lambda label: chance("streamline", label))[:COUNT]
+    found = drawings(icons, {first[label]: label for label in chosen})
+    out.mkdir(parents=True)
+    for label, svg in found.items():
+        name = label.replace(" ", "-")
+        render(svg, size).save(out / f"{name}.png")
+        article = "an" if label[0] in "aeiou" else "a"
+        (out / f"{name}.txt").write_text(f"{article} {label}, streamline style\n", encoding="utf-8")
+    return len(found)
+
+
+def _is_asked(label: str) -> bool:
+    """Whether the comparison's prompts hold a word of it: those are left for the model to transfer."""
+    words = {word for prompt in PROMPTS for word in prompt.split()[1:]} - {"face"}
+    return bool(words & set(label.split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

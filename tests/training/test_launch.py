@@ -1,0 +1,113 @@
+"""`accelerate launch` with the files of configs/accelerate starts the same run; FSDP shards it, saves it, goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.lora import FILE
+from latentdiff.config.train import train_config
+from latentdiff.errors import InputError
+from latentdiff.lora import FILE
+from latentdiff.training import sharding
+from tests.training.small_runs import Make, losses, run, vae_config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+def launch(file: str, config: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+    path = Path(config["run"]["output"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    command = [*launcher, "--config_file", f"configs/accelerate/{file}", "-m", "latentdiff", "train", str(path), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def logged(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_accelerate_knows_every_key(file: Path) -> None:
+    assert load_config_from_file(str(file)).num_processes == 2
+
+
+def test_fsdp_makes_the_run_of_one_process_and_goes_on(unet_config: Make, tmp_path: Path) -> None:
+    def config(name: str, batch: int, steps: int) -> dict[str, Any]:
+        made = unet_config(tmp_path / name, max_steps=steps, lr_schedule="constant")
+        made["data"]["batch_size"] = batch
+        made["run"] |= {"gradient_accumulation_steps": 2, "sample_every": 3, "checkpoint_every": 3}
+        return made
+
+    one = run(config("one", 4, 6))
+    for steps, words in ((3, ()), (6, ("--resume",))):
+        done = launch("fsdp.yaml", config("fsdp", 2, steps), *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+    two = logged(tmp_path / "fsdp")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    seen = [[line["held_out_loss"] for line in lines if "held_out_loss" in line] for lines in (one, two)]
+    assert len(seen[1]) == 2 and seen[1] == pytest.approx(seen[0], rel=1e-4)
+    assert (tmp_path / "fsdp" / "checkpoints" / "step-00000006" / "pytorch_model_fsdp_0").is_dir()
+    pipeline = LatentDiffusionPipeline.from_pretrained(tmp_path / "fsdp" / "model")
+    assert pipeline("a red disc", num_inference_steps=2, height=16, width=16).images[0].size == (16, 16)
+
+
+def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: Path) -> None:
+    base = unet_config(tmp_path / "base", max_steps=1)
+    run(base)
+    config = {key: base[key] for key in ("data", "optim")} | {"task": "finetune", "base": str(tmp_path / "base" / "model")}
+    for name, batch in (("one", 8), ("fsdp", 4)):
+        config["data"]["batch_size"] = batch
+        config["run"] = base["run"] | {"output": str(tmp_path / name)}
+        config["optim"]["max_steps"] = 2
+        if name == "one":
+            run(config)
+            continue
+        done = launch("fsdp.yaml", config)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(logged(tmp_path / "fsdp")) == pytest.approx(losses(logged(tmp_path / "one")), rel=1e-4)
+    assert (tmp_path / "fsdp" / "model" / FILE).is_file()
+
+
+def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) -> None:
+    done = launch("cpu.yaml", unet_config(tmp_path / "run", max_steps=2))
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = sorted(tmp_path.glob("run/checkpoints/step-00000002/random_states_*.pkl"))
+    assert len(states) == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "optimizer", "said"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "muon", "optim.name=muon cannot be sharded; take adamw"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "adamw", "set fsdp_version: 2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "adamw", "set zero_stage: 2"),
+    ],
+)
+def test_what_is_not_supported_is_said(
+    environment: dict[str, str], optimizer: str, said: str, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sharding, "process_state", lambda: SimpleNamespace(num_processes=2))
+    config = train_config.validate_python(vae_config(folder, tmp_path, name=optimizer))
+    with pytest.raises(InputError, match=said):
+        sharding.sharding_plugin(nn.Linear(2, 2), config)
+
+
+@pytest.mark.parametrize(("saved", "said"), [("pytorch_model_fsdp_0", "with FSDP"), ("", "without sharding")])
+def test_a_checkpoint_of_another_launch_is_refused(saved: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / saved).mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=f"was saved {said}"):
+        sharding.refuse_another_layout(tmp_path, {} if saved else {"fsdp_plugin": None})
