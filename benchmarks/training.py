@@ -20,14 +20,12 @@ from benchmarks.training_sides import SIDES
 from latentdiff import __version__
 from latentdiff.runtime import pick_device
 
-WARM_UP = 2
-
 
 class Worker:
     """One side in a process of its own, which works only while it is asked to. `with` ends it."""
 
-    def __init__(self, side: str, folder: Path) -> None:
-        self.side = side
+    def __init__(self, side: str, folder: Path, warm_up: int) -> None:
+        self.side, self.warm_up = side, warm_up
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.training_sides", side, str(folder)],
             stdin=subprocess.PIPE,
@@ -37,7 +35,7 @@ class Worker:
         )
 
     def __enter__(self) -> "Worker":
-        self.take(WARM_UP)
+        self.take(self.warm_up)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,11 +82,11 @@ def measure(shape: Shape, rounds: int, steps: int, together: bool = True) -> dic
         folder = Path(name)
         write_pictures(shape, folder / "pictures")
         (folder / "shape.json").write_text(shape.model_dump_json(), encoding="utf-8")
-        workers = {side: kept.enter_context(Worker(side, folder)) for side in SIDES} if together else {}
+        workers = {side: kept.enter_context(Worker(side, folder, warm_up=2)) for side in SIDES} if together else {}
         for _ in range(rounds):
             for side, found in turns.items():
                 with ExitStack() as alone:
-                    worker = workers.get(side) or alone.enter_context(Worker(side, folder))
+                    worker = workers.get(side) or alone.enter_context(Worker(side, folder, warm_up=1))
                     found.append(worker.take(steps))
     return {side: Figures.of(found, shape.batch) for side, found in turns.items()}
 

@@ -110,6 +110,7 @@ class Script:
         import diffusers
         from diffusers.training_utils import EMAModel
 
+        diffusers.utils.logging.set_verbosity_error()
         self.accelerator = Accelerator(mixed_precision="bf16")
         optim = config(shape, folder).optim
         unet = diffusers.UNet2DConditionModel.from_config(shape.unet.write())

@@ -1,5 +1,6 @@
 """The benchmarks run; how fast is not asked here."""
 
+import diffusers
 import pytest
 import torch
 
@@ -36,8 +37,8 @@ def test_training_measures_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch
 
 def test_the_large_shape_is_that_of_stable_diffusion() -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(Shape().unet)
-    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+        unets = UNet2DConditionModel(Shape().unet), diffusers.UNet2DConditionModel.from_config(Shape().unet.write())
+    assert [sum(p.numel() for p in unet.parameters()) for unet in unets] == [859_520_964] * 2
     assert Shape().resolution == 512
 
 

@@ -62,7 +62,7 @@ def test_an_image_of_a_batch_equals_it_alone(pipe: LatentDiffusionPipeline) -> N
     )
     assert together.seeds == [3, 4, 5, 6]
     alone = pipe("猫", seed=5, num_inference_steps=4, eta=1.0, output_type="latent").images
-    assert torch.allclose(together.images[2:3], alone, atol=1e-5)
+    assert (together.images[2:3] - alone).abs().max() < 1e-5 * alone.abs().max()
     assert not torch.allclose(together.images[2], together.images[3], atol=1e-2)
 
 

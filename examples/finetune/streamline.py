@@ -1,6 +1,6 @@
 """60 pictures of a style that the bundled model has never seen: `python -m examples.finetune.streamline OUT`.
 
-Streamline Emojis (CC BY 4.0, https://creativecommons.org/licenses/by/4.0/), rasterised; each with its caption beside it.
+Streamline Emojis, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), rasterised; captions lie beside them.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 
 ERRORS = ("unreadable", "too small", "too narrow", "no caption")
+EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder holds, and what is wrong. `sizes` and the `buckets` to come: how many pictures, most first."""
+    """What a folder holds, and what is wrong. `sizes` and the `buckets` to come: how many pictures, most first.
+
+    `examples` are a few captions.
+    """
 
     path: str
     layout: str
@@ -41,6 +45,7 @@ class Report:
     captions: int
     sizes: list[tuple[str, int]]
     buckets: list[tuple[str, int]]
+    examples: list[str]
     findings: list[Finding]
 
     @property
@@ -93,7 +98,8 @@ def check(
     good = [size for size, _, _ in looks if size is not None]
     captions = sum(len(row.captions) for row in layout.rows)
     sizes, buckets = _counts(good), _counts([fitting.bucket(size) for size in good])
-    return Report(str(source), layout.kind, len(layout.rows), captions, sizes, buckets, findings)
+    examples = list(dict.fromkeys(row.captions[0] for row in layout.rows if row.captions))[:EXAMPLES]
+    return Report(str(source), layout.kind, len(layout.rows), captions, sizes, buckets, examples, findings)
 
 
 def _counts(sizes: list[Size]) -> list[tuple[str, int]]:

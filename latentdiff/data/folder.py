@@ -30,17 +30,20 @@ def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
         raise InputError(
             f"{source} has no picture{' that data.keep lists' if config.keep else ''}; add some or keep more"
         )
-    rows = [replace(row, captions=_prefixed(row.captions, config.prefix)) for row in rows]
+    if config.prefix:
+        rows = [
+            replace(row, captions=tuple(prefixed(caption, config.prefix) for caption in row.captions or [""]))
+            for row in rows
+        ]
     for row in rows:
         if not row.captions:
             raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {source}")
     return [row for row in rows for _ in range(row.repeats)]
 
 
-def _prefixed(captions: tuple[str, ...], prefix: str) -> tuple[str, ...]:
-    if not prefix:
-        return captions
-    return tuple(f"{prefix}, {caption}" for caption in captions) or (prefix,)
+def prefixed(caption: str, prefix: str) -> str:
+    """A caption behind `prefix`, or either where the other is empty."""
+    return ", ".join(part for part in (prefix, caption) if part)
 
 
 def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:

@@ -11,12 +11,14 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.files import atomic_path, sync
 
 KEPT = 2
 MANIFEST = "manifest.json"
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Staged:
             self._replace()
             return
         shutil.rmtree(self.partial, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError, RuntimeError)) and not isinstance(error, LatentDiffError):
+        if isinstance(error, WRITE_ERRORS) and not isinstance(error, LatentDiffError):
             reason = " ".join(str(error).split())[:200]
             raise LatentDiffError(
                 f"{self.final} could not be written ({reason}); what was saved before is whole: make room and go on "

@@ -9,6 +9,7 @@ from latentdiff.config.base import validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
+from latentdiff.data.folder import prefixed
 from latentdiff.errors import InputError
 
 VISITS = 40
@@ -71,6 +72,7 @@ def plan_finetune(
             "text_encoder": given.get("text_encoder") or False,
             "init_word": given.get("init_word") or "picture",
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
+            "sample_prompts": [prefixed(caption, trigger) for caption in report.examples or [""]],
             "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
             "data": {
                 "train": folder, "resolution": resolution, "batch_size": batch, "skip": bad, "prefix": trigger,

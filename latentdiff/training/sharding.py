@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from latentdiff.config.train import TrainConfig
 from latentdiff.errors import InputError
 from latentdiff.training.ema import EMA
-from latentdiff.training.processes import process_state
+from latentdiff.training.processes import on_many_cpus, process_state
 
 WEIGHTS = {"FSDP": "pytorch_model_fsdp_0", "DEEPSPEED": "pytorch_model"}  # as accelerate names them in a checkpoint
 BLOCKS = {"BasicTransformerBlock", "CLIPEncoderLayer", "ResnetBlock2D"}
@@ -29,7 +29,7 @@ BLOCKS = {"BasicTransformerBlock", "CLIPEncoderLayer", "ResnetBlock2D"}
 def sharding_plugin(module: nn.Module, config: TrainConfig) -> dict[str, Any]:
     """The argument that has `Accelerator` shard what trains in `module`; none when nobody asked for it.
 
-    Raises InputError for what is not supported: another optimiser than AdamW, FSDP 1, ZeRO 3.
+    Raises InputError for what is not supported: another optimiser than AdamW, FSDP 1, ZeRO 3, DeepSpeed on CPUs.
     """
     asked = [name for name in WEIGHTS if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if not asked or process_state().num_processes == 1:
@@ -60,6 +60,8 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
 
 def _deepspeed(config: TrainConfig) -> DeepSpeedPlugin:
     """Weights stay float32; DeepSpeed has autocast of its own. What the run's config says is taken from there."""
+    if on_many_cpus():
+        raise InputError("accelerate runs DeepSpeed on GPUs alone; on the CPU launch with configs/accelerate/fsdp.yaml")
     stage, precision = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), config.run.mixed_precision
     if stage == 3:
         raise InputError("DeepSpeed's ZeRO 3 is not supported; set zero_stage: 2, or launch with FSDP")

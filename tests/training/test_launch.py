@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.lora import FILE
 from latentdiff.config.train import train_config
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.lora import FILE
 from latentdiff.training import sharding
+from latentdiff.training.checkpoints import Staged
 from tests.training.small_runs import Make, losses, run, vae_config
 
 ROOT = Path(__file__).parents[2]
@@ -65,17 +67,16 @@ def test_fsdp_makes_the_run_of_one_process_and_goes_on(unet_config: Make, tmp_pa
 def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: Path) -> None:
     base = unet_config(tmp_path / "base", max_steps=1)
     run(base)
-    config = {key: base[key] for key in ("data", "optim")} | {"task": "finetune", "base": str(tmp_path / "base" / "model")}
-    for name, batch in (("one", 8), ("fsdp", 4)):
-        config["data"]["batch_size"] = batch
-        config["run"] = base["run"] | {"output": str(tmp_path / name)}
-        config["optim"]["max_steps"] = 2
-        if name == "one":
-            run(config)
-            continue
-        done = launch("fsdp.yaml", config)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(logged(tmp_path / "fsdp")) == pytest.approx(losses(logged(tmp_path / "one")), rel=1e-4)
+
+    def config(name: str, batch: int) -> dict[str, Any]:
+        parts = {"data": {"batch_size": batch}, "optim": {"max_steps": 2}, "run": {"output": str(tmp_path / name)}}
+        made: dict[str, Any] = {key: base[key] | values for key, values in parts.items()}
+        return made | {"task": "finetune", "base": str(tmp_path / "base" / "model")}
+
+    one = run(config("one", 8))
+    done = launch("fsdp.yaml", config("fsdp", 4))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(logged(tmp_path / "fsdp")) == pytest.approx(losses(one), rel=1e-4)
     assert (tmp_path / "fsdp" / "model" / FILE).is_file()
 
 
@@ -104,6 +105,13 @@ def test_what_is_not_supported_is_said(
     config = train_config.validate_python(vae_config(folder, tmp_path, name=optimizer))
     with pytest.raises(InputError, match=said):
         sharding.sharding_plugin(nn.Linear(2, 2), config)
+
+
+def test_shards_that_cannot_be_written_are_said(tmp_path: Path) -> None:
+    failed = CheckpointException("write", {0: _wrap_exception(OSError("No space left on device"))})
+    with pytest.raises(LatentDiffError, match=r"could not be written .*No space left"), Staged(True, tmp_path / "step"):
+        raise failed
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("saved", "said"), [("pytorch_model_fsdp_0", "with FSDP"), ("", "without sharding")])
