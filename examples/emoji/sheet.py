@@ -36,18 +36,18 @@ def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | N
     return sheet
 
 
-def prompts(corpus: Path, seed: int, groups: list[str]) -> list[tuple[str, str]]:
+def prompts(corpus: Path, seed: int, groups: list[str], styles: list[str]) -> list[tuple[str, str]]:
     """(prompt, label) of 32 training pictures, the four that must work first, and of 32 held-out pairs."""
     rng = random.Random(seed)
-    train, held_out = (_rows(corpus / part, groups) for part in ("train", "held_out"))
+    train, held_out = (_rows(corpus / part, groups, styles) for part in ("train", "held_out"))
     pairs = [row for row in held_out if row["concept"] not in HELD_OUT_CONCEPTS]
     chosen = [_prompt(row, rng) for row in rng.sample(train, 28)]
     return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, 32))]
 
 
-def _rows(folder: Path, groups: list[str]) -> list[dict[str, Any]]:
+def _rows(folder: Path, groups: list[str], styles: list[str]) -> list[dict[str, Any]]:
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["group"] in groups]
+    return [row for row in map(json.loads, lines) if row["group"] in groups and row["style"] in styles]
 
 
 def _prompt(row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
@@ -67,11 +67,12 @@ def main() -> None:
     parser.add_argument(
         "--groups", nargs="+", default=["smileys", "animals", "food", "travel", "activities", "objects"]
     )
+    parser.add_argument("--styles", nargs="+", default=["fluent 3d", "fluent flat", "noto", "twemoji"])
     given = parser.parse_args()
     from latentdiff import LatentDiffusionPipeline
 
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
-    texts = prompts(given.corpus, given.seed, given.groups)
+    texts = prompts(given.corpus, given.seed, given.groups, given.styles)
     images = pipe(
         [prompt for prompt, _ in texts],
         num_inference_steps=given.steps,

@@ -130,7 +130,7 @@ class Run:
         module, device = self.task.module, self.accelerator.device
         if self.sharding:
             return copy_to_shard(module, device)
-        return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _restore(self, output: Path) -> None:
         """Go on from the newest good checkpoint. Raises InputError when none is."""
