@@ -60,7 +60,7 @@ def test_picture_recipe_and_the_same_pixels_again(
     assert recipe.model_dump() | {"version": ""} == {
         "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5, "steps": 3,
         "guidance_scale": 2.0, "height": 24, "width": 16, "dtype": "float32", "model": str(model_folder),
-        "lora": None, "lora_scale": 1.0, "model_hash": hash_model(model_folder), "version": "",
+        "lora": None, "lora_scale": 1.0, "embedding": None, "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
     assert np.array_equal(pixels(first), pixels(again))

@@ -8,7 +8,7 @@ from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, VAETrainConfig, train_config
 from latentdiff.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "emoji").glob("*.yaml"))
 VAE = Path(__file__).parents[2] / "configs" / "emoji" / "vae.yaml"
 
 
