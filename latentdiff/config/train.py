@@ -2,9 +2,18 @@
 
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    model_validator,
+)
 
 from latentdiff.config.base import Config
 from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
@@ -99,7 +108,11 @@ class TrainConfig(Config):
 
 
 class VAETrainConfig(TrainConfig):
-    """Pixels to latents and back: L1 + gradient difference + KL, and a patch discriminator when weighted."""
+    """Pixels to latents and back: L1 + gradient difference + KL, and a patch discriminator when weighted.
+
+    From scratch, or from the weights in `init`. Without `train_encoder` only the decoder learns: latents, and what
+    was trained on them, stay as they are.
+    """
 
     task: Literal["vae"]
     model: VAEConfig
@@ -107,6 +120,14 @@ class VAETrainConfig(TrainConfig):
     kl_weight: NonNegativeFloat = 1e-4
     adversarial_weight: NonNegativeFloat = 0.0
     adversarial_start: NonNegativeInt = 0
+    init: Path | None = None
+    train_encoder: bool = True
+
+    @model_validator(mode="after")
+    def _a_frozen_encoder_comes_from_somewhere(self) -> Self:
+        if not self.train_encoder and self.init is None:
+            raise ValueError("train_encoder: false needs init, the folder of a VAE")
+        return self
 
 
 class TextTrainConfig(TrainConfig):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoint import write_model
+from latentdiff.checkpoint import read_vae_config, read_weights, write_model
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
@@ -27,6 +27,11 @@ class AutoencoderModule(nn.Module):
         super().__init__()
         self.config = config
         self.vae = AutoencoderKL(config.model)
+        if config.init is not None:
+            self.vae.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
+        for part in (self.vae.encoder, self.vae.quant_conv):
+            if part is not None:
+                part.requires_grad_(config.train_encoder)
         self.critic = PatchDiscriminator() if config.adversarial_weight else None
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -66,6 +71,7 @@ class AutoencoderTask:
     """Train on one folder; look at another."""
 
     def __init__(self, config: VAETrainConfig) -> None:
+        self.config = config
         self.module = AutoencoderModule(config)
         rows, held_out = read_parts(config.data, measure=True)
         self.data = CaptionedImages(rows, config.data)
@@ -90,13 +96,18 @@ class AutoencoderTask:
         return share
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers VAE folder; scaling_factor becomes 1 / std of the held-out latents."""
+        """Write a diffusers VAE folder; scaling_factor becomes 1 / std of the held-out latents, if they changed."""
         vae = self.module.vae
+        write_model(vae, vae.config.model_copy(update={"scaling_factor": self._scaling_factor()}).write(), folder)
+
+    @torch.no_grad()
+    def _scaling_factor(self) -> float:
+        vae, init = self.module.vae, self.config.init
+        if not self.config.train_encoder and init is not None:
+            return read_vae_config(init).scaling_factor
         device = next(vae.parameters()).device
-        with torch.no_grad():
-            latents = torch.cat([vae.encode(pixels.to(device)).mean for pixels in self.held_out.split(16)])
-        config = vae.config.model_copy(update={"scaling_factor": round(1 / latents.std().item(), 5)})
-        write_model(vae, config.write(), folder)
+        latents = torch.cat([vae.encode(pixels.to(device)).mean for pixels in self.held_out.split(16)])
+        return round(1 / latents.std().item(), 5)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

@@ -41,6 +41,17 @@ def test_the_patch_critic_takes_part_when_its_time_has_come(folder: Path, tmp_pa
     assert [("critic" in line) for line in lines] == [False, False, True, True]
 
 
+def test_a_decoder_learns_on_behind_the_encoder_it_had(folder: Path, tmp_path: Path) -> None:
+    run(vae_config(folder, tmp_path / "first", max_steps=4))
+    config = vae_config(folder, tmp_path / "second", max_steps=4)
+    run(config | {"init": str(tmp_path / "first" / "model"), "train_encoder": False})
+    first, second = (read_vae(tmp_path / name / "model") for name in ("first", "second"))
+    for name, before in first.named_parameters():
+        decodes = name.startswith(("decoder", "post_quant_conv"))
+        assert torch.equal(before, second.get_parameter(name)) != decodes, name
+    assert first.config.scaling_factor == second.config.scaling_factor
+
+
 def test_the_text_encoder_learns_and_its_folder_opens(folder: Path, tmp_path: Path) -> None:
     found = run(text_config(folder, tmp_path / "run", max_steps=60))
     assert sum(losses(found)[-5:]) < 0.9 * sum(losses(found)[:5])
