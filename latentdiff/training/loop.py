@@ -1,6 +1,5 @@
 """The training loop, one for every task: read it top to bottom."""
 
-import json
 import math
 import resource
 import signal
@@ -8,9 +7,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,69 +24,18 @@ from latentdiff.files import atomic_path
 from latentdiff.runtime.kernels import use_native_kernels
 from latentdiff.training.checkpoints import Progress, newest_good, save_checkpoint, save_model
 from latentdiff.training.ema import EMA
-from latentdiff.training.evaluation import Share, evaluate
+from latentdiff.training.evaluation import evaluate
+from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
 from latentdiff.training.processes import on_many_cpus
 from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_another_layout, sharding_plugin
 from latentdiff.training.stop import StopRequest
+from latentdiff.training.task import Task
 from latentdiff.training.trackers import open_tracker
-
-
-class Data(Protocol):
-    """Pictures by (row, draw). `buckets`: of each row, which rows it can share a batch with."""
-
-    @property
-    def buckets(self) -> list[int]: ...
-
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]: ...
-
-
-class Task(Protocol):
-    """What differs between training a VAE, a text encoder and a denoiser.
-
-    `module(batch)` returns named losses, each a scalar; `loss` is the one that is minimised. A batch holds what the
-    data's items hold, and `draw` [B], the number of each draw.
-    """
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def data(self) -> Data: ...
-
-    def evaluate(self, rank: int, world: int) -> Share:
-        """This process's share of the held-out figures and pictures, made with the averaged weights."""
-
-    def save(self, folder: Path) -> None:
-        """Write what the module holds as a model that can be used."""
 
 
 class Stopped(SystemExit):
     """The run was asked to end, and saved where it was."""
-
-
-@dataclass
-class Log:
-    """`metrics.jsonl`, one line an event; a resumed run first drops what lies after its checkpoint."""
-
-    path: Path
-
-    def start(self, step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
-        kept = [line for line in lines if _step(line) <= step]
-        with atomic_path(self.path) as path:
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def write(self, **values: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf  # cut short when the run ended
 
 
 class Run:

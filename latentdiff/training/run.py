@@ -21,9 +21,10 @@ from latentdiff.data.check import Report, check, unusable
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
 from latentdiff.training.checkpoints import checkpoints, refuse_another_run
-from latentdiff.training.loop import Task, fit
+from latentdiff.training.loop import fit
 from latentdiff.training.processes import process_state
 from latentdiff.training.report import write_report
+from latentdiff.training.task import Task
 from latentdiff.training.trackers import check_tracker
 
 TEXT = {"text_encoder": ["transformers", "CLIPTextModel"]}

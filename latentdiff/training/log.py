@@ -1,0 +1,33 @@
+"""A run's numbers as they come."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentdiff.files import atomic_path
+
+
+@dataclass
+class Log:
+    """`metrics.jsonl`, one line an event; a resumed run first drops what lies after its checkpoint."""
+
+    path: Path
+
+    def start(self, step: int) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        with atomic_path(self.path) as path:
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf  # cut short when the run ended
