@@ -163,7 +163,7 @@ class DenoiserConfig(TrainConfig):
 
 
 class UNetTrainConfig(DenoiserConfig):
-    """A U-Net from scratch, or from the weights in `init`."""
+    """A U-Net from scratch, or from the weights in `init`; the text encoder along with it, if asked."""
 
     task: Literal["unet"]
     vae: Path
@@ -171,6 +171,7 @@ class UNetTrainConfig(DenoiserConfig):
     model: UNetConfig
     schedule: ScheduleConfig
     init: Path | None = None
+    train_text_encoder: bool = False
 
 
 class PriorConfig(Config):

@@ -17,10 +17,12 @@ from latentdiff.training.prior import prior_rows
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
     """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names."""
     text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
+    text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
     if config.init is not None:
         unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
-    return DenoiserTask(config, Components(unet, read_vae(config.vae), text, Schedule(config.schedule)))
+    parts = Components(unet, read_vae(config.vae), text, Schedule(config.schedule))
+    return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
 
 
 def finetune_task(config: FineTuneConfig) -> DenoiserTask:

@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
@@ -97,6 +98,15 @@ def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
     assert rates[9] == pytest.approx(half)
     assert rates[14] == pytest.approx(1.0 if schedule == "constant" else 0.2)
     assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_the_text_encoder_learns_along_when_asked(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
+    run(unet_config(tmp_path / "run", max_steps=3) | {"train_text_encoder": True})
+    name = Path("text_encoder") / "model.safetensors"
+    before, after = (load_file(folder / "model" / name) for folder in (frozen / "text", tmp_path / "run"))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {"token_embedding", "q_proj", "fc1"} <= {part for key in changed for part in key.split(".")}
 
 
 def test_prodigy_trains(unet_config: Make, tmp_path: Path) -> None:
