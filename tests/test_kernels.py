@@ -13,7 +13,9 @@ from latentdiff.runtime import native
 from latentdiff.runtime.kernels import NATIVE, use_native_kernels
 from tests.small import small_unet_config
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason="no compiler, or another system than Linux x86-64")
+needs_kernels = pytest.mark.skipif(
+    native.load_kernels() is None, reason="no compiler, or another system than Linux x86-64"
+)
 
 
 def with_kernels(model: nn.Module) -> nn.Module:
@@ -98,17 +100,17 @@ def test_a_unet_computes_the_same_with_them() -> None:
 
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
-    native.library.cache_clear()
+    native.load_kernels.cache_clear()
     try:
         assert type(with_kernels(GroupNormSiLU(2, 8))) is GroupNormSiLU
     finally:
-        native.library.cache_clear()
+        native.load_kernels.cache_clear()
 
 
 def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    native.library.cache_clear()
+    native.load_kernels.cache_clear()
     try:
-        assert native.library() is None
+        assert native.load_kernels() is None
     finally:
-        native.library.cache_clear()
+        native.load_kernels.cache_clear()

@@ -47,7 +47,7 @@ def prepare(out: Path, cache: Path, size: int = 128) -> None:
     if size < 1:
         raise InputError(f"size={size} must be at least 1; the bundled model was trained on 128")
     start = time.monotonic()
-    with _whole_folder(out) as partial:
+    with whole_folder(out) as partial:
         emoji = read_emoji(fetch(NAMES, cache))
         found = pictures({source: fetch(source.package, cache) for source in SOURCES})
         rows = _without_twins(_rows(emoji, found), found)
@@ -60,7 +60,7 @@ def prepare(out: Path, cache: Path, size: int = 128) -> None:
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out`: renamed to it on success, removed on an error."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from examples.emoji.concepts import chance, read_emoji
+from examples.emoji.prepare import whole_folder
 from examples.emoji.render import render
 from examples.emoji.sources import NAMES, drawings, fetch, read_members
 from latentdiff.errors import InputError
@@ -38,8 +39,6 @@ def main() -> int:
 
 def write(out: Path, cache: Path, size: int) -> int:
     """Fetch, choose and draw; returns how many. Raises InputError when the package cannot be had or `out` is taken."""
-    if out.exists():
-        raise InputError(f"{out} exists; name a new folder")
     names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
     icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
     labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
@@ -47,12 +46,12 @@ def write(out: Path, cache: Path, size: int) -> int:
     first = {labels[name]: name for name in sorted(taught, reverse=True)}  # one drawing of each concept
     chosen = sorted(first, key=lambda label: chance("streamline", label))[:COUNT]
     found = drawings(icons, {first[label]: label for label in chosen})
-    out.mkdir(parents=True)
-    for label, svg in found.items():
-        name = label.replace(" ", "-")
-        render(svg, size).save(out / f"{name}.png")
-        article = "an" if label[0] in "aeiou" else "a"
-        (out / f"{name}.txt").write_text(f"{article} {label}, streamline style\n", encoding="utf-8")
+    with whole_folder(out) as partial:
+        for label, svg in found.items():
+            name = label.replace(" ", "-")
+            render(svg, size).save(partial / f"{name}.png")
+            article = "an" if label[0] in "aeiou" else "a"
+            (partial / f"{name}.txt").write_text(f"{article} {label}, streamline style\n", encoding="utf-8")
     return len(found)
 
 

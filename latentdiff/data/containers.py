@@ -18,7 +18,7 @@ MAX_FILE = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Container:
-    """Files by name (relative, with `/`), sorted. `read` gives the bytes of one; `stamp` changes when they may have.
+    """Files by name (relative, with `/`), sorted. `read` gives the bytes of one.
 
     source: the path or address it was opened from.
     """
@@ -26,7 +26,6 @@ class Container:
     source: str
     names: tuple[str, ...]
     read: Callable[[str], bytes] = field(repr=False)
-    stamp: Callable[[str], str] = field(repr=False)
 
     @property
     def pictures(self) -> list[str]:
@@ -71,11 +70,7 @@ def join(containers: list[Container]) -> Container:
         part, inside = places[name]
         return part.read(inside)
 
-    def stamp(name: str) -> str:
-        part, inside = places[name]
-        return part.stamp(inside)
-
-    return Container(root or ".", tuple(sorted(places)), read, stamp)
+    return Container(root or ".", tuple(sorted(places)), read)
 
 
 def _folder(root: Path) -> Container:
@@ -84,11 +79,7 @@ def _folder(root: Path) -> Container:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
 
-    def stamp(name: str) -> str:
-        stat = (root / name).stat()
-        return f"{stat.st_size}/{stat.st_mtime_ns}"
-
-    return Container(str(root), tuple(sorted(found)), lambda name: (root / name).read_bytes(), stamp)
+    return Container(str(root), tuple(sorted(found)), lambda name: (root / name).read_bytes())
 
 
 def _zip(path: Path, source: str) -> Container:
@@ -100,9 +91,7 @@ def _zip(path: Path, source: str) -> Container:
         with zipfile.ZipFile(path) as archive:
             return archive.read(entries[name])
 
-    return Container(
-        source, tuple(sorted(entries)), read, lambda name: f"{entries[name].CRC}/{entries[name].file_size}"
-    )
+    return Container(source, tuple(sorted(entries)), read)
 
 
 def _tar(path: Path, source: str) -> Container:
@@ -111,19 +100,15 @@ def _tar(path: Path, source: str) -> Container:
         files = (member for member in archive if member.isfile())
         entries = _entries(source, ((file.name, file.size, (file.offset_data, file.size)) for file in files))
         end = archive.offset
-    whole = path.stat().st_mtime_ns
 
     def read_at(offset: int, size: int) -> bytes:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
-    def stamp(name: str) -> str:
-        return f"{entries[name][0]}/{whole}"
-
     if read_at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it is cut short")
-    return Container(source, tuple(sorted(entries)), lambda name: read_at(*entries[name]), stamp)
+    return Container(source, tuple(sorted(entries)), lambda name: read_at(*entries[name]))
 
 
 def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str, Entry]:

@@ -98,7 +98,7 @@ def _container(dataset: "Dataset", source: str, options: dict[str, str]) -> Cont
             return "\n".join(lines).encode()
         return _picture(pictures[int(name)][image], f"{source}/{name}")
 
-    return Container(source, (*names, METADATA), read, lambda name: f"{name}/{dataset._fingerprint}")
+    return Container(source, (*names, METADATA), read)
 
 
 def _image_column(images: list[str], source: str, asked: str | None) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import library
+from latentdiff.runtime.native import load_kernels
 
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -21,7 +21,7 @@ def prepare(model: nn.Module) -> None:
 
 def use_native_kernels(model: nn.Module) -> None:
     """Let the layers of `model` that have a kernel run by it, on maps that it can read; weights and names stay."""
-    if library() is None:
+    if load_kernels() is None:
         return
     for module in model.modules():
         if type(module) in NATIVE:
@@ -109,7 +109,7 @@ class _GEGLU(torch.autograd.Function):
 
 
 def _call(name: str, *arguments: Tensor | int | float) -> None:
-    getattr(library(), name)(*(_to_c(a) for a in arguments))
+    getattr(load_kernels(), name)(*(_to_c(a) for a in arguments))
 
 
 def _to_c(value: Tensor | int | float) -> Any:

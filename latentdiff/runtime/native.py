@@ -28,7 +28,7 @@ ON = ("Linux", "x86_64")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_kernels() -> ctypes.CDLL | None:
     """The kernels, or None: on another system than Linux on x86-64, without `c++`, or with LATENTDIFF_NATIVE=0."""
     compiler = shutil.which("c++")
     if os.environ.get(SWITCH) == "0" or compiler is None or (platform.system(), platform.machine()) != ON:

@@ -47,7 +47,6 @@ def test_a_dataset_is_pictures_with_captions_and_columns(load: dict[str, Any]) -
     assert [(row.name, row.captions) for row in rows] == [("00000000", ("sks, a",)), ("00000001", ("sks",))]
     assert [row.read() for row in rows] == [picture("red"), picture("green")]
     assert rows[0].where == "hf://owner/name/00000000"
-    assert rows[0].container.stamp(rows[0].name) != rows[0].container.stamp(rows[1].name)
 
 
 def test_the_columns_and_split_that_are_asked_for(load: dict[str, Any]) -> None:

@@ -50,7 +50,6 @@ def test_shards_are_one_set(pattern: str, folder: Path) -> None:
     assert captions(layout) == (WHOLE if "," not in pattern else dict(list(WHOLE.items())[:2]))
     assert [row.read() for row in layout.rows] == [picture(colour) for colour in COLOURS[: len(layout.rows)]]
     assert layout.rows[0].where == str(folder / "000.tar" / "red.png")
-    assert len({row.container.stamp(row.name) + row.name for row in layout.rows}) == len(layout.rows)
 
 
 def test_a_folder_whose_name_has_braces_is_a_folder(tmp_path: Path) -> None:
