@@ -3,7 +3,8 @@
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,14 @@ from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
-from latentdiff.runtime.kernels import prepare
+from latentdiff.runtime.inference import prepare, restore
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
 DECODE_PIXELS = 1024 * 1024
+KEPT_TEXTS = 16
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE_SCALE = 5.0
 
@@ -55,6 +57,8 @@ class LatentDiffusionPipeline:
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
+        self.optimize: Literal["auto", "off"] = "off"
+        self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
     def from_pretrained(
@@ -76,21 +80,35 @@ class LatentDiffusionPipeline:
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
         pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
-        if optimize == "auto":
-            prepare(pipe.unet)
-            prepare(pipe.vae)
+        pipe.optimize = optimize
+        pipe._prepare()
         return pipe
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Merge a LoRA file or folder into the weights, times `scale`. Raises CheckpointError when nothing matches."""
-        merge_lora(self._parts(), Path(path), scale)
+        with self._plain() as parts:
+            merge_lora(parts, Path(path), scale)
 
     def load_textual_inversion(self, path: str | Path) -> list[str]:
         """Add the words learnt in a file or folder, for use in prompts; returns them. Raises CheckpointError."""
-        return load_learned(self._parts(), Path(path))
+        with self._plain() as parts:
+            return load_learned(parts, Path(path))
 
-    def _parts(self) -> Components:
-        return Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt)
+    def _prepare(self) -> None:
+        if self.optimize == "auto":
+            prepare(self.unet)
+            prepare(self.vae)
+
+    @contextmanager
+    def _plain(self) -> Iterator[Components]:
+        """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
+        restore(self.unet)
+        restore(self.vae)
+        self._texts.clear()
+        try:
+            yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt)
+        finally:
+            self._prepare()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -100,7 +118,8 @@ class LatentDiffusionPipeline:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            write_pipeline(Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt), partial)
+            with self._plain() as parts:
+                write_pipeline(parts, partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -172,9 +191,7 @@ class LatentDiffusionPipeline:
     ) -> Denoiser:
         """The U-Net with its words bound to it, guided unless `guidance_scale` is 1."""
         guided = guidance_scale != 1
-        text = self._embed(prompts)
-        if guided:
-            text = _join(self._unconditional(negatives, text), text)
+        text = self._text(prompts, negatives, guided)
         added = None
         if self.unet.config.addition_embed_type is not None:
             assert text.pooled is not None
@@ -187,17 +204,26 @@ class LatentDiffusionPipeline:
 
         return guide(denoiser, guidance_scale) if guided else denoiser
 
-    def _embed(self, prompts: list[str]) -> TextEmbedding:
-        for prompt in set(prompts):
+    def _text(self, prompts: list[str], negatives: list[str] | None, guided: bool) -> TextEmbedding:
+        """What the U-Net reads for these words, the unconditional half first; that of the last few calls is kept."""
+        for prompt in {*prompts, *(negatives or [])}:
             if lost := self.text.lost_words(prompt):
                 warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=4)
-        return self.text.encode(prompts)
+        key = (*prompts, None, *(negatives or []), guided)
+        if (text := self._texts.get(key)) is None:
+            text = self.text.encode(prompts)
+            if guided:
+                text = _join(self._unconditional(negatives, text), text)
+            for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
+                self._texts.pop(oldest, None)
+            self._texts[key] = text
+        return text
 
     def _unconditional(self, negatives: list[str] | None, text: TextEmbedding) -> TextEmbedding:
         if negatives is None and self.zero_empty_prompt:
             pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
             return TextEmbedding(torch.zeros_like(text.hidden), pooled)
-        return self._embed(negatives or [""] * len(text.hidden))
+        return self.text.encode(negatives or [""] * len(text.hidden))
 
     def _size(self, value: int | None, name: str) -> int:
         factor = self.vae.config.downscale

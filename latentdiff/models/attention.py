@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentdiff.models.layers import add
+
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, eq. 1) from `x` to `context`, or to itself when there is none.
 
-    x: [B, N, query_dim], context: [B, S, context_dim]. Returns [B, N, query_dim].
+    residual, x: [B, N, query_dim], context: [B, S, context_dim]. Returns residual + attention, [B, N, query_dim].
     """
 
     def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int, bias: bool = False) -> None:
@@ -20,14 +22,18 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, inner, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, head_dim]
-        return self.to_out[0](out.transpose(1, 2).flatten(2))
+    def forward(self, residual: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return add(residual, self.to_out[0], self.attend(x, x if context is None else context))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, length, head_dim]
+    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        """The heads' answers side by side: [B, N, heads * head_dim]."""
+        return attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k' / sqrt(head_dim)) v for each head. q: [B, N, heads * head_dim], k and v: [B, S, ...]. As q."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):
@@ -46,14 +52,14 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back. [B, N, dim] -> [B, N, dim]."""
+    """GEGLU to four times the width and back. residual, x: [B, N, dim]. Returns their sum, [B, N, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+    def forward(self, residual: Tensor, x: Tensor) -> Tensor:
+        return add(residual, self.net[2], self.net[0](x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -69,9 +75,9 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), encoder_hidden_states)
-        return x + self.ff(self.norm3(x))  # [B, N, dim]
+        x = self.attn1(x, self.norm1(x))
+        x = self.attn2(x, self.norm2(x), encoder_hidden_states)
+        return self.ff(x, self.norm3(x))  # [B, N, dim]
 
 
 class Transformer2DModel(nn.Module):
@@ -97,8 +103,9 @@ class Transformer2DModel(nn.Module):
         h = self.proj_in(_pixels(h)) if self.linear_projection else _pixels(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, encoder_hidden_states)
-        h = _map(self.proj_out(h), size) if self.linear_projection else self.proj_out(_map(h, size))
-        return x + h
+        if self.linear_projection:
+            return _map(add(_pixels(x), self.proj_out, h), size)
+        return add(x, self.proj_out, _map(h, size))
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -122,5 +129,5 @@ class SpatialSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = _pixels(self.group_norm(x))
-        out = F.scaled_dot_product_attention(*(layer(h)[:, None] for layer in (self.to_q, self.to_k, self.to_v)))
-        return x + _map(self.to_out[0](out[:, 0]), x.shape[-2:])
+        out = attention(self.to_q(h), self.to_k(h), self.to_v(h), heads=1)
+        return _map(add(_pixels(x), self.to_out[0], out), x.shape[-2:])

@@ -1,6 +1,7 @@
 """The convolutional pieces that the U-Net and the VAE share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,26 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))  # [B, dim]
 
 
-class GroupNormSiLU(nn.GroupNorm):
-    """GroupNorm (Wu & He 2018) and then SiLU: one module, so that one kernel can do both. [B, C, H, W] both ways."""
+def add(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """residual + layer(x); a layer with an `add_to` of its own does both in one pass."""
+    add_to: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "add_to", None)
+    return residual + layer(x) if add_to is None else add_to(residual, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(super().forward(x))
+
+class GroupNormSiLU(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018) and then SiLU: one module, so that one kernel can do both. [B, C, H, W] both ways.
+
+    shift: [B, C], added to `x` before.
+    """
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return F.silu(super().forward(x if shift is None else x + shift[:, :, None, None]))
 
 
 class ResnetBlock2D(nn.Module):
     """Norm, SiLU, convolution, twice, around a shortcut; the time embedding is added in the middle.
 
-    x: [B, in_channels, H, W], temb: [B, temb_channels] or None. Returns [B, out_channels, H, W].
+    x: [B, in_channels, H, W], temb: [B, temb_channels] after a SiLU, or None. Returns [B, out_channels, H, W].
     """
 
     def __init__(
@@ -57,10 +67,8 @@ class ResnetBlock2D(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.conv1(self.norm1(x))
-        if self.time_emb_proj is not None and temb is not None:
-            h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(self.norm2(h))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        shift = None if self.time_emb_proj is None or temb is None else self.time_emb_proj(temb)
+        return add(x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2, self.norm2(h, shift))
 
 
 class Downsample2D(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from latentdiff.config.model import UNetConfig
@@ -139,7 +140,7 @@ class UNet2DConditionModel(nn.Module):
     def forward(
         self, sample: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond: AddedCond | None = None
     ) -> Tensor:
-        temb = self.embed_time(timesteps, added_cond)  # [B, 4*C0]
+        temb = F.silu(self.embed_time(timesteps, added_cond))  # [B, 4*C0]
         x = self.conv_in(sample)
         skips = [x]
         for down in self.down_blocks:

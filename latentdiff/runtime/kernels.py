@@ -1,4 +1,4 @@
-"""GroupNorm, SiLU and GEGLU by our native kernels, forward and backward: several times torch's speed on the CPU."""
+"""Our native kernels in place of torch's on the CPU: GroupNorm, SiLU and GEGLU, forward and backward, and attention."""
 
 import ctypes
 from typing import Any
@@ -6,17 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentdiff.models.attention import GEGLU
+from latentdiff.models.attention import GEGLU, attention
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import load_kernels
+from latentdiff.runtime.native import has_attention, load_kernels
 
+C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-def prepare(model: nn.Module) -> None:
-    """Make a model on its device as fast as it can be without computing anything else; in place."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_native_kernels(model)
 
 
 def use_native_kernels(model: nn.Module) -> None:
@@ -30,12 +25,12 @@ def use_native_kernels(model: nn.Module) -> None:
 
 class NativeGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return _group_norm(self, x, silu=False) if _fits(x) else super().forward(x)
+        return _group_norm(self, x, None, silu=False) if _fits(x) else super().forward(x)
 
 
 class NativeGroupNormSiLU(GroupNormSiLU):
-    def forward(self, x: Tensor) -> Tensor:
-        return _group_norm(self, x, silu=True) if _fits(x) else super().forward(x)
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return _group_norm(self, x, shift, silu=True) if _fits(x) else super().forward(x, shift)
 
 
 class NativeGEGLU(GEGLU):
@@ -58,9 +53,45 @@ def _fits(x: Tensor, layout: torch.memory_format = torch.channels_last) -> bool:
     return x.device.type == "cpu" and x.dtype in SUFFIX and x.is_contiguous(memory_format=layout)
 
 
-def _group_norm(norm: nn.GroupNorm, x: Tensor, silu: bool) -> Tensor:
+def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`models.attention.attention`, which see, by our kernel where there is one. No gradients."""
+    dim = q.shape[-1] // heads
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or not has_attention():
+        return attention(q, k, v, heads)
+    out = q.new_empty(q.shape)
+    (q_batch, q_row), (k_batch, k_row), (v_batch, v_row) = (t.stride()[:2] for t in (q, k, v))
+    sizes = (len(q), heads, q.shape[1], k.shape[1], dim, dim**-0.5)
+    _call("attention_bf16", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
+    return out
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _forward(x, shift, norm.weight.float(), norm.bias.float(), norm.num_groups, norm.eps, silu)[0]
+    if shift is not None:
+        x = x + shift[:, :, None, None]
     out: Tensor = _GroupNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     return out
+
+
+def _forward(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """GroupNorm of x [B, C, H, W], channels last, plus shift [B, C]; also mean and 1 / deviation, float32 [2, B, C]."""
+    y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
+    if shift is not None:
+        shift = shift.float().contiguous()
+    _call(f"{_name(x, silu)}_forward", *_sizes(x, groups), x, shift, weight, bias, eps, y, statistics)
+    return y, statistics
+
+
+def _name(x: Tensor, silu: bool) -> str:
+    return f"group_norm{'_silu' if silu else ''}_{SUFFIX[x.dtype]}"
+
+
+def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
+    batch, channels, height, width = x.shape
+    return batch, height * width, channels, groups
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -68,24 +99,20 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-        ctx.name = f"group_norm{'_silu' if silu else ''}_{SUFFIX[x.dtype]}"
-        ctx.sizes, ctx.dtypes = (len(x), x[0, 0].numel(), x.shape[1], groups), (weight.dtype, bias.dtype)
+        ctx.groups, ctx.silu, ctx.dtypes = groups, silu, (weight.dtype, bias.dtype)
         weight, bias = weight.float(), bias.float()
-        y = torch.empty_like(x)
-        mean, rstd = (torch.empty(x.shape[:2]) for _ in range(2))
-        _call(f"{ctx.name}_forward", *ctx.sizes, x, weight, bias, eps, y, mean, rstd)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        y, statistics = _forward(x, None, weight, bias, groups, eps, silu)
+        ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, bias, statistics = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x)
-        dweight, dbias = (torch.empty(x.shape[:2]) for _ in range(2))
-        _call(f"{ctx.name}_backward", *ctx.sizes, x, dy, weight, bias, mean, rstd, dx, dweight, dbias)
-        of_weight, of_bias = ctx.dtypes
-        return dx, dweight.sum(0).to(of_weight), dbias.sum(0).to(of_bias), None, None, None
+        dx, sums = torch.empty_like(x), torch.empty_like(statistics)  # of weight and bias, for each picture
+        _call(f"{_name(x, ctx.silu)}_backward", *_sizes(x, ctx.groups), x, dy, weight, bias, statistics, dx, sums)
+        dweight, dbias = (total.to(dtype) for total, dtype in zip(sums.sum(1), ctx.dtypes, strict=True))
+        return dx, dweight, dbias, None, None, None
 
 
 class _GEGLU(torch.autograd.Function):
@@ -108,11 +135,8 @@ class _GEGLU(torch.autograd.Function):
         return dx
 
 
-def _call(name: str, *arguments: Tensor | int | float) -> None:
-    getattr(load_kernels(), name)(*(_to_c(a) for a in arguments))
-
-
-def _to_c(value: Tensor | int | float) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+    kernel = getattr(load_kernels(), name)
+    if kernel.argtypes is None:
+        kernel.argtypes = [C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]
+    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))

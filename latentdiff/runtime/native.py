@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latentdiff.files import atomic_path
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp")]
 FLAGS = [
     "-O3",
     "-march=native",
@@ -38,10 +38,17 @@ def load_kernels() -> ctypes.CDLL | None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                subprocess.run([compiler, *FLAGS, "-o", temporary, SOURCE], check=True, capture_output=True)
-        return ctypes.CDLL(str(path))
+                subprocess.run([compiler, *FLAGS, "-o", temporary, *SOURCES], check=True, capture_output=True)
+        kernels = ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
+    return kernels
+
+
+@cache
+def has_attention() -> bool:
+    """Whether there is a kernel for attention in bfloat16: on processors with AMX, where the system lets it be used."""
+    return hasattr(load_kernels(), "attention_bf16") and load_kernels().attention_ready() == 1  # type: ignore[union-attr]
 
 
 def cache_folder() -> Path:
@@ -52,5 +59,5 @@ def cache_folder() -> Path:
 def _key(compiler: str) -> str:
     """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
     features = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, features]
+    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), *FLAGS, compiler, features]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

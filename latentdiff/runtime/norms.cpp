@@ -1,6 +1,8 @@
 // What torch does slowly between the matrix products, for bfloat16 and float: GroupNorm with the SiLU that may follow
 // it, and GEGLU; forward and backward. Everything is computed in float.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -85,8 +87,9 @@ void geglu_backward(int64_t rows, int64_t width, const T* x, const T* dy, T* dx)
     }
 }
 
-// GroupNorm (Wu & He 2018) of maps [batch, pixels, channels]; one thread takes whole pictures, which fit its cache, so
-// that several readings of one cost little more than the first. mean and rstd are [batch, channels].
+// GroupNorm (Wu & He 2018) of maps [batch, pixels, channels]; a thread takes whole pictures, which fit its cache, so that
+// several readings of one cost little more than the first, or where pictures are few a part of the pixels of each.
+// mean and rstd are [batch, channels].
 struct Shape {
     int64_t batch, pixels, channels, groups;
     int64_t width() const { return channels / groups; }
@@ -102,38 +105,86 @@ void average_groups(const Shape& shape, float* sums) {
     }
 }
 
+// Of `pixels` pixels from x on: each channel's mean, and the sum of the squared distances from it.
 template <typename T>
-void statistics(const Shape& shape, const T* x, float eps, float* mean, float* rstd) {
-    std::memset(mean, 0, shape.channels * sizeof(float));
-    std::memset(rstd, 0, shape.channels * sizeof(float));
-    for (int64_t p = 0; p < shape.pixels; ++p)
-        for (int64_t c = 0; c < shape.channels; ++c) mean[c] += load(x[p * shape.channels + c]);
-    average_groups(shape, mean);
-    for (int64_t p = 0; p < shape.pixels; ++p)
-        for (int64_t c = 0; c < shape.channels; ++c) {
-            const float centred = load(x[p * shape.channels + c]) - mean[c];
-            rstd[c] += centred * centred;
+void moments(int64_t pixels, int64_t channels, const T* x, float* mean, float* squares) {
+    std::fill_n(mean, channels, 0.0f);
+    std::fill_n(squares, channels, 0.0f);
+    for (int64_t p = 0; p < pixels; ++p)
+        for (int64_t c = 0; c < channels; ++c) mean[c] += load(x[p * channels + c]);
+    for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<float>(pixels);
+    for (int64_t p = 0; p < pixels; ++p)
+        for (int64_t c = 0; c < channels; ++c) {
+            const float centred = load(x[p * channels + c]) - mean[c];
+            squares[c] += centred * centred;
         }
-    average_groups(shape, rstd);
-    for (int64_t c = 0; c < shape.channels; ++c) rstd[c] = 1.0f / std::sqrt(rstd[c] + eps);
 }
 
+// From the moments of equal parts [parts, 2, channels] to the groups' mean and 1 / deviation, by the law of total variance;
+// `shift` moves a channel's mean.
+void merge(const Shape& shape, int64_t parts, const float* moments, const float* shift, float eps, float* mean, float* rstd) {
+    const int64_t channels = shape.channels;
+    const float pixels = static_cast<float>(shape.pixels / parts);
+    const auto part_mean = [&](int64_t part, int64_t c) { return moments[2 * part * channels + c] + (shift ? shift[c] : 0); };
+    std::fill_n(mean, channels, 0.0f);
+    std::fill_n(rstd, channels, 0.0f);
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t c = 0; c < channels; ++c) mean[c] += pixels * part_mean(part, c);
+    average_groups(shape, mean);
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t c = 0; c < channels; ++c) {
+            const float centred = part_mean(part, c) - mean[c];
+            rstd[c] += moments[(2 * part + 1) * channels + c] + pixels * centred * centred;
+        }
+    average_groups(shape, rstd);
+    for (int64_t c = 0; c < channels; ++c) rstd[c] = 1.0f / std::sqrt(rstd[c] + eps);
+}
+
+// y = x * scale + offset, channel by channel, and SiLU where asked for.
 template <bool silu, typename T>
-void group_norm_forward(const Shape& shape, const T* x, const float* weight, const float* bias, float eps, T* y, float* mean,
-             float* rstd) {
-#pragma omp parallel for
-    for (int64_t n = 0; n < shape.batch; ++n) {
-        const T* from = x + n * shape.pixels * shape.channels;
-        T* to = y + n * shape.pixels * shape.channels;
-        float *m = mean + n * shape.channels, *r = rstd + n * shape.channels;
-        statistics(shape, from, eps, m, r);
-        for (int64_t p = 0; p < shape.pixels; ++p)
-            for (int64_t c = 0; c < shape.channels; ++c) {
-                const int64_t i = p * shape.channels + c;
-                const float u = (load(from[i]) - m[c]) * r[c] * weight[c] + bias[c];
-                store(to[i], silu ? u * sigmoid(u) : u);
-            }
+void apply(int64_t pixels, int64_t channels, const T* x, const float* scale, const float* offset, T* y) {
+    for (int64_t p = 0; p < pixels; ++p)
+#pragma omp simd  // the maps do not overlap
+        for (int64_t c = 0; c < channels; ++c) {
+            const float u = load(x[p * channels + c]) * scale[c] + offset[c];
+            store(y[p * channels + c], silu ? u * sigmoid(u) : u);
+        }
+}
+
+// Of x plus `shift` [batch, channels], where there is one.
+template <bool silu, typename T>
+void group_norm_forward(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
+                        T* y, float* mean, float* rstd) {
+    const int64_t channels = shape.channels, threads = omp_get_max_threads();
+    int64_t parts = shape.batch < threads ? threads : 1;
+    while (shape.pixels % parts) --parts;
+    const int64_t pixels = shape.pixels / parts, size = pixels * channels;
+    const auto picture = [&](int64_t n) {
+        std::vector<float> sums(2 * parts * channels), scale(channels), offset(channels);
+        const T* from = x + n * parts * size;
+        T* to = y + n * parts * size;
+        const float* moved = shift ? shift + n * channels : nullptr;
+        float *m = mean + n * channels, *r = rstd + n * channels;
+#pragma omp parallel for if (parts > 1)
+        for (int64_t part = 0; part < parts; ++part) {
+            float* own = sums.data() + 2 * part * channels;
+            moments(pixels, channels, from + part * size, own, own + channels);
+        }
+        merge(shape, parts, sums.data(), moved, eps, m, r);
+        for (int64_t c = 0; c < channels; ++c) {
+            scale[c] = r[c] * weight[c];
+            offset[c] = bias[c] + ((moved ? moved[c] : 0) - m[c]) * scale[c];
+        }
+#pragma omp parallel for if (parts > 1)
+        for (int64_t part = 0; part < parts; ++part)
+            apply<silu>(pixels, channels, from + part * size, scale.data(), offset.data(), to + part * size);
+    };
+    if (parts > 1) {
+        for (int64_t n = 0; n < shape.batch; ++n) picture(n);
+        return;
     }
+#pragma omp parallel for
+    for (int64_t n = 0; n < shape.batch; ++n) picture(n);
 }
 
 template <bool silu, typename T>
@@ -182,17 +233,17 @@ void group_norm_backward(const Shape& shape, const T* x, const T* dy, const floa
 
 #define GROUP_NORM(name, T, silu)                                                                                     \
     extern "C" void name##_forward(int64_t batch, int64_t pixels, int64_t channels, int64_t groups, const void* x,    \
-                                   const float* weight, const float* bias, float eps, void* y, float* mean,           \
-                                   float* rstd) {                                                                     \
-        group_norm_forward<silu>(Shape{batch, pixels, channels, groups}, static_cast<const T*>(x), weight, bias, eps, \
-                                 static_cast<T*>(y), mean, rstd);                                                     \
+                                   const float* shift, const float* weight, const float* bias, float eps, void* y,    \
+                                   float* statistics) {                                                               \
+        group_norm_forward<silu>(Shape{batch, pixels, channels, groups}, static_cast<const T*>(x), shift, weight,     \
+                                 bias, eps, static_cast<T*>(y), statistics, statistics + batch * channels);           \
     }                                                                                                                 \
     extern "C" void name##_backward(int64_t batch, int64_t pixels, int64_t channels, int64_t groups, const void* x,   \
-                                    const void* dy, const float* weight, const float* bias, const float* mean,        \
-                                    const float* rstd, void* dx, float* dweight, float* dbias) {                      \
+                                    const void* dy, const float* weight, const float* bias, const float* statistics,  \
+                                    void* dx, float* sums) {                                                          \
         group_norm_backward<silu>(Shape{batch, pixels, channels, groups}, static_cast<const T*>(x),                   \
-                                  static_cast<const T*>(dy), weight, bias, mean, rstd, static_cast<T*>(dx), dweight,  \
-                                  dbias);                                                                             \
+                                  static_cast<const T*>(dy), weight, bias, statistics, statistics + batch * channels, \
+                                  static_cast<T*>(dx), sums, sums + batch * channels);                                \
     }
 
 #define GEGLU(name, T)                                                                                                \

@@ -1,0 +1,90 @@
+"""A model made ready to be called and not to be trained: its layers give way to ones that compute the same sooner."""
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.models.attention import Attention, BasicTransformerBlock
+from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+
+
+def prepare(model: nn.Module) -> None:
+    """Make a model on its device as fast as it can be without computing anything else; in place, until `restore`."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_native_kernels(model)
+    weight = next(model.parameters())
+    if weight.device.type == "cpu" and weight.dtype in SUFFIX and torch.backends.mkldnn.is_available():
+        _pack(model)
+
+
+def _pack(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, BasicTransformerBlock):
+            _fuse(module.attn1, FusedSelfAttention)
+            _fuse(module.attn2, FusedCrossAttention)
+    for module in model.modules():
+        if type(module) in PACKED:
+            module.__class__ = PACKED[type(module)]
+
+
+def restore(model: nn.Module) -> None:
+    """The plain layers again, with their weights as they were."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear | PackedConv2d):
+            unpack(module)
+            module.__class__ = type(module).__bases__[0]
+    for module in model.modules():
+        if isinstance(module, FusedAttention):
+            _split(module)
+
+
+class FusedAttention(Attention):
+    """Several of its layers are one, `fused`, whose outputs lie side by side."""
+
+    parts: tuple[str, ...]
+    fused: nn.Linear
+
+
+class FusedSelfAttention(FusedAttention):
+    parts = ("to_q", "to_k", "to_v")
+
+    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = self.fused(x).chunk(3, dim=-1)
+        return fast_attention(q, k, v, self.heads)
+
+
+class FusedCrossAttention(FusedAttention):
+    """Keys and values of a text are computed when it is first seen and kept until another comes."""
+
+    parts = ("to_k", "to_v")
+    kept: tuple[Tensor, Tensor] | None = None
+
+    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        kept = self.kept
+        if kept is None or kept[0] is not context:
+            self.kept = kept = (context, self.fused(context))
+        k, v = kept[1].chunk(2, dim=-1)
+        return fast_attention(self.to_q(x), k, v, self.heads)
+
+
+def _fuse(attention: Attention, kind: type[FusedAttention]) -> None:
+    layers = [getattr(attention, name) for name in kind.parts]
+    fused = nn.Linear(1, 1, bias=False, device="meta")
+    fused.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+    for name in kind.parts:
+        delattr(attention, name)
+    attention.__class__ = kind
+    attention.fused = fused
+
+
+def _split(attention: FusedAttention) -> None:
+    weights = attention.fused.weight.chunk(len(attention.parts))
+    for name, weight in zip(attention.parts, weights, strict=True):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        setattr(attention, name, layer)
+    del attention.fused
+    attention.__class__ = Attention  # type: ignore[assignment]
+
+
+PACKED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}

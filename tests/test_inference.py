@@ -1,0 +1,148 @@
+"""Layers made ready for calls: the same numbers, and the same weights back."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentdiff.config.model import UNetConfig
+from latentdiff.models.attention import Attention, attention
+from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.vae import AutoencoderKL
+from latentdiff.runtime.inference import FusedCrossAttention, prepare, restore
+from latentdiff.runtime.kernels import fast_attention
+from latentdiff.runtime.native import has_attention
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear
+from tests.models.test_unet import SMALL
+from tests.small import small_vae_config
+
+DTYPES = [torch.float32, torch.bfloat16]
+needs_amx = pytest.mark.skipif(not has_attention(), reason="no AMX, or no compiler")
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def as_class(layer: nn.Module, kind: type[nn.Module]) -> Any:
+    changed = copy.deepcopy(layer)
+    changed.__class__ = kind
+    return changed
+
+
+def small_unet(name: str) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(UNetConfig.read(SMALL[name] | {"norm_num_groups": 8}, name)).requires_grad_(False)
+
+
+def answer(unet: UNet2DConditionModel, size: tuple[int, int] = (8, 8), seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = unet.conv_in.weight.dtype
+    sample = torch.randn(2, unet.config.in_channels, *size, generator=generator).to(dtype)
+    hidden, pooled = (torch.randn(2, *shape, generator=generator).to(dtype) for shape in ((5, 24), (20,)))
+    sizes = torch.randint(0, 1024, (2, 6), generator=generator)
+    added = AddedCond(pooled, sizes) if unet.config.addition_embed_type else None
+    return unet(sample, torch.tensor([7, 901]), hidden, added)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_prepared_unet_is_no_further_from_float64_than_plain(name: str, dtype: torch.dtype) -> None:
+    plain = small_unet(name)
+    wanted = answer(copy.deepcopy(plain).double())
+    theirs = error(answer(plain.to(dtype)), wanted)
+    prepare(plain)
+    assert error(answer(plain), wanted) <= max(1.5 * theirs, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prepared_vae_is_no_further_from_float64_than_plain(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain, z = AutoencoderKL(small_vae_config()).requires_grad_(False), torch.randn(1, 4, 8, 8)
+    wanted = copy.deepcopy(plain).double().decode(z.double())
+    theirs = error(plain.to(dtype).decode(z.to(dtype)), wanted)
+    prepare(plain)
+    assert error(plain.decode(z.to(dtype)), wanted) <= max(1.5 * theirs, 2e-6)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_restoring_gives_back_every_layer_and_bit(name: str) -> None:
+    plain = small_unet(name)
+    prepared = copy.deepcopy(plain)
+    prepare(prepared)
+    answer(prepared)  # weights are packed at the first call
+    restore(prepared)
+    wanted, found = plain.state_dict(), prepared.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert torch.allclose(answer(prepared), answer(plain), atol=1e-5)
+    assert not any(isinstance(m, PackedLinear | PackedConv2d | FusedCrossAttention) for m in prepared.modules())
+
+
+def test_other_sizes_and_texts_follow_the_first() -> None:
+    plain = small_unet("sd2")
+    prepared = copy.deepcopy(plain)
+    prepare(prepared)
+    for seed, size in enumerate([(8, 8), (16, 8), (10, 12), (8, 8)]):
+        assert torch.allclose(answer(prepared, size, seed), answer(plain, size, seed), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_layers_compute_what_plain_ones_do(dtype: torch.dtype) -> None:
+    near = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 2**-6}
+    x, residual = (
+        torch.randn(2, 24, 6, 5, dtype=dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    conv, linear = nn.Conv2d(24, 24, 3, padding=1, dtype=dtype), nn.Linear(24, 24, dtype=dtype)
+    for layer, kind in ((conv, PackedConv2d), (linear, PackedLinear)):
+        packed = as_class(layer, kind)
+        if kind is PackedLinear:
+            x, residual = (t.flatten(2).transpose(1, 2) for t in (x, residual))
+        assert torch.allclose(packed(x), layer(x), **near)
+        assert torch.allclose(packed.add_to(residual, x), residual + layer(x), **near)
+
+
+@torch.no_grad()
+def test_keys_and_values_of_a_text_are_computed_once() -> None:
+    unet = small_unet("sd2")
+    prepare(unet)
+    layer = next(m for m in unet.modules() if isinstance(m, FusedCrossAttention))
+    x, text = torch.randn(2, 9, layer.to_q.in_features), torch.randn(2, 5, 24)
+    calls = []
+    layer.fused.register_forward_hook(lambda *_: calls.append(1))
+    first, again = layer.attend(x, text), layer.attend(x, text)
+    assert len(calls) == 1 and torch.equal(first, again)
+    assert not torch.equal(layer.attend(x, text.clone() + 1), first) and len(calls) == 2
+
+
+@needs_amx
+@pytest.mark.parametrize("dim", [8, 24, 40, 64, 80, 160, 512])
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (50, 77), (1, 1), (33, 300), (130, 129)])
+def test_native_attention_is_as_near_to_float64_as_torchs(dim: int, queries: int, keys: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    heads = 3
+    q, k, v = (1.5 * torch.randn(2, n, heads * dim, generator=generator) for n in (queries, keys, keys))
+    q, k, v = (t.bfloat16() for t in (q, k, v))
+    wanted = attention(q.double(), k.double(), v.double(), heads)
+    assert error(fast_attention(q, k, v, heads), wanted) <= max(1.5 * error(attention(q, k, v, heads), wanted), 3e-3)
+
+
+@needs_amx
+def test_native_attention_reads_parts_of_a_wider_map_and_survives_large_scores() -> None:
+    whole = torch.randn(2, 40, 3 * 64).bfloat16()
+    q, k, v = whole.chunk(3, dim=-1)
+    assert torch.equal(fast_attention(q, k, v, 2), fast_attention(q.contiguous(), k.contiguous(), v.contiguous(), 2))
+    peaked = fast_attention(100 * q, 100 * k, v, 2)
+    assert (
+        peaked.isfinite().all()
+        and error(peaked, attention(100.0 * q.double(), 100.0 * k.double(), v.double(), 2)) < 0.1
+    )
+    assert fast_attention(q * torch.nan, k, v, 2).isnan().any()
+
+
+def test_attention_that_has_no_kernel_takes_torchs_way() -> None:
+    q, k, v = torch.randn(3, 1, 6, 8)
+    assert torch.equal(fast_attention(q, k, v, 2), attention(q, k, v, 2))
+    assert isinstance(Attention(8, 8, 2, 4)(q, q, k), Tensor)
