@@ -13,7 +13,7 @@ from latentdiff.errors import InputError, did_you_mean
 class Config(BaseModel):
     """An immutable, checked group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = ()) -> Any:
