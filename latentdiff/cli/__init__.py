@@ -14,6 +14,9 @@ def main() -> None:
     from latentdiff.cli.app import app
     from latentdiff.errors import LatentDiffError
 
+    for word in sys.argv[1:]:  # no tokenizer, no recipe and no config takes what was not UTF-8 in the shell
+        if word.encode(errors="ignore").decode() != word:
+            _refuse(f"{word!a} is not UTF-8 text; type it in a terminal that speaks UTF-8")
     usage_error: Any = BadParameter.__base__  # Click's, which Typer takes from one package or another
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -30,7 +33,7 @@ def main() -> None:
 
 
 def _refuse(problem: str) -> NoReturn:
-    print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+    print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -63,6 +63,8 @@ def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
     key = ".".join(path) or "the file"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
+    if first["type"] == "value_error":  # of ours, which says what was wrong
+        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
     return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"
 
 

@@ -25,11 +25,14 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "stopped\n"
 
 
-@pytest.mark.parametrize("arguments", [["a\udcff"], ["a", "--negative-prompt", "b\udcff"], ["a", "--model", "c\udcff"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "a\udcff"], ["generate", "a", "--model", "c\udcff"], ["finetune", "x", "--trigger", "b\udcff"]],
+)
 def test_text_that_is_not_utf_8(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", *arguments, "-o", "x.png", monkeypatch=monkeypatch) == 2
+    assert run(*arguments, "-o", "x.png", monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err
     assert "udcff' is not UTF-8 text" in error and error.count("\n") == 1
 
