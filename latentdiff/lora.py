@@ -16,6 +16,7 @@ from latentdiff.errors import CheckpointError
 from latentdiff.files import atomic_path
 
 FILE = "pytorch_lora_weights.safetensors"
+KOHYA = "kohya.safetensors"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
@@ -41,7 +42,7 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
 
 
 def save_lora(parts: Components, folder: Path) -> None:
-    """Write the pairs that `add_lora` put in, in diffusers' layout (alpha equals the rank)."""
+    """Write the pairs that `add_lora` put in, in diffusers' layout (alpha equals the rank) and in kohya's."""
     from peft import get_peft_model_state_dict
 
     state = {f"unet.{key}": value for key, value in get_peft_model_state_dict(parts.unet).items()}
@@ -51,6 +52,7 @@ def save_lora(parts: Components, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / FILE) as path:
         save_file({key: value.contiguous() for key, value in state.items()}, path, metadata={"format": "pt"})
+    save_kohya(folder, folder / KOHYA)
 
 
 def save_kohya(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """From a prompt to a picture: encode the words, walk the latents from noise, decode to pixels."""
 
+import math
 import secrets
 import shutil
 import warnings
@@ -156,6 +157,8 @@ class LatentDiffusionPipeline:
         negatives = _negatives(negative_prompt, prompts, num_images_per_prompt)
         height, width = self._size(height, "height"), self._size(width, "width")
         run = plan(self.schedule, sampler, num_inference_steps, eta)
+        if not math.isfinite(guidance_scale):
+            raise InputError(f"guidance_scale={guidance_scale} must be a finite number; try {DEFAULT_GUIDANCE_SCALE}")
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
         seeds = [] if latents is not None else _seeds(seed, len(prompts))

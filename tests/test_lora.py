@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import Components, read_pipeline
 from latentdiff.errors import CheckpointError
-from latentdiff.lora import FILE, add_lora, merge_lora, save_kohya, save_lora
+from latentdiff.lora import FILE, KOHYA, add_lora, merge_lora, save_lora
 
 
 def outcome(unet: nn.Module) -> Tensor:
@@ -64,12 +64,11 @@ def diffusers_outcome(unet: nn.Module) -> Tensor:
 
 def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path) -> None:
     save_lora(trained(model_folder), tmp_path)
-    save_kohya(tmp_path, tmp_path / "kohya.safetensors")
-    keys = set(load_file(tmp_path / "kohya.safetensors"))
+    keys = set(load_file(tmp_path / KOHYA))
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= keys
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
-    assert merge_lora(first, tmp_path / FILE) == merge_lora(second, tmp_path / "kohya.safetensors")
+    assert merge_lora(first, tmp_path / FILE) == merge_lora(second, tmp_path / KOHYA)
     assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
 
 
@@ -77,9 +76,8 @@ def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path) -> Non
 def test_the_text_encoders_pairs_go_along(model_folder: Path, tmp_path: Path, kohya: bool) -> None:
     parts = trained(model_folder, text=True)
     save_lora(parts, tmp_path)
-    file = tmp_path / FILE
+    file = tmp_path / (KOHYA if kohya else FILE)
     if kohya:
-        save_kohya(tmp_path, file := tmp_path / "kohya.safetensors")
         assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight" in load_file(file)
     fresh = read_pipeline(model_folder, torch.float32)
     before = fresh.text.encode(["a red apple"]).hidden
@@ -95,8 +93,7 @@ def test_the_text_encoders_pairs_go_along(model_folder: Path, tmp_path: Path, ko
 
 def test_kohyas_alpha_scales(model_folder: Path, tmp_path: Path) -> None:
     save_lora(trained(model_folder), tmp_path)
-    save_kohya(tmp_path, tmp_path / "kohya.safetensors")
-    state = load_file(tmp_path / "kohya.safetensors")
+    state = load_file(tmp_path / KOHYA)
     save_file({k: v / 2 if k.endswith(".alpha") else v for k, v in state.items()}, tmp_path / "half.safetensors")
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
     merge_lora(first, tmp_path / FILE, scale=0.5)

@@ -170,3 +170,9 @@ def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -
     assert first.seeds != second.seeds
     again = pipe(PROMPT, num_inference_steps=1, seed=first.seeds[0])
     assert np.array_equal(as_bytes(first.images[0]), as_bytes(again.images[0]))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_guidance_that_is_no_number_is_refused_before_a_step(scale: float, pipe: LatentDiffusionPipeline) -> None:
+    with pytest.raises(InputError, match=f"guidance_scale={scale} must be a finite number; try"):
+        pipe("a red apple", guidance_scale=scale, callback=lambda *_: pytest.fail("a step was made"))

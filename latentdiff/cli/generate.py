@@ -1,7 +1,6 @@
 """`latentdiff generate`: from options, or a picture's own recipe, to PNG files."""
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ def run(request: Request) -> None:
     prompts = request.prompts or ([recipe.prompt] if recipe else [])
     if not prompts:
         raise InputError("no prompt was given; write one in quotes, or name a picture with --from-image")
-    _check_text([*prompts, *request.given.values()])
     if request.num_images < 1:
         raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
     paths = output_paths(request.output, len(prompts) * request.num_images)
@@ -87,15 +85,6 @@ def output_paths(output: Path, count: int) -> list[Path]:
     if count == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(1, count + 1)]
-
-
-def _check_text(values: Iterable[object]) -> None:
-    """Raise InputError for text from a shell that was not UTF-8: no tokenizer and no recipe takes it."""
-    for value in values:
-        try:
-            str(value).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{value!a} is not UTF-8 text; type it in a terminal that speaks UTF-8") from error
 
 
 class _Progress:

@@ -13,7 +13,7 @@ from latentdiff.errors import InputError, did_you_mean
 class Config(BaseModel):
     """An immutable, checked group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = ()) -> Any:
@@ -63,6 +63,8 @@ def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
     key = ".".join(path) or "the file"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
+    if first["type"] == "value_error":  # of ours, which says what was wrong
+        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
     return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"
 
 

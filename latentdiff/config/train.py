@@ -4,6 +4,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
+from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     Field,
@@ -38,6 +39,15 @@ def check_template(template: str) -> str:
     return template
 
 
+def check_colour(colour: str) -> str:
+    """`colour` itself. Raises InputError unless it is a name or a code that Pillow knows."""
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError as error:
+        raise InputError(f"background={colour!r} is no colour; try 'black' or '#808080'") from error
+    return colour
+
+
 class DataConfig(Config):
     """Captioned pictures, and the held-out ones that are only ever looked at.
 
@@ -46,7 +56,7 @@ class DataConfig(Config):
     Without `held_out` every 20th picture of `train` is held out, none if there are fewer than 20. `keep` takes part
     of both: for each column named, the values to train on; `skip` leaves out pictures by name. `caption_template` makes
     a caption of the `{name}` of a class; `prefix` goes before every caption, and is the caption of pictures that have
-    none.
+    none. `background` is the colour behind transparent pictures.
     """
 
     train: str | Path
@@ -63,6 +73,7 @@ class DataConfig(Config):
     skip: tuple[str, ...] = ()
     caption_template: Annotated[str, AfterValidator(check_template)] = CLASS_NAME
     prefix: str = ""
+    background: Annotated[str, AfterValidator(check_colour)] = "white"
 
 
 class OptimConfig(Config):
@@ -203,6 +214,14 @@ class FineTuneConfig(DenoiserConfig):
     prior: PriorConfig | None = None
     init_word: str = "picture"
     vectors: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_in_vain(self) -> Self:
+        if self.text_encoder and self.method not in ("lora", "dora"):
+            raise ValueError(f"text_encoder: true is of the methods lora and dora, not {self.method}; leave it out")
+        if self.prior and self.method == "textual_inversion":
+            raise ValueError("prior is of methods that change the model, and textual_inversion does not; leave it out")
+        return self
 
 
 AnyTrainConfig = Annotated[

@@ -14,11 +14,15 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class View:
-    """A cut of a picture: scaled to cover `size`, placed from 0 (left, top) to 1 (right, bottom), maybe mirrored."""
+    """A cut of a picture: scaled to cover `size`, placed from 0 (left, top) to 1 (right, bottom), maybe mirrored.
+
+    background: the colour that shows through where the picture is transparent.
+    """
 
     size: Size
     place: tuple[float, float] = (0.5, 0.5)
     mirrored: bool = False
+    background: str = "white"
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ def lost_area(size: Size, bucket: Size) -> float:
     return 1 - min(ratio, 1 / ratio)
 
 
-def views(size: Size, bucket: Size, crop: str, flip: bool, seed: str) -> list[View]:
-    """The cuts of one picture: the middle, or a few places drawn from `seed`; then the same mirrored if `flip`."""
+def views(size: Size, bucket: Size, config: DataConfig, seed: str) -> list[View]:
+    """The cuts of one picture: the middle, or a few places drawn from `seed`; then the same mirrored if asked."""
     places = [(0.5, 0.5)]
-    if crop == "random" and lost_area(size, bucket) > 0:
+    if config.crop == "random" and lost_area(size, bucket) > 0:
         rng = random.Random(seed)
         places = [(rng.random(), rng.random()) for _ in range(RANDOM_CROPS)]
-    return [View(bucket, place, mirrored) for mirrored in (False, True)[: 1 + flip] for place in places]
+    sides = (False, True) if config.flip else (False,)
+    return [View(bucket, place, mirrored, config.background) for mirrored in sides for place in places]

@@ -110,22 +110,26 @@ def _look(row: Row) -> tuple[tuple[int, int] | None, str, str | None]:
     """Size, hash of the bytes, and what is wrong."""
     try:
         data = row.read()
-        image = decode(data, row.name)
+        image = decode(data, row.where)
     except (InputError, OSError) as error:
-        return None, "", str(error)
+        return None, "", str(error).removeprefix(f"{row.where}: ")
     return image.size, hashlib.sha256(data).hexdigest(), None
 
 
-def unusable(report: Report, prefix: str, known: Collection[str], skip_bad: bool) -> tuple[str, ...]:
-    """Names of the pictures to leave out: those `known` to be bad and those with errors. `prefix` captions the rest.
+def unusable(report: Report, captioned: bool, known: Collection[str], skip_bad: bool) -> tuple[str, ...]:
+    """Names of the pictures to leave out: those `known` to be bad and those with errors.
 
-    Raises InputError when there are new ones and `skip_bad` is not set.
+    captioned: pictures without a caption will have one, or need none.
+    Raises InputError when there are new ones and `skip_bad` is not set, and when none is left.
     """
-    errors = {e.name: e for e in report.errors if not (prefix and e.kind == "no caption")}
+    errors = {e.name: e for e in report.errors if not (captioned and e.kind == "no caption")}
     new = [error for name, error in errors.items() if name not in known]
     if new and not skip_bad:
         raise InputError(
             f"{len(new)} of {report.pictures} pictures cannot be used, first {new[0].where}: {new[0].kind}; "
             f"see latentdiff data check {report.path}, mend them or pass --skip-bad"
         )
-    return tuple(sorted({*errors, *known}))
+    bad = tuple(sorted({*errors, *known}))
+    if len(bad) == report.pictures:
+        raise InputError(f"no picture of {report.path} can be used; see latentdiff data check {report.path}")
+    return bad

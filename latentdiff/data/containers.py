@@ -3,6 +3,7 @@
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ Entry = TypeVar("Entry")
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif"}
 MAX_FILE = 256 * 1024 * 1024
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ def open_container(path: Path, source: str = "") -> Container:
     if not path.is_file():
         raise InputError(f"{source} does not exist; give a folder of pictures, a .zip or a .tar")
     try:
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             return _zip(path, source)
-        if path.suffix == ".tar":
+        if path.suffix.lower() == ".tar":
             return _tar(path, source)
     except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{source} is damaged ({error}); copy or download it again") from error
@@ -78,7 +80,9 @@ def _folder(root: Path) -> Container:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-
+    for name in found:
+        if not is_text(name):
+            raise InputError(f"{str(root / name)!a}: the file's name is not UTF-8; rename it")
     return Container(str(root), tuple(sorted(found)), lambda name: (root / name).read_bytes())
 
 
@@ -88,8 +92,12 @@ def _zip(path: Path, source: str) -> Container:
         entries = _entries(source, members)
 
     def read(name: str) -> bytes:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(entries[name])
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(entries[name])
+        except ZIP_ERRORS as error:
+            reason = "it has a password" if entries[name].flag_bits & 1 else error
+            raise InputError(f"{source}/{name} cannot be unpacked ({reason}); pack it again") from error
 
     return Container(source, tuple(sorted(entries)), read)
 
@@ -124,6 +132,11 @@ def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str
             raise InputError(f"{source} holds {name} twice; pack it again, each file once")
         entries[name] = entry
     return entries
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: not where a name or a JSON escape holds half a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _plain(name: str) -> bool:

@@ -59,9 +59,9 @@ def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], li
     return [row for row in train if row.name not in held_out], list(first.values())
 
 
-def load_pixels(row: Row, resolution: int) -> Tensor:
+def load_pixels(row: Row, resolution: int, background: str = "white") -> Tensor:
     """float32 [3, resolution, resolution] in [-1, 1]."""
-    return to_pixels(fit(decode(row.read(), row.where), resolution))
+    return to_pixels(fit(decode(row.read(), row.where, background), resolution))
 
 
 class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
@@ -81,7 +81,7 @@ class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
         row, rng = self.rows[index], random.Random(f"{index}/{draw}")
-        pixels = load_pixels(row, self.config.resolution)
+        pixels = load_pixels(row, self.config.resolution, self.config.background)
         if rng.random() < self.config.flip:
             pixels = pixels.flip(-1)
         return {"pixels": pixels, "caption": choose_caption(row, self.config, rng), "row": index, "draw": draw}

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from latentdiff.errors import InputError
@@ -24,10 +24,10 @@ def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
                 raise InputError(f"{name}: {opened.width}x{opened.height} is over {MAX_PIXELS} pixels; shrink it first")
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened), background)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: not a readable image ({str(error) or 'cut short'}); replace or remove it") from error
+    except InputError:
+        raise
+    except Exception as error:  # Pillow lets through whatever its readers meet in damaged bytes, struct.error for one
+        raise _unreadable(name, error) from error
 
 
 def measure(data: bytes, name: str) -> tuple[int, int]:
@@ -36,8 +36,14 @@ def measure(data: bytes, name: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (opened.height, opened.width) if turned else opened.size
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable image ({str(error) or 'cut short'}); replace or remove it") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "of no known format" if unknown else " ".join(str(error).split()) or "cut short"
+    return InputError(f"{name}: not a readable image ({reason}); replace or remove it")
 
 
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:

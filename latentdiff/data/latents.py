@@ -22,7 +22,7 @@ from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.models.vae import AutoencoderKL
 
-BATCH = 32
+PIXELS = 2**19  # at once through the encoder: 32 pictures of 128 x 128, one of 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ def encode_rows(vae: AutoencoderKL, rows: list[Row], config: DataConfig, cache: 
 
 def load_view(row: Row, view: View) -> Tensor:
     """float32 [3, H, W] in [-1, 1]: the cut that `view` describes."""
-    image = ImageOps.fit(decode(row.read(), row.where), view.size, Image.Resampling.LANCZOS, centering=view.place)
+    image = decode(row.read(), row.where, view.background)
+    image = ImageOps.fit(image, view.size, Image.Resampling.LANCZOS, centering=view.place)
     return to_pixels(ImageOps.mirror(image) if view.mirrored else image)
 
 
 def _views(row: Row, digest: str, config: DataConfig, fitting: Fitting) -> list[View]:
     size = measure(row.read(), row.where)
-    return views(size, fitting.bucket(size), config.crop, config.flip > 0, digest)
+    return views(size, fitting.bucket(size), config, digest)
 
 
 def _encode(vae: AutoencoderKL, wanted: dict[str, tuple[Row, View]]) -> dict[str, Tensor]:
@@ -111,13 +112,16 @@ def _alike(wanted: dict[str, tuple[Row, View]]) -> Iterator[list[str]]:
     sizes: dict[tuple[int, int], list[str]] = {}
     for key, (_, view) in wanted.items():
         sizes.setdefault(view.size, []).append(key)
-    return (keys[start : start + BATCH] for keys in sizes.values() for start in range(0, len(keys), BATCH))
+    for (width, height), keys in sizes.items():
+        batch = max(1, PIXELS // (width * height))
+        yield from (keys[start : start + batch] for start in range(0, len(keys), batch))
 
 
 def _key(digest: str, view: View) -> str:
     width, height = view.size
     place = "" if view.place == (0.5, 0.5) else f" at {view.place[0]:.6f},{view.place[1]:.6f}"
-    return f"{digest} {width}x{height}{place}{' mirrored' if view.mirrored else ''}"
+    colour = "" if view.background == "white" else f" on {view.background}"
+    return f"{digest} {width}x{height}{place}{' mirrored' if view.mirrored else ''}{colour}"
 
 
 def _fingerprint(vae: AutoencoderKL) -> str:

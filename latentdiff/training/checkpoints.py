@@ -18,6 +18,7 @@ from latentdiff.files import atomic_path, sync
 
 KEPT = 2
 MANIFEST = "manifest.json"
+REPORT = "data.json"  # the first file of a run
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
 
@@ -50,12 +51,18 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def refuse_another_run(output: Path, resume: bool) -> None:
-    """Raise InputError for a checkpoint that nobody asked to go on from, and for `resume` without one."""
+    """Raise InputError for a checkpoint nobody asked to go on from, `resume` without one, and files of others."""
     found = checkpoints(output)
     if resume and not found:
         raise InputError(f"{output} holds no checkpoint to go on from; leave out --resume to start a run there")
     if found and not resume:
         raise InputError(f"{found[0]} is there; go on from it with --resume, or name another folder for a new run")
+    if output.is_dir() and not found and not (output / REPORT).exists() and (others := _visible(output)):
+        raise InputError(f"{output} holds {others[0].name}, which is not of a run; name a new or an empty folder")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def newest_good(output: Path) -> Path | None:

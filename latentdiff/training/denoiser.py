@@ -93,7 +93,7 @@ class DenoiserTask:
     ) -> None:
         self.config, self.parts, self.write = config, parts, write
         parts.unet.gradient_checkpointing = config.run.gradient_checkpointing
-        rows, held_out = read_parts(config.data)
+        rows, held_out = read_parts(config.data, measure=config.run.early_stopping is not None)
         rows = [*_as_often(rows, len(more)), *more]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)

@@ -53,24 +53,22 @@ def plan_finetune(
         raise InputError(
             "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
         )
+    given = {name: value for name, value in given.items() if value is not None}
     limits = read_limits(locate(base))
     resolution = limits.resolution
     report = check(folder, Fitting(resolution, limits.downscale), limits.text.lost_words, caption_template)
-    bad = unusable(report, trigger, (), skip_bad)
+    bad = unusable(report, bool(trigger), (), skip_bad)
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL
-    batch = given.get("batch_size") or min(16 if small else 2, usable)
+    batch = given.get("batch_size", min(16 if small else 2, usable))
     rate = (1e-3 if small else 1e-4) * {"full": 0.1, "textual_inversion": 5}.get(method, 1)
-    steps = given.get("steps") or max(100, min(4000, VISITS * usable // max(1, batch)))
+    steps = given.get("steps", max(100, min(4000, VISITS * usable // max(1, batch))))
     config = validate(
         train_config,
         {
             "task": "finetune",
             "base": base,
             "method": method,
-            "rank": given.get("rank") or 16,
-            "text_encoder": given.get("text_encoder") or False,
-            "init_word": given.get("init_word") or "picture",
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
             "sample_prompts": [prefixed(caption, trigger) for caption in report.examples or [""]],
             "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
@@ -79,14 +77,15 @@ def plan_finetune(
                 "caption_template": caption_template,
             },
             "optim": {
-                "learning_rate": given.get("learning_rate") or rate, "max_steps": steps,
-                "warmup_steps": min(50, steps // 10), "ema_decay": 0.99,
+                "max_steps": steps, "learning_rate": given.get("learning_rate", rate),
+                "warmup_steps": max(0, min(50, steps // 10)), "ema_decay": 0.99,
                 "weight_decay": 0.0 if method == "textual_inversion" else 0.01,
             },
             "run": {
-                "output": output, "seed": given.get("seed") or 0, "sample_every": max(1, steps // 4),
+                "output": output, "seed": given.get("seed", 0), "sample_every": max(1, steps // 4),
                 "checkpoint_every": max(1, steps // 4), "log_every": 10,
             },
+            **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
         },
         "finetune",
     )  # fmt: skip

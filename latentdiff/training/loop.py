@@ -65,6 +65,7 @@ class Run:
         self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
         if resume:
             self._restore(run.output)
+        self.unseen: list[Tensor] = []  # losses that wait on the device, so that a step need not
         self.batches = self._batches()
         self.log = Log(run.output / "metrics.jsonl")
         tracker = run.tracker if self.accelerator.is_main_process else "none"
@@ -119,7 +120,9 @@ class Run:
         parts = [self._micro_batch() for _ in range(self.config.run.gradient_accumulation_steps)]
         self.ema.update()
         self.progress.step += 1
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        self.unseen.append(means["loss"])
+        return means
 
     def _micro_batch(self) -> dict[str, Tensor]:
         accelerator = self.accelerator
@@ -135,17 +138,23 @@ class Run:
         return {name: value.detach().float() for name, value in losses.items()}
 
     def report(self, losses: dict[str, Tensor], bar: Any) -> None:
+        self.refuse_non_finite()
         values = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteError(
-                f"the loss is {values['loss']} at step {self.progress.step}; lower optim.learning_rate or set "
-                "run.mixed_precision: bf16"
-            )
         if self.accelerator.is_main_process:
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"memory": f"{peak_memory() / 2**30:.1f}G"})
             values["lr"] = self.learning_rate
             self.log.write(step=self.progress.step, time=time.time(), **values)
             self.tracker.log(values, self.progress.step)
+
+    def refuse_non_finite(self) -> None:
+        """Raise NonFiniteError with the first step since the last look at which the loss was no number."""
+        seen = self.accelerator.reduce(torch.stack(self.unseen), "mean").tolist() if self.unseen else []
+        for step, loss in enumerate(seen, self.progress.step - len(seen) + 1):
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss is {loss} at step {step}; lower optim.learning_rate or set run.mixed_precision: bf16"
+                )
+        self.unseen.clear()
 
     def evaluate(self) -> None:
         """Held-out figures and sample pictures, from the averaged weights, in every process its share."""
@@ -183,7 +192,8 @@ class Run:
         return early or self.progress.step >= self.config.optim.max_steps
 
     def save(self) -> None:
-        """The state to go on from, then the averaged weights as a model to use."""
+        """The state to go on from, then the averaged weights as a model to use; of a run that went wrong neither."""
+        self.refuse_non_finite()
         save_checkpoint(self.accelerator, self.config.run.output, self.progress.step)
         with self.ema.applied():
             if self.accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """From a checked config to a finished run."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
-from latentdiff.training.checkpoints import checkpoints, refuse_another_run
+from latentdiff.training.checkpoints import REPORT, checkpoints, refuse_another_run
 from latentdiff.training.loop import fit
 from latentdiff.training.processes import process_state
 from latentdiff.training.report import write_report
@@ -35,25 +36,28 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
 
     Raises InputError when pictures cannot be used and `skip_bad` is not set.
     """
+    refuse_another_run(config.run.output, resume)
     report = None
     if process_state().is_main_process:
         report = check(config.data.train, *_limits(config), config.data.caption_template)
-        bad = unusable(report, config.data.prefix, config.data.skip, skip_bad)
+        captioned = bool(config.data.prefix) or isinstance(config, VAETrainConfig)
+        bad = unusable(report, captioned, config.data.skip, skip_bad)
+        if bad:
+            tqdm.write(f"{len(bad)} pictures are left out; {config.run.output / REPORT} says why", file=sys.stderr)
         config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
     (config,) = broadcast_object_list([config])
     start(config, report, resume, auto_batch)
 
 
 def start(config: TrainConfig, report: Report | None, resume: bool = False, auto_batch: bool = False) -> None:
-    """Train as `config` says, in the folder `config.run.output`, which is made if it is not there.
+    """Train as `config` says, in the folder `config.run.output`, which `refuse_another_run` has let pass.
 
     Out of memory, `auto_batch` halves the batch, doubles the accumulation, and goes on from the last checkpoint.
     Raises InputError without it.
     """
-    refuse_another_run(config.run.output, resume)
     check_tracker(config.run.tracker)
     if report is not None:
-        _write(config, "data.json", json.dumps(report.to_json(), ensure_ascii=False))
+        _write(config, REPORT, json.dumps(report.to_json(), ensure_ascii=False))
     while True:
         if process_state().is_main_process:
             _write(config, "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
@@ -70,8 +74,8 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
             if not auto_batch:
                 raise InputError(
                     f"out of memory ({why[:120]}); set data.batch_size={config.data.batch_size} and "
-                    f"run.gradient_accumulation_steps={config.run.gradient_accumulation_steps} for the same result in "
-                    "less, or pass --auto-batch"
+                    f"run.gradient_accumulation_steps={config.run.gradient_accumulation_steps} to go on, or pass "
+                    "--auto-batch"
                 ) from error
             tqdm.write(f"out of memory; going on with batches of {config.data.batch_size}")
         resume = bool(checkpoints(config.run.output))
@@ -85,7 +89,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _halved(config: TrainConfig) -> TrainConfig:
-    """Half the batch, twice the accumulation: the same pictures and noise make up each step."""
+    """Half the batch, twice the accumulation: the same pictures and noise make up each step.
+
+    The text encoder alone learns otherwise then: it tells a caption from those of the same batch.
+    """
     if config.data.batch_size % 2:
         raise InputError(
             f"out of memory with data.batch_size={config.data.batch_size}, which cannot be halved; lower "

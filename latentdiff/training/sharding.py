@@ -29,7 +29,8 @@ BLOCKS = {"BasicTransformerBlock", "CLIPEncoderLayer", "ResnetBlock2D"}
 def sharding_plugin(module: nn.Module, config: TrainConfig) -> dict[str, Any]:
     """The argument that has `Accelerator` shard what trains in `module`; none when nobody asked for it.
 
-    Raises InputError for what is not supported: another optimiser than AdamW, FSDP 1, ZeRO 3, DeepSpeed on CPUs.
+    Raises InputError for what is not supported: another optimiser than AdamW, FSDP 1, FSDP of a single number, ZeRO 3,
+    DeepSpeed on CPUs.
     """
     asked = [name for name in WEIGHTS if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if not asked or process_state().num_processes == 1:
@@ -45,6 +46,8 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
     """Shard block by block. Weights and gradients stay float32, as without: autocast alone chooses the precision."""
     if os.environ.get("FSDP_VERSION") != "2":
         raise InputError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp.yaml does")
+    if scalars := [name for name, p in module.named_parameters() if p.requires_grad and p.ndim == 0]:
+        raise InputError(f"FSDP cannot divide {scalars[0]}, a single number; launch with configs/accelerate/ddp.yaml")
     # accelerate shards on GPUs alone, and in the first run of a process alone; gloo can do it too.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trained = [child for child in module.children() if _trains(child)]

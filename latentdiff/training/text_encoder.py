@@ -28,8 +28,12 @@ class ContrastiveModule(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch: `pixels` [B, 3, H, W] in [-1, 1], `caption` B strings."""
         text, image = self.embed_text(batch["caption"]), self.embed_images(batch["pixels"])
-        scale = self.clip.logit_scale.clamp(max=4.6052)
-        return {"loss": contrastive_loss(text.float(), image.float(), scale)}
+        return {"loss": contrastive_loss(text.float(), image.float(), self.scale)}
+
+    @property
+    def scale(self) -> Tensor:
+        """Logarithm of what similarities are multiplied by, 100 at most."""
+        return self.clip.logit_scale.clamp(max=4.6052)
 
     def embed_text(self, captions: list[str]) -> Tensor:
         tokens = self.tokenizer(
@@ -53,17 +57,21 @@ class TextEncoderTask:
         self.data = CaptionedImages(rows, config.data)
         held_out = held_out[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
-        self.pixels = torch.stack([load_pixels(row, config.data.resolution) for row in held_out])
+        self.pixels = torch.stack(
+            [load_pixels(row, config.data.resolution, config.data.background) for row in held_out]
+        )
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """How often the right held-out picture is first, and among the first five, for its caption."""
+        """How often the right held-out picture is first, and among the first five, for its caption; and its loss."""
         device = self.module.clip.device
         image = nn.functional.normalize(self.module.embed_images(self.pixels.to(device)).float(), dim=-1)
         text = nn.functional.normalize(self.module.embed_text(self.captions[rank::world]).float(), dim=-1)
         similarity = text @ image.T
-        own = similarity[torch.arange(len(text)), torch.arange(len(image))[rank::world]]
-        place = (similarity > own[:, None]).sum(1)
+        right = torch.arange(len(image), device=device)[rank::world]
+        place = (similarity > similarity.gather(1, right[:, None])).sum(1)
+        loss = nn.functional.cross_entropy(self.module.scale.exp() * similarity, right, reduction="sum")
         share = Share()
+        share.add("held_out_loss", loss.item(), len(text))
         share.add("recall_1", (place < 1).sum().item(), len(text))
         share.add("recall_5", (place < 5).sum().item(), len(text))
         return share

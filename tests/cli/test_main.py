@@ -25,15 +25,56 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "stopped\n"
 
 
-@pytest.mark.parametrize("arguments", [["a\udcff"], ["a", "--negative-prompt", "b\udcff"], ["a", "--model", "c\udcff"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "a\udcff"], ["generate", "a", "--model", "c\udcff"], ["finetune", "x", "--trigger", "b\udcff"]],
+)
 def test_text_that_is_not_utf_8(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", *arguments, "-o", "x.png", monkeypatch=monkeypatch) == 2
+    assert run(*arguments, "-o", "x.png", monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err
     assert "udcff' is not UTF-8 text" in error and error.count("\n") == 1
 
 
-def test_an_unknown_option_is_exit_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generate", "x", "-o", "x.png", "--stepps", "3", monkeypatch=monkeypatch) == 2
-    assert "--steps" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "-o", "x.png", "--stepps", "3"], "--steps"),
+        (["generate", "x", "-o", "x.png", "--steps", "three"], "'--steps'"),
+        (["generate", "x"], "'--output'"),
+        (["finetune", "-o", "run"], "'FOLDER'"),
+        (["train", "x.yaml", "--num-processes", "0"], "'--num-processes'"),
+        (["data", "chek"], "'chek'"),
+        (["paint"], "'paint'"),
+    ],
+)
+def test_a_command_typed_wrongly_is_one_line_and_exit_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message.lower() in error.lower() and error.count("\n") == 1
+    assert error.endswith(" --help\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_no_verb_shows_the_verbs(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, monkeypatch=monkeypatch) in (0, 2)  # by Click's version
+    printed = capsys.readouterr()
+    assert "Commands:" in printed.out + printed.err and "error" not in printed.err
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: generate.Request) -> None:
+        raise PermissionError(13, "Permission denied", "x.png")
+
+    monkeypatch.setattr(generate, "run", refuse)
+    assert run("generate", "x", "-o", "x.png", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        "error: [Errno 13] Permission denied: 'x.png'; check the path, its rights and the room on the disk\n"
+    )

@@ -1,10 +1,12 @@
 """YAML in, a checked config or one line out."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from latentdiff.config.base import load_yaml
+from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import UNetTrainConfig, VAETrainConfig, train_config
 from latentdiff.errors import InputError
 
@@ -69,3 +71,20 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path.write_text("{task: vae, data: {train: a, held_out: b}, model: {}}")
     with pytest.raises(InputError, match=r"'vae\.run' is missing"):
         load_yaml(train_config, path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optim": {"learning_rate": float("inf")}}, "learning_rate=inf"),
+        ({"optim": {"weight_decay": float("nan")}}, "weight_decay=nan"),
+        ({"data": {"train": "x", "background": "blak"}}, "background='blak' is no colour; try 'black'"),
+        ({"method": "full", "text_encoder": True}, "of the methods lora and dora, not full; leave it out"),
+        ({"method": "textual_inversion", "prior": {"prompt": "a cat"}}, "textual_inversion does not; leave it out"),
+    ],
+)
+def test_what_cannot_be_trained(settings: dict[str, Any], message: str) -> None:
+    raw = {"task": "finetune", "data": {"train": "x"}, "run": {"output": "y"}} | settings
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        validate(train_config, raw, "x.yaml")
+    assert len(str(caught.value)) < 150

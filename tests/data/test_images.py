@@ -1,6 +1,7 @@
 """Decoding: every mode becomes the right colours, and damage is named."""
 
 import io
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from latentdiff.data import images
-from latentdiff.data.images import decode, fit
+from latentdiff.data.images import decode, fit, measure
 from latentdiff.errors import InputError
 
 
@@ -109,6 +110,26 @@ def test_damaged_files_are_one_line(name: str) -> None:
     with pytest.raises(InputError, match=r"bad\.png: not a readable image .*; replace or remove it") as caught:
         decode(DAMAGE[name](), "bad.png")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_no_damage_gets_through(kind: str) -> None:
+    """Pillow raises RuntimeError, struct.error and more where bytes are wrong."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    whole, rng = encode(NOISE.resize((16, 16)), kind, exif=exif), random.Random(0)
+    said: list[str] = []
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
+        for read in (decode, measure):
+            try:
+                read(bytes(data), "bad")
+            except InputError as error:
+                said.append(str(error))
+    assert len(said) > 20 and not any("\n" in line or " at 0x" in line for line in said)
 
 
 def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

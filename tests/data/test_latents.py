@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from PIL import Image
 
 from latentdiff.config.train import DataConfig
 from latentdiff.data import latents as module
-from latentdiff.data.buckets import RANDOM_CROPS, View
+from latentdiff.data.buckets import RANDOM_CROPS, View, views
 from latentdiff.data.captions import choose_caption
 from latentdiff.data.containers import open_container
-from latentdiff.data.folder import load_pixels
+from latentdiff.data.folder import CaptionedImages, load_pixels
 from latentdiff.data.latents import LatentImages, encode_rows, load_view
 from latentdiff.data.layouts import Row
 from latentdiff.models.vae import AutoencoderKL
@@ -70,6 +71,7 @@ def test_only_what_changed_is_encoded_again(
     assert len(encodes(CONFIG.model_copy(update={"flip": 0.5}))) == 3
     assert not encodes()
     assert len(encodes(CONFIG.model_copy(update={"resolution": 8}))) == 3
+    assert len(encodes(CONFIG.model_copy(update={"background": "black"}))) == 3
     vae.encoder.conv_in.bias += 1
     assert len(encodes()) == 3 and not encodes()
     cache.write_bytes(cache.read_bytes()[:-20])
@@ -106,6 +108,32 @@ def test_random_crops_are_other_cuts_of_the_same_picture(vae: AutoencoderKL, tmp
     (encoded,) = encode_rows(vae, rows, config, tmp_path / "cache.safetensors")
     assert len(encoded.cuts) == RANDOM_CROPS
     assert encoded.cuts[0].shape == encoded.cuts[1].shape
+
+
+def test_the_colour_behind_transparent_pictures_can_be_chosen(tmp_path: Path) -> None:
+    Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
+    row = Row(open_container(tmp_path), "clear.png", ("clear",))
+    config = DataConfig(train=tmp_path, resolution=16, background="#ff0000")
+    (view,) = views((16, 16), (16, 16), config, "")
+    for pixels in (load_view(row, view), CaptionedImages([row], config)[0, 0]["pixels"]):
+        assert pixels[:, 3, 3].tolist() == [1, -1, -1]
+
+
+def test_large_pictures_are_encoded_few_at_a_time(
+    vae: AutoencoderKL, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    encode = AutoencoderKL.encode
+
+    def counted(self: AutoencoderKL, pixels: torch.Tensor) -> Any:
+        batches.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(AutoencoderKL, "encode", counted)
+    monkeypatch.setattr(module, "PIXELS", 2 * 16 * 16)
+    for size in (16, 32):
+        encode_rows(vae, rows, CONFIG.model_copy(update={"resolution": size}), tmp_path / "cache.safetensors")
+    assert batches == [2, 1, 1, 1, 1]
 
 
 def test_captions_are_shuffled_behind_their_first_part() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -51,6 +52,31 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], str, dict[str, tuple[tuple[str, ...],
         {"10_sks dog/a.png": PNG, "2_cat/b.webp": PNG},
         "folders of repeats",
         {"10_sks dog/a.png": (("sks dog",), 10), "2_cat/b.webp": (("cat",), 2)},
+    ),
+    "repeats with sidecars": (
+        {"10_sks dog/a.png": PNG, "10_sks dog/a.txt": b"a dog", "2_cat/b.png": PNG},
+        "sidecar files",
+        {"10_sks dog/a.png": (("a dog",), 10), "2_cat/b.png": ((), 2)},
+    ),
+    "years are no repeats": (
+        {"2024_spring/a.png": PNG, "0_none/b.png": PNG},
+        "a folder a class",
+        {"2024_spring/a.png": (("2024 spring",), 1), "0_none/b.png": (("0 none",), 1)},
+    ),
+    "suffixes in capitals": (
+        {"a.PNG": PNG, "a.TXT": b"a cat", "b.png": PNG, "b.Json": b'{"text": "a dog"}'},
+        "sidecar files",
+        {"a.PNG": (("a cat",), 1), "b.png": (("a dog",), 1)},
+    ),
+    "pictures that the metadata leave out": (
+        {"a.png": PNG, "b.png": PNG, "metadata.jsonl": jsonl({"file_name": "a.png", "text": "x"})},
+        "metadata",
+        {"a.png": (("x",), 1), "b.png": ((), 1)},
+    ),
+    "metadata of nothing": (
+        {"a cat.png": PNG, "metadata.jsonl": b""},
+        "metadata",
+        {"a cat.png": ((), 1)},
     ),
     "classes": (
         {"train/red_apple/1.png": PNG, "train/cat/1.png": PNG},
@@ -109,6 +135,33 @@ def test_a_template_captions_classes(tmp_path: Path) -> None:
     assert layout.rows[0].captions == ("a photo of a cat",)
 
 
+def test_with_a_template_one_folder_is_a_class(tmp_path: Path) -> None:
+    container = open_container(as_folder({"photos/cat/IMG_1.png": PNG}, tmp_path))
+    assert read_layout(container).rows[0].captions == ()
+    assert read_layout(container, "a photo of a {name}").rows[0].captions == ("a photo of a cat",)
+
+
+def parquet(**columns: list[str]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    buffer = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def test_parquet_is_read_and_no_damage_to_it_gets_through(tmp_path: Path) -> None:
+    data = parquet(file_name=["a.png"], text=["猫"])
+    folder = as_folder({"a.png": PNG, "metadata.parquet": data}, tmp_path)
+    assert read_layout(open_container(folder)).rows[0].captions == ("猫",)
+    said: list[str] = []
+    for place in range(4, len(data) - 8, 20):
+        (folder / "metadata.parquet").write_bytes(data[:place] + b"\xff" * 6 + data[place + 6 :])
+        try:
+            read_layout(open_container(folder))
+        except InputError as error:
+            said.append(str(error))
+    assert said and not any("\n" in line for line in said)
+
+
 def row(**values: object) -> dict[str, bytes]:
     return {"a.png": PNG, "metadata.jsonl": jsonl(values)}
 
@@ -131,6 +184,16 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "metadata not utf-8": ({"a.png": PNG, "metadata.csv": b"file_name,text\na.png,\xff\n"}, "is not UTF-8"),
     "sidecar not utf-8": ({"a.png": PNG, "a.txt": b"\xff\xfe"}, r"a\.txt is not UTF-8"),
+    "metadata of nothing, no pictures": ({"metadata.csv": b""}, "holds no pictures"),
+    "text a number": (row(file_name="a.png", text=3), r"jsonl:1: .*needs file_name and text"),
+    "file name a list": (row(file_name=["a.png"], text="x"), r"jsonl:1: .*needs file_name and text"),
+    "half a character": (
+        {"a.png": PNG, "metadata.jsonl": rb'{"file_name": "a.png", "text": "x\ud800"}'},
+        "holds half a character",
+    ),
+    "json without end": ({"a.png": PNG, "metadata.jsonl": b"[" * 100_000}, "one JSON object"),
+    "sidecar json without end": ({"a.png": PNG, "a.json": b"[" * 100_000}, "mend or remove it"),
+    "endless csv field": ({"a.png": PNG, "metadata.csv": b'file_name,text\na.png,"' + b"x" * 200_000}, "is damaged"),
     "parquet that is none": ({"a.png": PNG, "metadata.parquet": b"x"}, r"metadata\.parquet"),
 }
 
@@ -141,6 +204,47 @@ def test_wrong_layouts_are_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read_layout(open_container(as_folder(files, tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
+def test_captions_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    as_folder({"a.png": PNG}, tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=rf"{name} cannot be read \(No such file or directory\); mend or remove it"):
+        read_layout(open_container(tmp_path))
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(PNG)
+    with pytest.raises(InputError, match=r"caf\\udce9\.png': the file's name is not UTF-8; rename it"):
+        open_container(tmp_path)
+
+
+def with_password(data: bytearray) -> None:
+    for signature, place in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        data[data.find(signature) + place] |= 1
+
+
+def with_unknown_method(data: bytearray) -> None:
+    data[data.find(b"PK\x01\x02") + 10] = 99
+
+
+def with_other_bytes(data: bytearray) -> None:
+    data[60:80] = bytes(20)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("spoil", [with_password, with_unknown_method, with_other_bytes])
+def test_members_of_a_zip_that_cannot_be_unpacked(  # type: ignore[no-untyped-def]
+    spoil, compression: int, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ZIP", "w", compression) as archive:
+        archive.writestr("a.png", PNG)
+    data = bytearray((tmp_path / "x.ZIP").read_bytes())
+    spoil(data)
+    (tmp_path / "x.ZIP").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.ZIP/a\.png cannot be unpacked .*; pack it again"):
+        read_layout(open_container(tmp_path / "x.ZIP"), "{name}").rows[0].read()
 
 
 @pytest.mark.parametrize(

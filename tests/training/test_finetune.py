@@ -107,3 +107,32 @@ def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path,
         plan_finetune(folder, tmp_path / "run", str(model_folder))
     plan = plan_finetune(folder, tmp_path / "run", str(model_folder), trigger="sks style")
     assert plan.config.data.prefix == "sks style" and plan.config.data.skip == ()
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "learning_rate", "rank"])
+def test_nothing_given_is_replaced(name: str, folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    for value in (0, -1):
+        with pytest.raises(InputError, match=rf"{'max_steps' if name == 'steps' else name}={value}"):
+            plan_finetune(folder, tmp_path / "run", str(model_folder), **{name: value})
+
+
+def test_files_that_are_not_of_a_run_are_left_alone(
+    folder: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "precious").write_text("x")
+    options = ["-o", tmp_path / "mine", "--model", model_folder, "--steps", 1]
+    assert run(monkeypatch, "finetune", folder, *options) == 2
+    assert "mine holds model, which is not of a run; name a new or an empty folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["model", "precious"]
+
+
+def test_a_run_with_no_picture_left_is_refused(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"no picture of .* can be used; see latentdiff data check"):
+        plan_finetune(folder, tmp_path / "run", str(model_folder), skip_bad=True)

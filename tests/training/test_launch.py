@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoint import read_vae
 from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.lora import FILE
@@ -80,6 +82,19 @@ def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: P
     assert (tmp_path / "fsdp" / "model" / FILE).is_file()
 
 
+def test_fsdp_trains_a_vae_and_its_critic(folder: Path, tmp_path: Path) -> None:
+    def config(name: str, batch: int) -> dict[str, Any]:
+        made = vae_config(folder, tmp_path / name, max_steps=4)
+        made["data"]["batch_size"] = batch
+        return made | {"adversarial_weight": 0.1}
+
+    one = run(config("one", 8))
+    done = launch("fsdp.yaml", config("fsdp", 4))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(logged(tmp_path / "fsdp")) == pytest.approx(losses(one), rel=1e-4)
+    assert read_vae(tmp_path / "fsdp" / "model").config.scaling_factor > 0
+
+
 def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) -> None:
     done = launch("cpu.yaml", unet_config(tmp_path / "run", max_steps=2))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,6 +120,16 @@ def test_what_is_not_supported_is_said(
     config = train_config.validate_python(vae_config(folder, tmp_path, name=optimizer))
     with pytest.raises(InputError, match=said):
         sharding.sharding_plugin(nn.Linear(2, 2), config)
+
+
+def test_fsdp_refuses_a_single_number(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(sharding, "process_state", lambda: SimpleNamespace(num_processes=2))
+    module = nn.ParameterDict({"temperature": nn.Parameter(torch.tensor(1.0))})
+    config = train_config.validate_python(vae_config(folder, tmp_path))
+    with pytest.raises(InputError, match=r"FSDP cannot divide temperature, a single number; launch with configs/acc"):
+        sharding.sharding_plugin(module, config)
 
 
 def test_shards_that_cannot_be_written_are_said(tmp_path: Path) -> None:

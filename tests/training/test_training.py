@@ -88,6 +88,39 @@ def test_a_loss_that_is_no_number_stops_the_run(folder: Path, tmp_path: Path) ->
         run(vae_config(folder, tmp_path / "run", learning_rate=1e9, warmup_steps=0))
 
 
+def test_a_loss_that_is_no_number_is_found_before_it_is_saved(folder: Path, tmp_path: Path) -> None:
+    config = vae_config(folder, tmp_path / "run", learning_rate=1e9, warmup_steps=0)
+    config["run"] |= {"log_every": 1000, "checkpoint_every": 10}
+    with pytest.raises(NonFiniteError, match=r"^the loss is (nan|inf) at step \d;"):
+        run(config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_vae_needs_no_captions(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for k, path in enumerate(sorted(folder.glob("*.png"))):
+        (tmp_path / "pictures" / f"{k}.png").write_bytes(path.read_bytes())
+    config = vae_config(tmp_path / "pictures", tmp_path / "run", max_steps=1)
+    assert losses(run(config | {"data": config["data"] | {"held_out": str(tmp_path / "pictures")}}))
+
+
+@pytest.mark.parametrize("make", [vae_config, text_config])
+def test_every_task_has_a_held_out_loss_to_stop_by(make: Make, folder: Path, tmp_path: Path) -> None:
+    config = make(folder, tmp_path / "run", learning_rate=1e-12, max_steps=30)
+    config["run"] |= {"sample_every": 2, "early_stopping": 2}
+    found = run(config)
+    assert 0 < found[-1]["held_out_loss"] == pytest.approx(found[0]["loss"], rel=0.9)
+    assert found[-1]["step"] < 30
+
+
+def test_early_stopping_asks_for_held_out_pictures(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "run")
+    del config["data"]["held_out"]
+    config["run"]["early_stopping"] = 2
+    with pytest.raises(InputError, match=r"has 16 pictures; give 20 or more, or data\.held_out"):
+        run(config)
+
+
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.6), ("linear", 0.6), ("constant", 1.0)])
 def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
     optim = OptimConfig(
