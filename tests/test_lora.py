@@ -48,7 +48,7 @@ def test_merged_equals_trained(model_folder: Path, tmp_path: Path, dora: bool) -
 
 def test_diffusers_reads_ours_and_makes_the_same_picture(model_folder: Path, tmp_path: Path) -> None:
     save_lora(trained(model_folder), tmp_path)
-    ours = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    ours = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     ours.load_lora(tmp_path)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
     theirs.load_lora_weights(tmp_path)

@@ -21,7 +21,7 @@ PROMPT = "a red apple"
 
 @pytest.fixture(scope="module")
 def pipe(model_folder: Path) -> LatentDiffusionPipeline:
-    return LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    return LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
 
 
 def as_bytes(image: object) -> np.ndarray:
@@ -32,7 +32,7 @@ def as_bytes(image: object) -> np.ndarray:
 @pytest.mark.parametrize("negative", [None, "wrong colours"])
 def test_image_equals_diffusers(folder: str, negative: str | None, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(folder)
-    ours = LatentDiffusionPipeline.from_pretrained(path, device="cpu")
+    ours = LatentDiffusionPipeline.from_pretrained(path, device="cpu", dtype="float32")
     xl = folder == "xl_folder"
     theirs = (diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline).from_pretrained(path)
     theirs.set_progress_bar_config(disable=True)
@@ -89,9 +89,9 @@ def test_threads_do_not_disturb_each_other(pipe: LatentDiffusionPipeline) -> Non
 
 @pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
 def test_saving_and_opening_changes_nothing(folder: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    first = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), device="cpu")
+    first = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), device="cpu", dtype="float32")
     first.save_pretrained(tmp_path / "again")
-    second = LatentDiffusionPipeline.from_pretrained(tmp_path / "again", device="cpu")
+    second = LatentDiffusionPipeline.from_pretrained(tmp_path / "again", device="cpu", dtype="float32")
     images = [p(PROMPT, seed=0, num_inference_steps=3, output_type="np").images for p in (first, second)]
     assert np.array_equal(*images)
     with pytest.raises(InputError, match="exists"):
@@ -106,15 +106,15 @@ def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")(PROMPT, num_inference_steps=1)
+    LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")(PROMPT, num_inference_steps=1)
 
 
 def test_not_finite_numbers_say_where(model_folder: Path) -> None:
-    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     broken.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="latents are not finite from step 1 of 3"):
         broken(PROMPT, num_inference_steps=3)
-    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     broken.vae.decoder.conv_out.bias.fill_(float("inf"))
     with pytest.raises(NonFiniteError, match="VAE"):
         broken(PROMPT, num_inference_steps=3)

@@ -24,7 +24,7 @@ def test_saved_words_mean_the_same_here_and_in_diffusers(model_folder: Path, tmp
     wanted = parts.text.encode(["a <toy> face", "a cat face"]).hidden
     assert torch.equal(wanted[1:], before.encode(["a cat face"]).hidden)
 
-    ours = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu")
+    ours = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     assert ours.load_textual_inversion(tmp_path) == ["<toy>"]
     assert torch.allclose(ours.text.encode(["a <toy> face", "a cat face"]).hidden, wanted, atol=1e-6)
 

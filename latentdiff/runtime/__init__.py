@@ -25,12 +25,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere. Raises InputError for an unknown name."""
+    """`auto` is bfloat16 on CUDA and on CPUs that multiply it (AMX), else float32. Raises InputError if unknown."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and _has_amx()) else torch.float32
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is unknown; {did_you_mean(name, ['auto', *DTYPES])}")
     return DTYPES[name]
+
+
+def _has_amx() -> bool:
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
+    return bool(ask().get("amx_bf16"))
 
 
 def attention_for_training(latents: Tensor) -> AbstractContextManager[None]:
