@@ -3,29 +3,23 @@
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentdiff.checkpoint import locate, read_vae_config
 from latentdiff.config.base import Config
-from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.models.clip_text import CLIPTextModel
+from latentdiff.models.tokenizer import CLIPTokenizer, read_tokenizer
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji" / "unet.yaml"
 
 
-class TextShape(Config):
-    """The text encoder, in the words of transformers' CLIPTextConfig."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 77
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # of the bundled vocabulary
+TEXT = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768, **ENDS)
 
 
 class Shape(Config):
@@ -34,7 +28,7 @@ class Shape(Config):
     name: str = "sd15"
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    text: TextShape = TextShape()
+    text: CLIPTextConfig = TEXT
     schedule: ScheduleConfig = ScheduleConfig()
     batch: int = 1
     latents: int = 64
@@ -47,12 +41,12 @@ class Shape(Config):
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The bundled model's, which any vocabulary that is no smaller can take the numbers of."""
-        length = self.text.max_position_embeddings
-        return CLIPTokenizer.from_pretrained(locate(None) / "tokenizer", model_max_length=length)
+        tokenizer = read_tokenizer(locate(None) / "tokenizer")
+        tokenizer.model_max_length = self.text.max_position_embeddings
+        return tokenizer
 
-    def text_encoder(self) -> torch.nn.Module:
-        ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-        return CLIPTextModel(CLIPTextConfig(**self.text.model_dump(), **ids)).requires_grad_(False).eval()
+    def text_encoder(self) -> CLIPTextModel:
+        return CLIPTextModel(self.text).requires_grad_(False).eval()
 
 
 def emoji() -> Shape:
@@ -63,7 +57,7 @@ def emoji() -> Shape:
         name="emoji",
         unet=recipe["model"],
         vae=read_vae_config(folder / "vae"),
-        text=TextShape.model_validate({key: text[key] for key in TextShape.model_fields}),
+        text=CLIPTextConfig.read(text, "text_encoder/config.json"),
         schedule=recipe["schedule"],
         batch=recipe["data"]["batch_size"],
         latents=recipe["model"]["sample_size"],

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks.training_shapes import Shape
-from latentdiff.checkpoint import Components
+from latentdiff.checkpoint import Components, locate
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.folder import load_pixels, read_rows
 from latentdiff.data.layouts import Row
@@ -78,14 +78,18 @@ class Pictures(torch.utils.data.Dataset[Item]):
     """Decoded and tokenised whenever they are asked for."""
 
     def __init__(self, rows: list[Row], shape: Shape) -> None:
+        from transformers import CLIPTokenizer
+
         self.rows, self.shape = rows, shape
+        length = shape.text.max_position_embeddings
+        self.tokenizer = CLIPTokenizer.from_pretrained(locate(None) / "tokenizer", model_max_length=length)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
-        ids = self.shape.tokenizer(row.captions[0], padding="max_length", truncation=True, return_tensors="pt")
+        ids = self.tokenizer(row.captions[0], padding="max_length", truncation=True, return_tensors="pt")
         return {"pixels": load_pixels(row, self.shape.resolution), "ids": ids.input_ids[0]}
 
 
@@ -109,6 +113,7 @@ class Script:
     def __init__(self, shape: Shape, folder: Path, cached: bool) -> None:
         import diffusers
         from diffusers.training_utils import EMAModel
+        from transformers import CLIPTextConfig, CLIPTextModel
 
         diffusers.utils.logging.set_verbosity_error()
         self.accelerator = Accelerator(mixed_precision="bf16")
@@ -117,7 +122,7 @@ class Script:
         self.scale = shape.vae.scaling_factor
         self.scheduler = diffusers.DDPMScheduler.from_config(shape.schedule.write())
         self.vae = diffusers.AutoencoderKL.from_config(shape.vae.write()).requires_grad_(False).eval()
-        self.text = shape.text_encoder()
+        self.text = CLIPTextModel(CLIPTextConfig.from_dict(shape.text.write())).requires_grad_(False).eval()
         for frozen in (self.vae, self.text):
             frozen.to(self.accelerator.device, torch.bfloat16)
         optimizer = torch.optim.AdamW(unet.parameters(), optim.learning_rate, optim.betas, weight_decay=0.01)

@@ -1,8 +1,6 @@
 """Model folders in diffusers' layout: found, checked, read and written."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.errors import CheckpointError
+from latentdiff.files import read_json, write_json
+from latentdiff.models.clip_text import CLIPTextModel, current_key
 from latentdiff.models.text import TextConditioner
+from latentdiff.models.tokenizer import read_tokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.schedule import Schedule
 
-WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -105,7 +106,7 @@ def read_limits(folder: Path) -> Limits:
     unet = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
     vae = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
     names = [name for name in ("tokenizer", "tokenizer_2") if index.get(name, [None, None])[1]]
-    text = TextConditioner([_read_tokenizer(folder / name) for name in names], [])
+    text = TextConditioner([read_tokenizer(folder / name) for name in names], [])
     return Limits(unet.sample_size * vae.downscale, vae.downscale, text)
 
 
@@ -123,84 +124,49 @@ def read_text(folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.fl
     """Read `text_encoder/` and `tokenizer/`, and `text_encoder_2/` and `tokenizer_2/` where the index names them."""
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None, None])[1]]
     encoders = [_read_encoder(folder / name, index[name][1], dtype) for name in names]
-    return TextConditioner(
-        [_read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names], encoders
-    )
+    tokenizers = [read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names]
+    return TextConditioner(tokenizers, encoders)
 
 
-def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> nn.Module:
-    import transformers
-
+def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> CLIPTextModel:
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing; download or save the model again")
-    half = not (folder / "model.safetensors").exists() and (folder / "model.fp16.safetensors").exists()
-    try:
-        with _no_progress_bars():
-            model = getattr(transformers, class_name).from_pretrained(
-                folder, dtype=dtype, variant="fp16" if half else None, local_files_only=True, use_safetensors=True
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error
-    return model.eval().requires_grad_(False)
+    raw = read_json(folder / "config.json") | {"architectures": [class_name]}
+    config = CLIPTextConfig.read(raw, str(folder / "config.json"))
+    return _load(CLIPTextModel, config, folder, dtype, TEXT_WEIGHTS, current_key)
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws bars for files that take milliseconds."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {' '.join(str(error).split())}; download or save the model again") from error
-
-
-def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download or save the model again") from error
-
-
-def _load(model_class: Any, config: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Build the model without memory, then hand it the file's tensors."""
+def _load(
+    model_class: Any,
+    config: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    stem: str = WEIGHTS,
+    rename: Callable[[str], str | None] | None = None,
+) -> Any:
+    """Build the model without memory, then hand it the file's tensors, but for those that `rename` calls None."""
     with torch.device("meta"):
         model = model_class(config)
-    state = {_new_key(key): value.to(dtype) for key, value in read_weights(folder).items()}
+    renamed = {(rename or _new_key)(key): value.to(dtype) for key, value in read_weights(folder, stem).items()}
+    state = {key: value for key, value in renamed.items() if key is not None}
     _check(model, state, folder)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     """All tensors of a component: one file, its fp16 variant, or the shards an index lists. Pickles are not read."""
-    for stem in (WEIGHTS, f"{WEIGHTS}.fp16"):
-        if (single := folder / f"{stem}.safetensors").is_file():
+    for name in (stem, f"{stem}.fp16"):
+        if (single := folder / f"{name}.safetensors").is_file():
             return _read_file(single)
-    if (index := folder / f"{WEIGHTS}.safetensors.index.json").is_file():
+    if (index := folder / f"{stem}.safetensors.index.json").is_file():
         names = sorted(set(read_json(index)["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{index} names a shard outside its folder; download the model again")
         return {key: value for name in names for key, value in _read_file(folder / name).items()}
     if list(folder.glob("*.bin")):
         raise CheckpointError(f"{folder} holds only .bin pickles, which can run code; convert them to safetensors")
-    raise CheckpointError(f"{folder / WEIGHTS}.safetensors is missing; download or save the model again")
+    raise CheckpointError(f"{folder / stem}.safetensors is missing; download or save the model again")
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -233,31 +199,24 @@ def write_pipeline(parts: Components, folder: Path) -> None:
     """Write every component so that diffusers opens the folder; `model_index.json` comes last."""
     write_model(parts.unet, parts.unet.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")
-    _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
+    write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
     names = ["", "_2"][: len(parts.text.encoders)]
     for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
-        with _no_progress_bars():
-            encoder.save_pretrained(  # type: ignore[operator]
-                folder / f"text_encoder{name}"
-            )
-        write_tokenizer(tokenizer, folder / f"tokenizer{name}")
-    _write_json(folder / "model_index.json", _index(parts))
+        write_text_encoder(encoder, folder / f"text_encoder{name}")
+        tokenizer.save(folder / f"tokenizer{name}")
+    write_json(folder / "model_index.json", _index(parts))
 
 
-def write_model(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+def write_model(model: nn.Module, config: dict[str, Any], folder: Path, stem: str = WEIGHTS) -> None:
     """`config.json` and safetensors of one network."""
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
-def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """`tokenizer.json`, and `vocab.json` with `merges.txt` for readers that know only those."""
-    tokenizer.save_pretrained(folder)
-    model = read_json(folder / "tokenizer.json")["model"]
-    _write_json(folder / "vocab.json", model["vocab"])
-    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
+def write_text_encoder(encoder: Any, folder: Path) -> None:
+    """A CLIPTextModel as transformers opens it, or with a projection its CLIPTextModelWithProjection."""
+    write_model(encoder, encoder.config.write(), folder, TEXT_WEIGHTS)
 
 
 def _index(parts: Components) -> dict[str, Any]:
@@ -278,8 +237,3 @@ def _index(parts: Components) -> dict[str, Any]:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,11 +1,13 @@
-"""Files appear under their name only when they are whole."""
+"""Files appear under their name only when they are whole; JSON is read or its file named."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from latentdiff.errors import InputError
+from latentdiff.errors import CheckpointError, InputError
 
 
 @contextmanager
@@ -49,3 +51,19 @@ def check_writable_parent(path: Path) -> None:
         raise InputError(f"{path} is a folder; give a file name")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: the folder {folder} may not be written; change its rights or name another")
+
+
+def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
+    """A model's JSON file. Raises CheckpointError that says what to do when it cannot be read, which is `otherwise`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download or save the model again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people too, and the folder it stands in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -48,7 +48,7 @@ def save_lora(parts: Components, folder: Path) -> None:
     state = {f"unet.{key}": value for key, value in get_peft_model_state_dict(parts.unet).items()}
     for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
         if hasattr(encoder, "peft_config"):
-            state |= {_text_name(part, key): value for key, value in get_peft_model_state_dict(encoder).items()}
+            state |= {f"{part}.{key}": value for key, value in get_peft_model_state_dict(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / FILE) as path:
         save_file({key: value.contiguous() for key, value in state.items()}, path, metadata={"format": "pt"})
@@ -162,15 +162,11 @@ def _peft_name(key: str) -> str:
 
 
 def _layers(parts: Components) -> dict[str, nn.Module]:
-    """Layers with a weight by the name a LoRA file gives them; transformers 5 dropped `text_model.` from its own."""
+    """Layers with a weight by the name a LoRA file gives them."""
     found = {f"unet.{name}": layer for name, layer in parts.unet.named_modules() if hasattr(layer, "weight")}
     for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
-        found |= {_text_name(part, name): layer for name, layer in encoder.named_modules() if hasattr(layer, "weight")}
+        found |= {f"{part}.{name}": layer for name, layer in encoder.named_modules() if hasattr(layer, "weight")}
     return found
-
-
-def _text_name(part: str, name: str) -> str:
-    return f"{part}.text_model.{name.removeprefix('text_model.')}"
 
 
 def _fits(layer: nn.Module, state: dict[str, Tensor], name: str) -> bool:

@@ -44,7 +44,7 @@ def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> Lea
     if len(text.encoders) != 1:
         raise InputError("textual inversion trains models with one text encoder; take --method lora for this one")
     tokenizer, encoder = text.tokenizers[0], text.encoders[0]
-    ids = tokenizer(like, add_special_tokens=False).input_ids
+    ids = tokenizer.encode(like)
     if not ids:
         raise InputError(f"init_word={like!r} has no token to begin from; name a word near to what is taught")
     table = _embeddings(encoder).token_embedding
@@ -94,11 +94,9 @@ def _add(text: TextConditioner, token: str, vectors: Tensor, file: Path) -> None
             "encoder; it was made for another kind of model"
         )
     _name(text, token, len(vectors))
-    known = table.num_embeddings
-    encoder.resize_token_embeddings(known + len(vectors), mean_resizing=False)
-    with torch.no_grad():
-        weight = _embeddings(encoder).token_embedding.weight
-        weight[known:] = vectors.to(weight)
+    rows = torch.cat([table.weight, vectors.to(table.weight)])
+    _embeddings(encoder).token_embedding = nn.Embedding.from_pretrained(rows)
+    encoder.config = encoder.config.model_copy(update={"vocab_size": len(rows)})
 
 
 def _name(text: TextConditioner, token: str, vectors: int) -> None:
@@ -106,12 +104,11 @@ def _name(text: TextConditioner, token: str, vectors: int) -> None:
     if not token.strip():
         raise InputError("textual inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance")
     names = [token, *(f"{token}_{k}" for k in range(1, vectors))]
-    known = text.tokenizers[0].get_vocab()
-    if any(name in known or f"{name}</w>" in known for name in names):
+    if any(text.tokenizers[0].knows(name) for name in names):
         raise InputError(f"the model knows {token!r} already; take a new word, '<{token.strip('<>')}-2>' for instance")
-    text.tokenizers[0].add_tokens(names)
+    text.tokenizers[0].add(names)
     text.longer_words[token] = " ".join(names)
 
 
 def _embeddings(encoder: Any) -> Any:
-    return getattr(encoder, "text_model", encoder).embeddings
+    return encoder.text_model.embeddings

@@ -1,13 +1,16 @@
 """How the tests' small random models are made."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+import transformers
 
-from latentdiff.checkpoint import Components
-from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.checkpoint import Components, write_text_encoder
+from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.models.clip_text import CLIPTextModel
 from latentdiff.models.text import TextConditioner
+from latentdiff.models.tokenizer import CLIPTokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.schedule import Schedule
@@ -44,8 +47,9 @@ def small_tokenizer() -> CLIPTokenizer:
     return train_tokenizer(WORDS, vocab_size=560, max_length=16)
 
 
-def small_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False, **changes: Any) -> torch.nn.Module:
+def small_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False, **changes: Any) -> CLIPTextModel:
     values: dict[str, Any] = {
+        "architectures": ("CLIPTextModelWithProjection" if projection else "CLIPTextModel",),
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -57,8 +61,19 @@ def small_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False, **cha
         "pad_token_id": tokenizer.pad_token_id,
         "projection_dim": 32,
     }
-    config = CLIPTextConfig(**(values | changes))
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+    model = CLIPTextModel(CLIPTextConfig.model_validate(values | changes)).eval()
+    for table in (model.text_model.embeddings.token_embedding, model.text_model.embeddings.position_embedding):
+        torch.nn.init.normal_(table.weight)
+    return model
+
+
+def as_transformers(part: CLIPTextModel | CLIPTokenizer, folder: Path) -> Any:
+    """An encoder or tokenizer of ours as transformers opens it from disk."""
+    if isinstance(part, CLIPTokenizer):
+        part.save(folder)
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+    write_text_encoder(part, folder)
+    return getattr(transformers, part.config.architectures[0]).from_pretrained(folder)
 
 
 def small_components(xl: bool = False) -> Components:

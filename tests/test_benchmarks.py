@@ -5,15 +5,16 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.training_shapes import Shape, TextShape, emoji
+from benchmarks.training_shapes import ENDS, Shape, emoji
+from latentdiff.config.model import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_unet_config, small_vae_config
 
 
 def small_shape() -> Shape:
-    text = TextShape(
+    text = CLIPTextConfig(
         vocab_size=8000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=16, **ENDS,
     )  # fmt: skip
     return Shape(name="small", unet=small_unet_config(), vae=small_vae_config(), text=text, batch=2, latents=8)
 

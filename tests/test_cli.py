@@ -41,15 +41,6 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert done.stderr.strip() == "False False"
 
 
-def test_generate_imports_no_diffusers(model_folder: Path, tmp_path: Path) -> None:
-    words = ["latentdiff", "generate", "x", "-o", str(tmp_path / "x.png"), "--steps", "1", "--model", str(model_folder)]
-    code = f"import sys; sys.argv = {words}\nfrom latentdiff.cli import main\n" + (
-        "try:\n    main()\nfinally:\n    print('diffusers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == [str(tmp_path / "x.png"), "False"]
-
-
 def test_picture_recipe_and_the_same_pixels_again(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """The layout: a file imports only from the lines above its own."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ ORDER = [
     "errors", "files", "config", "schedule", "samplers", "guidance", "models", "checkpoint", "lora",
     "textual_inversion", "runtime", "pipeline", "recipe", "data", "training", "metrics", "serving", "cli",
 ]  # fmt: skip
-MODELS = ["layers", "attention", "unet", "vae", "text"]
+SLOW = {
+    "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",
+    "torch._dynamo", "torch._inductor", "torch.distributed.tensor",
+}  # fmt: skip
+MODELS = ["layers", "attention", "unet", "vae", "clip_text", "tokenizer", "text"]
 
 
 def imported(path: Path) -> set[str]:
@@ -37,6 +43,15 @@ def test_imports_point_upwards(path: Path) -> None:
             assert MODELS.index(name.split(".")[1]) < MODELS.index(place[1])
         elif place[0] == part:
             assert len(place) > 1, f"{place[0]} imports itself"
+
+
+def test_generate_imports_nothing_slow_beside_torch(model_folder: Path, tmp_path: Path) -> None:
+    words = ["latentdiff", "generate", "x", "-o", str(tmp_path / "x.png"), "--steps", "1", "--model", str(model_folder)]
+    code = f"import sys; sys.argv = {words}\nfrom latentdiff.cli import main\n" + (
+        f"try:\n    main()\nfinally:\n    print(*sorted({SLOW} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.split() == [str(tmp_path / "x.png")]
 
 
 def test_the_test_can_fail(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def test_saved_words_mean_the_same_here_and_in_diffusers(model_folder: Path, tmp
 
 def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
-    ids = text.tokenizers[0]("red apple", add_special_tokens=False).input_ids
-    table = text.encoders[0].get_input_embeddings().weight.clone()
+    ids = text.tokenizers[0].encode("red apple")
+    table = text.encoders[0].text_model.embeddings.token_embedding.weight.clone()
     rows = add_token(text, "<toy>", 2, "red apple")
     assert torch.allclose(rows.learned, table[ids].mean(0).expand(2, -1))
     assert torch.equal(rows.weight[: len(table)], table)

@@ -1,4 +1,4 @@
-"""The shapes of the networks and of the noise, in the words of diffusers' `config.json` files."""
+"""The shapes of the networks and of the noise, in the words of diffusers' and transformers' `config.json` files."""
 
 from typing import Any, Literal, Self
 
@@ -201,6 +201,46 @@ class VAEConfig(ModelConfig):
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         return {"act_fn": ("silu",), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+
+
+class CLIPTextConfig(ModelConfig):
+    """A CLIP text encoder, in the words of transformers: its defaults too, for what a file leaves out.
+
+    `architectures` says whether there is a projection of the pooled state. The numbers of tokens do not shape anything
+    but `eos_token_id`, where the state is pooled.
+    """
+
+    architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"]] = ("CLIPTextModel",)
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size={self.hidden_size} must divide by {self.num_attention_heads} heads")
+        return self
+
+    @property
+    def with_projection(self) -> bool:
+        return self.architectures == ("CLIPTextModelWithProjection",)
+
+    def write(self) -> dict[str, Any]:
+        """The dictionary that transformers reads back."""
+        return {"model_type": "clip_text_model", **self.model_dump(mode="json")}
+
+    @classmethod
+    def _only(cls) -> dict[str, tuple[Any, ...]]:
+        return {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "quantization_config": (None,)}
 
 
 class ScheduleConfig(ModelConfig):

@@ -1,15 +1,16 @@
 """A CLIP pair as a judge of pictures and captions."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
-from latentdiff.checkpoint import _no_progress_bars
 from latentdiff.errors import CheckpointError, InputError
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -66,6 +67,18 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path_or_id} is no CLIP model that can be read ({reason}); give another") from error
     return Clip(model.eval().to(device), tokenizer, mean, std, path_or_id)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws bars for files that take milliseconds."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _find(path: Path) -> Path | None:

@@ -1,10 +1,13 @@
-"""From prompts to what the U-Net attends to: CLIP's tokenizer and text encoder, both from transformers."""
+"""From prompts to what the U-Net attends to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latentdiff.models.clip_text import CLIPTextModel
+from latentdiff.models.tokenizer import CLIPTokenizer
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class TextConditioner(nn.Module):
     projected pooled vector (Podell et al. 2023, sec. 2.1).
     """
 
-    def __init__(self, tokenizers: list[Any], encoders: list[nn.Module]) -> None:
+    def __init__(self, tokenizers: list[CLIPTokenizer], encoders: Sequence[CLIPTextModel]) -> None:
         super().__init__()
         self.tokenizers = tokenizers
         self.encoders = nn.ModuleList(encoders)
@@ -32,22 +35,12 @@ class TextConditioner(nn.Module):
         """Token ids [B, S], padded and cut to the model's length, for each encoder."""
         for word, tokens in self.longer_words.items():
             prompts = [prompt.replace(word, tokens) for prompt in prompts]
-        return [
-            tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in self.tokenizers
-        ]
+        return [tokenizer(prompts) for tokenizer in self.tokenizers]
 
     def lost_words(self, prompt: str) -> str:
         """The end of the prompt that does not fit the token limit, or an empty string."""
         tokenizer = self.tokenizers[0]
-        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids[tokenizer.model_max_length - 2 :]
-        return tokenizer.decode(ids).strip()
+        return tokenizer.decode(tokenizer.encode(prompt)[tokenizer.model_max_length - 2 :])
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -58,8 +51,8 @@ class TextConditioner(nn.Module):
         """The same with gradients, for what is trained of the encoders."""
         device = next(self.parameters()).device
         ids = [batch.to(device) for batch in self.tokenize(prompts)]
-        if len(self.encoders) == 1:
-            return TextEmbedding(self.encoders[0](ids[0]).last_hidden_state)
-        outputs = [encoder(i, output_hidden_states=True) for encoder, i in zip(self.encoders, ids, strict=True)]
+        outputs = [encoder(i) for encoder, i in zip(self.encoders, ids, strict=True)]
+        if len(outputs) == 1:
+            return TextEmbedding(outputs[0].last_hidden_state)
         hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
         return TextEmbedding(hidden, outputs[-1].text_embeds)

@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
-from latentdiff.checkpoint import write_tokenizer
+from latentdiff.checkpoint import write_text_encoder
+from latentdiff.config.model import CLIPTextConfig
 from latentdiff.config.train import TextTrainConfig
 from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
+from latentdiff.models.clip_text import CLIPTextModel
+from latentdiff.models.tokenizer import CLIPTokenizer, read_tokenizer
 from latentdiff.training.evaluation import Share
 from latentdiff.training.losses import contrastive_loss
 from latentdiff.training.tokenizer import train_tokenizer
@@ -36,11 +39,7 @@ class ContrastiveModule(nn.Module):
         return self.clip.logit_scale.clamp(max=4.6052)
 
     def embed_text(self, captions: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            captions, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
-            return_tensors="pt",
-        )  # fmt: skip
-        pooled = self.clip.text_model(tokens.input_ids.to(self.clip.device)).pooler_output
+        pooled = self.clip.text_model(self.tokenizer(captions).to(self.clip.device)).pooler_output
         return self.clip.text_projection(pooled)  # [B, projection_dim]
 
     def embed_images(self, pixels: Tensor) -> Tensor:
@@ -53,7 +52,8 @@ class TextEncoderTask:
     def __init__(self, config: TextTrainConfig) -> None:
         rows, held_out = read_parts(config.data, measure=True)
         tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
-        self.module = ContrastiveModule(CLIPModel(clip_config(config, tokenizer)), tokenizer)
+        self.text = text_config(config, tokenizer)
+        self.module = ContrastiveModule(CLIPModel(clip_config(config, self.text)), tokenizer)
         self.data = CaptionedImages(rows, config.data)
         held_out = held_out[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
@@ -79,39 +79,46 @@ class TextEncoderTask:
     def save(self, folder: Path) -> None:
         """`text_encoder/` and `tokenizer/` as a diffusers pipeline wants them, `clip/` with both towers."""
         clip = self.module.clip
-        text = CLIPTextModel(clip.config.text_config)
+        text = CLIPTextModel(self.text)
         text.load_state_dict(clip.text_model.state_dict())
-        text.save_pretrained(folder / "text_encoder")
+        write_text_encoder(text, folder / "text_encoder")
         clip.save_pretrained(folder / "clip")
-        write_tokenizer(self.module.tokenizer, folder / "tokenizer")
+        self.module.tokenizer.save(folder / "tokenizer")
 
 
 def _tokenizer(config: TextTrainConfig, captions: list[str]) -> CLIPTokenizer:
     """Learnt when the run starts and kept beside its state: the rows of the embedding belong to it."""
     folder = config.run.output / "tokenizer"
     if not folder.is_dir():
-        write_tokenizer(train_tokenizer(captions, config.vocab_size, config.max_length), folder)
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        train_tokenizer(captions, config.vocab_size, config.max_length).save(folder)
+    return read_tokenizer(folder)
 
 
-def clip_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPConfig:
-    width = {"hidden_size": config.hidden_size, "intermediate_size": 4 * config.hidden_size}
-    width |= {"num_attention_heads": config.heads}
-    text = CLIPTextConfig(
+def text_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """The text tower for the vocabulary of `tokenizer`."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=config.max_length,
+        hidden_size=config.hidden_size,
+        intermediate_size=4 * config.hidden_size,
         num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.max_length,
+        projection_dim=config.projection_dim,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        projection_dim=config.projection_dim,
-        **width,
     )
+
+
+def clip_config(config: TextTrainConfig, text: CLIPTextConfig) -> CLIPConfig:
+    """The text tower, and an image tower as wide."""
     vision = CLIPVisionConfig(
         image_size=config.data.resolution,
         patch_size=config.patch_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
         num_hidden_layers=config.image_layers,
-        projection_dim=config.projection_dim,
-        **width,
+        num_attention_heads=text.num_attention_heads,
+        projection_dim=text.projection_dim,
     )
-    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.projection_dim)
+    return CLIPConfig(text_config=text.write(), vision_config=vision.to_dict(), projection_dim=text.projection_dim)

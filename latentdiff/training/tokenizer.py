@@ -1,23 +1,29 @@
-"""A byte-pair vocabulary of one's own, as transformers' CLIPTokenizer."""
+"""A byte-pair vocabulary of one's own, split as CLIP splits text."""
 
 import json
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from tokenizers.trainers import BpeTrainer
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+from latentdiff.models.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_pairs
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
     """Learn merges (Sennrich et al. 2016) over CLIP's own splitting of text; any byte stays writable."""
     alphabet = sorted(ByteLevel.alphabet())
-    symbols = [START, END, *alphabet, *(letter + "</w>" for letter in alphabet)]
-    empty = CLIPTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[])
-    learnt = empty.train_new_from_iterator(captions, vocab_size, show_progress=False)
-    merges = [tuple(pair) for pair in json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]]
+    symbols = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
+    learnt = byte_pairs({}, [])
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        initial_alphabet=alphabet,
+        continuing_subword_prefix="",
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
+    )
+    learnt.train_from_iterator(captions, trainer)
+    merges = [(left, right) for left, right in json.loads(learnt.to_str())["model"]["merges"]]
     # The trainer keeps only letters it met; all of them are put back, so that no prompt holds an unknown one.
     merges = merges[: max(0, vocab_size - len(symbols))]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*symbols, *("".join(pair) for pair in merges)]))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges)
-    tokenizer.model_max_length = max_length
-    return tokenizer
+    return CLIPTokenizer(vocab, merges, max_length)

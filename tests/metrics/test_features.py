@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from latentdiff.checkpoint import write_tokenizer
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.metrics import feature_network, features
 from latentdiff.metrics.clip import open_clip
@@ -33,7 +32,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `latentdiff train` writes it for task text_encoder."""
     folder = tmp_path_factory.mktemp("runs") / "text"
     small_clip().save_pretrained(folder / "model" / "clip")
-    write_tokenizer(small_tokenizer(), folder / "model" / "tokenizer")
+    small_tokenizer().save(folder / "model" / "tokenizer")
     return folder
 
 
@@ -42,7 +41,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the hub has them: model, tokenizer and preprocessor in one folder."""
     folder = tmp_path_factory.mktemp("hub") / "clip"
     small_clip().save_pretrained(folder)
-    write_tokenizer(small_tokenizer(), folder)
+    small_tokenizer().save(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]})
     )
@@ -67,8 +66,7 @@ def test_a_folder_of_the_hubs_layout_gives_what_transformers_gives(hub_folder: P
     settings = {"size": {"shortest_edge": 16}, "crop_size": 16, "image_mean": [0.4, 0.5, 0.6]}
     processor = CLIPImageProcessor(**settings, image_std=[0.2, 0.3, 0.4])
     images = processor([one.permute(1, 2, 0).numpy() for one in pixels], return_tensors="pt")["pixel_values"]
-    tokens = small_tokenizer()(["a red apple", "猫"], padding="max_length", max_length=16, return_tensors="pt")
-    both = model(input_ids=tokens.input_ids, pixel_values=images)
+    both = model(input_ids=small_tokenizer()(["a red apple", "猫"]), pixel_values=images)
     ours = torch.nn.functional.normalize(clip.embed_images(pixels))
     assert torch.allclose(ours, both.image_embeds, atol=1e-5)
     assert torch.allclose(
@@ -84,7 +82,7 @@ def test_the_image_tower_alone_is_a_feature_network(hub_folder: Path) -> None:
 
 def test_a_clip_folder_without_its_preprocessor_is_refused(tmp_path: Path) -> None:
     small_clip().save_pretrained(tmp_path / "x")
-    write_tokenizer(small_tokenizer(), tmp_path / "x")
+    small_tokenizer().save(tmp_path / "x")
     with pytest.raises(CheckpointError, match="preprocessor_config"):
         open_clip(str(tmp_path / "x"), CPU)
 

@@ -50,9 +50,8 @@ def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
 def test_any_text_can_be_written_in_a_trained_vocabulary() -> None:
     tokenizer = train_tokenizer(["a red apple", "红苹果"], 530, 16)
     for text in ("a red apple", "红苹果", "naïve café €5", "🚀"):
-        ids = tokenizer(text).input_ids
-        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
-    assert len(tokenizer("红苹果").input_ids) < len("红苹果".encode()) + 2
+        assert tokenizer.decode(tokenizer.encode(text)).replace(" ", "") == text.replace(" ", "")
+    assert len(tokenizer.encode("红苹果")) < len("红苹果".encode())
 
 
 def test_grid_places_pictures_in_rows() -> None:

@@ -1,0 +1,164 @@
+"""CLIP's text encoder (Radford et al. 2021, sec. 2.4): a causal transformer, read at the end of the text.
+
+Attribute names are the keys of transformers' `CLIPTextModelWithProjection`, and without the projection those that its
+`CLIPTextModel` had before version 5.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentdiff.config.model import CLIPTextConfig
+
+OLD_EOS = 2  # what the configs of OpenAI's models say, whose end token is another: the highest there is
+
+
+@dataclass(frozen=True)
+class CLIPTextOutput:
+    """What the encoder gives for ids [B, S].
+
+    `last_hidden_state` [B, S, D] is normed; `hidden_states`, what went into the first layer and came out of each, are
+    not. `pooler_output` [B, D] is the last state at the end token, `text_embeds` [B, P] its projection if there is one.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+    pooler_output: Tensor
+    text_embeds: Tensor | None
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """A row for each token plus a row for each place; zeros until they are read from a file.
+
+    To draw them as `nn.Embedding` does has torch import its compiler, a second, where the model is built on "meta".
+    """
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        tokens, places, width = config.vocab_size, config.max_position_embeddings, config.hidden_size
+        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(tokens, width), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(places, width), freeze=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        places = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        return self.token_embedding(input_ids) + self.position_embedding(places)  # [B, S, D]
+
+
+class CLIPAttention(nn.Module):
+    """Multi-head attention of each token to itself and those before it. [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.heads, width = config.num_attention_heads, config.hidden_size
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(layer(x)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, heads, S, head_dim]
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, S, head_dim]
+
+
+class CLIPMLP(nn.Module):
+    """Two linear layers around GELU, or around OpenAI's x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2)."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.quick = config.hidden_act == "quick_gelu"
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h))
+
+
+class CLIPEncoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a LayerNorm and a shortcut."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.self_attn = CLIPAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = CLIPMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CLIPEncoder(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return tuple(states)
+
+
+class CLIPTextTransformer(nn.Module):
+    """Ids [B, S] to the states between its layers, and the last one normed."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.embeddings = CLIPTextEmbeddings(config)
+        self.encoder = CLIPEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        states = self.encoder(self.embeddings(input_ids))
+        return states, self.final_layer_norm(states[-1])
+
+
+class CLIPTextModel(nn.Module):
+    """The encoder of Stable Diffusion 1 and 2, and with a projection the second one of SDXL."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = CLIPTextTransformer(config)
+        width, projected = config.hidden_size, config.projection_dim
+        self.text_projection = nn.Linear(width, projected, bias=False) if config.with_projection else None
+        self.register_load_state_dict_pre_hook(_take_other_keys)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
+        states, last = self.text_model(input_ids)
+        pooled = last[torch.arange(len(last), device=last.device), self._ends(input_ids)]
+        embeds = None if self.text_projection is None else self.text_projection(pooled)
+        return CLIPTextOutput(last, states, pooled, embeds)
+
+    def _ends(self, input_ids: Tensor) -> Tensor:
+        """Where each text ends: [B]. The first end token counts, since the padding may be of the same."""
+        eos = self.config.eos_token_id
+        return (input_ids if eos == OLD_EOS else (input_ids == eos).int()).argmax(-1)
+
+
+def current_key(key: str) -> str | None:
+    """The name here of a tensor in a file, None for one that is not needed.
+
+    transformers 5 leaves out `text_model.` where there is no projection; files of 2022 hold the numbers of the places.
+    """
+    if key.endswith("embeddings.position_ids"):
+        return None
+    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
+
+
+def _take_other_keys(_: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        value = state.pop(key)
+        if (name := current_key(key.removeprefix(prefix))) is not None:
+            state[prefix + name] = value

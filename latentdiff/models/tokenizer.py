@@ -1,0 +1,180 @@
+"""CLIP's tokens: byte pairs (Sennrich et al. 2016) of lowercased text, between a start and an end token.
+
+What transformers' `CLIPTokenizer` computes, from the same files.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from torch import Tensor
+
+from latentdiff.errors import CheckpointError
+from latentdiff.files import read_json, write_json
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+WORD_END = "</w>"
+LENGTH = 77
+NO_LENGTH = 10**6  # transformers writes a number beyond this where no limit was set
+PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+AGAIN = "download or save the model again"
+
+
+class CLIPTokenizer:
+    """Text to ids and back. `special` names the four special tokens, `added` those that no merge makes."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        model_max_length: int = LENGTH,
+        special: Mapping[str, AddedToken | str] = SPECIAL,
+        added: Sequence[AddedToken] = (),
+    ) -> None:
+        self.model_max_length = model_max_length
+        self.special = {key: str(getattr(token, "content", token)) for key, token in special.items()}
+        self._backend = byte_pairs(vocab, merges, self.special["unk_token"])
+        self._backend.add_tokens(list(added))
+        self._backend.add_special_tokens(list(special.values()))
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._id, ("bos_token", "eos_token", "pad_token"))
+        end, start = (self.special["eos_token"], self.eos_token_id), (self.special["bos_token"], self.bos_token_id)
+        self._backend.post_processor = processors.RobertaProcessing(
+            end, start, trim_offsets=False, add_prefix_space=False
+        )
+
+    def _id(self, key: str) -> int:
+        found = self._backend.token_to_id(self.special[key])
+        assert found is not None  # since it was added
+        return found
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids [B, S] with both ends, padded and cut to the model's length."""
+        length, rows = self.model_max_length, []
+        for text in texts:
+            row = [self.bos_token_id, *self.encode(text)[: length - 2], self.eos_token_id]
+            rows.append(row + [self.pad_token_id] * (length - len(row)))
+        return torch.tensor(rows)
+
+    def encode(self, text: str) -> list[int]:
+        """All ids of a text, without its ends."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text.replace(WORD_END, " ").strip()
+
+    def knows(self, word: str) -> bool:
+        """Whether there is a token of this name, or for this word."""
+        return any(self._backend.token_to_id(name) is not None for name in (word, word + WORD_END))
+
+    def add(self, words: Sequence[str]) -> None:
+        """Give each word a token of its own, numbered from `len(self)` on."""
+        self._backend.add_tokens(list(words))
+
+    def save(self, folder: Path) -> None:
+        """Write what transformers' CLIPTokenizer opens, of any version: `tokenizer.json` and the older files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(folder / "tokenizer.json"))
+        self._backend.model.save(str(folder))
+        added = {str(i): _properties(token) for i, token in self._backend.get_added_tokens_decoder().items()}
+        length = {"model_max_length": self.model_max_length, "tokenizer_class": "CLIPTokenizer"}
+        write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": added, **self.special, **length})
+
+
+def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str = END) -> Tokenizer:
+    """CLIP's way from text to pieces, without special tokens."""
+    model = BPE(vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Read `tokenizer.json`, or `vocab.json` and `merges.txt`. Raises CheckpointError for what is missing or damaged.
+
+    Which token is special is taken from `tokenizer_config.json`; where that lists no added ones, as before 2023, also
+    from `special_tokens_map.json`, and the added ones from `added_tokens.json` and `tokenizer.json`.
+    """
+    try:
+        return _read(folder)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tokenizers raises no other
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder} holds no CLIP tokenizer that can be read ({reason}); {AGAIN}") from error
+
+
+def _read(folder: Path) -> CLIPTokenizer:
+    config, whole = (_read_if_there(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    added = {int(i): AddedToken(**token) for i, token in config.get("added_tokens_decoder", {}).items()}
+    if "added_tokens_decoder" not in config:
+        config |= _read_if_there(folder / "special_tokens_map.json")
+        added = _added_of_old(folder, config) | _added_of(whole)
+    by_name = {token.content: token for token in added.values()}
+    special = {key: by_name.get(name, _special(config, key)) for key, name in _names(config).items()}
+    length = config.get("model_max_length", LENGTH)
+    in_order = [added[i] for i in sorted(added)]
+    return CLIPTokenizer(*_pairs(folder, whole), LENGTH if length > NO_LENGTH else length, special, in_order)
+
+
+def _pairs(folder: Path, whole: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    if whole:
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in whole["model"]["merges"]]
+        return whole["model"]["vocab"], [(left, right) for left, right in merges]
+    files = [folder / "vocab.json", folder / "merges.txt"]
+    if not all(file.is_file() for file in files):
+        raise CheckpointError(f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; {AGAIN}")
+    read: tuple[dict[str, int], list[tuple[str, str]]] = BPE.read_file(*map(str, files))
+    return read
+
+
+def _added_of(whole: dict[str, Any]) -> dict[int, AddedToken]:
+    return {
+        token["id"]: AddedToken(**{key: value for key, value in token.items() if key != "id"})
+        for token in whole.get("added_tokens", [])
+    }
+
+
+def _added_of_old(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
+    special = set(_names(config).values())
+    return {
+        i: AddedToken(word, normalized=word not in special, special=word in special)
+        for word, i in _read_if_there(folder / "added_tokens.json").items()
+    }
+
+
+def _names(config: dict[str, Any]) -> dict[str, str]:
+    """The special tokens as strings; the files may describe them as well."""
+    named = {key: config.get(key) or default for key, default in SPECIAL.items()}
+    return {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
+
+
+def _special(config: dict[str, Any], key: str) -> AddedToken | str:
+    token = config.get(key) or SPECIAL[key]
+    if isinstance(token, str):
+        return token
+    return AddedToken(
+        **{name: value for name, value in token.items() if name not in ("__type", "special")}, special=True
+    )
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _properties(token: AddedToken) -> dict[str, Any]:
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {name: getattr(token, name) for name in names}
