@@ -1,6 +1,8 @@
 """Where the numbers are computed, and in what precision. About speed, nothing about maths."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _has_amx() -> bool:
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
+    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
     return bool(ask().get("amx_bf16"))
 
 
