@@ -137,6 +137,7 @@ class LatentDiffusionPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int = DEFAULT_STEPS,
         guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -149,6 +150,7 @@ class LatentDiffusionPipeline:
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt.
 
+        guidance_interval: guide only at timesteps between these parts of all, 0 clean and 1 noise.
         seed: image k is drawn from seed + k, or from seed[k], by a generator of its own; random when None.
         latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
         Raises InputError for what cannot be asked, NonFiniteError when a number overflows.
@@ -159,6 +161,9 @@ class LatentDiffusionPipeline:
         run = plan(self.schedule, sampler, num_inference_steps, eta)
         if not math.isfinite(guidance_scale):
             raise InputError(f"guidance_scale={guidance_scale} must be a finite number; try {DEFAULT_GUIDANCE_SCALE}")
+        low, high = guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
         seeds = [] if latents is not None else _seeds(seed, len(prompts))
@@ -170,7 +175,10 @@ class LatentDiffusionPipeline:
             return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
         start = noise() if latents is None else _given(latents, (len(prompts), *shape)).to(self.device)
-        denoiser = self._denoiser(prompts, negatives, guidance_scale, height, width)
+        denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance_scale != 1)
+        if guidance_scale != 1:
+            top = self.schedule.config.num_train_timesteps
+            denoiser = guide(denoiser, guidance_scale, low * top, high * top)
         watch = _FiniteWatch(callback)
         done = sample(denoiser, start, run, noise, watch)
         watch.check()
@@ -190,22 +198,19 @@ class LatentDiffusionPipeline:
         return pixels.clamp(-1, 1)
 
     def _denoiser(
-        self, prompts: list[str], negatives: list[str] | None, guidance_scale: float, height: int, width: int
+        self, prompts: list[str], negatives: list[str] | None, height: int, width: int, guided: bool
     ) -> Denoiser:
-        """The U-Net with its words bound to it, guided unless `guidance_scale` is 1."""
-        guided = guidance_scale != 1
-        text = self._text(prompts, negatives, guided)
-        added = None
-        if self.unet.config.addition_embed_type is not None:
-            assert text.pooled is not None
-            ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-            added = AddedCond(text.pooled, ids.expand(len(text.pooled), -1))
+        """The U-Net with its words bound to it: for a batch of prompts, or also of both halves that guidance needs."""
+        both = self._text(prompts, negatives, guided)
+        texts = {len(text.hidden): text for text in (_last(both, len(prompts)), both)}
+        ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
 
         def denoiser(latents: Tensor, timestep: float) -> Tensor:
-            timesteps = torch.full((len(latents),), timestep, device=self.device)
+            text, timesteps = texts[len(latents)], torch.full((len(latents),), timestep, device=self.device)
+            added = None if text.pooled is None else AddedCond(text.pooled, ids.expand(len(latents), -1))
             return self.unet(latents.to(self.dtype), timesteps, text.hidden, added).float()
 
-        return guide(denoiser, guidance_scale) if guided else denoiser
+        return denoiser
 
     def _text(self, prompts: list[str], negatives: list[str] | None, guided: bool) -> TextEmbedding:
         """What the U-Net reads for these words, the unconditional half first; that of the last few calls is kept."""
@@ -302,6 +307,10 @@ def _given(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
     if latents.shape != shape:
         raise InputError(f"latents are {list(latents.shape)} and must be {list(shape)}; draw them with torch.randn")
     return latents.float()
+
+
+def _last(text: TextEmbedding, count: int) -> TextEmbedding:
+    return TextEmbedding(text.hidden[-count:], None if text.pooled is None else text.pooled[-count:])
 
 
 def _join(first: TextEmbedding, second: TextEmbedding) -> TextEmbedding:

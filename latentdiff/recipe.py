@@ -27,6 +27,7 @@ class Recipe(BaseModel):
     eta: float
     steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     height: int
     width: int
     dtype: str

@@ -3,6 +3,7 @@
 import socket
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -176,3 +177,16 @@ def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -
 def test_guidance_that_is_no_number_is_refused_before_a_step(scale: float, pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=f"guidance_scale={scale} must be a finite number; try"):
         pipe("a red apple", guidance_scale=scale, callback=lambda *_: pytest.fail("a step was made"))
+
+
+def test_guidance_in_an_empty_interval_is_none(pipe: LatentDiffusionPipeline) -> None:
+    call = partial(pipe, PROMPT, num_inference_steps=3, seed=1, output_type="latent")
+    unguided, never, always = call(guidance_scale=1.0), call(guidance_interval=(1, 1)), call()
+    assert torch.allclose(never.images, unguided.images, atol=1e-5)
+    assert not torch.allclose(always.images, unguided.images, atol=1e-2)
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
+def test_an_interval_that_is_none_is_refused(interval: tuple[float, float], pipe: LatentDiffusionPipeline) -> None:
+    with pytest.raises(InputError, match=r"guidance_interval=.* must rise within 0 and 1; try"):
+        pipe(PROMPT, guidance_interval=interval)

@@ -35,6 +35,9 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: 25]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 ignores guidance. [default: 5]")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Guide between these parts of the noise. [default: 0 1]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
     num_images: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
@@ -58,6 +61,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
         "seed": seed,
         "height": height,
         "width": width,

@@ -47,6 +47,7 @@ def run(request: Request) -> None:
     defaults: dict[str, Any] = {
         "steps": DEFAULT_STEPS,
         "guidance_scale": DEFAULT_GUIDANCE_SCALE,
+        "guidance_interval": (0.0, 1.0),
         "sampler": "ddim",
         "eta": 0.0,
     }

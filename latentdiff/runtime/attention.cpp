@@ -24,6 +24,7 @@ constexpr int64_t TILE = 16;      // rows of a tile, and its columns of 32 bits
 constexpr int64_t DEPTH = 32;     // bfloat16 in a row of a tile: what one product sums over
 constexpr int64_t QUERIES = 32;   // two tiles of columns
 constexpr int64_t KEYS = 128;     // keys between two looks at the maximum; scores of a block stay in the first cache
+constexpr int64_t BLOCKS = 4;     // of queries that share one reading of keys and values
 constexpr int64_t TILE_BITS = TILE * DEPTH;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -245,46 +246,66 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
     }
 }
 
-// One head's answer for QUERIES queries from `first` on. `sums` is room for [value_rows, QUERIES]. The next block's scores
-// are asked for between this one's exponentials, so that the tiles' unit and the vectors' work at the same time.
-void attend(const Problem& p, const bits* keys, const bits* values, const bits* queries, int64_t batch, int64_t head,
-            int64_t first, float* sums) {
-    alignas(64) float room[2][KEYS * QUERIES];
-    alignas(64) bits weights[KEYS * QUERIES];
-    float *scores = room[0], *next = room[1];
-    const int64_t depth = p.key_depth(), rows = p.value_rows(), padded = p.padded_keys();
-    const __m512 scale = _mm512_set1_ps(p.scale * 1.44269504f), one = _mm512_set1_ps(1.0f);  // exp(x) = 2^(x / ln 2)
+// QUERIES queries on their way over the keys.
+struct Block {
+    const bits* queries;  // packed
+    float* sums;          // [value_rows, QUERIES]
     Running left, right;
-    std::memset(sums, 0, rows * QUERIES * sizeof(float));
-    for (int64_t row = 0; row < std::min(KEYS, padded); row += DEPTH) score(keys + row * depth, queries, depth, scores + row * QUERIES);
-    for (int64_t key = 0; key < padded; key += KEYS) {
-        const int64_t count = std::min(KEYS, padded - key), coming = std::min(KEYS, padded - key - count);
-        for (int64_t i = std::max<int64_t>(p.keys - key, 0) * QUERIES; i < count * QUERIES; ++i) scores[i] = -INFINITY;
-        const __m512 shrink_left = left.see(scores, count, scale), shrink_right = right.see(scores + TILE, count, scale);
-        if (_mm512_cmpneq_ps_mask(shrink_left, one) | _mm512_cmpneq_ps_mask(shrink_right, one))
-            multiply_rows(sums, rows, shrink_left, shrink_right);
-        for (int64_t row = 0; row < count; row += DEPTH) {
-            if (row < coming) score(keys + (key + KEYS + row) * depth, queries, depth, next + row * QUERIES);
-            left.exponentials(scores + row * QUERIES, scale, weights + row * QUERIES);
-            right.exponentials(scores + row * QUERIES + TILE, scale, weights + row * QUERIES + TILE_BITS);
-        }
-        for (int64_t row = 0; row < rows; row += 3 * TILE) {
-            const bits* from = values + key * rows + row * DEPTH;
-            if (rows - row >= 3 * TILE) accumulate<3>(from, rows, weights, count, sums + row * QUERIES);
-            else if (rows - row == 2 * TILE) accumulate<2>(from, rows, weights, count, sums + row * QUERIES);
-            else accumulate<1>(from, rows, weights, count, sums + row * QUERIES);
-        }
-        std::swap(scores, next);
+};
+
+// Takes `count` keys from `key` on into one block.
+void take_in(const Problem& p, const bits* keys, const bits* values, int64_t key, Block& block) {
+    alignas(64) float scores[KEYS * QUERIES];
+    alignas(64) bits weights[KEYS * QUERIES];
+    const int64_t depth = p.key_depth(), rows = p.value_rows(), count = std::min(KEYS, p.padded_keys() - key);
+    const __m512 scale = _mm512_set1_ps(p.scale * 1.44269504f), one = _mm512_set1_ps(1.0f);  // exp(x) = 2^(x / ln 2)
+    for (int64_t row = 0; row < count; row += DEPTH)
+        score(keys + (key + row) * depth, block.queries, depth, scores + row * QUERIES);
+    for (int64_t i = std::max<int64_t>(p.keys - key, 0) * QUERIES; i < count * QUERIES; ++i) scores[i] = -INFINITY;
+    const __m512 shrink_left = block.left.see(scores, count, scale);
+    const __m512 shrink_right = block.right.see(scores + TILE, count, scale);
+    if (_mm512_cmpneq_ps_mask(shrink_left, one) | _mm512_cmpneq_ps_mask(shrink_right, one))
+        multiply_rows(block.sums, rows, shrink_left, shrink_right);
+    for (int64_t row = 0; row < count; row += DEPTH) {
+        block.left.exponentials(scores + row * QUERIES, scale, weights + row * QUERIES);
+        block.right.exponentials(scores + row * QUERIES + TILE, scale, weights + row * QUERIES + TILE_BITS);
     }
-    multiply_rows(sums, p.dim, _mm512_div_ps(one, left.sum), _mm512_div_ps(one, right.sum));
+    for (int64_t row = 0; row < rows; row += 3 * TILE) {
+        const bits* from = values + key * rows + row * DEPTH;
+        if (rows - row >= 3 * TILE) accumulate<3>(from, rows, weights, count, block.sums + row * QUERIES);
+        else if (rows - row == 2 * TILE) accumulate<2>(from, rows, weights, count, block.sums + row * QUERIES);
+        else accumulate<1>(from, rows, weights, count, block.sums + row * QUERIES);
+    }
+}
+
+// The sums of `block` over the sums of its exponentials, turned into rows of the answer from query `first` on.
+void write(const Problem& p, const Block& block, int64_t batch, int64_t head, int64_t first) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    multiply_rows(block.sums, p.dim, _mm512_div_ps(one, block.left.sum), _mm512_div_ps(one, block.right.sum));
     for (int64_t n = 0; n < std::min(QUERIES, p.queries - first); ++n) {
         bits* to = p.out + ((batch * p.queries + first + n) * p.heads + head) * p.dim;
         for (int64_t d = 0; d < p.dim; ++d) {
             uint32_t word;
-            std::memcpy(&word, sums + d * QUERIES + n, 4);
+            std::memcpy(&word, block.sums + d * QUERIES + n, 4);
             to[d] = static_cast<bits>((word + 0x7fff + ((word >> 16) & 1)) >> 16);
         }
     }
+}
+
+// One head's answer for `count` blocks of queries from `first` on, which share what is read of keys and values.
+void attend(const Problem& p, const bits* keys, const bits* values, bits* queries, float* sums, int64_t batch, int64_t head,
+            int64_t first, int64_t count) {
+    Block blocks[BLOCKS];
+    std::memset(sums, 0, count * p.value_rows() * QUERIES * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) {
+        bits* packed = queries + i * p.key_depth() * QUERIES;
+        pack_queries(p, batch, head, first + i * QUERIES, packed);
+        blocks[i].queries = packed;
+        blocks[i].sums = sums + i * p.value_rows() * QUERIES;
+    }
+    for (int64_t key = 0; key < p.padded_keys(); key += KEYS)
+        for (int64_t i = 0; i < count; ++i) take_in(p, keys, values, key, blocks[i]);
+    for (int64_t i = 0; i < count; ++i) write(p, blocks[i], batch, head, first + i * QUERIES);
 }
 
 template <typename T>
@@ -294,12 +315,13 @@ std::unique_ptr<T, decltype(&std::free)> aligned(int64_t count) {
 
 void attention(const Problem& p) {
     const int64_t maps = p.batch * p.heads, blocks = (p.queries + QUERIES - 1) / QUERIES;
+    const int64_t shares = (blocks + BLOCKS - 1) / BLOCKS;
     const int64_t key_size = p.padded_keys() * p.key_depth(), value_size = p.padded_keys() * p.value_rows();
     const auto keys = aligned<bits>(maps * key_size), values = aligned<bits>(maps * value_size);
 #pragma omp parallel
     {
-        const auto queries = aligned<bits>(p.key_depth() * QUERIES);
-        const auto sums = aligned<float>(p.value_rows() * QUERIES);
+        const auto queries = aligned<bits>(BLOCKS * p.key_depth() * QUERIES);
+        const auto sums = aligned<float>(BLOCKS * p.value_rows() * QUERIES);
 #pragma omp for
         for (int64_t map = 0; map < maps; ++map) {
             pack_keys(p, map / p.heads, map % p.heads, keys.get() + map * key_size);
@@ -307,11 +329,10 @@ void attention(const Problem& p) {
         }
         const Tiles tiles;
 #pragma omp for
-        for (int64_t i = 0; i < maps * blocks; ++i) {
-            const int64_t map = i / blocks, first = i % blocks * QUERIES;
-            pack_queries(p, map / p.heads, map % p.heads, first, queries.get());
-            attend(p, keys.get() + map * key_size, values.get() + map * value_size, queries.get(), map / p.heads,
-                   map % p.heads, first, sums.get());
+        for (int64_t i = 0; i < maps * shares; ++i) {
+            const int64_t map = i / shares, first = i % shares * BLOCKS, count = std::min(BLOCKS, blocks - first);
+            attend(p, keys.get() + map * key_size, values.get() + map * value_size, queries.get(), sums.get(),
+                   map / p.heads, map % p.heads, first * QUERIES, count);
         }
     }
 }
