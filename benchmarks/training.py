@@ -17,7 +17,6 @@ import torch
 from benchmarks.machine import RESULTS, hardware, versions
 from benchmarks.training_shapes import Shape, emoji, write_pictures
 from benchmarks.training_sides import SIDES
-from latentdiff import __version__
 from latentdiff.runtime import pick_device
 
 
@@ -113,7 +112,7 @@ def write(figures: dict[str, Figures], shape: Shape, command: str) -> Path:
         "command": command,
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
-        "versions": f"latentdiff {__version__}, {versions()}",
+        "versions": versions(),
         "shape": shape.model_dump(mode="json"),
         "sides": {name: asdict(found) for name, found in figures.items()},
     }
