@@ -1,9 +1,11 @@
 """Who can run a network: us and the peers, each by one function from a network to a call on its own inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +30,6 @@ class Contestant:
     make: Callable[[Network], Call]
     packages: tuple[str, ...]
     bytes_each: float
-    absent: str = "not installed"
 
     @property
     def installed(self) -> bool:
@@ -82,18 +83,24 @@ def _openvino(network: Network) -> Call:
 
     if network.device != "cpu":
         raise RuntimeError(f"does not run on {network.device}")
-    inputs = network.inputs()
-    converted = openvino.convert_model(
-        _their_module(network, torch.float32), example_input=inputs, input=[tuple(x.shape) for x in inputs]
-    )
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(converted, "CPU", hints)
-    arrays = [x.numpy() for x in inputs]
+    with _exported(_to_openvino, network, "network.xml") as path:
+        compiled = openvino.Core().compile_model(path, "CPU", hints)
+    arrays = [x.numpy() for x in network.inputs()]
     return lambda: torch.from_numpy(compiled(arrays)[0])
+
+
+def _to_openvino(network: Network, path: Path) -> None:
+    import openvino
+
+    inputs = network.inputs()
+    shapes = [tuple(x.shape) for x in inputs]
+    converted = openvino.convert_model(_their_module(network, torch.float32), example_input=inputs, input=shapes)
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _onnxruntime(network: Network) -> Call:
@@ -105,13 +112,30 @@ def _onnxruntime(network: Network) -> Call:
     provider = f"{torch.device(network.device).type.upper()}ExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this onnxruntime has no {provider}")
-    inputs = network.inputs()
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        torch.onnx.export(_their_module(network, torch.float32), inputs, path, dynamo=True, verbose=False)
+    with _exported(_to_onnx, network, "network.onnx") as path:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    feed: dict[str, Any] = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
+    inputs = zip(session.get_inputs(), network.inputs(), strict=True)
+    feed: dict[str, Any] = {node.name: x.numpy() for node, x in inputs}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def _to_onnx(network: Network, path: Path) -> None:
+    on_cpu = network.model_copy(update={"device": "cpu"})
+    module = _their_module(on_cpu, torch.float32)
+    torch.onnx.export(module, on_cpu.inputs(), path, dynamo=True, verbose=False)
+
+
+@contextmanager
+def _exported(export: Callable[[Network, Path], None], network: Network, name: str) -> Iterator[Path]:
+    """The file that `export` writes. It runs in a process of its own, since tracers keep the weights they have seen."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        process = get_context("spawn").Process(target=export, args=(network, path))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{export.__name__} ended with status {process.exitcode}; its message is above")
+        yield path
 
 
 def _whole_pictures_only(_: Network) -> Call:
@@ -120,17 +144,15 @@ def _whole_pictures_only(_: Network) -> Call:
 
 # In this order they share the memory: those that are compared most come first.
 CONTESTANTS: dict[str, Contestant] = {
-    BASE: Contestant(partial(_diffusers, dtype=torch.bfloat16, layout=torch.channels_last), ("diffusers",), 2.5),
-    "latentdiff bfloat16 prepared": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=True), (), 5),
-    "OpenVINO bfloat16": Contestant(_openvino, ("openvino", "diffusers"), 6),
-    "latentdiff bfloat16 plain": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=False), (), 2.5),
+    BASE: Contestant(partial(_diffusers, dtype=torch.bfloat16, layout=torch.channels_last), ("diffusers",), 2),
+    "latentdiff bfloat16 prepared": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=True), (), 4),
+    "OpenVINO bfloat16": Contestant(_openvino, ("openvino", "diffusers"), 3),
+    "latentdiff bfloat16 plain": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=False), (), 2),
     "diffusers bfloat16": Contestant(
-        partial(_diffusers, dtype=torch.bfloat16, layout=torch.contiguous_format), ("diffusers",), 2.5
+        partial(_diffusers, dtype=torch.bfloat16, layout=torch.contiguous_format), ("diffusers",), 2
     ),
     COMPILED: Contestant(_compiled, ("diffusers",), 6),
-    REFERENCE: Contestant(
-        partial(_diffusers, dtype=torch.float32, layout=torch.contiguous_format), ("diffusers",), 4.5
-    ),
+    REFERENCE: Contestant(partial(_diffusers, dtype=torch.float32, layout=torch.contiguous_format), ("diffusers",), 4),
     "ONNX Runtime float32": Contestant(_onnxruntime, ("onnxruntime", "onnx", "onnxscript", "diffusers"), 9),
     "stable-diffusion.cpp": Contestant(_whole_pictures_only, ("stable_diffusion_cpp",), 0),
 }

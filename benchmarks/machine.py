@@ -1,5 +1,6 @@
 """On what, and with what, something was measured."""
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -8,9 +9,19 @@ import psutil
 import torch
 
 from latentdiff import __version__
+from latentdiff.errors import InputError
+from latentdiff.runtime import pick_device
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
+
+
+def device_option(name: str) -> str:
+    """`type=` of an argparse option that names a device, `auto` included."""
+    try:
+        return str(pick_device(name))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def hardware(device: torch.device) -> str:

@@ -154,9 +154,10 @@ def unet(shape: str, latents: int | None = None, **settings: Any) -> UNet:
     return UNet(config=config, tokens=tokens, latents=latents or config.sample_size, **settings)
 
 
-def decoder(shape: str, **settings: Any) -> Decoder:
-    """`sd15` or `emoji`, the bundled model's."""
-    return Decoder(config=VAEConfig() if shape == "sd15" else read_vae_config(locate(None) / "vae"), **settings)
+def decoder(shape: str, size: int | None = None, **settings: Any) -> Decoder:
+    """`sd15` or `emoji`, the bundled model's; `size` as it was trained for by default."""
+    config = VAEConfig() if shape == "sd15" else read_vae_config(locate(None) / "vae")
+    return Decoder(config=config, size=size or config.sample_size, **settings)
 
 
 def _json(path: Path) -> Any:

@@ -8,13 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
-# The same for all. Idle threads spin for a millisecond (libgomp's default) and then sleep: without the millisecond a
-# small network takes a quarter longer, with more of it one contestant holds up the next. glibc keeps what was freed
-# instead of giving it back to the kernel after each layer.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "300000", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Turn:
 
 
 class Worker:
-    """A process that works only while it is asked to: a line of text goes in, a line of JSON comes out."""
+    """A process that works only while it is asked to: a line of text goes in, one of JSON comes out. `with` ends it."""
 
     def __init__(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -44,9 +41,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
     def ask(self, line: str) -> dict[str, Any]:
         """Its answer. Raises RuntimeError when the process ended, or answered that it failed."""
@@ -65,9 +60,9 @@ class Worker:
         return found
 
 
-def alternate(calls: Mapping[str, Callable[[], Turn]], rounds: int) -> dict[str, list[Turn]]:
-    """Each call's turns, taken one after the other in every round."""
-    turns: dict[str, list[Turn]] = {name: [] for name in calls}
+def alternate(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each call answered, taken one after the other in every round."""
+    turns: dict[str, list[T]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             turns[name].append(call())
@@ -78,12 +73,12 @@ def passes(needs: Mapping[str, float], free: float) -> list[list[str]]:
     """Contestants that fit into `free` bytes together, in their order; one that never fits has a pass of its own."""
     groups: list[list[str]] = []
     left = 0.0
-    for name, bytes_needed in needs.items():
-        if not groups or bytes_needed > left:
+    for name, needed in needs.items():
+        if not groups or needed > left:
             groups.append([])
             left = free
         groups[-1].append(name)
-        left -= bytes_needed
+        left -= needed
     return groups
 
 
