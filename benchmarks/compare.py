@@ -14,14 +14,13 @@ from benchmarks.networks import Network, flops, parameters
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import median
 
-
 ACTIVATIONS = 2**30  # bytes, about: of a call, and of the libraries
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", help=f"parts of their names; all but {', '.join(OPT_IN)} by default")
+    parser.add_argument("--peers", nargs="*", help=f"parts of names; by default all but {', '.join(OPT_IN)}")
     parser.add_argument("--base", default=BASE, choices=CONTESTANTS, help="whose time the ratios are of")
 
 

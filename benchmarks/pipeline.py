@@ -112,7 +112,7 @@ def main() -> None:
         contest = measure(asked, given.dtypes, given.rounds)
     size = f"{given.size}x{given.size} pixels" if given.size else "its own size"
     about = f"{folder.name}, {size}, {given.steps} DDIM steps, guidance 5, batch {given.batch}. "
-    what = f"pipeline_{folder.name}_batch{given.batch}"
+    what = f"pipeline_{folder.name}{f'_{given.size}' if given.size else ''}_batch{given.batch}"
     write(what, about + contest.about(given.rounds), tabulate(contest), torch.device(given.device))
 
 
