@@ -10,7 +10,14 @@ test:
 	pytest
 
 bench:
+	python -m benchmarks.unet
+	python -m benchmarks.unet --latents 32
+	python -m benchmarks.unet --shape emoji
+	python -m benchmarks.decode
+	python -m benchmarks.decode --shape emoji
 	python -m benchmarks.pipeline
+	python -m benchmarks.coldstart
+	python -m benchmarks.training
 
 docs:
 	pytest tests/test_readme.py

@@ -1,92 +1,119 @@
-"""Whole pictures, ours and diffusers' from the same folder, alternately in one run: `python -m benchmarks.pipeline`."""
+"""Whole pictures, ours and diffusers' from the same folder, in turns: `python -m benchmarks.pipeline`."""
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from benchmarks.machine import RESULTS, hardware, versions
-from latentdiff import LatentDiffusionPipeline, __version__
-from latentdiff.checkpoint import locate
-from latentdiff.runtime import DTYPES, pick_device
+from benchmarks.contest import Contest, Entry, hold
+from benchmarks.machine import device_option, free_memory
+from benchmarks.report import seconds_cells, table, write
+from benchmarks.training_shapes import Shape
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoint import Components, locate, write_pipeline
+from latentdiff.config.base import Config
+from latentdiff.models.text import TextConditioner
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import AutoencoderKL
+from latentdiff.runtime import DTYPES
+from latentdiff.schedule import Schedule
 
 PROMPT = "a red apple"
+BASE = "diffusers float32"
 
 
-def ours(folder: Path, device: str, dtype: str, steps: int, batch: int) -> Callable[[], Any]:
-    pipe = LatentDiffusionPipeline.from_pretrained(folder, device=device, dtype=dtype)
-    return lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=5.0, seed=0, num_images_per_prompt=batch)
+class Picture(Config):
+    """What is asked for; `size` in pixels, None for the model's own."""
+
+    folder: Path
+    device: str = "cpu"
+    steps: int = 20
+    batch: int = 1
+    size: int | None = None
 
 
-def theirs(folder: Path, device: str, dtype: str, steps: int, batch: int) -> Callable[[], Any]:
+def build(name: str, settings: str) -> Callable[[], Any]:
+    """What `benchmarks.worker` times: `latentdiff float32` and the like."""
+    package, dtype = name.split()
+    return (ours if package == "latentdiff" else theirs)(Picture.model_validate_json(settings), dtype)
+
+
+def ours(asked: Picture, dtype: str) -> Callable[[], Any]:
+    pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, device=asked.device, dtype=dtype)
+    return lambda: pipe(PROMPT, seed=0, **_options(asked))
+
+
+def theirs(asked: Picture, dtype: str) -> Callable[[], Any]:
     import diffusers
 
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(asked.folder, torch_dtype=DTYPES[dtype]).to(asked.device)
     pipe.set_progress_bar_config(disable=True)
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-
-    def run() -> Any:
-        return pipe(
-            PROMPT, num_inference_steps=steps, guidance_scale=5.0, num_images_per_prompt=batch, height=size, width=size
-        )
-
-    return run
+    return lambda: pipe(PROMPT, **_options(asked))
 
 
-def alternate(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn so that a busy machine disturbs all alike; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def _options(asked: Picture) -> dict[str, Any]:
+    options = {"num_inference_steps": asked.steps, "guidance_scale": 5.0, "num_images_per_prompt": asked.batch}
+    return options | {"height": asked.size, "width": asked.size}
 
 
-def table(seconds: dict[str, list[float]], base: str) -> str:
-    reference = statistics.median(seconds[base])
-    lines = ["| | median s | min s | of diffusers float32 |", "|---|---|---|---|"]
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        lines.append(f"| {name} | {median:.3f} | {min(values):.3f} | {median / reference:.2f} |")
-    return "\n".join(lines)
+def write_random_model(shape: Shape, folder: Path) -> None:
+    """A folder of random bfloat16 weights that both open."""
+    torch.manual_seed(0)
+    text = TextConditioner([shape.tokenizer], [shape.text_encoder()]).to(torch.bfloat16)
+    unet, vae = UNet2DConditionModel(shape.unet), AutoencoderKL(shape.vae)
+    for model in (unet, vae):
+        model.to(torch.bfloat16)
+    write_pipeline(Components(unet, vae, text, Schedule(shape.schedule)), folder)
+
+
+def measure(asked: Picture, dtypes: list[str], rounds: int) -> Contest:
+    stored = sum(path.stat().st_size for path in asked.folder.rglob("*.safetensors"))
+    entries = {
+        # Weights in the precision they run in, once more while they are read or packed, and a picture's activations.
+        f"{package} {dtype}": Entry("benchmarks.pipeline", asked.model_dump_json(), 2 * stored * scale + 2**30)
+        for dtype, scale in (("float32", 2), ("bfloat16", 1))
+        if dtype in dtypes
+        for package in ("diffusers", "latentdiff")
+    }
+    return hold(entries, rounds, free_memory(torch.device(asked.device)))
+
+
+def tabulate(contest: Contest) -> str:
+    header = ["", "median s", "min s", f"of {BASE}", "peak memory GiB"]
+    rows = []
+    for name, turns in contest.turns.items():
+        peak = max(turn.peak_bytes for turn in turns) / 2**30
+        rows.append([name, *seconds_cells(contest.turns, name, BASE), f"{peak:.2f}"])
+    return table(header, rows + [[name, note, "", "", ""] for name, note in contest.notes.items()])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--shape", choices=["sd15"], help="random weights of this shape instead of a model")
+    parser.add_argument("--size", type=int, help="pixels a side; the model's own by default")
+    parser.add_argument("--device", default="auto", type=device_option)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
-    folder, device = locate(given.model), pick_device(given.device)
-    calls = {
-        f"{name} {dtype}": make(folder, str(device), dtype, given.steps, given.batch)
-        for dtype in ("float32", "bfloat16")
-        for name, make in (("diffusers", theirs), ("latentdiff", ours))
-    }
-    rows = table(alternate(calls, given.rounds, device), "diffusers float32")
-    text = (
-        f"# Whole pictures, {date.today()}\n\n{folder.name}, {given.steps} DDIM steps, guidance 5, "
-        f"batch {given.batch}, {hardware(device)}, {torch.get_num_threads()} threads; "
-        f"median of {given.rounds} after one warm-up, alternately.\n"
-        f"latentdiff {__version__}, {versions()}\n\n{rows}\n\n"
-        f"`python -m benchmarks.pipeline --steps {given.steps} --batch {given.batch}`\n"
-    )
-    RESULTS.mkdir(exist_ok=True)
-    name = f"pipeline_{hardware(device).replace(' ', '-')}_{date.today()}.md"
-    (RESULTS / name).write_text(text, encoding="utf-8")
-    print(text)
+    with ExitStack() as kept:
+        if given.shape:
+            folder = Path(kept.enter_context(TemporaryDirectory())) / given.shape
+            write_random_model(Shape(), folder)
+        else:
+            folder = locate(given.model)
+        asked = Picture(folder=folder, device=given.device, steps=given.steps, batch=given.batch, size=given.size)
+        contest = measure(asked, given.dtypes, given.rounds)
+    size = f"{given.size}x{given.size} pixels" if given.size else "its own size"
+    about = f"{folder.name}, {size}, {given.steps} DDIM steps, guidance 5, batch {given.batch}. "
+    what = f"pipeline_{folder.name}{f'_{given.size}' if given.size else ''}_batch{given.batch}"
+    write(what, about + contest.about(given.rounds), tabulate(contest), torch.device(given.device))
 
 
 if __name__ == "__main__":

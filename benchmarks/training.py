@@ -3,56 +3,32 @@
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.machine import RESULTS, hardware, versions
+from benchmarks.report import table
 from benchmarks.training_shapes import Shape, emoji, write_pictures
 from benchmarks.training_sides import SIDES
-from latentdiff import __version__
+from benchmarks.turns import Worker, alternate
 from latentdiff.runtime import pick_device
 
 
-class Worker:
-    """One side in a process of its own, which works only while it is asked to. `with` ends it."""
-
-    def __init__(self, side: str, folder: Path, warm_up: int) -> None:
-        self.side, self.warm_up = side, warm_up
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.training_sides", side, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-
-    def __enter__(self) -> "Worker":
-        self.take(self.warm_up)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-    def take(self, steps: int) -> dict[str, Any]:
-        """What `training_sides.take` found. Raises RuntimeError when the process ended."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.side} ended with status {self.process.wait()}; its message is above")
-        found: dict[str, Any] = json.loads(answer)
-        return found
+@contextmanager
+def working(side: str, folder: Path, warm_up: int) -> Iterator[Worker]:
+    """The process of one side, after some steps that are not counted."""
+    with Worker(side, "benchmarks.training_sides", side, str(folder)) as worker:
+        worker.ask(str(warm_up))
+        yield worker
 
 
 @dataclass(frozen=True)
@@ -77,33 +53,30 @@ class Figures:
 
 def measure(shape: Shape, rounds: int, steps: int, together: bool = True) -> dict[str, Figures]:
     """All sides in turn, `steps` steps a turn. `together`: their processes stay; else one at a time is in memory."""
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name, ExitStack() as kept:
         folder = Path(name)
         write_pictures(shape, folder / "pictures")
         (folder / "shape.json").write_text(shape.model_dump_json(), encoding="utf-8")
-        workers = {side: kept.enter_context(Worker(side, folder, warm_up=2)) for side in SIDES} if together else {}
-        for _ in range(rounds):
-            for side, found in turns.items():
-                with ExitStack() as alone:
-                    worker = workers.get(side) or alone.enter_context(Worker(side, folder, warm_up=1))
-                    found.append(worker.take(steps))
+        workers = {side: kept.enter_context(working(side, folder, warm_up=2)) for side in SIDES} if together else {}
+
+        def turn(side: str) -> dict[str, Any]:
+            with ExitStack() as alone:
+                worker = workers.get(side) or alone.enter_context(working(side, folder, warm_up=1))
+                return worker.ask(str(steps))
+
+        turns = alternate({side: partial(turn, side) for side in SIDES}, rounds)
     return {side: Figures.of(found, shape.batch) for side, found in turns.items()}
 
 
-def table(figures: dict[str, Figures]) -> str:
+def tabulate(figures: dict[str, Figures]) -> str:
     base = figures["diffusers"]
-    lines = [
-        "| | median s a step | pictures a second | of diffusers | peak memory | of diffusers | loading data |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["", "median s a step", "pictures a second", "of diffusers", "peak memory", "of diffusers", "loading data"]
+    rows = []
     for name, found in figures.items():
-        faster, larger = base.median_s / found.median_s, found.peak_gib / base.peak_gib
-        lines.append(
-            f"| {name} | {found.median_s:.3f} | {found.pictures_per_s:.1f} | {faster:.2f}x "
-            f"| {found.peak_gib:.2f} GiB | {larger:.2f}x | {found.loading_share:.1%} |"
-        )
-    return "\n".join(lines)
+        speed = [f"{found.median_s:.3f}", f"{found.pictures_per_s:.1f}", f"{base.median_s / found.median_s:.2f}x"]
+        memory = [f"{found.peak_gib:.2f} GiB", f"{found.peak_gib / base.peak_gib:.2f}x"]
+        rows.append([name, *speed, *memory, f"{found.loading_share:.1%}"])
+    return table(header, rows)
 
 
 def write(figures: dict[str, Figures], shape: Shape, command: str) -> Path:
@@ -113,7 +86,7 @@ def write(figures: dict[str, Figures], shape: Shape, command: str) -> Path:
         "command": command,
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
-        "versions": f"latentdiff {__version__}, {versions()}",
+        "versions": versions(),
         "shape": shape.model_dump(mode="json"),
         "sides": {name: asdict(found) for name, found in figures.items()},
     }
@@ -133,7 +106,7 @@ def main() -> None:
     shape = Shape(latents=given.latents) if given.sd15 else emoji()
     figures = measure(shape, given.rounds, given.steps, together=not given.sd15)
     path = write(figures, shape, " ".join(["python -m benchmarks.training", *sys.argv[1:]]))
-    print(f"{table(figures)}\n\n{shape.name}, batch {shape.batch}, bf16 autocast, {torch.get_num_threads()} threads")
+    print(f"{tabulate(figures)}\n\n{shape.name}, batch {shape.batch}, bf16 autocast, {torch.get_num_threads()} threads")
     print(f"written to {path}")
 
 

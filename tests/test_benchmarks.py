@@ -1,11 +1,20 @@
 """The benchmarks run; how fast is not asked here."""
 
+import argparse
+import sys
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import training
+from benchmarks import coldstart, contestants, machine, networks, pipeline, report, roofline, training
+from benchmarks.compare import chosen, compare, tabulate
+from benchmarks.contest import Contest, Entry, hold
+from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
+from benchmarks.turns import Turn, alternate, passes
 from latentdiff.config.model import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_unet_config, small_vae_config
@@ -26,7 +35,7 @@ def test_training_measures_every_side() -> None:
     for found in figures.values():
         assert len(found.seconds) == 2 and min(found.seconds) > 0
         assert found.peak_gib > 0 and 0 < found.loading_share < 1
-    assert training.table(figures).count("\n") == 4
+    assert training.tabulate(figures).count("\n") == 4
 
 
 @pytest.mark.slow
@@ -46,3 +55,161 @@ def test_the_large_shape_is_that_of_stable_diffusion() -> None:
 def test_the_bundled_shape_is_that_of_its_recipe() -> None:
     shape = emoji()
     assert (shape.batch, shape.latents, shape.resolution, shape.unet.in_channels) == (64, 16, 128, 8)
+
+
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 32 + 6 * 8,
+    "use_linear_projection": True,
+}
+SMALL = {
+    "unet": networks.UNet(config=small_unet_config(), latents=8, tokens=5),
+    "unet of XL": networks.UNet(config=small_unet_config(**XL), latents=8, tokens=5),
+    "decoder": networks.Decoder(config=small_vae_config(), size=16),
+}
+IN_TORCH = [BASE, "latentdiff bfloat16 prepared", "latentdiff bfloat16 plain", "diffusers bfloat16", REFERENCE]
+
+
+def output(name: str, network: networks.Network) -> torch.Tensor:
+    with torch.no_grad():
+        return contestants.build(name, network.model_dump_json())().float()
+
+
+@pytest.mark.parametrize("network", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_contestants_compute_the_same(name: str, network: networks.Network) -> None:
+    exact = network.ours(network.network())
+    exact.model.load_state_dict(networks.weights(network, torch.float32))
+    with torch.no_grad():
+        torch.testing.assert_close(output(name, network), exact(*network.inputs()), rtol=0.05, atol=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["OpenVINO bfloat16", "ONNX Runtime float32", contestants.COMPILED])
+def test_contestants_outside_torch_compute_the_same(name: str) -> None:
+    if not CONTESTANTS[name].installed:
+        pytest.skip(f"{name} is not installed")
+    network = SMALL["unet of XL"]
+    torch.testing.assert_close(output(name, network), output(REFERENCE, network), rtol=0.05, atol=0.03)
+
+
+@pytest.mark.parametrize("network", SMALL.values(), ids=SMALL)
+def test_operations_are_those_of_diffusers(network: networks.Network) -> None:
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = getattr(diffusers, network.diffusers_class).from_config(network.config.write())
+        network.theirs(model)(*(x.to("meta") for x in network.inputs()))
+    assert networks.flops(network) == counter.get_total_flops() > 0
+    doubled = network.model_copy(update={"batch": 2 * network.batch})
+    assert networks.flops(doubled) == pytest.approx(2 * networks.flops(network), rel=0.01)
+
+
+@pytest.mark.parametrize(("shape", "count"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
+def test_shapes_have_the_parameters_of_the_published_models(shape: str, count: int) -> None:
+    assert networks.parameters(networks.unet(shape)) == count
+
+
+def test_shapes_are_of_the_size_they_were_trained_for() -> None:
+    assert [networks.unet(shape).latents for shape in ("sd15", "sdxl", "emoji")] == [64, 128, 16]
+    assert networks.unet("sd15", 32).latents == 32
+    assert [networks.decoder(shape).size for shape in ("sd15", "emoji")] == [512, 128]
+
+
+def test_weights_are_the_same_each_time() -> None:
+    first, second = (networks.weights(SMALL["unet"], torch.float32) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+    found = alternate({name: lambda name=name: order.append(name) or len(order) for name in "abc"}, 2)  # type: ignore[misc]
+    assert order == list("abcabc")
+    assert found == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
+
+
+def test_passes_fit_the_memory() -> None:
+    assert passes({"a": 5, "b": 5, "c": 1, "d": 20, "e": 2}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert passes({}, 10) == []
+
+
+def test_peers_are_chosen_by_a_part_of_their_names() -> None:
+    ours = [name for name in CONTESTANTS if name.startswith("latentdiff")]
+    assert len(ours) == 2 and chosen([]) == ours
+    assert set(chosen(["openvino"])) == {*ours, "OpenVINO bfloat16"}
+    assert set(CONTESTANTS) - set(chosen(None)) == {contestants.COMPILED}
+
+
+def test_table_has_a_cell_for_each_column() -> None:
+    assert report.table(["", "s"], [["a", "1"]]) == "|  | s |\n| --- | --- |\n| a | 1 |"
+    with pytest.raises(ValueError, match="2 cells"):
+        report.table(["", "s"], [["a"]])
+
+
+def test_rows_have_ratios_rates_and_notes() -> None:
+    contest = Contest({BASE: [Turn([2.0, 4.0], 0), Turn([3.0], 0)], roofline.NAME: [Turn([1.0], 0)]})
+    contest.turns["latentdiff bfloat16 prepared"] = [Turn([1.5], 0)]
+    contest.notes["OpenVINO bfloat16"] = "not installed"
+    operations = 3 * roofline.flops("cpu")
+    lines = tabulate(contest, {BASE: 0.01}, operations, BASE, "cpu").splitlines()
+    rate = roofline.flops("cpu") / 1e12
+    assert lines[2] == f"| {BASE} | 3 | 2 | 1.00 | {rate:.2f} | 1.00 | 0.0100 |"
+    assert lines[3] == f"| latentdiff bfloat16 prepared | 1.5 | 1.5 | 0.50 | {2 * rate:.2f} | 2.00 |  |"
+    assert lines[4] == "| OpenVINO bfloat16 | not installed |  |  |  |  |  |"
+    assert lines[5].startswith(f"| {roofline.NAME} | 1 | 1 |  |")
+
+
+def test_the_matrix_product_is_what_its_operations_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(roofline.SIZES, "cpu", (64, 32, 16))
+    assert roofline.build("", "cpu")().shape == (64, 16)
+    assert roofline.flops("cpu") == 2 * 64 * 32 * 16
+
+
+def test_report_says_on_what_with_what_and_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/unet.py", "--batch", "4"])
+    path = report.write("unet_small", "A call.", "| table |", torch.device("cpu"))
+    text = path.read_text(encoding="utf-8")
+    assert path.name.startswith("unet_small_") and path.parent == tmp_path / "results"
+    for part in ("A call.", "| table |", "`python -m benchmarks.unet --batch 4`", f"torch {torch.__version__}"):
+        assert part in text
+
+
+def test_a_device_that_is_not_here_is_one_line() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="try cpu"):
+        machine.device_option("cuda:99")
+
+
+@pytest.mark.slow
+def test_comparison_names_the_absent_and_the_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["latentdiff bfloat16 plain", REFERENCE, "stable-diffusion.cpp"]
+    contest, errors = compare(SMALL["unet"], names, rounds=1)
+    assert contest.notes == {"stable-diffusion.cpp": "not installed"}
+    assert contest.together == [names[:2]] or contest.together == [[name] for name in names[:2]]
+    assert set(contest.turns) == {*names[:2], roofline.NAME}
+    assert errors[REFERENCE] == 0 < errors[names[0]] < 0.05
+    entry = Entry("benchmarks.contestants", SMALL["unet"].model_dump_json())
+    failed = hold({"stable-diffusion.cpp": entry}, 1, 0)
+    assert failed.notes == {"stable-diffusion.cpp": "RuntimeError: makes whole pictures only"} and not failed.turns
+
+
+@pytest.mark.slow
+def test_pictures_of_random_weights_come_from_both(tmp_path: Path) -> None:
+    pipeline.write_random_model(small_shape(), tmp_path / "small")
+    contest = pipeline.measure(pipeline.Picture(folder=tmp_path / "small", steps=2), ["bfloat16"], rounds=1)
+    assert not contest.notes
+    assert list(contest.turns) == ["diffusers bfloat16", "latentdiff bfloat16"]
+    assert pipeline.tabulate(contest).count("\n") == 3
+
+
+def test_a_process_is_measured_to_its_end() -> None:
+    turn = coldstart.start([sys.executable, "-c", "x = bytearray(2**26)"])
+    assert turn.seconds[0] > 0 and turn.peak_bytes > 2**26
+    with pytest.raises(RuntimeError, match="status 3: why"):
+        coldstart.start([sys.executable, "-c", "import sys; sys.stderr.write('why'); sys.exit(3)"])
+
+
+@pytest.mark.slow
+def test_cold_starts_of_the_bundled_model() -> None:
+    turns = coldstart.measure(machine.RESULTS.parents[1] / "weights" / "emoji", "cpu", steps=1, rounds=1)
+    assert list(turns) == [coldstart.BASE, "latentdiff generate", "latentdiff --help"]
+    assert coldstart.tabulate(turns).count("\n") == 4

@@ -1,0 +1,79 @@
+"""One call of a network by every contestant: options, turns, errors and table."""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks import roofline
+from benchmarks.contest import Contest, Entry, hold
+from benchmarks.contestants import BASE, CONTESTANTS, OPT_IN, REFERENCE
+from benchmarks.machine import device_option, free_memory
+from benchmarks.networks import Network, flops, parameters
+from benchmarks.report import seconds_cells, table, write
+from benchmarks.turns import median
+
+ACTIVATIONS = 2**30  # bytes, about: of a call, and of the libraries
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", type=device_option)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", help=f"parts of names; by default all but {', '.join(OPT_IN)}")
+    parser.add_argument("--base", default=BASE, choices=CONTESTANTS, help="whose time the ratios are of")
+
+
+def chosen(peers: list[str] | None) -> list[str]:
+    """We, and the contestants that have one of `peers` in their name."""
+    if peers is None:
+        return [name for name in CONTESTANTS if name not in OPT_IN]
+    return [name for name in CONTESTANTS if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
+
+
+def compare(network: Network, names: list[str], rounds: int) -> tuple[Contest, dict[str, float]]:
+    """What those of `names` that are installed did, and their relative errors: ||y - y_exact|| / ||y_exact||."""
+    size, settings = parameters(network), network.model_dump_json()
+    entries = {
+        name: Entry("benchmarks.contestants", settings, contestant.bytes_each * size + ACTIVATIONS)
+        for name, contestant in CONTESTANTS.items()
+        if name in names and contestant.installed
+    }
+    # Room for the float32 weights that a contestant starts from, and for what is left of others.
+    free = free_memory(torch.device(network.device)) - 8 * size
+    product = {roofline.NAME: Entry("benchmarks.roofline", network.device)}
+    with TemporaryDirectory() as folder:
+        contest = hold(entries, rounds, free, always=product, outputs=Path(folder))
+        paths = {name: Path(folder) / f"{name}.pt" for name in entries if name in contest.turns}
+        outputs = {name: torch.load(path, map_location="cpu").float() for name, path in paths.items()}
+    contest.notes |= {name: "not installed" for name in names if name not in entries}
+    exact = outputs.get(REFERENCE)
+    if exact is None:
+        return contest, {}
+    return contest, {name: float((out - exact).norm() / exact.norm()) for name, out in outputs.items()}
+
+
+def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: str, device: str) -> str:
+    """A row for each contestant and the matrix product, whose rate the shares are of; `operations`: of one call."""
+    header = ["", "median s", "min s", f"of {base}", "TFLOP/s", "of matrix product", "relative error"]
+    product = roofline.flops(device) / median(contest.turns[roofline.NAME])
+    rows = []
+    for name in [*CONTESTANTS, roofline.NAME]:
+        if name in contest.turns:
+            work = roofline.flops(device) if name == roofline.NAME else operations
+            rate = work / median(contest.turns[name])
+            error = f"{errors[name]:.4f}" if name in errors else ""
+            cells = seconds_cells(contest.turns, name, "" if name == roofline.NAME else base)
+            rows.append([name, *cells, f"{rate / 1e12:.2f}", f"{rate / product:.2f}", error])
+        elif name in contest.notes:
+            rows.append([name, contest.notes[name], *[""] * (len(header) - 2)])
+    return table(header, rows)
+
+
+def run(what: str, about: str, network: Network, given: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    contest, errors = compare(network, chosen(given.peers), given.rounds)
+    operations = flops(network)
+    about += f": {operations / 1e12:.3f} TFLOP. {contest.about(given.rounds)} Relative error: L2, of {REFERENCE}."
+    body = tabulate(contest, errors, operations, given.base, given.device)
+    write(what, about, body, torch.device(given.device))

@@ -1,0 +1,159 @@
+"""Who can run a network: us and the peers, each by one function from a network to a call on its own inputs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from benchmarks.networks import Network, weights
+from latentdiff.runtime.inference import prepare
+
+Call = Callable[[], Tensor]
+BASE = "diffusers bfloat16 channels_last"
+REFERENCE = "diffusers float32"
+COMPILED = "diffusers bfloat16 compiled"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`packages` must be there to run it; `bytes_each`: about what it keeps of memory for a parameter."""
+
+    make: Callable[[Network], Call]
+    packages: tuple[str, ...]
+    bytes_each: float
+
+    @property
+    def installed(self) -> bool:
+        return all(find_spec(name) for name in self.packages)
+
+
+def build(name: str, settings: str) -> Call:
+    """What `benchmarks.worker` times."""
+    return CONTESTANTS[name].make(TypeAdapter(Network).validate_json(settings))
+
+
+def _inputs(network: Network, dtype: torch.dtype) -> list[Tensor]:
+    return [x.to(network.device, dtype if x.is_floating_point() else x.dtype) for x in network.inputs()]
+
+
+def _latentdiff(network: Network, dtype: torch.dtype, fast: bool) -> Call:
+    with torch.device("meta"):
+        model: nn.Module = network.network()
+    model.load_state_dict(weights(network, dtype), assign=True)
+    model.to(network.device).eval()
+    if fast:
+        prepare(model)
+    return partial(network.ours(model), *_inputs(network, dtype))
+
+
+def _their_module(network: Network, dtype: torch.dtype) -> nn.Module:
+    import diffusers
+
+    with torch.device("meta"):
+        model = getattr(diffusers, network.diffusers_class).from_config(network.config.write())
+    model.load_state_dict(weights(network, dtype), assign=True)
+    return network.theirs(model.to(network.device)).eval()
+
+
+def _diffusers(network: Network, dtype: torch.dtype, layout: torch.memory_format) -> Call:
+    module = _their_module(network, dtype).to(memory_format=layout)  # type: ignore[call-overload]
+    return partial(module, *_inputs(network, dtype))
+
+
+def _compiled(network: Network) -> Call:
+    from torch._inductor import config
+
+    config.freezing = True  # weights are constants, which inductor packs
+    module = _their_module(network, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mode = "max-autotune" if torch.device(network.device).type == "cuda" else None
+    return partial(torch.compile(module, mode=mode), *_inputs(network, torch.bfloat16))
+
+
+def _openvino(network: Network) -> Call:
+    import openvino
+
+    if network.device != "cpu":
+        raise RuntimeError(f"does not run on {network.device}")
+    hints = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with _exported(_to_openvino, network, "network.xml") as path:
+        compiled = openvino.Core().compile_model(path, "CPU", hints)
+    arrays = [x.numpy() for x in network.inputs()]
+    return lambda: torch.from_numpy(compiled(arrays)[0])
+
+
+def _to_openvino(network: Network, path: Path) -> None:
+    import openvino
+
+    inputs = network.inputs()
+    shapes = [tuple(x.shape) for x in inputs]
+    converted = openvino.convert_model(_their_module(network, torch.float32), example_input=inputs, input=shapes)
+    openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def _onnxruntime(network: Network) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    provider = f"{torch.device(network.device).type.upper()}ExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"this onnxruntime has no {provider}")
+    with _exported(_to_onnx, network, "network.onnx") as path:
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    inputs = zip(session.get_inputs(), network.inputs(), strict=True)
+    feed: dict[str, Any] = {node.name: x.numpy() for node, x in inputs}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def _to_onnx(network: Network, path: Path) -> None:
+    on_cpu = network.model_copy(update={"device": "cpu"})
+    module = _their_module(on_cpu, torch.float32)
+    torch.onnx.export(module, on_cpu.inputs(), path, dynamo=True, verbose=False)
+
+
+@contextmanager
+def _exported(export: Callable[[Network, Path], None], network: Network, name: str) -> Iterator[Path]:
+    """The file that `export` writes. It runs in a process of its own, since tracers keep the weights they have seen."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        process = get_context("spawn").Process(target=export, args=(network, path))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{export.__name__} ended with status {process.exitcode}; its message is above")
+        yield path
+
+
+def _whole_pictures_only(_: Network) -> Call:
+    raise RuntimeError("makes whole pictures only")
+
+
+# In this order they share the memory: those that are compared most come first.
+CONTESTANTS: dict[str, Contestant] = {
+    BASE: Contestant(partial(_diffusers, dtype=torch.bfloat16, layout=torch.channels_last), ("diffusers",), 2),
+    "latentdiff bfloat16 prepared": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=True), (), 4),
+    "OpenVINO bfloat16": Contestant(_openvino, ("openvino", "diffusers"), 3),
+    "latentdiff bfloat16 plain": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=False), (), 2),
+    "diffusers bfloat16": Contestant(
+        partial(_diffusers, dtype=torch.bfloat16, layout=torch.contiguous_format), ("diffusers",), 2
+    ),
+    COMPILED: Contestant(_compiled, ("diffusers",), 6),
+    REFERENCE: Contestant(partial(_diffusers, dtype=torch.float32, layout=torch.contiguous_format), ("diffusers",), 4),
+    "ONNX Runtime float32": Contestant(_onnxruntime, ("onnxruntime", "onnx", "onnxscript", "diffusers"), 9),
+    "stable-diffusion.cpp": Contestant(_whole_pictures_only, ("stable_diffusion_cpp",), 0),
+}
+OPT_IN = {COMPILED}  # takes minutes before its first call

@@ -1,0 +1,40 @@
+"""How results are written: a Markdown table, and a file that says on what, with what and by which command."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import RESULTS, hardware, versions
+from benchmarks.turns import Turn, fastest, median
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown. Raises ValueError when a row is not as long as the header."""
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"every row needs {len(header)} cells, one for each of {list(header)}")
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def seconds_cells(turns: Mapping[str, list[Turn]], name: str, base: str) -> list[str]:
+    """Median and least seconds, and the median's ratio to that of `base`, empty where `base` took no turn."""
+    own = median(turns[name])
+    ratio = f"{own / median(turns[base]):.2f}" if base in turns else ""
+    return [f"{own:.4g}", f"{fastest(turns[name]):.4g}", ratio]
+
+
+def write(what: str, about: str, body: str, device: torch.device) -> Path:
+    """Print the report and put it in `benchmarks/results/`. `about`: what was measured and how."""
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    text = (
+        f"# {what.replace('_', ' ')}, {date.today()}\n\n{about}\n"
+        f"{hardware(device)}, {torch.get_num_threads()} threads; {versions()}\n\n{body}\n\n`{command}`\n"
+    )
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{what}_{hardware(device).replace(' ', '-')}_{date.today()}.md"
+    path.write_text(text, encoding="utf-8")
+    print(f"{text}\nwritten to {path}")
+    return path

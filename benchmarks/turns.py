@@ -1,0 +1,90 @@
+"""Contestants that take turns, so that a busy machine disturbs all alike."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one contestant did in one turn: seconds of each call, and the most bytes that its process ever held."""
+
+    seconds: list[float]
+    peak_bytes: int
+    user_s: float = 0.0
+
+
+class Worker:
+    """A process that works only while it is asked to: a line of text goes in, one of JSON comes out. `with` ends it."""
+
+    def __init__(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Its answer. Raises RuntimeError when the process ended, or answered that it failed."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended before it was asked; the empty answer says so
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; its message is above")
+        found: dict[str, Any] = json.loads(answer)
+        if "failed" in found:
+            raise RuntimeError(found["failed"])
+        return found
+
+
+def alternate(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each call answered, taken one after the other in every round."""
+    turns: dict[str, list[T]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            turns[name].append(call())
+    return turns
+
+
+def passes(needs: Mapping[str, float], free: float) -> list[list[str]]:
+    """Contestants that fit into `free` bytes together, in their order; one that never fits has a pass of its own."""
+    groups: list[list[str]] = []
+    left = 0.0
+    for name, needed in needs.items():
+        if not groups or needed > left:
+            groups.append([])
+            left = free
+        groups[-1].append(name)
+        left -= needed
+    return groups
+
+
+def median(turns: list[Turn]) -> float:
+    return statistics.median(second for turn in turns for second in turn.seconds)
+
+
+def fastest(turns: list[Turn]) -> float:
+    return min(second for turn in turns for second in turn.seconds)
