@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoint import read_pipeline, read_weights
 from latentdiff.errors import InputError
+from latentdiff.lora import add_lora, save_lora
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("bfloat16", 24)])
@@ -19,6 +22,32 @@ def test_pictures_stay_the_same(model_folder: Path, dtype: str, most: int) -> No
         np.asarray(pipe("a cat face", num_inference_steps=4, seed=1).images[0]).astype(int) for pipe in (fast, plain)
     )
     assert np.abs(first - second).max() <= most
+
+
+def test_what_comes_after_a_call_is_seen_by_the_next_and_saved_plain(model_folder: Path, tmp_path: Path) -> None:
+    parts = read_pipeline(model_folder, torch.float32)
+    add_lora(parts, rank=4, text_encoder=True)
+    for name, p in [*parts.unet.named_parameters(), *parts.text.named_parameters()]:
+        p.data += 0.1 * torch.randn_like(p) if "lora" in name else 0
+    (tmp_path / "lora").mkdir()
+    save_lora(parts, tmp_path / "lora")
+    pipe, late = (
+        LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32") for _ in range(2)
+    )
+    before = latents_of(late)
+    late.save_pretrained(tmp_path / "saved")
+    for name in ("unet", "vae"):
+        saved, was = (read_weights(folder / name) for folder in (tmp_path / "saved", model_folder))
+        assert saved.keys() == was.keys() and all(torch.equal(saved[key], was[key]) for key in was)
+    for loading in (pipe, late):
+        loading.load_lora(tmp_path / "lora")
+    assert torch.allclose(latents_of(late), latents_of(pipe), atol=1e-5)
+    assert not torch.allclose(latents_of(late), before, atol=1e-2)
+
+
+def latents_of(pipe: LatentDiffusionPipeline) -> torch.Tensor:
+    made: torch.Tensor = pipe("a cat face", num_inference_steps=2, seed=1, output_type="latent").images
+    return made
 
 
 def test_a_word_that_is_none_of_them() -> None:

@@ -23,8 +23,8 @@ using bits = uint16_t;  // a bfloat16
 constexpr int64_t TILE = 16;      // rows of a tile, and its columns of 32 bits
 constexpr int64_t DEPTH = 32;     // bfloat16 in a row of a tile: what one product sums over
 constexpr int64_t QUERIES = 32;   // two tiles of columns
-constexpr int64_t KEYS = 128;     // keys between two looks at the maximum; scores of a block stay in the first cache
-constexpr int64_t BLOCKS = 4;     // of queries that share one reading of keys and values
+constexpr int64_t KEYS = 64;      // keys between two looks at the maximum; scores of a block stay in the first cache
+constexpr int64_t BLOCKS = 2;     // of queries that share one reading of keys and values
 constexpr int64_t TILE_BITS = TILE * DEPTH;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
