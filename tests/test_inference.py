@@ -1,6 +1,8 @@
 """Layers made ready for calls: the same numbers, and the same weights back."""
 
 import copy
+import platform
+import resource
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime.inference import FusedCrossAttention, prepare, restore
 from latentdiff.runtime.kernels import fast_attention
+from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.native import has_attention
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear
 from tests.models.test_unet import SMALL
@@ -140,6 +143,17 @@ def test_native_attention_reads_parts_of_a_wider_map_and_survives_large_scores()
         and error(peaked, attention(100.0 * q.double(), 100.0 * k.double(), v.double(), 2)) < 0.1
     )
     assert fast_attention(q * torch.nan, k, v, 2).isnan().any()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_kept() -> None:
+    keep_freed_memory()
+    size = 12 * 1024 * 1024  # floats: more than glibc would ever keep by itself
+    for _ in range(20):
+        torch.ones(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4 * size / resource.getpagesize() / 10
 
 
 def test_attention_that_has_no_kernel_takes_torchs_way() -> None:

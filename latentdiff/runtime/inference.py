@@ -1,10 +1,13 @@
 """A model made ready to be called and not to be trained: its layers give way to ones that compute the same sooner."""
 
+import platform
+
 import torch
 from torch import Tensor, nn
 
 from latentdiff.models.attention import Attention, BasicTransformerBlock
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
+from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 
 
@@ -13,7 +16,8 @@ def prepare(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_native_kernels(model)
     weight = next(model.parameters())
-    if weight.device.type == "cpu" and weight.dtype in SUFFIX and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and weight.dtype in SUFFIX and platform.machine() in ("x86_64", "AMD64"):
+        keep_freed_memory()
         _pack(model)
 
 

@@ -1,0 +1,22 @@
+"""The C library's allocator, told to keep what it has."""
+
+import ctypes
+import platform
+from functools import cache
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+PAD = 64 * 1024 * 1024
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks for the next allocation, for the life of the process; elsewhere do nothing.
+
+    By itself it maps each large tensor anew and gives it back when freed, so that each U-Net call touches its memory page
+    by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. It holds 0.1 GB more then.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, PAD)):
+        libc.mallopt(option, value)
