@@ -15,10 +15,15 @@ def prepare(model: nn.Module) -> None:
     """Make a model on its device as fast as it can be without computing anything else; in place, until `restore`."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_native_kernels(model)
-    weight = next(model.parameters())
-    if weight.device.type == "cpu" and weight.dtype in SUFFIX and platform.machine() in ("x86_64", "AMD64"):
+    if _can_pack(next(model.parameters())):
         keep_freed_memory()
         _pack(model)
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
+        return False
+    return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 def _pack(model: nn.Module) -> None:

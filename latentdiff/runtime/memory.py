@@ -12,8 +12,9 @@ PAD = 64 * 1024 * 1024
 def keep_freed_memory() -> None:
     """Have glibc keep freed blocks for the next allocation, for the life of the process; elsewhere do nothing.
 
-    By itself it maps each large tensor anew and gives it back when freed, so that each U-Net call touches its memory page
-    by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. It holds 0.1 GB more then.
+    By itself it maps each large tensor anew and gives it back when freed, so that each U-Net call touches its memory
+    page by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. It then holds 0.1 GB
+    more.
     """
     if platform.libc_ver()[0] != "glibc":
         return
