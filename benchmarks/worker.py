@@ -4,11 +4,9 @@ MODULE has `build(name, settings)`, which answers with what is to be timed. Each
 path of a file on it has the turn's last result saved there.
 """
 
-import ctypes
 import importlib
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -17,19 +15,9 @@ from typing import Any
 
 import torch
 
+from latentdiff.runtime.memory import keep_freed_memory
+
 TURN_S = 0.5  # a turn goes on for this long: calls that take milliseconds are many
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, instead of giving it back to the kernel after each layer; the same for all.
-
-    Only once a contestant is built: what that took and freed is the others' to use.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -29,7 +29,7 @@ from latentdiff.textual_inversion import load_learned
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
 DECODE_PIXELS = 1024 * 1024
-KEPT_TEXTS = 16
+KEPT_TEXTS = 4
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE_SCALE = 5.0
 
@@ -46,7 +46,7 @@ class PipelineOutput:
 
 
 class LatentDiffusionPipeline:
-    """A text-to-image model that is ready to call. It holds no state that a call changes, so threads may share it."""
+    """A text-to-image model that is ready to call. Threads may call one; loading and saving wants it alone."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
         needs, gives = parts.unet.config.in_channels, parts.unet.config.out_channels
@@ -58,7 +58,7 @@ class LatentDiffusionPipeline:
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
-        self.optimize: Literal["auto", "off"] = "off"
+        self._optimize = "off"
         self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
@@ -71,8 +71,8 @@ class LatentDiffusionPipeline:
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
-        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: off runs the plain
-        modules, auto what computes the same faster on this machine.
+        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
+        the same faster on this machine, off the plain modules, to look into, to change or for gradients.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         if optimize not in (known := ("auto", "off")):
@@ -81,7 +81,7 @@ class LatentDiffusionPipeline:
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
         pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
-        pipe.optimize = optimize
+        pipe._optimize = optimize
         pipe._prepare()
         return pipe
 
@@ -96,7 +96,7 @@ class LatentDiffusionPipeline:
             return load_learned(parts, Path(path))
 
     def _prepare(self) -> None:
-        if self.optimize == "auto":
+        if self._optimize == "auto":
             prepare(self.unet)
             prepare(self.vae)
 
@@ -216,15 +216,16 @@ class LatentDiffusionPipeline:
         """What the U-Net reads for these words, the unconditional half first; that of the last few calls is kept."""
         for prompt in {*prompts, *(negatives or [])}:
             if lost := self.text.lost_words(prompt):
-                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=4)
+                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=5)
         key = (*prompts, None, *(negatives or []), guided)
-        if (text := self._texts.get(key)) is None:
+        text = self._texts.pop(key, None)
+        if text is None:
             text = self.text.encode(prompts)
             if guided:
                 text = _join(self._unconditional(negatives, text), text)
-            for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
-                self._texts.pop(oldest, None)
-            self._texts[key] = text
+        for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
+            self._texts.pop(oldest, None)
+        self._texts[key] = text
         return text
 
     def _unconditional(self, negatives: list[str] | None, text: TextEmbedding) -> TextEmbedding:

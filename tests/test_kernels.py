@@ -1,6 +1,8 @@
 """The native kernels against float64, and that they are left alone where they do not fit."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,19 +100,32 @@ def test_a_unet_computes_the_same_with_them() -> None:
     assert torch.allclose(fast(*arguments), unet(*arguments), atol=1e-5)
 
 
+@needs_kernels
+def test_threads_that_come_at_once_get_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._load.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: native.load_kernels(), range(4)))
+        assert found[0] is not None and all(kernels is found[0] for kernels in found)
+        assert len(list((tmp_path / "latentdiff").iterdir())) == 1
+    finally:
+        native._load.cache_clear()
+
+
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
-    native.load_kernels.cache_clear()
+    native._load.cache_clear()
     try:
         assert type(with_kernels(GroupNormSiLU(2, 8))) is GroupNormSiLU
     finally:
-        native.load_kernels.cache_clear()
+        native._load.cache_clear()
 
 
 def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    native.load_kernels.cache_clear()
+    native._load.cache_clear()
     try:
         assert native.load_kernels() is None
     finally:
-        native.load_kernels.cache_clear()
+        native._load.cache_clear()

@@ -13,13 +13,13 @@ class Attention(nn.Module):
     residual, x: [B, N, query_dim], context: [B, S, context_dim]. Returns residual + attention, [B, N, query_dim].
     """
 
-    def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int, bias: bool = False) -> None:
+    def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
-        self.to_q = nn.Linear(query_dim, inner, bias=bias)
-        self.to_k = nn.Linear(context_dim, inner, bias=bias)
-        self.to_v = nn.Linear(context_dim, inner, bias=bias)
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
 
     def forward(self, residual: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:

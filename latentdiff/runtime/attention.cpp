@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -27,6 +28,9 @@ constexpr int64_t KEYS = 64;      // keys between two looks at the maximum; scor
 constexpr int64_t BLOCKS = 2;     // of queries that share one reading of keys and values
 constexpr int64_t TILE_BITS = TILE * DEPTH;
 
+// Compilers do not all know that tiles are loaded from memory: what was written before must be there.
+inline void written() { asm volatile("" ::: "memory"); }
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // All eight tiles as 16 rows of 64 bytes while it lives; then as the thread had them.
@@ -40,6 +44,7 @@ class Tiles {
             ours.bytes[i] = 64;
             ours.rows[i] = TILE;
         }
+        written();
         _tile_loadconfig(&ours);
     }
     ~Tiles() {
@@ -123,6 +128,7 @@ void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, 
 
 // scores [2 * TILE, QUERIES] = keys [2 * TILE, depth] times the packed queries.
 void score(const bits* keys, const bits* queries, int64_t depth, float* scores) {
+    written();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -203,6 +209,7 @@ void multiply_rows(float* rows, int64_t count, __m512 left, __m512 right) {
 template <int tiles>
 void accumulate(const bits* values, int64_t value_rows, const bits* weights, int64_t count, float* sums) {
     constexpr int64_t bytes = QUERIES * 4;
+    written();
     _tile_loadd(0, sums, bytes);
     _tile_loadd(1, sums + TILE, bytes);
     if constexpr (tiles > 1) {

@@ -12,10 +12,15 @@ from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 
 
 def prepare(model: nn.Module) -> None:
-    """Make a model on its device as fast as it can be without computing anything else; in place, until `restore`."""
+    """Make a model on its device as fast as it can be without computing anything else; in place.
+
+    On the CPU it gives no gradients then, and its layers are not to be touched until `restore`.
+    """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_native_kernels(model)
-    if _can_pack(next(model.parameters())):
+    weight = next(model.parameters())
+    if weight.device.type == "cpu":
+        use_native_kernels(model)
+    if _can_pack(weight):
         keep_freed_memory()
         _pack(model)
 
@@ -23,7 +28,9 @@ def prepare(model: nn.Module) -> None:
 def _can_pack(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
         return False
-    return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _pack(model: nn.Module) -> None:
@@ -37,7 +44,7 @@ def _pack(model: nn.Module) -> None:
 
 
 def restore(model: nn.Module) -> None:
-    """The plain layers again, with their weights as they were."""
+    """The layers that weights are read from and written to, as they were; native norms stay."""
     for module in model.modules():
         if isinstance(module, PackedLinear | PackedConv2d):
             unpack(module)
@@ -66,20 +73,22 @@ class FusedCrossAttention(FusedAttention):
     """Keys and values of a text are computed when it is first seen and kept until another comes."""
 
     parts = ("to_k", "to_v")
-    kept: tuple[Tensor, Tensor] | None = None
+    kept: tuple[Tensor, int, Tensor] | None = None
 
     def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        version = 0 if context.is_inference() else context._version  # it grows when a tensor is written to
         kept = self.kept
-        if kept is None or kept[0] is not context:
-            self.kept = kept = (context, self.fused(context))
-        k, v = kept[1].chunk(2, dim=-1)
+        if kept is None or kept[0] is not context or kept[1] != version:
+            self.kept = kept = (context, version, self.fused(context))
+        k, v = kept[2].chunk(2, dim=-1)
         return fast_attention(self.to_q(x), k, v, self.heads)
 
 
 def _fuse(attention: Attention, kind: type[FusedAttention]) -> None:
-    layers = [getattr(attention, name) for name in kind.parts]
-    fused = nn.Linear(1, 1, bias=False, device="meta")
-    fused.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+    layers = [getattr(attention, name, None) for name in kind.parts]
+    if any(type(layer) is not nn.Linear for layer in layers):  # prepared already, or with a LoRA around them
+        return
+    fused = _linear(torch.cat([layer.weight for layer in layers]))  # type: ignore[union-attr]
     for name in kind.parts:
         delattr(attention, name)
     attention.__class__ = kind
@@ -89,11 +98,16 @@ def _fuse(attention: Attention, kind: type[FusedAttention]) -> None:
 def _split(attention: FusedAttention) -> None:
     weights = attention.fused.weight.chunk(len(attention.parts))
     for name, weight in zip(attention.parts, weights, strict=True):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
-        setattr(attention, name, layer)
+        setattr(attention, name, _linear(weight.clone()))
     del attention.fused
+    attention.__dict__.pop("kept", None)
     attention.__class__ = Attention  # type: ignore[assignment]
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 PACKED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}

@@ -50,13 +50,14 @@ NATIVE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _fits(x: Tensor, layout: torch.memory_format = torch.channels_last) -> bool:
-    return x.device.type == "cpu" and x.dtype in SUFFIX and x.is_contiguous(memory_format=layout)
+    fits = x.device.type == "cpu" and x.dtype in SUFFIX and x.is_contiguous(memory_format=layout)
+    return fits and load_kernels() is not None
 
 
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`models.attention.attention`, which see, by our kernel where there is one. No gradients."""
     dim = q.shape[-1] // heads
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or not has_attention():
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or len(k) != len(q) or not has_attention():
         return attention(q, k, v, heads)
     out = q.new_empty(q.shape)
     (q_batch, q_row), (k_batch, k_row), (v_batch, v_row) = (t.stride()[:2] for t in (q, k, v))
@@ -80,7 +81,7 @@ def _forward(
     """GroupNorm of x [B, C, H, W], channels last, plus shift [B, C]; also mean and 1 / deviation, float32 [2, B, C]."""
     y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     if shift is not None:
-        shift = shift.float().contiguous()
+        shift = shift.float().expand(len(x), -1).contiguous()
     _call(f"{_name(x, silu)}_forward", *_sizes(x, groups), x, shift, weight, bias, eps, y, statistics)
     return y, statistics
 

@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed blocks for the next allocation, for the life of the process; elsewhere do nothing.
 
     By itself it maps each large tensor anew and gives it back when freed, so that each U-Net call touches its memory
-    page by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. It then holds 0.1 GB
-    more.
+    page by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. What
+    was needed once, as for one large picture, is then held until the process ends.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from latentdiff.files import atomic_path
 
@@ -25,11 +26,17 @@ FLAGS = [
 ]
 SWITCH = "LATENTDIFF_NATIVE"
 ON = ("Linux", "x86_64")
+_ONE_AT_A_TIME = Lock()
+
+
+def load_kernels() -> ctypes.CDLL | None:
+    """The kernels, or None: on another system than Linux on x86-64, without `c++`, or with LATENTDIFF_NATIVE=0."""
+    with _ONE_AT_A_TIME:
+        return _load()
 
 
 @cache
-def load_kernels() -> ctypes.CDLL | None:
-    """The kernels, or None: on another system than Linux on x86-64, without `c++`, or with LATENTDIFF_NATIVE=0."""
+def _load() -> ctypes.CDLL | None:
     compiler = shutil.which("c++")
     if os.environ.get(SWITCH) == "0" or compiler is None or (platform.system(), platform.machine()) != ON:
         return None
@@ -58,6 +65,13 @@ def cache_folder() -> Path:
 
 def _key(compiler: str) -> str:
     """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
+    found = Path(compiler).stat()
     features = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), *FLAGS, compiler, features]
+    parts = [
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *FLAGS,
+        compiler,
+        f"{found.st_size} {found.st_mtime_ns}",
+        features,
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

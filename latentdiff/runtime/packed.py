@@ -1,7 +1,7 @@
 """Products on the CPU with weights that stay in the order oneDNN reads them in, and sums done in the same pass.
 
 torch brings a weight into that order at each call; here it is done once, at the first call, when the size of the input
-is known. The numbers are the same to the bit.
+is known. `unpack` gives it back to the bit.
 """
 
 from typing import Any

@@ -53,7 +53,8 @@ class Run:
             **self.sharding,
         )
         set_seed(run.seed, device_specific=True)
-        use_native_kernels(task.module)
+        if self.accelerator.device.type == "cpu":
+            use_native_kernels(task.module)
         trained = self._place()
         optimizer = make_optimizer(trained, optim)
         self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)
