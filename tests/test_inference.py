@@ -201,4 +201,10 @@ def test_freed_memory_is_kept() -> None:
 def test_attention_that_has_no_kernel_takes_torchs_way() -> None:
     q, k, v = torch.randn(3, 1, 6, 8)
     assert torch.equal(fast_attention(q, k, v, 2), attention(q, k, v, 2))
-    assert isinstance(Attention(8, 8, 2, 4)(q, q, k), Tensor)
+
+
+def test_attention_adds_what_it_is_given() -> None:
+    layer, (residual, x, context) = Attention(8, 8, 2, 4), torch.randn(3, 1, 6, 8)
+    alone = layer(torch.zeros_like(x), x, context)
+    assert torch.allclose(layer(residual, x, context), residual + alone, atol=1e-6)
+    assert not torch.allclose(alone, layer(torch.zeros_like(x), x), atol=1e-3)

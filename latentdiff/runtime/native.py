@@ -46,16 +46,16 @@ def _load() -> ctypes.CDLL | None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
                 subprocess.run([compiler, *FLAGS, "-o", temporary, *SOURCES], check=True, capture_output=True)
-        kernels = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return kernels
 
 
 @cache
 def has_attention() -> bool:
     """Whether there is a kernel for attention in bfloat16: on processors with AMX, where the system lets it be used."""
-    return hasattr(load_kernels(), "attention_bf16") and load_kernels().attention_ready() == 1  # type: ignore[union-attr]
+    ready = getattr(load_kernels(), "attention_ready", None)  # not compiled in on other processors
+    return ready is not None and ready() == 1
 
 
 def cache_folder() -> Path:
