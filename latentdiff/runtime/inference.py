@@ -9,6 +9,7 @@ from latentdiff.models.attention import Attention, BasicTransformerBlock
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.timesteps import keep_time, restore_time
 
 
 def prepare(model: nn.Module) -> None:
@@ -34,6 +35,7 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def _pack(model: nn.Module) -> None:
+    keep_time(model)
     for module in model.modules():
         if isinstance(module, BasicTransformerBlock):
             _fuse(module.attn1, FusedSelfAttention)
@@ -52,6 +54,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FusedAttention):
             _split(module)
+    restore_time(model)
 
 
 class FusedAttention(Attention):
