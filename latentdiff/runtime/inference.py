@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.models.attention import Attention, BasicTransformerBlock
+from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
@@ -47,6 +48,7 @@ def _pack(model: nn.Module) -> None:
 
 def restore(model: nn.Module) -> None:
     """The layers that weights are read from and written to, as they were; native norms stay."""
+    unquantise(model)
     for module in model.modules():
         if isinstance(module, PackedLinear | PackedConv2d):
             unpack(module)
