@@ -57,7 +57,11 @@ def test_picture_recipe_and_the_same_pixels_again(
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
     assert np.array_equal(pixels(first), pixels(again))
-    assert run("generate", "--from-image", first, "--seed", 10, "-o", other, monkeypatch=monkeypatch) == 0
+    assert (
+        run("generate", "--from-image", first, "--seed", 10, "--approximate", "", "-o", other, monkeypatch=monkeypatch)
+        == 0
+    )
+    assert read_recipe(other).approximate == () and read_recipe(again).approximate == ("reuse",)
     assert not np.array_equal(pixels(first), pixels(other))
 
 
