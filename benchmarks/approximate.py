@@ -33,12 +33,15 @@ PROMPTS = ["a red apple", "a cat face", "a rocket", "a yellow taxi", "a green tr
 
 @dataclass(frozen=True)
 class Way:
-    """Names of approximations, and how often reuse computes everything."""
+    """Names of approximations, how often reuse computes everything, and the steps if not those that are asked for."""
 
     names: tuple[str, ...]
     every: int = reuse.EVERY
+    steps: int | None = None
 
     def __str__(self) -> str:
+        if self.steps:
+            return f"{EXACT}, {self.steps} steps"
         return " + ".join(f"{n}, every {self.every}" if n == "reuse" else n for n in self.names) or EXACT
 
 
@@ -61,7 +64,9 @@ class Maker:
 
     def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
         reuse.EVERY = self.way.every
-        made: Tensor = self.pipe(prompts, num_inference_steps=self.asked.steps, seed=seed, output_type="latent").images
+        made: Tensor = self.pipe(
+            prompts, num_inference_steps=self.way.steps or self.asked.steps, seed=seed, output_type="latent"
+        ).images
         return made
 
     def one(self) -> Tensor:
@@ -153,6 +158,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--every", type=int, nargs="+", default=[reuse.EVERY], help="of reuse")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[], help="exact pictures of so many steps beside them")
     parser.add_argument("--names", nargs="*", default=KNOWN, choices=KNOWN)
     parser.add_argument("--real", type=Path, help="captioned held-out pictures: their words are drawn too")
     parser.add_argument("--rounds", type=int, default=5)
@@ -171,7 +177,8 @@ def main() -> None:
     prompts = (PROMPTS * given.pictures)[: given.pictures]
     if given.real:
         prompts = [row.captions[0] for row in choose_rows(given.real, given.pictures, seed=0)]
-    ways = [Way(()), *(Way(("reuse",), n) for n in given.every if "reuse" in given.names)]
+    ways = [Way(()), *(Way((), steps=steps) for steps in given.fewer)]
+    ways += [Way(("reuse",), n) for n in given.every if "reuse" in given.names]
     ways += [Way(("int8",)), Way(("reuse", "int8"))] if "int8" in given.names else []
     body = compare_pictures(Asked(folder, given.device, given.steps, prompts), ways, given.rounds, given.real)
     about = (

@@ -17,7 +17,8 @@ def test_errors_are_of_the_exact_one() -> None:
 
 
 def test_ways_are_named_by_what_they_do() -> None:
-    assert [str(way) for way in (Way(()), Way(("reuse", "int8"), 3))] == [EXACT, "reuse, every 3 + int8"]
+    ways = Way(()), Way(("reuse", "int8"), 3), Way((), steps=7)
+    assert [str(way) for way in ways] == [EXACT, "reuse, every 3 + int8", "exact, 7 steps"]
 
 
 def test_each_way_makes_its_own_pictures_from_the_same_seeds(model_folder: Path) -> None:
