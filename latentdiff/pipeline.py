@@ -22,6 +22,8 @@ from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime.approximate import approximate as approximate_layers
+from latentdiff.runtime.approximate import check_approximations, for_one_run
 from latentdiff.runtime.inference import prepare, restore
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
@@ -59,6 +61,7 @@ class LatentDiffusionPipeline:
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
         self._optimize = "off"
+        self.approximate: tuple[str, ...] = ()
         self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
@@ -68,20 +71,25 @@ class LatentDiffusionPipeline:
         device: str = "auto",
         dtype: str = "auto",
         optimize: Literal["auto", "off"] = "auto",
+        approximate: Sequence[str] = (),
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
-        the same faster on this machine, off the plain modules, to look into, to change or for gradients.
+        the same faster on this machine, off the plain modules, to look into, to change or for gradients. approximate:
+        names of what makes nearly the same pictures sooner, see `runtime.approximate`.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         if optimize not in (known := ("auto", "off")):
             raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, known)}")
+        approximations = check_approximations(approximate)
+        if approximations and optimize == "off":
+            raise InputError(f"approximate={list(approximations)} needs optimize='auto'; leave one of them out")
         chosen_device = pick_device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
         pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
-        pipe._optimize = optimize
+        pipe._optimize, pipe.approximate = optimize, approximations
         pipe._prepare()
         return pipe
 
@@ -99,6 +107,7 @@ class LatentDiffusionPipeline:
         if self._optimize == "auto":
             prepare(self.unet)
             prepare(self.vae)
+            approximate_layers(self.unet, self.approximate)
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
@@ -204,11 +213,12 @@ class LatentDiffusionPipeline:
         both = self._text(prompts, negatives, guided)
         texts = {len(text.hidden): text for text in (_last(both, len(prompts)), both)}
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
+        unet = for_one_run(self.unet, self.approximate)
 
         def denoiser(latents: Tensor, timestep: float) -> Tensor:
-            text, timesteps = texts[len(latents)], torch.full((len(latents),), timestep, device=self.device)
+            text, timesteps = texts[len(latents)], torch.full((1,), timestep, device=self.device)
             added = None if text.pooled is None else AddedCond(text.pooled, ids.expand(len(latents), -1))
-            return self.unet(latents.to(self.dtype), timesteps, text.hidden, added).float()
+            return unet(latents.to(self.dtype), timesteps, text.hidden, added).float()
 
         return denoiser
 

@@ -31,6 +31,7 @@ class Recipe(BaseModel):
     height: int
     width: int
     dtype: str
+    approximate: tuple[str, ...] = ()
     model: str | None = None
     lora: str | None = None
     lora_scale: float = 1.0

@@ -49,6 +49,9 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    approximate: Annotated[
+        str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
+    ] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
@@ -68,6 +71,7 @@ def generate(
         "sampler": sampler,
         "eta": eta,
         "dtype": dtype,
+        "approximate": None if approximate is None else [name for name in approximate.split(",") if name],
         "model": model,
         "lora": None if lora is None else str(lora),
         "lora_scale": lora_scale,

@@ -53,7 +53,8 @@ def run(request: Request) -> None:
     }
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
-    pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype)
+    approximate = settings.pop("approximate", ())
+    pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype, approximate=approximate)
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)
@@ -72,7 +73,7 @@ def run(request: Request) -> None:
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
-    same |= {"lora": lora, "lora_scale": lora_scale, "embedding": embedding}
+    same |= {"approximate": pipe.approximate, "lora": lora, "lora_scale": lora_scale, "embedding": embedding}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)

@@ -3,6 +3,7 @@
 Attribute names are the keys of diffusers' checkpoints, so `load_state_dict(strict=True)` needs no map.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ class AddedCond:
 
     text_embeds: Tensor
     time_ids: Tensor
+
+
+Inner = Callable[[Tensor, Tensor, Tensor, torch.Size], Tensor]
 
 
 class DownBlock(nn.Module):
@@ -102,8 +106,8 @@ class UpBlock(nn.Module):
 class UNet2DConditionModel(nn.Module):
     """A denoiser of latents, conditioned on the timestep and, by cross-attention, on text.
 
-    sample: [B, in_channels, h, w]; timesteps: [B]; encoder_hidden_states: [B, S, cross_attention_dim];
-    added_cond: for SDXL only. Returns [B, out_channels, h, w].
+    sample: [B, in_channels, h, w]; timesteps: [B], or [1] for all; encoder_hidden_states: [B, S, cross_attention_dim];
+    added_cond: for SDXL only; inner: called in place of `self.inner`. Returns [B, out_channels, h, w].
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -138,20 +142,32 @@ class UNet2DConditionModel(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, sample: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond: AddedCond | None = None
+        self,
+        sample: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond: AddedCond | None = None,
+        inner: Inner | None = None,
     ) -> Tensor:
-        temb = F.silu(self.embed_time(timesteps, added_cond))  # [B, 4*C0]
+        temb = self.embed_time(timesteps, added_cond)  # [B, 4*C0]
         x = self.conv_in(sample)
-        skips = [x]
-        for down in self.down_blocks:
-            x, new = self._run(down, x, temb, encoder_hidden_states)
-            skips += new
-        x = self._run(self.mid_block, x, temb, encoder_hidden_states)
-        for up in self.up_blocks:
-            own = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
-            size = skips[-1].shape[-2:] if skips else None
-            x = self._run(up, x, own, temb, encoder_hidden_states, size)
+        deep, skips = self._run(self.down_blocks[0], x, temb, encoder_hidden_states)
+        deep = (inner or self.inner)(deep, temb, encoder_hidden_states, x.shape[-2:])
+        own = [x, *skips][self.config.layers_per_block :: -1]
+        x = self._run(self.up_blocks[-1], deep, own, temb, encoder_hidden_states, None)
         return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
+
+    def inner(self, x: Tensor, temb: Tensor, context: Tensor, size: torch.Size) -> Tensor:
+        """All levels but the outermost, from its halved map to one enlarged to its `size` (H, W)."""
+        skips = [x]
+        for down in self.down_blocks[1:]:
+            x, new = self._run(down, x, temb, context)
+            skips += new
+        x = self._run(self.mid_block, x, temb, context)
+        for up in self.up_blocks[:-1]:
+            own = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
+            x = self._run(up, x, own, temb, context, skips[-1].shape[-2:] if skips else size)
+        return x
 
     def _run(self, block: nn.Module, *arguments: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -159,17 +175,17 @@ class UNet2DConditionModel(nn.Module):
         return block(*arguments)
 
     def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
-        """Timestep, and for SDXL (Podell et al. 2023, sec. 2.2) pooled text and sizes, as one [B, 4*C0] vector."""
+        """SiLU of the timestep and, for SDXL (Podell et al. 2023, sec. 2.2), of pooled text and sizes, [B, 4*C0]."""
         dtype = self.conv_in.weight.dtype
         temb = self.time_embedding(self._sinusoids(timesteps, self.config.block_out_channels[0]).to(dtype))
         if self.add_embedding is None:
-            return temb
+            return F.silu(temb)
         if added_cond is None:
             raise ValueError("this U-Net has addition_embed_type='text_time'; pass added_cond")
         sizes = self._sinusoids(added_cond.time_ids.flatten(), self.config.addition_time_embed_dim)
         sizes = sizes.reshape(len(added_cond.text_embeds), -1)
         added = torch.cat([added_cond.text_embeds, sizes.to(added_cond.text_embeds.dtype)], dim=-1)
-        return temb + self.add_embedding(added.to(dtype))
+        return F.silu(temb + self.add_embedding(added.to(dtype)))
 
     def _sinusoids(self, values: Tensor, dim: int) -> Tensor:
         return timestep_embedding(values, dim, self.config.flip_sin_to_cos, self.config.freq_shift)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.models.attention import Attention, BasicTransformerBlock
+from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.timesteps import keep_time, restore_time
 
 
 def prepare(model: nn.Module) -> None:
@@ -34,6 +36,7 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def _pack(model: nn.Module) -> None:
+    keep_time(model)
     for module in model.modules():
         if isinstance(module, BasicTransformerBlock):
             _fuse(module.attn1, FusedSelfAttention)
@@ -45,6 +48,7 @@ def _pack(model: nn.Module) -> None:
 
 def restore(model: nn.Module) -> None:
     """The layers that weights are read from and written to, as they were; native norms stay."""
+    unquantise(model)
     for module in model.modules():
         if isinstance(module, PackedLinear | PackedConv2d):
             unpack(module)
@@ -52,6 +56,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FusedAttention):
             _split(module)
+    restore_time(model)
 
 
 class FusedAttention(Attention):

@@ -75,6 +75,22 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool)
     return out
 
 
+def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, steps: Tensor, zero: int) -> Tensor:
+    """round(SiLU(GroupNorm(x + shift)) * steps + zero), within 0 and 255, framed by `zero`.
+
+    x: bfloat16 [B, C, H, W], shift: [B, C], steps: float32 [C]. Returns uint8 [B, C, H + 2, W + 2]. No gradients.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    framed = torch.full((batch, height + 2, width + 2, channels), zero, dtype=torch.uint8).permute(0, 3, 1, 2)
+    if shift is not None:
+        shift = shift.float().expand(batch, -1).contiguous()
+    weight, bias = norm.weight.float(), norm.bias.float()
+    sizes = (*_sizes(x, norm.num_groups), width)
+    _call("group_norm_silu_int8_bf16", *sizes, x, shift, weight, bias, norm.eps, steps, float(zero), framed)
+    return framed
+
+
 def _forward(
     x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:

@@ -151,10 +151,11 @@ void apply(int64_t pixels, int64_t channels, const T* x, const float* scale, con
         }
 }
 
-// Of x plus `shift` [batch, channels], where there is one.
-template <bool silu, typename T>
-void group_norm_forward(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
-                        T* y, float* mean, float* rstd) {
+// Of x plus `shift` [batch, channels], where there is one. write(n, first, pixels, scale, offset) is told, for `pixels` pixels
+// of picture n from `first` on, what each channel is multiplied by and what is added.
+template <typename T, typename Write>
+void group_norm(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
+                float* mean, float* rstd, Write write) {
     const int64_t channels = shape.channels, threads = omp_get_max_threads();
     int64_t parts = shape.batch < threads ? threads : 1;
     while (shape.pixels % parts) --parts;
@@ -162,7 +163,6 @@ void group_norm_forward(const Shape& shape, const T* x, const float* shift, cons
     const auto picture = [&](int64_t n) {
         std::vector<float> sums(2 * parts * channels), scale(channels), offset(channels);
         const T* from = x + n * parts * size;
-        T* to = y + n * parts * size;
         const float* moved = shift ? shift + n * channels : nullptr;
         float *m = mean + n * channels, *r = rstd + n * channels;
 #pragma omp parallel for if (parts > 1)
@@ -176,8 +176,7 @@ void group_norm_forward(const Shape& shape, const T* x, const float* shift, cons
             offset[c] = bias[c] + ((moved ? moved[c] : 0) - m[c]) * scale[c];
         }
 #pragma omp parallel for if (parts > 1)
-        for (int64_t part = 0; part < parts; ++part)
-            apply<silu>(pixels, channels, from + part * size, scale.data(), offset.data(), to + part * size);
+        for (int64_t part = 0; part < parts; ++part) write(n, part * pixels, pixels, scale.data(), offset.data());
     };
     if (parts > 1) {
         for (int64_t n = 0; n < shape.batch; ++n) picture(n);
@@ -185,6 +184,39 @@ void group_norm_forward(const Shape& shape, const T* x, const float* shift, cons
     }
 #pragma omp parallel for
     for (int64_t n = 0; n < shape.batch; ++n) picture(n);
+}
+
+template <bool silu, typename T>
+void group_norm_forward(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
+                        T* y, float* mean, float* rstd) {
+    const auto write = [&](int64_t n, int64_t first, int64_t pixels, const float* scale, const float* offset) {
+        const int64_t start = (n * shape.pixels + first) * shape.channels;
+        apply<silu>(pixels, shape.channels, x + start, scale, offset, y + start);
+    };
+    group_norm(shape, x, shift, weight, bias, eps, mean, rstd, write);
+}
+
+// GroupNorm and SiLU to whole numbers from 0 to 255, round(SiLU * steps + zero), inside a frame of one pixel that is left as
+// it is. `steps`: a channel's, [channels].
+template <typename T>
+void group_norm_silu_int8(const Shape& shape, int64_t width, const T* x, const float* shift, const float* weight,
+                          const float* bias, float eps, const float* steps, float zero, uint8_t* y) {
+    const int64_t channels = shape.channels, height = shape.pixels / width;
+    std::vector<float> statistics(2 * shape.batch * channels);
+    const auto write = [&](int64_t n, int64_t first, int64_t pixels, const float* scale, const float* offset) {
+        for (int64_t p = first; p < first + pixels; ++p) {
+            const int64_t row = n * (height + 2) + p / width + 1;
+            const T* from = x + (n * shape.pixels + p) * channels;
+            uint8_t* to = y + (row * (width + 2) + p % width + 1) * channels;
+#pragma omp simd  // the maps do not overlap
+            for (int64_t c = 0; c < channels; ++c) {
+                const float u = load(from[c]) * scale[c] + offset[c];
+                const float whole = std::nearbyint(u * sigmoid(u) * steps[c] + zero);
+                to[c] = static_cast<uint8_t>(static_cast<int32_t>(std::min(std::max(whole, 0.0f), 255.0f)));
+            }
+        }
+    };
+    group_norm(shape, x, shift, weight, bias, eps, statistics.data(), statistics.data() + shape.batch * channels, write);
 }
 
 template <bool silu, typename T>
@@ -246,6 +278,14 @@ void group_norm_backward(const Shape& shape, const T* x, const T* dy, const floa
                                   static_cast<T*>(dx), sums, sums + batch * channels);                                \
     }
 
+#define GROUP_NORM_INT8(name, T)                                                                                      \
+    extern "C" void name(int64_t batch, int64_t pixels, int64_t channels, int64_t groups, int64_t width,              \
+                         const void* x, const float* shift, const float* weight, const float* bias, float eps,        \
+                         const float* steps, float zero, uint8_t* y) {                                                \
+        group_norm_silu_int8(Shape{batch, pixels, channels, groups}, width, static_cast<const T*>(x), shift, weight,  \
+                             bias, eps, steps, zero, y);                                                              \
+    }
+
 #define GEGLU(name, T)                                                                                                \
     extern "C" void name##_forward(int64_t rows, int64_t width, const void* x, void* y) {                             \
         geglu_forward(rows, width, static_cast<const T*>(x), static_cast<T*>(y));                                     \
@@ -258,5 +298,6 @@ GROUP_NORM(group_norm_bf16, bfloat16, false)
 GROUP_NORM(group_norm_fp32, float, false)
 GROUP_NORM(group_norm_silu_bf16, bfloat16, true)
 GROUP_NORM(group_norm_silu_fp32, float, true)
+GROUP_NORM_INT8(group_norm_silu_int8_bf16, bfloat16)
 GEGLU(geglu_bf16, bfloat16)
 GEGLU(geglu_fp32, float)

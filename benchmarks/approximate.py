@@ -1,0 +1,192 @@
+"""What approximations gain and what they cost: `python -m benchmarks.approximate`.
+
+Pictures of a model, the exact ones and the others from the same seeds and words; with `--shape`, one U-Net call.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import networks
+from benchmarks.machine import device_option
+from benchmarks.report import seconds_cells, table, write
+from benchmarks.turns import Turn, alternate
+from benchmarks.worker import take
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoint import locate
+from latentdiff.metrics import feature_network, frechet_distance
+from latentdiff.metrics.pictures import AT_ONCE, FolderPictures, choose_rows, read_pictures
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.runtime import reuse
+from latentdiff.runtime.approximate import KNOWN, approximate
+from latentdiff.runtime.inference import prepare
+
+EXACT = "exact"
+BETWEEN = "reuse, a step between"
+PROMPTS = ["a red apple", "a cat face", "a rocket", "a yellow taxi", "a green tree", "a slice of pizza", "a blue heart"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Names of approximations, how often reuse computes everything, and the steps if not those that are asked for."""
+
+    names: tuple[str, ...]
+    every: int = reuse.EVERY
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        if self.steps:
+            return f"{EXACT}, {self.steps} steps"
+        return " + ".join(f"{n}, every {self.every}" if n == "reuse" else n for n in self.names) or EXACT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which pictures: `steps` of the default sampler with the default guidance, one for each of `prompts`."""
+
+    folder: Path
+    device: str
+    steps: int
+    prompts: list[str]
+
+
+class Maker:
+    """A pipeline that makes pictures in one way."""
+
+    def __init__(self, asked: Asked, way: Way) -> None:
+        self.asked, self.way = asked, way
+        self.pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, asked.device, approximate=way.names)
+
+    def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
+        reuse.EVERY = self.way.every
+        made: Tensor = self.pipe(
+            prompts, num_inference_steps=self.way.steps or self.asked.steps, seed=seed, output_type="latent"
+        ).images
+        return made
+
+    def one(self) -> Tensor:
+        return self.pipe.decode(self.latents(self.asked.prompts[:1]))
+
+    @torch.no_grad()
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Latents and uint8 pixels of all pictures."""
+        prompts = self.asked.prompts
+        latents = [self.latents(prompts[k : k + AT_ONCE], k) for k in range(0, len(prompts), AT_ONCE)]
+        pixels = [((self.pipe.decode(part) / 2 + 0.5) * 255).round().to(torch.uint8) for part in latents]
+        return torch.cat(latents), torch.cat(pixels)
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).norm() / exact.norm())
+
+
+def psnr(found: Tensor, exact: Tensor) -> float:
+    """Decibels of pictures [N, 3, H, W] of 255 against others, the mean of them; infinite where all are equal."""
+    squares = (found.float() - exact.float()).square().mean((1, 2, 3))
+    return float((10 * torch.log10(255**2 / squares)).mean())
+
+
+def embed(pictures: list[Tensor], device: str) -> Tensor:
+    network = feature_network(device=device)
+    with torch.no_grad():
+        return torch.cat([network.embed(part)["features"].cpu() for part in pictures])
+
+
+def turns(call: Callable[[], Any]) -> Callable[[], Turn]:
+    return lambda: Turn(**take(call, ""))
+
+
+def compare_pictures(asked: Asked, ways: list[Way], rounds: int, real: Path | None) -> str:
+    """A row for each way: times in turns, and how far its pictures are from the exact ones, and from real ones."""
+    makers = {str(way): Maker(asked, way) for way in ways}
+    alternate({name: maker.one for name, maker in makers.items()}, 1)
+    seconds = alternate({name: turns(maker.one) for name, maker in makers.items()}, rounds)
+    exact, exact_pixels = makers[EXACT].all()
+    shown = embed(list(exact_pixels.split(AT_ONCE)), asked.device)
+    there = None
+    if real is not None:
+        rows = read_pictures(real)
+        there = embed(list(FolderPictures(real, rows, exact_pixels.shape[-1]).batches()), asked.device)
+    lines = []
+    for name, maker in makers.items():
+        latents, pixels = maker.all()
+        features = embed(list(pixels.split(AT_ONCE)), asked.device)
+        cells = [f"{relative_error(latents, exact):.3f}", f"{relative_error(pixels.float(), exact_pixels.float()):.3f}"]
+        cells += [f"{psnr(pixels, exact_pixels):.1f}", f"{frechet_distance(features, shown):.2f}"]
+        cells += [] if there is None else [f"{frechet_distance(features, there):.1f}"]
+        lines.append([name, *seconds_cells(seconds, name, EXACT), *cells])
+    header = ["", "median s", "min s", f"of {EXACT}", "error of latents", "of pixels", "PSNR dB", "Frechet to exact"]
+    return table([*header, *(["Frechet to real"] if real else [])], lines)
+
+
+def load(network: networks.UNet) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        model = network.network()
+    model.load_state_dict(networks.weights(network, torch.bfloat16), assign=True)
+    prepare(model.eval())
+    return model
+
+
+def compare_calls(network: networks.UNet, rounds: int) -> str:
+    """One U-Net call, exact and on 8 bits, and the cheap one of reuse: times, and errors against exact."""
+    exact, near = load(network), load(network)
+    approximate(near, ["int8"])
+    never = reuse.ReusedUNet(exact, every=2**62)
+    sample, timesteps, text = network.inputs()
+    given = (sample.bfloat16(), timesteps[:1], text.bfloat16())
+    calls = {EXACT: lambda: exact(*given), "int8": lambda: near(*given), BETWEEN: lambda: never(*given)}
+    outputs = {name: call().float() for name, call in calls.items()}
+    seconds = alternate({name: turns(call) for name, call in calls.items()}, rounds)
+    rows = []
+    for name in calls:
+        error = "" if name == BETWEEN else f"{relative_error(outputs[name], outputs[EXACT]):.4f}"
+        rows.append([name, *seconds_cells(seconds, name, EXACT), error])
+    return table(["", "median s", "min s", f"of {EXACT}", "relative error"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
+    parser.add_argument("--shape", choices=["sd15", "emoji"], help="one U-Net call of random weights instead")
+    parser.add_argument("--latents", type=int, help="with --shape: height and width")
+    parser.add_argument("--device", default="auto", type=device_option)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--every", type=int, nargs="+", default=[reuse.EVERY], help="of reuse")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[], help="exact pictures of so many steps beside them")
+    parser.add_argument("--names", nargs="*", default=KNOWN, choices=KNOWN)
+    parser.add_argument("--real", type=Path, help="captioned held-out pictures: their words are drawn too")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    if given.shape:
+        network = networks.unet(given.shape, given.latents, device=given.device)
+        with torch.no_grad():
+            body = compare_calls(network, given.rounds)
+        about = (
+            f"One U-Net call, {given.shape} with random weights, batch 2, {network.latents} squared latents, bfloat16."
+        )
+        write(f"approximate_{given.shape}_{network.latents}", about, body, device)
+        return
+    folder = locate(given.model)
+    prompts = (PROMPTS * given.pictures)[: given.pictures]
+    if given.real:
+        prompts = [row.captions[0] for row in choose_rows(given.real, given.pictures, seed=0)]
+    ways = [Way(()), *(Way((), steps=steps) for steps in given.fewer)]
+    ways += [Way(("reuse",), n) for n in given.every if "reuse" in given.names]
+    ways += [Way(("int8",)), Way(("reuse", "int8"))] if "int8" in given.names else []
+    body = compare_pictures(Asked(folder, given.device, given.steps, prompts), ways, given.rounds, given.real)
+    about = (
+        f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "
+        f"of {given.pictures} pictures, exact ones from the same seeds beside them."
+    )
+    write(f"approximate_{folder.name}", about, body, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Pictures sooner that are not quite the same: each is off unless it is asked for by its name."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.runtime import reuse
+from latentdiff.runtime.int8 import quantise
+
+KNOWN = ("reuse", "int8")
+
+
+def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once, in one order. Raises InputError for one that is unknown."""
+    for name in names:
+        if name not in KNOWN:
+            raise InputError(f"approximate={name!r} is unknown; {did_you_mean(name, KNOWN)}")
+    return tuple(name for name in KNOWN if name in names)
+
+
+def approximate(unet: UNet2DConditionModel, names: Sequence[str]) -> None:
+    """Change the layers of a U-Net that `prepare` has seen; `restore` undoes it. Raises InputError where it cannot."""
+    if "int8" in names:
+        quantise(unet)
+
+
+def for_one_run(unet: UNet2DConditionModel, names: Sequence[str]) -> Callable[..., Tensor]:
+    """What the steps of one run are to call."""
+    return reuse.ReusedUNet(unet, reuse.EVERY) if "reuse" in names else unet

@@ -1,0 +1,93 @@
+"""Convolutions of residual blocks on whole numbers of 8 bits.
+
+What such a convolution reads comes from GroupNorm and SiLU, so its range is known beforehand: a channel's normed values
+are taken to lie within `DEVIATIONS`, SiLU's least value is -0.2785. So no range is measured at a call, the norm writes
+the numbers itself, and a picture does not depend on the others of its batch. A channel's step is multiplied into the
+weights that read it; these have a step for each output channel (Krishnamoorthi 2018, arXiv 1806.08342, sec. 3.1).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.errors import InputError
+from latentdiff.models.layers import ResnetBlock2D
+from latentdiff.runtime.kernels import NativeGroupNormSiLU, quantised_group_norm
+from latentdiff.runtime.native import load_kernels
+from latentdiff.runtime.packed import PackedConv2d
+
+quantised: Any = torch.ops.onednn
+DEVIATIONS = 6.0
+LEAST = 0.2785  # -min SiLU
+ZERO = 14  # the whole number that stands for 0; the step is at least LEAST / ZERO
+TOP = 255
+
+
+def quantise(unet: nn.Module) -> None:
+    """Let the 3x3 convolutions of a prepared U-Net's residual blocks run on 8 bits, in place; weights are kept.
+
+    Raises InputError where the processor, the compiler or the precision is missing.
+    """
+    weight = next(unet.parameters())
+    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
+    can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and ask().get("avx512_vnni")
+    if not can or load_kernels() is None:
+        raise InputError(
+            "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' and a C++ compiler; leave it out"
+        )
+    for block in unet.modules():
+        if isinstance(block, ResnetBlock2D):
+            for norm, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
+                if type(norm) is NativeGroupNormSiLU and type(conv) is PackedConv2d:
+                    _quantise(norm, conv)
+
+
+def unquantise(model: nn.Module) -> None:
+    """The norms and convolutions as `prepare` left them."""
+    for module in model.modules():
+        if isinstance(module, Int8GroupNormSiLU):
+            del module.steps
+            module.__class__ = NativeGroupNormSiLU  # type: ignore[assignment]
+        if isinstance(module, Int8Conv2d):
+            del module.quantised
+            module.__class__ = PackedConv2d  # type: ignore[assignment]
+
+
+class Int8GroupNormSiLU(NativeGroupNormSiLU):
+    """[B, C, H, W] to whole numbers, uint8 [B, C, H + 2, W + 2], framed by zeros."""
+
+    steps: Tensor  # float32 [C]: how many whole numbers are 1
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return quantised_group_norm(self, x, shift, self.steps, ZERO)
+
+
+class Int8Conv2d(PackedConv2d):
+    """uint8 [B, C_in, H + 2, W + 2] -> bfloat16 [B, C_out, H, W]. `quantised`: packed weight, its steps, bias."""
+
+    quantised: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, scale, zeros, bias = self.quantised
+        where = (bias, (1, 1), (0, 0), (1, 1), 1)
+        return quantised.qconv2d_pointwise(
+            x, 1.0, 0, weight, scale, zeros, *where, 1.0, 0, torch.bfloat16, "none", [], ""
+        )
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return self(x).add_(residual)
+
+
+def _quantise(norm: Any, conv: Any) -> None:
+    reach = DEVIATIONS * norm.weight.float().abs() + norm.bias.float()  # SiLU(u) <= u
+    step = torch.maximum(reach / (TOP - ZERO), torch.tensor(LEAST / ZERO))
+    weight = conv.weight.float() * step[:, None, None]
+    scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127
+    whole = (weight / scale[:, None, None, None]).round()
+    bias = conv.bias.float() - ZERO * scale * whole.sum((1, 2, 3))
+    none = torch.zeros(len(scale), dtype=torch.int)
+    packed = quantised.qconv_prepack(whole.to(torch.int8), scale, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
+    norm.__class__, conv.__class__ = Int8GroupNormSiLU, Int8Conv2d
+    norm.steps, conv.quantised = 1 / step, (packed, scale, none, bias)
