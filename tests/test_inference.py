@@ -16,13 +16,13 @@ from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime.inference import FusedCrossAttention, prepare, restore
 from latentdiff.runtime.kernels import fast_attention
 from latentdiff.runtime.memory import keep_freed_memory
-from latentdiff.runtime.native import has_attention
+from latentdiff.runtime.native import has_amx
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear
 from tests.models.test_unet import SMALL
 from tests.small import small_vae_config
 
 DTYPES = [torch.float32, torch.bfloat16]
-needs_amx = pytest.mark.skipif(not has_attention(), reason="no AMX, or no compiler")
+needs_amx = pytest.mark.skipif(not has_amx(), reason="no AMX, or no compiler")
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

@@ -6,60 +6,20 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
+
+#include "amx.h"
 
 namespace {
 
-using bits = uint16_t;  // a bfloat16
-
-constexpr int64_t TILE = 16;      // rows of a tile, and its columns of 32 bits
-constexpr int64_t DEPTH = 32;     // bfloat16 in a row of a tile: what one product sums over
 constexpr int64_t QUERIES = 32;   // two tiles of columns
 constexpr int64_t KEYS = 64;      // keys between two looks at the maximum; scores of a block stay in the first cache
 constexpr int64_t BLOCKS = 2;     // of queries that share one reading of keys and values
-constexpr int64_t TILE_BITS = TILE * DEPTH;
-
-// Compilers do not all know that tiles are loaded from memory: what was written before must be there.
-inline void written() { asm volatile("" ::: "memory"); }
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-// All eight tiles as 16 rows of 64 bytes while it lives; then as the thread had them.
-class Tiles {
-  public:
-    Tiles() {
-        _tile_storeconfig(before_);
-        alignas(64) Config ours{};
-        ours.palette = 1;
-        for (int i = 0; i < 8; ++i) {
-            ours.bytes[i] = 64;
-            ours.rows[i] = TILE;
-        }
-        written();
-        _tile_loadconfig(&ours);
-    }
-    ~Tiles() {
-        if (before_[0] == 0) _tile_release();
-        else _tile_loadconfig(before_);
-    }
-
-  private:
-    struct Config {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    alignas(64) uint8_t before_[64];
-};
 
 // [batch, length, heads, dim] inside a larger tensor; the last two are dense.
 struct Rows {
@@ -315,11 +275,6 @@ void attend(const Problem& p, const bits* keys, const bits* values, bits* querie
     for (int64_t i = 0; i < count; ++i) write(p, blocks[i], batch, head, first + i * QUERIES);
 }
 
-template <typename T>
-std::unique_ptr<T, decltype(&std::free)> aligned(int64_t count) {
-    return {static_cast<T*>(std::aligned_alloc(64, round_up(count * sizeof(T), 64))), &std::free};
-}
-
 void attention(const Problem& p) {
     const int64_t maps = p.batch * p.heads, blocks = (p.queries + QUERIES - 1) / QUERIES;
     const int64_t shares = (blocks + BLOCKS - 1) / BLOCKS;
@@ -347,7 +302,7 @@ void attention(const Problem& p) {
 }  // namespace
 
 // Whether the system lets this process use the tiles' registers (Linux asks for it once a process).
-extern "C" int attention_ready() {
+extern "C" int amx_ready() {
     constexpr long request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }

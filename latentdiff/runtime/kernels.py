@@ -1,6 +1,5 @@
 """Our native kernels in place of torch's on the CPU: GroupNorm, SiLU and GEGLU, forward and backward, and attention."""
 
-import ctypes
 from typing import Any
 
 import torch
@@ -8,9 +7,8 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU, attention
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import has_attention, load_kernels
+from latentdiff.runtime.native import call, has_amx, load_kernels
 
-C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -57,12 +55,12 @@ def _fits(x: Tensor, layout: torch.memory_format = torch.channels_last) -> bool:
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`models.attention.attention`, which see, by our kernel where there is one. No gradients."""
     dim = q.shape[-1] // heads
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or len(k) != len(q) or not has_attention():
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or len(k) != len(q) or not has_amx():
         return attention(q, k, v, heads)
     out = q.new_empty(q.shape)
     (q_batch, q_row), (k_batch, k_row), (v_batch, v_row) = (t.stride()[:2] for t in (q, k, v))
     sizes = (len(q), heads, q.shape[1], k.shape[1], dim, dim**-0.5)
-    _call("attention_bf16", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
+    call("attention_bf16", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
     return out
 
 
@@ -98,7 +96,7 @@ def _forward(
     y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     if shift is not None:
         shift = shift.float().expand(len(x), -1).contiguous()
-    _call(f"{_name(x, silu)}_forward", *_sizes(x, groups), x, shift, weight, bias, eps, y, statistics)
+    call(f"{_name(x, silu)}_forward", *_sizes(x, groups), x, shift, weight, bias, eps, y, statistics)
     return y, statistics
 
 
@@ -127,7 +125,7 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, bias, statistics = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         dx, sums = torch.empty_like(x), torch.empty_like(statistics)  # of weight and bias, for each picture
-        _call(f"{_name(x, ctx.silu)}_backward", *_sizes(x, ctx.groups), x, dy, weight, bias, statistics, dx, sums)
+        call(f"{_name(x, ctx.silu)}_backward", *_sizes(x, ctx.groups), x, dy, weight, bias, statistics, dx, sums)
         dweight, dbias = (total.to(dtype) for total, dtype in zip(sums.sum(1), ctx.dtypes, strict=True))
         return dx, dweight, dbias, None, None, None
 
@@ -140,7 +138,7 @@ class _GEGLU(torch.autograd.Function):
         width = x.shape[-1] // 2
         ctx.name, ctx.sizes = f"geglu_{SUFFIX[x.dtype]}", (x.numel() // (2 * width), width)
         y = x.new_empty(*x.shape[:-1], width)
-        _call(f"{ctx.name}_forward", *ctx.sizes, x, y)
+        call(f"{ctx.name}_forward", *ctx.sizes, x, y)
         ctx.save_for_backward(x)
         return y
 
@@ -148,12 +146,5 @@ class _GEGLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        _call(f"{ctx.name}_backward", *ctx.sizes, x, grads[0].contiguous(), dx)
+        call(f"{ctx.name}_backward", *ctx.sizes, x, grads[0].contiguous(), dx)
         return dx
-
-
-def _call(name: str, *arguments: Tensor | int | float | None) -> None:
-    kernel = getattr(load_kernels(), name)
-    if kernel.argtypes is None:
-        kernel.argtypes = [C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]
-    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))

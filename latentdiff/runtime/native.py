@@ -9,10 +9,14 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
+
+from torch import Tensor
 
 from latentdiff.files import atomic_path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp", "products.cpp")]
+HEADER = Path(__file__).with_name("amx.h")
 FLAGS = [
     "-O3",
     "-march=native",
@@ -24,6 +28,7 @@ FLAGS = [
     "-shared",
     "-fPIC",
 ]
+C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
 SWITCH = "LATENTDIFF_NATIVE"
 ON = ("Linux", "x86_64")
 _ONE_AT_A_TIME = Lock()
@@ -52,10 +57,18 @@ def _load() -> ctypes.CDLL | None:
 
 
 @cache
-def has_attention() -> bool:
-    """Whether there is a kernel for attention in bfloat16: on processors with AMX, where the system lets it be used."""
-    ready = getattr(load_kernels(), "attention_ready", None)  # not compiled in on other processors
+def has_amx() -> bool:
+    """Whether there are kernels for AMX: on processors that have it, where the system lets it be used."""
+    ready = getattr(load_kernels(), "amx_ready", None)  # not compiled in on other processors
     return ready is not None and ready() == 1
+
+
+def call(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Run a kernel. A tensor stands for its address, None for no address; which there must be is the kernel's to say."""
+    kernel = getattr(load_kernels(), name)
+    if kernel.argtypes is None:
+        kernel.argtypes = [C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]
+    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 def cache_folder() -> Path:
@@ -68,7 +81,7 @@ def _key(compiler: str) -> str:
     found = Path(compiler).stat()
     features = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     parts = [
-        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *(source.read_text(encoding="utf-8") for source in (*SOURCES, HEADER)),
         *FLAGS,
         compiler,
         f"{found.st_size} {found.st_mtime_ns}",

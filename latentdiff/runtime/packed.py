@@ -1,13 +1,15 @@
-"""Products on the CPU with weights that stay in the order oneDNN reads them in, and sums done in the same pass.
+"""Products on the CPU with weights that stay in the order they are read in, and sums done in the same pass.
 
-torch brings a weight into that order at each call; here it is done once, at the first call, when the size of the input
-is known. `unpack` gives it back to the bit.
+torch brings a weight into oneDNN's order at each call; here it is done once, at the first call, when the size of the
+input is known. For few rows the order is that of our own kernel (panels.py). `unpack` gives a weight back to the bit.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latentdiff.runtime.panels import convolution, from_panels, in_panels, linear, suits, suits_rows, to_panels
 
 ops: Any = torch.ops.mkldnn
 
@@ -16,37 +18,77 @@ class PackedLinear(nn.Linear):
     """[..., in_features] -> [..., out_features]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops._linear_pointwise(x, self._packed(x), self.bias, "none", [], "")
+        weight = self._packed(x)
+        if in_panels(weight):
+            return linear(x, weight, self.bias, None)
+        return ops._linear_pointwise(x, weight, self.bias, "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return ops._linear_pointwise.binary(x, residual, self._packed(x), self.bias, "add")
+        weight = self._packed(x)
+        if in_panels(weight):
+            return linear(x, weight, self.bias, residual)
+        return ops._linear_pointwise.binary(x, residual, weight, self.bias, "add")
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if not weight.is_mkldnn:
-            weight = _hold(self, ops._reorder_linear_weight(weight, x.numel() // x.shape[-1]))
-        return weight
+        rows = x.numel() // x.shape[-1]
+        weight = _settled(self, suits_rows(1, rows))
+        return weight if _is_packed(weight) else _hold(self, ops._reorder_linear_weight(weight, rows))
 
 
 class PackedConv2d(nn.Conv2d):
     """[B, C_in, H, W] -> [B, C_out, H', W'], channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops._convolution_pointwise(x, self._packed(x), self.bias, *self._geometry(), "none", [], "")
+        weight = self._packed(x)
+        if in_panels(weight):
+            return convolution(x, weight, self.bias, None)
+        return ops._convolution_pointwise(x, weight, self.bias, *self._geometry(), "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        weight = self._packed(x)
+        if in_panels(weight):
+            return convolution(x, weight, self.bias, residual)
         how: tuple[Any, ...] = ("add", 1.0, None, [], None)
-        return ops._convolution_pointwise.binary(x, residual, self._packed(x), self.bias, *self._geometry(), *how)
+        return ops._convolution_pointwise.binary(x, residual, weight, self.bias, *self._geometry(), *how)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.padding, self.stride, self.dilation, self.groups
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if not weight.is_mkldnn:
-            size = list(x.shape)
-            weight = _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), size))
-        return weight
+        weight = _settled(self, self._keeps_size() and self._suits(x))
+        if _is_packed(weight):
+            return weight
+        return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
+
+    def _keeps_size(self) -> bool:
+        around = tuple(side // 2 for side in self.kernel_size)
+        return self._geometry() == (around, (1, 1), (1, 1), 1) and self.kernel_size in ((1, 1), (3, 3))
+
+    def _suits(self, x: Tensor) -> bool:
+        pixels = x.shape[-2] * x.shape[-1]
+        return suits_rows(9, pixels, len(x)) if self.kernel_size == (3, 3) else suits_rows(1, len(x) * pixels)
+
+
+def _settled(layer: PackedLinear | PackedConv2d, few_rows: bool) -> Tensor:
+    """The weight: in panels as long as every call has few rows, plain at the first that has not; then as it is."""
+    weight: Tensor = layer.weight
+    if in_panels(weight):
+        return weight if few_rows else _hold(layer, from_panels(weight, layer.weight_shape))
+    if few_rows and not weight.is_mkldnn and suits(weight):
+        return _hold(layer, to_panels(weight))
+    return weight
+
+
+def _is_packed(weight: Tensor) -> bool:
+    return weight.is_mkldnn or in_panels(weight)
 
 
 def _hold(layer: nn.Module, packed: Tensor) -> Tensor:
@@ -58,3 +100,5 @@ def unpack(layer: PackedLinear | PackedConv2d) -> None:
     """The weight as it was, to the bit."""
     if layer.weight.is_mkldnn:
         _hold(layer, layer.weight.to_dense())
+    elif in_panels(layer.weight):
+        _hold(layer, from_panels(layer.weight, layer.weight_shape))

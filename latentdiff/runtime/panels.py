@@ -1,0 +1,62 @@
+"""Products of few rows in bfloat16 by our own kernel (products.cpp), whose weights lie in panels of 32 columns.
+
+There the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8 pixels, against 0.3 MB of
+rows. With more rows oneDNN is as good or better.
+"""
+
+import torch
+from torch import Tensor
+
+from latentdiff.runtime.native import call, has_amx
+
+COLUMNS, DEPTH, TILE = 32, 32, 16
+MOST_ROWS = {1: 64, 9: 512}  # by the taps of a kernel: up to here ours was the faster one on two cores with AMX
+
+
+def suits(weight: Tensor) -> bool:
+    """Whether the kernel is there and can take a plain weight [columns, depth] or [columns, depth, k, k], k 1 or 3."""
+    columns, depth, taps = len(weight), weight.shape[1], weight[0, 0].numel()
+    whole = columns % COLUMNS == 0 and depth % DEPTH == 0
+    return weight.dtype == torch.bfloat16 and whole and taps in MOST_ROWS and has_amx()
+
+
+def suits_rows(taps: int, of_one: int, images: int = 1) -> bool:
+    """Whether it is meant for `images` of as many rows."""
+    return of_one >= TILE and images * of_one <= MOST_ROWS[taps]
+
+
+def in_panels(weight: Tensor) -> bool:
+    return not weight.is_mkldnn and weight.dim() == 7
+
+
+def to_panels(weight: Tensor) -> Tensor:
+    """[columns, depth, ...] as [columns / 32, depth / 32, taps, 2, 16 pairs of depths, 16 columns, 2]."""
+    columns, depth = weight.shape[:2]
+    parts = weight.reshape(columns // COLUMNS, 2, TILE, depth // DEPTH, TILE, 2, -1)
+    return parts.permute(0, 3, 6, 1, 4, 2, 5).contiguous()
+
+
+def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`to_panels` undone."""
+    return panels.permute(0, 3, 5, 1, 4, 6, 2).reshape(shape)
+
+
+def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x [..., depth] times the weights, plus bias [columns] and residual [..., columns]."""
+    x, columns = x.contiguous(), len(panels) * COLUMNS
+    out = x.new_empty(*x.shape[:-1], columns)
+    residual = None if residual is None else residual.contiguous()
+    call("linear_bf16", x.numel() // x.shape[-1], x.shape[-1], columns, x, panels, bias, residual, out)
+    return out
+
+
+def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x [B, depth, H, W] under kernels of 1x1, or of 3x3 with a pixel of zeros around x; [B, columns, H, W]."""
+    batch, depth, height, width = x.shape
+    out = x.new_empty(batch, height, width, len(panels) * COLUMNS)
+    x = x.permute(0, 2, 3, 1).contiguous()
+    residual = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
+    sizes = (batch, height, width) if panels.shape[2] == 9 else (batch * height * width,)
+    name = "convolution_bf16" if panels.shape[2] == 9 else "linear_bf16"
+    call(name, *sizes, depth, out.shape[-1], x, panels, bias, residual, out)
+    return out.permute(0, 3, 1, 2)

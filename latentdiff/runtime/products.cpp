@@ -1,0 +1,180 @@
+// Products of bfloat16 on AMX for few rows: linear layers, and 3x3 convolutions of small maps.
+//
+// There the weights are many and the rows few, so that what counts is to read each weight once, in the order it lies in,
+// and to keep the rows near. A panel is 32 columns of the weights; its part for some depths stays in the second cache
+// while all rows pass by it.
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "amx.h"
+
+namespace {
+
+constexpr int64_t PANEL = 2 * TILE;               // columns
+constexpr int64_t PANEL_BITS = PANEL * DEPTH;     // of one depth and tap
+constexpr int64_t SUMS = PANEL * PANEL;           // two tiles of rows by one panel
+constexpr int64_t NEAR = 1024 * 1024;             // bytes of rows that are to stay in the second cache
+
+// The rows of a product: `images` of `rows`, each row in pieces of DEPTH; each tap reads them from another place.
+struct Left {
+    const bits* data;
+    int64_t images, rows, image_stride, row_bytes, depth_stride, taps;
+    int64_t tap[9];
+    int64_t tiles() const { return (rows + TILE - 1) / TILE; }  // of an image; the last two may overlap
+    int64_t start(int64_t tile) const { return std::min(tile % tiles() * TILE, rows - TILE); }
+    const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * row_bytes / 2; }
+    int64_t place(int64_t tile) const { return tile / tiles() * rows + start(tile); }
+};
+
+struct Product {
+    Left left;
+    int64_t depths, columns;
+    const bits* weight;  // [columns / PANEL, depths, taps, 2, TILE, DEPTH]
+    const bits *bias, *residual;
+    bits* out;
+};
+
+// sums [PANEL, PANEL] (+)= two tiles of rows times `depths` of a panel.
+void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
+                float* sums) {
+    constexpr int64_t bytes = PANEL * sizeof(float);
+    written();
+    if (fresh) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, bytes);
+        _tile_loadd(1, sums + TILE, bytes);
+        _tile_loadd(2, sums + TILE * PANEL, bytes);
+        _tile_loadd(3, sums + TILE * PANEL + TILE, bytes);
+    }
+    for (int64_t depth = 0; depth < depths; ++depth, first += left.depth_stride, second += left.depth_stride)
+        for (int64_t i = 0; i < left.taps; ++i, weight += PANEL_BITS) {
+            _tile_loadd(4, first + left.tap[i], left.row_bytes);
+            _tile_loadd(6, weight, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, weight + TILE_BITS, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, second + left.tap[i], left.row_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    _tile_stored(0, sums, bytes);
+    _tile_stored(1, sums + TILE, bytes);
+    _tile_stored(2, sums + TILE * PANEL, bytes);
+    _tile_stored(3, sums + TILE * PANEL + TILE, bytes);
+}
+
+inline __m512 widen(const bits* from) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+// A tile's rows of sums, with bias and residual, into the answer.
+void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
+    const bits* bias = p.bias ? p.bias + panel * PANEL : nullptr;
+    const __m512 left_bias = bias ? widen(bias) : _mm512_setzero_ps();
+    const __m512 right_bias = bias ? widen(bias + TILE) : _mm512_setzero_ps();
+    int64_t place = p.left.place(tile) * p.columns + panel * PANEL;
+    for (int64_t row = 0; row < TILE; ++row, sums += PANEL, place += p.columns) {
+        __m512 left = _mm512_add_ps(_mm512_loadu_ps(sums), left_bias);
+        __m512 right = _mm512_add_ps(_mm512_loadu_ps(sums + TILE), right_bias);
+        if (p.residual) {
+            left = _mm512_add_ps(left, widen(p.residual + place));
+            right = _mm512_add_ps(right, widen(p.residual + place + TILE));
+        }
+        _mm512_storeu_si512(p.out + place, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+    }
+}
+
+void multiply(const Product& p) {
+    const int64_t tiles = p.left.images * p.left.tiles(), blocks = (tiles + 1) / 2, panels = p.columns / PANEL;
+    const int64_t of_depth = std::max<int64_t>(1, p.left.taps / 3) * p.left.images * p.left.rows * DEPTH * sizeof(bits);
+    const int64_t chunk = std::clamp<int64_t>(NEAR / of_depth, 1, p.depths);
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+        const int64_t splits = std::min(blocks, (2 * threads + panels - 1) / panels), items = panels * splits;
+        const int64_t begin = me * items / threads, end = (me + 1) * items / threads;
+        const int64_t share = (blocks + splits - 1) / splits;
+        const bool once = chunk == p.depths;
+        const auto sums = aligned<float>((once ? 1 : (end - begin) * share) * SUMS);
+        const Tiles state;
+        for (int64_t depth = 0; depth < p.depths; depth += chunk) {
+            const int64_t depths = std::min(chunk, p.depths - depth);
+            for (int64_t item = begin; item < end; ++item) {
+                const int64_t panel = item / splits, from = item % splits * share, to = std::min(from + share, blocks);
+                const bits* weight = p.weight + (panel * p.depths + depth) * p.left.taps * PANEL_BITS;
+                for (int64_t block = from; block < to; ++block) {
+                    const int64_t one = 2 * block, two = std::min(one + 1, tiles - 1);
+                    float* own = sums.get() + (once ? 0 : ((item - begin) * share + block - from) * SUMS);
+                    const int64_t offset = depth * p.left.depth_stride;
+                    accumulate(p.left, p.left.at(one) + offset, p.left.at(two) + offset, weight, depths, depth == 0, own);
+                    if (depth + depths < p.depths) continue;
+                    written();
+                    write(p, own, one, panel);
+                    write(p, own + TILE * PANEL, two, panel);
+                }
+            }
+        }
+    }
+}
+
+// A map [images, height, width, depth], each DEPTH of its channels apart, thrice: moved right, as it is and moved left by
+// one, zeros coming in; with a row of zeros above and below. Then a row of a tap lies behind the row before it.
+void spread(const bits* x, int64_t images, int64_t height, int64_t width, int64_t depths, bits* to) {
+    const int64_t line = width * DEPTH, copy = (height + 2) * line;
+    const __m512i zero = _mm512_setzero_si512();
+#pragma omp parallel for collapse(2)
+    for (int64_t depth = 0; depth < depths; ++depth)
+        for (int64_t image = 0; image < images; ++image) {
+            const bits* from = x + image * height * width * depths * DEPTH + depth * DEPTH;
+            bits* right = to + (depth * images + image) * 3 * copy;
+            for (int64_t i = 0; i < 3; ++i) {
+                std::memset(right + i * copy, 0, line * sizeof(bits));
+                std::memset(right + (i + 1) * copy - line, 0, line * sizeof(bits));
+            }
+            for (int64_t y = 0; y < height; ++y) {
+                right += line;
+                for (int64_t place = 0; place < line; place += DEPTH, from += depths * DEPTH) {
+                    const __m512i value = _mm512_loadu_si512(from);
+                    if (place + DEPTH < line) _mm512_store_si512(right + place + DEPTH, value);
+                    _mm512_store_si512(right + copy + place, value);
+                    if (place > 0) _mm512_store_si512(right + 2 * copy + place - DEPTH, value);
+                }
+                _mm512_store_si512(right, zero);
+                _mm512_store_si512(right + 2 * copy + line - DEPTH, zero);
+            }
+        }
+}
+
+}  // namespace
+
+// x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are. At least 16 rows.
+extern "C" void linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+                            const void* bias, const void* residual, void* out) {
+    const Left left{static_cast<const bits*>(x), 1, rows, 0, depth * 2, DEPTH, 1, {0}};
+    multiply({left, depth / DEPTH, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
+              static_cast<const bits*>(residual), static_cast<bits*>(out)});
+}
+
+// x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it. At least 16 pixels an image.
+extern "C" void convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
+                                 const void* x, const void* weight, const void* bias, const void* residual, void* out) {
+    const int64_t depths = depth / DEPTH, line = width * DEPTH, copy = (height + 2) * line;
+    const auto spread_out = aligned<bits>(depths * images * 3 * copy);
+    spread(static_cast<const bits*>(x), images, height, width, depths, spread_out.get());
+    Left left{spread_out.get(), images, height * width, 3 * copy, 64, images * 3 * copy, 9, {}};
+    for (int64_t i = 0; i < 9; ++i) left.tap[i] = i % 3 * copy + i / 3 * line;
+    multiply({left, depths, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
+              static_cast<const bits*>(residual), static_cast<bits*>(out)});
+}
+
+#endif
