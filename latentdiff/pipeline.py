@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoint import Components, locate, read_pipeline, write_pipeline
+from latentdiff.checkpoint import Components, fill, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
 from latentdiff.lora import merge_lora
@@ -23,12 +23,13 @@ from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.inference import prepare, restore
+from latentdiff.runtime.lending import lend_weights
+from latentdiff.runtime.tiles import decode_parts
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
-DECODE_PIXELS = 1024 * 1024
 KEPT_TEXTS = 4
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE_SCALE = 5.0
@@ -59,6 +60,7 @@ class LatentDiffusionPipeline:
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
         self._optimize = "off"
+        self._low_memory = False
         self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
@@ -68,11 +70,13 @@ class LatentDiffusionPipeline:
         device: str = "auto",
         dtype: str = "auto",
         optimize: Literal["auto", "off"] = "auto",
+        low_memory: bool = False,
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
-        the same faster on this machine, off the plain modules, to look into, to change or for gradients.
+        the same faster on this machine, off the plain modules, to look into, to change or for gradients. low_memory:
+        weights stay in their files and are read there at each call, a block at a time; nothing can change or save them.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         if optimize not in (known := ("auto", "off")):
@@ -80,8 +84,9 @@ class LatentDiffusionPipeline:
         chosen_device = pick_device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
-        pipe._optimize = optimize
+        give = partial(lend_weights, device=chosen_device, fast=optimize == "auto") if low_memory else fill
+        pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
+        pipe._optimize, pipe._low_memory = optimize, low_memory
         pipe._prepare()
         return pipe
 
@@ -96,13 +101,15 @@ class LatentDiffusionPipeline:
             return load_learned(parts, Path(path))
 
     def _prepare(self) -> None:
-        if self._optimize == "auto":
+        if self._optimize == "auto" and not self._low_memory:
             prepare(self.unet)
             prepare(self.vae)
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
         """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
+        if self._low_memory:
+            raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
         restore(self.unet)
         restore(self.vae)
         self._texts.clear()
@@ -184,18 +191,27 @@ class LatentDiffusionPipeline:
         watch.check()
         if output_type == "latent":
             return PipelineOutput(done, seeds)
-        return PipelineOutput(_to_output(self.decode(done), output_type), seeds)
+        pixels = self._decode(done, _bytes if output_type == "pil" else _unit)
+        return PipelineOutput(_to_output(pixels, output_type), seeds)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
+        return self._decode(latents, lambda pixels: pixels)
+
+    def _decode(self, latents: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """[B, 3, H, W] of what `finish`, which may write to them, makes of pixels; only a part is float32 at a time."""
         dtype = next(self.vae.parameters()).dtype
-        z = (latents / self.vae.config.scaling_factor).to(dtype)
-        factor = self.vae.config.downscale
-        at_once = max(1, DECODE_PIXELS // (z.shape[-2] * z.shape[-1] * factor**2))
-        pixels = torch.cat([self.vae.decode(part).float() for part in z.split(at_once)])
-        if not torch.isfinite(pixels).all():
-            raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
-        return pixels.clamp(-1, 1)
+        z, factor = (latents / self.vae.config.scaling_factor).to(dtype), self.vae.config.downscale
+        made: Tensor | None = None
+        for images, rows, pixels in decode_parts(self.vae.decode, z, factor):
+            if not torch.isfinite(pixels).all():
+                raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
+            part = finish(pixels.clamp_(-1, 1))
+            if made is None:
+                made = part.new_empty(len(z), part.shape[1], factor * z.shape[-2], factor * z.shape[-1])
+            made[images, :, rows] = part
+        assert made is not None
+        return made
 
     def _denoiser(
         self, prompts: list[str], negatives: list[str] | None, height: int, width: int, guided: bool
@@ -321,11 +337,16 @@ def _join(first: TextEmbedding, second: TextEmbedding) -> TextEmbedding:
     return TextEmbedding(torch.cat([first.hidden, second.hidden]), pooled)
 
 
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.div_(2).add_(0.5).clamp_(0, 1)
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return _unit(pixels).mul_(255).round_().to(torch.uint8)
+
+
 def _to_output(pixels: Tensor, output_type: OutputType) -> Any:
-    unit = (pixels / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":
-        return unit
-    array = unit.permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+        return pixels
+    array = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else [Image.fromarray(image) for image in array]

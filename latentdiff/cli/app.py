@@ -49,6 +49,10 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="Leave weights in their files; slower, and for machines they do not fit."),
+    ] = False,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
@@ -74,7 +78,7 @@ def generate(
         "embedding": None if embedding is None else str(embedding),
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    run(Request(output, prompts or [], num_images, device, from_image, given))
+    run(Request(output, prompts or [], num_images, device, from_image, given, low_memory))
 
 
 @app.command()
