@@ -81,10 +81,12 @@ class LatentDiffusionPipeline:
         """
         if optimize not in (known := ("auto", "off")):
             raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, known)}")
-        chosen_device = pick_device(device)
+        chosen_device = pick_device("cpu" if low_memory and device == "auto" else device)
+        if low_memory and chosen_device.type != "cpu":
+            raise InputError(f"low_memory=True runs on the CPU, not on device={device!r}; try device='cpu'")
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        give = partial(lend_weights, device=chosen_device, fast=optimize == "auto") if low_memory else fill
+        give = partial(lend_weights, fast=optimize == "auto") if low_memory else fill
         pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
         pipe._optimize, pipe._low_memory = optimize, low_memory
         pipe._prepare()

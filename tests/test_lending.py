@@ -97,6 +97,12 @@ def test_weights_go_back_when_a_block_fails(model_folder: Path) -> None:
     assert torch.isfinite(latents_of(pipe)).all()
 
 
+def test_it_is_for_the_cpu(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="low_memory=True runs on the CPU, not on device='meta'; try device='cpu'"):
+        LatentDiffusionPipeline.from_pretrained(model_folder, device="meta", low_memory=True)
+    assert LatentDiffusionPipeline.from_pretrained(model_folder, low_memory=True).device == torch.device("cpu")
+
+
 def test_what_changes_or_saves_weights_is_refused(model_folder: Path, tmp_path: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for call in (pipe.load_lora, pipe.load_textual_inversion, pipe.save_pretrained):

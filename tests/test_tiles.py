@@ -91,7 +91,7 @@ def test_a_vae_in_tiles_is_near_to_it_whole(monkeypatch: pytest.MonkeyPatch) -> 
     z = torch.randn(1, 4, 60, 60)
     whole = vae.decode(z)
     error = (gather(vae.decode, z, 2) - whole).abs()
-    assert 0 < error.mean() < 0.05 * whole.std()
+    assert 0 < error.mean() < 0.1 * whole.std()
     assert error[..., 48:72, :].mean() < 2 * error.mean()
 
 

@@ -56,7 +56,7 @@ def run(request: Request) -> None:
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     if request.low_memory and (added := [key for key in ("lora", "embedding") if settings.get(key) is not None]):
-        raise InputError(f"--low-memory cannot take a {added[0]}, which changes weights; leave one of the two out")
+        raise InputError(f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out")
     pipe = LatentDiffusionPipeline.from_pretrained(
         model, device=request.device, dtype=dtype, low_memory=request.low_memory
     )

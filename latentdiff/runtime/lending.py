@@ -14,25 +14,23 @@ from latentdiff.stored import Place, map_tensors
 BLOCK_BYTES = 32 * 1024 * 1024
 
 
-def lend_weights(
-    model: nn.Module, places: dict[str, Place], dtype: torch.dtype, device: torch.device, fast: bool
-) -> None:
-    """Have a model without memory take its weights from their files at each call, a block at a time.
+def lend_weights(model: nn.Module, places: dict[str, Place], dtype: torch.dtype, fast: bool) -> None:
+    """Have a model without memory take its weights from their files at each call, a block at a time; on the CPU.
 
-    What is on the CPU in the file's dtype is read where the file is mapped, without a copy. fast: compute the same by
+    Weights in the file's dtype are read where the file is mapped, without a copy. fast: compute the same by
     the kernels that this machine has. Threads may call the model; a block serves one at a time.
     """
-    empty = {key: _placeholder(place.shape, dtype, device) for key, place in places.items()}
+    empty = {key: _placeholder(place.shape, dtype) for key, place in places.items()}
     model.load_state_dict(empty, assign=True)
-    if fast and device.type == "cpu":
+    if fast:
         _use_kernels(model)
     for name, block in _blocks(model):
         _lend(block, [(weight, places[f"{name}.{key}"]) for key, weight in block.named_parameters()])
 
 
-def _placeholder(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """One number that stands for all: not a number, so that a weight which was not lent is seen in the pictures."""
-    return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
+    return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -53,7 +51,7 @@ def _lend(block: nn.Module, own: list[tuple[nn.Parameter, Place]]) -> None:
         with free:
             try:
                 for (weight, _), tensor in zip(own, map_tensors(place for _, place in own), strict=True):
-                    weight.data = tensor.to(weight.device, weight.dtype)
+                    weight.data = tensor.to(weight.dtype)
                 return type(block).forward(block, *arguments, **options)
             finally:
                 for (weight, _), nothing in zip(own, empty, strict=True):
