@@ -8,6 +8,7 @@ take before there is a model, is in no need; the latter has a row and a column o
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
@@ -41,7 +42,7 @@ pipe({prompt!r}, num_inference_steps={steps}, height={size}, width={size}).image
 class Alive(TorchDispatchMode):
     """Counts the bytes of tensors alive together that operations made, but for views of `weights`; `peak`: the most."""
 
-    def __init__(self, weights: list[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.weights = {weight.untyped_storage()._cdata for weight in weights}
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json
 
-MAPPED_BYTES = 64 * 1024 * 1024
+MAPPED_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)

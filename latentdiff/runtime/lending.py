@@ -57,7 +57,7 @@ def _lend(block: nn.Module, own: list[tuple[nn.Parameter, Place]]) -> None:
                 for (weight, _), nothing in zip(own, empty, strict=True):
                     weight.data = nothing
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 class KernelAttention(Attention):
