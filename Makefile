@@ -17,6 +17,7 @@ bench:
 	python -m benchmarks.decode --shape emoji
 	python -m benchmarks.pipeline
 	python -m benchmarks.coldstart
+	python -m benchmarks.memory
 	python -m benchmarks.training
 
 docs:

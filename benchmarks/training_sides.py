@@ -25,9 +25,10 @@ from latentdiff.data.layouts import Row
 from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
+from latentdiff.runtime.memory import peak_memory
 from latentdiff.schedule import Schedule
 from latentdiff.training.denoiser import DenoiserTask
-from latentdiff.training.loop import Run, peak_memory
+from latentdiff.training.loop import Run
 
 Item = dict[str, Tensor]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
@@ -19,7 +18,9 @@ from latentdiff.models.tokenizer import read_tokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.schedule import Schedule
+from latentdiff.stored import Place, find_tensors, read_tensors
 
+Fill = Callable[[nn.Module, dict[str, Place], torch.dtype], None]
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -34,6 +35,11 @@ class Components:
     text: TextConditioner
     schedule: Schedule
     zero_empty_prompt: bool = False
+
+
+def fill(model: nn.Module, places: dict[str, Place], dtype: torch.dtype) -> None:
+    """Give a model without memory its weights, read one after the other."""
+    model.load_state_dict(dict(zip(places, read_tensors(places.values(), dtype), strict=True)), assign=True)
 
 
 def bundled_model() -> Path:
@@ -75,16 +81,19 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def read_pipeline(folder: Path, dtype: torch.dtype) -> Components:
-    """Read every component of a pipeline folder. Raises CheckpointError naming the file that is missing or damaged."""
+def read_pipeline(folder: Path, dtype: torch.dtype, give: Fill = fill) -> Components:
+    """Read every component of a pipeline folder; `give` says how a model gets its weights.
+
+    Raises CheckpointError naming the file that is missing or damaged.
+    """
     index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
     unet_config = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
     vae_config = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     return Components(
-        unet=_load(UNet2DConditionModel, unet_config, folder / "unet", dtype),
-        vae=_load(AutoencoderKL, vae_config, folder / "vae", dtype),
-        text=read_text(folder, index, dtype),
+        unet=_load(UNet2DConditionModel, unet_config, folder / "unet", dtype, give),
+        vae=_load(AutoencoderKL, vae_config, folder / "vae", torch.float32 if vae_config.force_upcast else dtype, give),
+        text=read_text(folder, index, dtype, give),
         schedule=Schedule(ScheduleConfig.read(schedule, "scheduler/scheduler_config.json")),
         zero_empty_prompt=unet_config.addition_embed_type is not None
         and index.get("force_zeros_for_empty_prompt", True),
@@ -120,20 +129,22 @@ def read_vae_config(folder: Path) -> VAEConfig:
     return VAEConfig.read(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def read_text(folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.float32) -> TextConditioner:
+def read_text(
+    folder: Path, index: dict[str, Any], dtype: torch.dtype = torch.float32, give: Fill = fill
+) -> TextConditioner:
     """Read `text_encoder/` and `tokenizer/`, and `text_encoder_2/` and `tokenizer_2/` where the index names them."""
     names = [name for name in ("text_encoder", "text_encoder_2") if index.get(name, [None, None])[1]]
-    encoders = [_read_encoder(folder / name, index[name][1], dtype) for name in names]
+    encoders = [_read_encoder(folder / name, index[name][1], dtype, give) for name in names]
     tokenizers = [read_tokenizer(folder / name.replace("text_encoder", "tokenizer")) for name in names]
     return TextConditioner(tokenizers, encoders)
 
 
-def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> CLIPTextModel:
+def _read_encoder(folder: Path, class_name: str, dtype: torch.dtype, give: Fill) -> CLIPTextModel:
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
     raw = read_json(folder / "config.json") | {"architectures": [class_name]}
     config = CLIPTextConfig.read(raw, str(folder / "config.json"))
-    return _load(CLIPTextModel, config, folder, dtype, TEXT_WEIGHTS, current_key)
+    return _load(CLIPTextModel, config, folder, dtype, give, TEXT_WEIGHTS, current_key)
 
 
 def _load(
@@ -141,50 +152,34 @@ def _load(
     config: Any,
     folder: Path,
     dtype: torch.dtype,
+    give: Fill = fill,
     stem: str = WEIGHTS,
     rename: Callable[[str], str | None] | None = None,
 ) -> Any:
-    """Build the model without memory, then hand it the file's tensors, but for those that `rename` calls None."""
+    """Build the model without memory, then have `give` give it the file's tensors, which fit it."""
     with torch.device("meta"):
         model = model_class(config)
-    renamed = {(rename or _new_key)(key): value.to(dtype) for key, value in read_weights(folder, stem).items()}
-    state = {key: value for key, value in renamed.items() if key is not None}
-    _check(model, state, folder)
-    model.load_state_dict(state, assign=True)
+    places = find_tensors(folder, stem, rename or _new_key)
+    _check(model, places, folder)
+    give(model, places, dtype)
     return model.eval().requires_grad_(False)
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of a component: one file, its fp16 variant, or the shards an index lists. Pickles are not read."""
-    for name in (stem, f"{stem}.fp16"):
-        if (single := folder / f"{name}.safetensors").is_file():
-            return _read_file(single)
-    if (index := folder / f"{stem}.safetensors.index.json").is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{index} names a shard outside its folder; download the model again")
-        return {key: value for name in names for key, value in _read_file(folder / name).items()}
-    if list(folder.glob("*.bin")):
-        raise CheckpointError(f"{folder} holds only .bin pickles, which can run code; convert them to safetensors")
-    raise CheckpointError(f"{folder / stem}.safetensors is missing; download or save the model again")
+    """All tensors of a component under the names and in the dtypes of its files, as `find_tensors` finds them."""
+    places = find_tensors(folder, stem, str)
+    return dict(zip(places, read_tensors(places.values()), strict=True))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}); download or save the model again") from error
-
-
-def _check(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+def _check(model: nn.Module, found: dict[str, Place], folder: Path) -> None:
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    for key in expected.keys() ^ state.keys():
+    for key in expected.keys() ^ found.keys():
         word = "lacks" if key in expected else "has an unknown"
         raise CheckpointError(f"{folder}: the weights {word} tensor {key}; they do not belong to its config.json")
     for key, shape in expected.items():
-        if state[key].shape != shape:
+        if found[key].shape != shape:
             raise CheckpointError(
-                f"{folder}: {key} is {list(state[key].shape)}, config.json says {list(shape)}; get both from one place"
+                f"{folder}: {key} is {list(found[key].shape)}, config.json says {list(shape)}; get both from one place"
             )
 
 

@@ -7,30 +7,31 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoint import Components, locate, read_pipeline, write_pipeline
+from latentdiff.checkpoint import Components, fill, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
 from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
-from latentdiff.runtime import pick_device, pick_dtype
-from latentdiff.runtime.approximate import approximate as approximate_layers
-from latentdiff.runtime.approximate import check_approximations, for_one_run
-from latentdiff.runtime.inference import prepare, restore
+from latentdiff.runtime import pick_dtype
+from latentdiff.runtime.approximate import for_one_run
+from latentdiff.runtime.inference import restore
+from latentdiff.runtime.lending import lend_weights
+from latentdiff.runtime.tiles import decode_parts
+from latentdiff.runtime.way import Way, choose_way
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
-DECODE_PIXELS = 1024 * 1024
 KEPT_TEXTS = 4
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE_SCALE = 5.0
@@ -60,8 +61,7 @@ class LatentDiffusionPipeline:
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.device, self.dtype, self.folder = device, dtype, folder
-        self._optimize = "off"
-        self.approximate: tuple[str, ...] = ()
+        self.way = Way()
         self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
@@ -70,27 +70,26 @@ class LatentDiffusionPipeline:
         path_or_id: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        optimize: Literal["auto", "off"] = "auto",
+        optimize: str = "auto",
         approximate: Sequence[str] = (),
+        low_memory: bool = False,
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
         the same faster on this machine, off the plain modules, to look into, to change or for gradients. approximate:
-        names of what makes nearly the same pictures sooner, see `runtime.approximate`.
+        names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights stay in
+        their files and are read there at each call, a block at a time; nothing can change or save them.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
-        if optimize not in (known := ("auto", "off")):
-            raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, known)}")
-        approximations = check_approximations(approximate)
-        if approximations and optimize == "off":
-            raise InputError(f"approximate={list(approximations)} needs optimize='auto'; leave one of them out")
-        chosen_device = pick_device(device)
+        way = choose_way(optimize, approximate, low_memory)
+        chosen_device = way.device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        pipe = cls(read_pipeline(folder, chosen_dtype), chosen_device, chosen_dtype, folder)
-        pipe._optimize, pipe.approximate = optimize, approximations
-        pipe._prepare()
+        give = partial(lend_weights, fast=optimize == "auto") if low_memory else fill
+        pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
+        pipe.way = way
+        way.make_ready(pipe.unet, pipe.vae)
         return pipe
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
@@ -103,22 +102,18 @@ class LatentDiffusionPipeline:
         with self._plain() as parts:
             return load_learned(parts, Path(path))
 
-    def _prepare(self) -> None:
-        if self._optimize == "auto":
-            prepare(self.unet)
-            prepare(self.vae)
-            approximate_layers(self.unet, self.approximate)
-
     @contextmanager
     def _plain(self) -> Iterator[Components]:
         """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
+        if self.way.low_memory:
+            raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
         restore(self.unet)
         restore(self.vae)
         self._texts.clear()
         try:
             yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt)
         finally:
-            self._prepare()
+            self.way.make_ready(self.unet, self.vae)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -193,18 +188,27 @@ class LatentDiffusionPipeline:
         watch.check()
         if output_type == "latent":
             return PipelineOutput(done, seeds)
-        return PipelineOutput(_to_output(self.decode(done), output_type), seeds)
+        pixels = self._decode(done, _bytes if output_type == "pil" else _unit)
+        return PipelineOutput(_to_output(pixels, output_type), seeds)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
+        return self._decode(latents, lambda pixels: pixels)
+
+    def _decode(self, latents: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """[B, 3, H, W] of what `finish`, which may write to them, makes of pixels; only a part is float32 at a time."""
         dtype = next(self.vae.parameters()).dtype
-        z = (latents / self.vae.config.scaling_factor).to(dtype)
-        factor = self.vae.config.downscale
-        at_once = max(1, DECODE_PIXELS // (z.shape[-2] * z.shape[-1] * factor**2))
-        pixels = torch.cat([self.vae.decode(part).float() for part in z.split(at_once)])
-        if not torch.isfinite(pixels).all():
-            raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
-        return pixels.clamp(-1, 1)
+        z, factor = (latents / self.vae.config.scaling_factor).to(dtype), self.vae.config.downscale
+        made: Tensor | None = None
+        for images, rows, pixels in decode_parts(self.vae.decode, z, factor):
+            if not torch.isfinite(pixels).all():
+                raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
+            part = finish(pixels.clamp_(-1, 1))
+            if made is None:
+                made = part.new_empty(len(z), part.shape[1], factor * z.shape[-2], factor * z.shape[-1])
+            made[images, :, rows] = part
+        assert made is not None
+        return made
 
     def _denoiser(
         self, prompts: list[str], negatives: list[str] | None, height: int, width: int, guided: bool
@@ -213,7 +217,7 @@ class LatentDiffusionPipeline:
         both = self._text(prompts, negatives, guided)
         texts = {len(text.hidden): text for text in (_last(both, len(prompts)), both)}
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-        unet = for_one_run(self.unet, self.approximate)
+        unet = for_one_run(self.unet, self.way.approximate)
 
         def denoiser(latents: Tensor, timestep: float) -> Tensor:
             text, timesteps = texts[len(latents)], torch.full((1,), timestep, device=self.device)
@@ -331,11 +335,16 @@ def _join(first: TextEmbedding, second: TextEmbedding) -> TextEmbedding:
     return TextEmbedding(torch.cat([first.hidden, second.hidden]), pooled)
 
 
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.div_(2).add_(0.5).clamp_(0, 1)
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return _unit(pixels).mul_(255).round_().to(torch.uint8)
+
+
 def _to_output(pixels: Tensor, output_type: OutputType) -> Any:
-    unit = (pixels / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":
-        return unit
-    array = unit.permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+        return pixels
+    array = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else [Image.fromarray(image) for image in array]

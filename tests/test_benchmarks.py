@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import coldstart, contestants, machine, networks, pipeline, report, roofline, training
+from benchmarks import coldstart, contestants, machine, memory, networks, pipeline, report, roofline, training
 from benchmarks.compare import chosen, compare, tabulate
 from benchmarks.contest import Contest, Entry, hold
 from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
@@ -213,3 +213,35 @@ def test_cold_starts_of_the_bundled_model() -> None:
     turns = coldstart.measure(machine.RESULTS.parents[1] / "weights" / "emoji", "cpu", steps=1, rounds=1)
     assert list(turns) == [coldstart.BASE, "latentdiff generate", "latentdiff --help"]
     assert coldstart.tabulate(turns).count("\n") == 4
+
+
+def test_what_is_alive_together_is_counted() -> None:
+    weight = torch.zeros(100, 100)
+    with memory.Alive([weight]) as alive:
+        a = torch.ones(1000)  # 4000 bytes
+        a = a + 1  # 8000 for a moment
+        assert alive.peak == 8000
+        b = a.view(10, 100) @ weight.t()  # views are nothing, the product 4000
+        assert alive.peak == 8000
+        c = torch.cat([a, b.flatten()])  # 4000 + 4000 + 8000
+        assert alive.peak == 16000
+        del a, b, c
+        torch.ones(3000)
+    assert alive.peak == 16000
+
+
+def test_memory_is_told_as_a_part_of_the_need() -> None:
+    turns = {memory.LIBRARIES: [Turn([1.0], 2**30)], "latentdiff": [Turn([3.0], 2 * 2**30), Turn([1.0], 4 * 2**30)]}
+    lines = memory.tabulate(turns, 2 * 2**30).splitlines()
+    assert lines[2] == f"| {memory.LIBRARIES} | 1 | 1.000 |  |  |"
+    assert lines[3] == "| latentdiff | 2 | 4.000 | 2.00 | 1.50 |"
+
+
+@pytest.mark.slow
+def test_memory_of_every_side_is_measured(model_folder: Path) -> None:
+    weights, activations = memory.need(model_folder, "float32", None)
+    stored = sum(path.stat().st_size for path in model_folder.rglob("*.safetensors"))
+    assert 0.8 * stored < weights < stored and activations > 0
+    turns = memory.measure(model_folder, "float32", steps=1, size=None, rounds=1)
+    assert list(turns) == [memory.LIBRARIES, "latentdiff", "latentdiff --low-memory", "diffusers"]
+    assert all(turn.peak_bytes > 2**26 for own in turns.values() for turn in own)

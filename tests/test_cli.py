@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_several_pictures_get_numbers_and_their_own_seeds(
     assert np.abs(alone - pixels(paths[3])).max() <= 1
 
 
+def test_little_memory_makes_the_same_picture_and_the_bar_tells_the_most(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    options = ["--model", model_folder, "--steps", 2, "--seed", 5, "--dtype", "float32"]
+    for name, more in (("x.png", []), ("y.png", ["--low-memory"])):
+        assert run("generate", PROMPT, "-o", tmp_path / name, *options, *more, monkeypatch=monkeypatch) == 0
+        printed = capsys.readouterr()
+        assert printed.out == f"{tmp_path / name}\n"
+        assert re.search(r"memory=\d+\.\dG", printed.err)
+    first, second = (pixels(tmp_path / name).astype(int) for name in ("x.png", "y.png"))
+    assert np.abs(first - second).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +111,9 @@ def test_several_pictures_get_numbers_and_their_own_seeds(
         ([PROMPT, "-o", "x.png", "--device", "gpu"], "device='gpu' is not usable here"),
         ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
         ([PROMPT, "-o", "x.png", "--model", "."], "it is no model folder"),
+        ([PROMPT, "-o", "x.png", "--low-memory", "--lora", "x"], "--low-memory does not go with --lora"),
+        ([PROMPT, "-o", "x.png", "--low-memory", "--embedding", "x"], "--low-memory does not go with --embedding"),
+        ([PROMPT, "-o", "x.png", "--low-memory", "--device", "meta"], "low_memory=True runs on the CPU"),
         (["-o", "x.png", "--from-image", "gone.png"], "does not exist"),
         (["-o", "x.png", "--from-image", "plain.png"], "holds no recipe"),
         (["-o", "x.png", "--from-image", "text.png"], "is no readable PNG"),

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "schedule", "samplers", "guidance", "models", "checkpoint", "lora",
+    "errors", "files", "config", "schedule", "samplers", "guidance", "models", "stored", "checkpoint", "lora",
     "textual_inversion", "runtime", "pipeline", "recipe", "data", "training", "metrics", "serving", "cli",
 ]  # fmt: skip
 SLOW = {

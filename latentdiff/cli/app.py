@@ -52,6 +52,10 @@ def generate(
     approximate: Annotated[
         str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="Leave weights in their files; slower, and for machines they do not fit."),
+    ] = False,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
@@ -78,7 +82,7 @@ def generate(
         "embedding": None if embedding is None else str(embedding),
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    run(Request(output, prompts or [], num_images, device, from_image, given))
+    run(Request(output, prompts or [], num_images, device, from_image, given, low_memory))
 
 
 @app.command()

@@ -25,6 +25,7 @@ class Request:
     device: str
     from_image: Path | None
     given: dict[str, Any]
+    low_memory: bool = False
 
 
 def run(request: Request) -> None:
@@ -42,6 +43,7 @@ def run(request: Request) -> None:
 
     from latentdiff.lora import find_lora
     from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+    from latentdiff.runtime.memory import peak_memory
     from latentdiff.textual_inversion import find_learned
 
     defaults: dict[str, Any] = {
@@ -53,8 +55,12 @@ def run(request: Request) -> None:
     }
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
+    if request.low_memory and (added := [key for key in ("lora", "embedding") if settings.get(key) is not None]):
+        raise InputError(f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out")
     approximate = settings.pop("approximate", ())
-    pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype, approximate=approximate)
+    pipe = LatentDiffusionPipeline.from_pretrained(
+        model, request.device, dtype, approximate=approximate, low_memory=request.low_memory
+    )
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)
@@ -72,8 +78,9 @@ def run(request: Request) -> None:
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
+        bar.set_postfix(memory=f"{peak_memory() / 2**30:.1f}G")
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
-    same |= {"approximate": pipe.approximate, "lora": lora, "lora_scale": lora_scale, "embedding": embedding}
+    same |= {"approximate": pipe.way.approximate, "lora": lora, "lora_scale": lora_scale, "embedding": embedding}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)

@@ -1,8 +1,11 @@
-"""The C library's allocator, told to keep what it has."""
+"""How much memory this process has held, and the C library's allocator, told to keep what it has."""
 
 import ctypes
 import platform
+import resource
 from functools import cache
+
+import torch
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 PAD = 64 * 1024 * 1024
@@ -21,3 +24,10 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, PAD)):
         libc.mallopt(option, value)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held: on the GPU where it uses one, else resident."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -64,7 +64,7 @@ def has_amx() -> bool:
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel. A tensor stands for its address, None for no address; which there must be is the kernel's to say."""
+    """Run a kernel. A tensor stands for its address, None for none; which there must be is the kernel's to say."""
     kernel = getattr(load_kernels(), name)
     if kernel.argtypes is None:
         kernel.argtypes = [C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]

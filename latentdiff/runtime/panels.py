@@ -1,7 +1,7 @@
 """Products of few rows in bfloat16 by our own kernel (products.cpp), whose weights lie in panels of 32 columns.
 
-There the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8 pixels, against 0.3 MB of
-rows. With more rows oneDNN is as good or better.
+There the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8 pixels, against 0.3 MB
+of rows. With more rows oneDNN is as good or better.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """The training loop, one for every task: read it top to bottom."""
 
 import math
-import resource
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from latentdiff.data.batches import Batches
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.files import atomic_path
 from latentdiff.runtime.kernels import use_native_kernels
+from latentdiff.runtime.memory import peak_memory
 from latentdiff.training.checkpoints import Progress, newest_good, save_checkpoint, save_model
 from latentdiff.training.ema import EMA
 from latentdiff.training.evaluation import evaluate
@@ -238,13 +238,6 @@ def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]],
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         for name in [name for name in state if name.removeprefix("module.") in frozen or name in frozen]:
             del state[name]
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _failures(failures: list[str]) -> dict[str, Any]:

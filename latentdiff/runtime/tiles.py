@@ -1,0 +1,90 @@
+"""Pictures too large to be decoded at once: tiles that overlap, whose seams are blended."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AT_ONCE = 1024 * 1024  # pixels
+TILE, OVERLAP = 768, 128  # pixels a side
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tile along one side: the latents it is decoded from, the pixels of it that count, and how much each does.
+
+    `kept` are pixels of the picture and `inner` the same ones of the tile; `weights` [kept], 1 but at seams.
+    """
+
+    latents: slice
+    kept: slice
+    inner: slice
+    weights: Tensor
+
+
+def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Decode z [B, C, h, w], as many pictures at once as `AT_ONCE` allows, and a larger one in tiles.
+
+    factor: pixels a latent. Yields pictures, rows, and their pixels as float32 [b, 3, rows, W] to be written to.
+    """
+    height, width = factor * z.shape[-2], factor * z.shape[-1]
+    if height * width <= AT_ONCE:
+        count = AT_ONCE // (height * width)
+        for k in range(0, len(z), count):
+            yield slice(k, k + count), slice(0, height), decode(z[k : k + count]).float()
+        return
+    rows, columns = (cuts(side, TILE // factor, OVERLAP // factor, factor) for side in z.shape[-2:])
+    for k in range(len(z)):
+        start = 0
+        for strip in _strips(decode, z[k : k + 1], rows, columns):
+            yield slice(k, k + 1), slice(start, start + strip.shape[-2]), strip
+            start += strip.shape[-2]
+
+
+def cuts(length: int, tile: int, overlap: int, factor: int) -> list[Cut]:
+    """Tiles of one size, at even distances, over a side of `length` latents. All but length and factor in latents.
+
+    Where two overlap, one's weight falls in a straight line while the other's rises, in the middle of what they share:
+    the edges of a tile, where its padding is felt, count for nothing. The weights of a pixel sum to 1, being the
+    differences of a row of slopes that begins with 1 and ends with 0.
+    """
+    size = min(tile, length)
+    count = math.ceil((length - overlap) / (tile - overlap)) if length > tile else 1
+    starts = [round(k * (length - size) / max(count - 1, 1)) for k in range(count)]
+    pixels = torch.arange(factor * length) + 0.5
+    seams = [factor * (first + size + second) / 2 for first, second in zip(starts, starts[1:], strict=False)]
+    slopes = [((pixels - seam) / (factor * overlap / 2) + 0.5).clamp(0, 1) for seam in seams]
+    slopes = [torch.ones_like(pixels), *slopes, torch.zeros_like(pixels)]
+    return [_cut(start, size, factor, slopes[k] - slopes[k + 1]) for k, start in enumerate(starts)]
+
+
+def _cut(start: int, size: int, factor: int, weights: Tensor) -> Cut:
+    first, *_, last = weights.nonzero().flatten().tolist()
+    inner = slice(first - factor * start, last + 1 - factor * start)
+    return Cut(slice(start, start + size), slice(first, last + 1), inner, weights[first : last + 1])
+
+
+def _strips(decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], columns: list[Cut]) -> Iterator[Tensor]:
+    """Finished rows of a picture [1, 3, rows, W], from top to bottom; of float32 only a row of tiles is held."""
+    begun: Tensor | None = None  # the seam with the tiles above
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        band = _band(decode, z[..., row.latents, :], row, columns)
+        if begun is not None:
+            band[..., : begun.shape[-2], :] += begun
+        done = (following.kept.start if following else row.kept.stop) - row.kept.start
+        begun = band[..., done:, :].clone()
+        yield band[..., :done, :]
+
+
+def _band(decode: Callable[[Tensor], Tensor], z: Tensor, row: Cut, columns: list[Cut]) -> Tensor:
+    """A row of tiles side by side, times its weights."""
+    band: Tensor | None = None
+    for column in columns:
+        tile = decode(z[..., column.latents].contiguous())[..., row.inner, column.inner].float()
+        if band is None:
+            band = tile.new_zeros(*tile.shape[:-1], columns[-1].kept.stop)
+        band[..., column.kept] += tile * column.weights.to(tile.device)
+    assert band is not None
+    return band.mul_(row.weights[:, None].to(band.device))

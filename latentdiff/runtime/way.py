@@ -1,0 +1,50 @@
+"""How the networks of a pipeline run: as they are read, or as what computes the same, or nearly, sooner or in less."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.runtime import pick_device
+from latentdiff.runtime.approximate import approximate as approximate_layers
+from latentdiff.runtime.approximate import check_approximations
+from latentdiff.runtime.inference import prepare
+
+LEVELS = ("auto", "off")
+
+
+@dataclass(frozen=True)
+class Way:
+    """optimize: one of `LEVELS`. approximate: of `runtime.approximate`. low_memory: weights stay in their files."""
+
+    optimize: str = "off"
+    approximate: tuple[str, ...] = ()
+    low_memory: bool = False
+
+    def make_ready(self, unet: nn.Module, vae: nn.Module) -> None:
+        """In place, until `runtime.inference.restore`. Raises InputError where this machine cannot."""
+        if self.optimize == "auto" and not self.low_memory:
+            prepare(unet)
+            prepare(vae)
+            approximate_layers(unet, self.approximate)  # type: ignore[arg-type]
+
+    def device(self, name: str) -> torch.device:
+        """`pick_device`, and the CPU for weights that stay in their files. Raises InputError."""
+        device = pick_device("cpu" if self.low_memory and name == "auto" else name)
+        if self.low_memory and device.type != "cpu":
+            raise InputError(f"low_memory=True runs on the CPU, not on device={name!r}; try device='cpu'")
+        return device
+
+
+def choose_way(optimize: str, approximate: Sequence[str] = (), low_memory: bool = False) -> Way:
+    """Raises InputError for a name that is unknown, and for two that do not go together."""
+    if optimize not in LEVELS:
+        raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, LEVELS)}")
+    names = check_approximations(approximate)
+    if names and optimize != "auto":
+        raise InputError(f"approximate={list(names)} needs optimize='auto'; leave one of them out")
+    if names and low_memory:
+        raise InputError(f"approximate={list(names)} does not go with low_memory=True; leave one of them out")
+    return Way(optimize, names, low_memory)
