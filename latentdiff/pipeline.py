@@ -21,7 +21,8 @@ from latentdiff.guidance import guide
 from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
-from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime import pick_device, pick_dtype, send
+from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.inference import prepare, restore
 from latentdiff.samplers import Denoiser, plan, sample
 from latentdiff.textual_inversion import load_learned
@@ -67,15 +68,16 @@ class LatentDiffusionPipeline:
         path_or_id: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        optimize: Literal["auto", "off"] = "auto",
+        optimize: str = "auto",
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
-        the same faster on this machine, off the plain modules, to look into, to change or for gradients.
+        the same faster on this machine, off the plain modules, to look into, to change or for gradients; compile what
+        torch.compile makes of them, in minutes at the first call for each size, from a cache on the disk after that.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
-        if optimize not in (known := ("auto", "off")):
+        if optimize not in (known := ("auto", "off", "compile")):
             raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, known)}")
         chosen_device = pick_device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
@@ -99,6 +101,9 @@ class LatentDiffusionPipeline:
         if self._optimize == "auto":
             prepare(self.unet)
             prepare(self.vae)
+        elif self._optimize == "compile":
+            compile_model(self.unet, self.device, otherwise=prepare)
+            compile_model(self.vae.decoder, self.device, otherwise=prepare)
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
@@ -172,7 +177,7 @@ class LatentDiffusionPipeline:
 
         def noise() -> Tensor:
             """Each image's own draw, made on the CPU so that it is the same on every device."""
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+            return send(torch.stack([torch.randn(shape, generator=g) for g in generators]), self.device)
 
         start = noise() if latents is None else _given(latents, (len(prompts), *shape)).to(self.device)
         denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance_scale != 1)

@@ -23,6 +23,7 @@ class Request:
     prompts: list[str]
     num_images: int
     device: str
+    optimize: str
     from_image: Path | None
     given: dict[str, Any]
 
@@ -53,7 +54,7 @@ def run(request: Request) -> None:
     }
     settings = defaults | old | request.given
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
-    pipe = LatentDiffusionPipeline.from_pretrained(model, device=request.device, dtype=dtype)
+    pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, request.optimize)
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)
