@@ -20,6 +20,7 @@ ACTIVATIONS = 2**30  # bytes, about: of a call, and of the libraries
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=300, help="seconds to wait for an answer of a contestant")
     parser.add_argument("--peers", nargs="*", help=f"parts of names; by default all but {', '.join(OPT_IN)}")
     parser.add_argument("--base", default=BASE, choices=CONTESTANTS, help="whose time the ratios are of")
 
@@ -31,7 +32,9 @@ def chosen(peers: list[str] | None) -> list[str]:
     return [name for name in CONTESTANTS if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
 
 
-def compare(network: Network, names: list[str], rounds: int) -> tuple[Contest, dict[str, float]]:
+def compare(
+    network: Network, names: list[str], rounds: int, limit: float | None = None
+) -> tuple[Contest, dict[str, float]]:
     """What those of `names` that are installed did, and their relative errors: ||y - y_exact|| / ||y_exact||."""
     size, settings = parameters(network), network.model_dump_json()
     entries = {
@@ -43,7 +46,7 @@ def compare(network: Network, names: list[str], rounds: int) -> tuple[Contest, d
     free = free_memory(torch.device(network.device)) - 8 * size
     product = {roofline.NAME: Entry("benchmarks.roofline", network.device)}
     with TemporaryDirectory() as folder:
-        contest = hold(entries, rounds, free, always=product, outputs=Path(folder))
+        contest = hold(entries, rounds, free, always=product, outputs=Path(folder), limit=limit)
         paths = {name: Path(folder) / f"{name}.pt" for name in entries if name in contest.turns}
         outputs = {name: torch.load(path, map_location="cpu").float() for name, path in paths.items()}
     contest.notes |= {name: "not installed" for name in names if name not in entries}
@@ -72,7 +75,7 @@ def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: 
 
 def run(what: str, about: str, network: Network, given: argparse.Namespace) -> None:
     """Measure, print and write."""
-    contest, errors = compare(network, chosen(given.peers), given.rounds)
+    contest, errors = compare(network, chosen(given.peers), given.rounds, given.limit)
     operations = flops(network)
     about += f": {operations / 1e12:.3f} TFLOP. {contest.about(given.rounds)} Relative error: L2, of {REFERENCE}."
     body = tabulate(contest, errors, operations, given.base, given.device)

@@ -27,7 +27,8 @@ SDXL = UNetConfig(
 )
 
 
-SHAPES: dict[str, UNetConfig | None] = {"sd15": UNetConfig(), "sdxl": SDXL, "emoji": None}
+SD2 = UNetConfig(num_attention_heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True)
+SHAPES: dict[str, UNetConfig | None] = {"sd15": UNetConfig(), "sd2": SD2, "sdxl": SDXL, "emoji": None}
 
 
 class UNet(Config):
@@ -145,7 +146,7 @@ def parameters(network: Network) -> int:
 
 
 def unet(shape: str, latents: int | None = None, **settings: Any) -> UNet:
-    """`sd15`, `sdxl` or `emoji`, the bundled model's; `latents` as it was trained for by default."""
+    """`sd15`, `sd2`, `sdxl` or `emoji`, the bundled model's; `latents` as it was trained for by default."""
     config, tokens = SHAPES[shape], 77
     if config is None:
         folder = locate(None)

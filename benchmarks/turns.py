@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ class Worker:
             text=True,
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
+            process_group=0,  # so that what it started ends with it
         )
 
     def __enter__(self) -> "Worker":
@@ -43,8 +47,23 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.process.communicate()
 
-    def ask(self, line: str) -> dict[str, Any]:
-        """Its answer. Raises RuntimeError when the process ended, or answered that it failed."""
+    def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
+        """Its answer. Raises RuntimeError when it ended, said that it failed, or was ended after `limit` seconds."""
+        if limit is None:
+            return self._ask(line)
+        end = time.monotonic() + limit
+        late = Timer(limit, os.killpg, (self.process.pid, signal.SIGKILL))
+        late.start()
+        try:
+            return self._ask(line)
+        except RuntimeError:
+            if time.monotonic() >= end:
+                raise RuntimeError(f"no answer in {limit:.0f} s; left out") from None
+            raise
+        finally:
+            late.cancel()
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(f"{line}\n")

@@ -8,7 +8,7 @@ from benchmarks.compare import add_options, run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="sd15", choices=["sd15", "sdxl", "emoji"])
+    parser.add_argument("--shape", default="sd15", choices=networks.SHAPES)
     parser.add_argument("--latents", type=int, help="height and width; by default what the shape was trained for")
     parser.add_argument("--batch", type=int, default=2, help="with guidance, a picture takes two")
     add_options(parser)

@@ -21,7 +21,7 @@ from latentdiff.guidance import guide
 from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
 from latentdiff.models.unet import AddedCond
-from latentdiff.runtime import pick_dtype
+from latentdiff.runtime import pick_dtype, send
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.runtime.inference import restore
 from latentdiff.runtime.lending import lend_weights
@@ -77,9 +77,10 @@ class LatentDiffusionPipeline:
         """Open a diffusers folder, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
-        the same faster on this machine, off the plain modules, to look into, to change or for gradients. approximate:
-        names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights stay in
-        their files and are read there at each call, a block at a time; nothing can change or save them.
+        the same faster on this machine, off the plain modules, to look into, to change or for gradients; compile what
+        torch.compile makes of them, in minutes at the first call for each size, from a cache on the disk after that.
+        approximate: names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights
+        stay in their files and are read there at each call, a block at a time; nothing can change or save them.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         way = choose_way(optimize, approximate, low_memory)
@@ -176,7 +177,7 @@ class LatentDiffusionPipeline:
 
         def noise() -> Tensor:
             """Each image's own draw, made on the CPU so that it is the same on every device."""
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+            return send(torch.stack([torch.randn(shape, generator=g) for g in generators]), self.device)
 
         start = noise() if latents is None else _given(latents, (len(prompts), *shape)).to(self.device)
         denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance_scale != 1)

@@ -3,18 +3,21 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import coldstart, contestants, machine, memory, networks, pipeline, report, roofline, training
+from benchmarks import coldstart, contestants, machine, memory, networks, numerics, pipeline, report, roofline, training
+from benchmarks import contest as contests
 from benchmarks.compare import chosen, compare, tabulate
 from benchmarks.contest import Contest, Entry, hold
 from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
-from benchmarks.turns import Turn, alternate, passes
+from benchmarks.turns import Turn, Worker, alternate, passes
+from latentdiff.checkpoint import locate, read_weights
 from latentdiff.config.model import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_unet_config, small_vae_config
@@ -104,7 +107,7 @@ def test_operations_are_those_of_diffusers(network: networks.Network) -> None:
     assert networks.flops(doubled) == pytest.approx(2 * networks.flops(network), rel=0.01)
 
 
-@pytest.mark.parametrize(("shape", "count"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
+@pytest.mark.parametrize(("shape", "count"), [("sd15", 859_520_964), ("sd2", 865_910_724), ("sdxl", 2_567_463_684)])
 def test_shapes_have_the_parameters_of_the_published_models(shape: str, count: int) -> None:
     assert networks.parameters(networks.unet(shape)) == count
 
@@ -245,3 +248,54 @@ def test_memory_of_every_side_is_measured(model_folder: Path) -> None:
     turns = memory.measure(model_folder, "float32", steps=1, size=None, rounds=1)
     assert list(turns) == [memory.LIBRARIES, "latentdiff", "latentdiff --low-memory", "diffusers"]
     assert all(turn.peak_bytes > 2**26 for own in turns.values() for turn in own)
+
+
+def test_one_that_takes_too_long_is_left_out_with_all_it_started(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "for line in sys.stdin:\n"
+        "    print(child.pid) if line.strip() else child.wait()\n"
+        "    sys.stdout.flush()\n"
+    )
+    with Worker("slow", "sleeper", environment={"PYTHONPATH": str(tmp_path)}) as worker:
+        child = worker.ask("who?")
+        with pytest.raises(RuntimeError, match="no answer in 1 s; left out"):
+            worker.ask("", limit=1)
+        with pytest.raises(RuntimeError, match="ended with status -9"):
+            worker.ask("", limit=60)
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_one_that_fails_in_a_later_round_has_a_note_and_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(contests.Worker):
+        def __init__(self, name: str, *_: object, **__: object) -> None:
+            self.name, self.asked = name, 0
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
+            self.asked += 1
+            if self.name == "bad" and self.asked == 3:
+                raise RuntimeError("no answer in 9 s; left out")
+            return {"seconds": [1.0], "peak_bytes": 0}
+
+    monkeypatch.setattr(contests, "Worker", Fails)
+    found = hold({"good": Entry("", ""), "bad": Entry("", "")}, 3, 1.0, limit=9)
+    assert found.notes == {"bad": "no answer in 9 s; left out"}
+    assert list(found.turns) == ["good"] and len(found.turns["good"]) == 3
+
+
+def test_numerics_are_of_every_level_and_change_nothing() -> None:
+    network = SMALL["unet of XL"]
+    found = numerics.errors(numerics.outputs(numerics.model_of("small", network), network, compiled=False))
+    assert list(found) == ["off", "auto"] and all(0 < value < 0.05 for value in found.values())
+    same = numerics.errors(iter([("float32", torch.ones(3)), ("off", torch.tensor([1.0, 1.0, 2.0]))]))
+    assert same == {"off": pytest.approx(3**-0.5)}
+
+
+def test_numerics_of_the_bundled_model_are_of_its_own_weights() -> None:
+    model = numerics.model_of("emoji", networks.unet("emoji"))
+    wanted = read_weights(locate(None) / "unet")
+    assert all(torch.equal(value, wanted[key].float()) for key, value in model.state_dict().items())

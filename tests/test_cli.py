@@ -109,6 +109,8 @@ def test_little_memory_makes_the_same_picture_and_the_bar_tells_the_most(
         ([PROMPT, "-o", "x.png", "--steps", "1001"], "num_inference_steps=1001"),
         ([PROMPT, "-o", "x.png", "--dtype", "float61"], "did you mean 'float16'"),
         ([PROMPT, "-o", "x.png", "--device", "gpu"], "device='gpu' is not usable here"),
+        ([PROMPT, "-o", "x.png", "--device", "cuda:99"], "device='cuda:99' is not usable here"),
+        ([PROMPT, "-o", "x.png", "--optimize", "turbo", "--model", "gone"], "known: auto, compile, off"),
         ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
         ([PROMPT, "-o", "x.png", "--model", "."], "it is no model folder"),
         ([PROMPT, "-o", "x.png", "--low-memory", "--lora", "x"], "--low-memory does not go with --lora"),

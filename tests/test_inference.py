@@ -13,6 +13,7 @@ from latentdiff.config.model import UNetConfig
 from latentdiff.models.attention import Attention, attention
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
+from latentdiff.runtime import inference
 from latentdiff.runtime.inference import FusedCrossAttention, prepare, restore
 from latentdiff.runtime.kernels import fast_attention
 from latentdiff.runtime.memory import keep_freed_memory
@@ -208,3 +209,38 @@ def test_attention_adds_what_it_is_given() -> None:
     alone = layer(torch.zeros_like(x), x, context)
     assert torch.allclose(layer(residual, x, context), residual + alone, atol=1e-6)
     assert not torch.allclose(alone, layer(torch.zeros_like(x), x), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_nothing_is_packed_attention_is_fused_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(inference, "_can_pack", lambda _: False)
+    plain = small_unet("sd2").to(dtype)
+    prepared = copy.deepcopy(plain)
+    prepare(prepared)
+    assert any(isinstance(m, FusedCrossAttention) for m in prepared.modules())
+    assert not any(isinstance(m, PackedLinear | PackedConv2d) for m in prepared.modules())
+    assert torch.allclose(answer(prepared), answer(plain), atol=1e-5 if dtype == torch.float32 else 0.05)
+    restore(prepared)
+    wanted, found = plain.state_dict(), prepared.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@torch.no_grad()
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_prepared_on_a_gpu_is_no_further_from_float64_than_plain(dtype: torch.dtype) -> None:
+    plain = small_unet("sd2")
+    text, sample = torch.randn(2, 5, 24), torch.randn(2, 4, 8, 8)
+
+    def call(unet: UNet2DConditionModel, dtype: torch.dtype, device: str) -> Tensor:
+        times = torch.tensor([7, 901], device=device)
+        return unet.to(device, dtype)(sample.to(device, dtype), times, text.to(device, dtype)).cpu()
+
+    wanted = call(copy.deepcopy(plain), torch.float64, "cpu")
+    theirs = error(call(plain, dtype, "cuda"), wanted)
+    prepare(plain)
+    assert error(call(plain, dtype, "cuda"), wanted) <= 1.5 * theirs

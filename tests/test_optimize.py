@@ -1,10 +1,12 @@
 """What `optimize="auto"` changes: time, not pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import read_pipeline, read_weights
@@ -52,4 +54,42 @@ def latents_of(pipe: LatentDiffusionPipeline) -> torch.Tensor:
 
 def test_a_word_that_is_none_of_them() -> None:
     with pytest.raises(InputError, match="optimize='atuo' is unknown; did you mean 'auto'"):
-        LatentDiffusionPipeline.from_pretrained(optimize="atuo")  # type: ignore[arg-type]
+        LatentDiffusionPipeline.from_pretrained(optimize="atuo")
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would make the host wait for a GPU: a number read out of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_2m_sde"])
+def test_no_step_waits_for_the_device(model_folder: Path, sampler: str) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
+    options: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "sampler": sampler, "output_type": "latent"}
+    pipe("a cat face", **options)
+    seen: list[int] = []
+    with Waits() as waits:
+        pipe("a cat face", **options, callback=lambda *_: seen.append(len(waits.names)))
+    assert len(seen) == 4 and seen[0] == seen[-1] < len(waits.names)  # the watch asks once, at the end
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_no_step_waits_for_a_gpu(model_folder: Path, sampler: str) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cuda")
+    options: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "sampler": sampler, "output_type": "latent"}
+    pipe("a cat face", **options)
+    modes = {1: "error", 3: "default"}
+    try:
+        pipe("a cat face", **options, callback=lambda step, *_: torch.cuda.set_sync_debug_mode(modes.get(step, 2)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

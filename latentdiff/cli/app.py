@@ -49,6 +49,7 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    optimize: Annotated[str, typer.Option(help="auto, off, or compile: minutes at first, then kept.")] = "auto",
     approximate: Annotated[
         str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
     ] = None,
@@ -82,7 +83,7 @@ def generate(
         "embedding": None if embedding is None else str(embedding),
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    run(Request(output, prompts or [], num_images, device, from_image, given, low_memory))
+    run(Request(output, prompts or [], num_images, device, optimize, from_image, given, low_memory))
 
 
 @app.command()

@@ -23,6 +23,7 @@ class Request:
     prompts: list[str]
     num_images: int
     device: str
+    optimize: str
     from_image: Path | None
     given: dict[str, Any]
     low_memory: bool = False
@@ -59,7 +60,7 @@ def run(request: Request) -> None:
         raise InputError(f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out")
     approximate = settings.pop("approximate", ())
     pipe = LatentDiffusionPipeline.from_pretrained(
-        model, request.device, dtype, approximate=approximate, low_memory=request.low_memory
+        model, request.device, dtype, request.optimize, approximate, request.low_memory
     )
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:

@@ -35,6 +35,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`, without waiting for what that still computes: CUDA copies from pinned memory meanwhile."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def _has_amx() -> bool:
     ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
     return bool(ask().get("amx_bf16"))

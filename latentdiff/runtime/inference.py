@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.models.attention import Attention, BasicTransformerBlock
+from latentdiff.runtime.compiled import Compiled
 from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
 from latentdiff.runtime.memory import keep_freed_memory
@@ -16,12 +17,13 @@ from latentdiff.runtime.timesteps import keep_time, restore_time
 def prepare(model: nn.Module) -> None:
     """Make a model on its device as fast as it can be without computing anything else; in place.
 
-    On the CPU it gives no gradients then, and its layers are not to be touched until `restore`.
+    It gives no gradients then, and its layers are not to be touched until `restore`.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = next(model.parameters())
     if weight.device.type == "cpu":
         use_native_kernels(model)
+    _fuse_attentions(model)
     if _can_pack(weight):
         keep_freed_memory()
         _pack(model)
@@ -35,12 +37,15 @@ def _can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _pack(model: nn.Module) -> None:
-    keep_time(model)
+def _fuse_attentions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BasicTransformerBlock):
             _fuse(module.attn1, FusedSelfAttention)
             _fuse(module.attn2, FusedCrossAttention)
+
+
+def _pack(model: nn.Module) -> None:
+    keep_time(model)
     for module in model.modules():
         if type(module) in PACKED:
             module.__class__ = PACKED[type(module)]
@@ -50,6 +55,8 @@ def restore(model: nn.Module) -> None:
     """The layers that weights are read from and written to, as they were; native norms stay."""
     unquantise(model)
     for module in model.modules():
+        if isinstance(vars(module).get("forward"), Compiled):
+            del module.forward
         if isinstance(module, PackedLinear | PackedConv2d):
             unpack(module)
             module.__class__ = type(module).__bases__[0]

@@ -85,7 +85,7 @@ def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, st
         shift = shift.float().expand(batch, -1).contiguous()
     weight, bias = norm.weight.float(), norm.bias.float()
     sizes = (*_sizes(x, norm.num_groups), width)
-    _call("group_norm_silu_int8_bf16", *sizes, x, shift, weight, bias, norm.eps, steps, float(zero), framed)
+    call("group_norm_silu_int8_bf16", *sizes, x, shift, weight, bias, norm.eps, steps, float(zero), framed)
     return framed
 
 

@@ -79,12 +79,22 @@ def cache_folder() -> Path:
 def _key(compiler: str) -> str:
     """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
     found = Path(compiler).stat()
-    features = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     parts = [
         *(source.read_text(encoding="utf-8") for source in (*SOURCES, HEADER)),
         *FLAGS,
         compiler,
         f"{found.st_size} {found.st_mtime_ns}",
-        features,
+        processor(),
     ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return _hash("\n".join(parts))
+
+
+def processor() -> str:
+    """The kind of processor, and a hash of what it can do where the system tells: what code for it depends on."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
+    return f"{platform.machine()}-{_hash(next((line for line in lines if line.startswith('flags')), lines[0]))}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from latentdiff.errors import InputError, did_you_mean
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import pick_device
 from latentdiff.runtime.approximate import approximate as approximate_layers
 from latentdiff.runtime.approximate import check_approximations
+from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.inference import prepare
 
-LEVELS = ("auto", "off")
+LEVELS = ("auto", "off", "compile")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,17 @@ class Way:
     approximate: tuple[str, ...] = ()
     low_memory: bool = False
 
-    def make_ready(self, unet: nn.Module, vae: nn.Module) -> None:
+    def make_ready(self, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
         """In place, until `runtime.inference.restore`. Raises InputError where this machine cannot."""
-        if self.optimize == "auto" and not self.low_memory:
+        if self.low_memory:
+            return
+        if self.optimize == "auto":
             prepare(unet)
             prepare(vae)
-            approximate_layers(unet, self.approximate)  # type: ignore[arg-type]
+            approximate_layers(unet, self.approximate)
+        elif self.optimize == "compile":
+            compile_model(unet, otherwise=prepare)
+            compile_model(vae.decoder, otherwise=prepare)
 
     def device(self, name: str) -> torch.device:
         """`pick_device`, and the CPU for weights that stay in their files. Raises InputError."""
@@ -42,6 +49,8 @@ def choose_way(optimize: str, approximate: Sequence[str] = (), low_memory: bool 
     """Raises InputError for a name that is unknown, and for two that do not go together."""
     if optimize not in LEVELS:
         raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, LEVELS)}")
+    if optimize == "compile" and low_memory:
+        raise InputError("optimize='compile' does not go with low_memory=True; leave one of them out")
     names = check_approximations(approximate)
     if names and optimize != "auto":
         raise InputError(f"approximate={list(names)} needs optimize='auto'; leave one of them out")

@@ -1,0 +1,84 @@
+"""What torch.compile makes, from one process to the next: an archive that is read whole or not at all.
+
+A process compiles in a temporary folder of its own and puts a copy of it in the user's cache, so that no other ever
+meets half a library, whatever ends this one.
+"""
+
+import atexit
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+
+from latentdiff.files import atomic_path
+from latentdiff.runtime.native import cache_folder, processor
+
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile reads and writes; Triton's kernels follow it
+
+
+class CompileCache:
+    """The archive of a device, unpacked into a folder that torch.compile works in until this process ends."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive, self.work = archive, Path(mkdtemp(prefix="latentdiff-"))
+        atexit.register(shutil.rmtree, self.work, ignore_errors=True)
+        os.environ[FOLDER] = str(self.work)
+        try:
+            self._unpack()
+        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            warnings.warn(f"{archive} is damaged ({error}) and ignored; it is written anew", stacklevel=2)
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir()
+        self.kept = self._files()
+
+    def _unpack(self) -> None:
+        if self.archive.exists():
+            with zipfile.ZipFile(self.archive) as packed:
+                packed.extractall(self.work)  # checks each file's sum
+            return
+        version = torch.__version__.partition("+")[0]
+        others = self.archive.parent.glob(f"torch-*{self.archive.name.removeprefix(f'torch-{torch.__version__}')}")
+        for other in sorted(others):
+            warnings.warn(f"{other} is of another torch than {version} and ignored; remove it", stacklevel=3)
+
+    def save(self) -> None:
+        """Write the archive where there is something new; one line instead where the disk refuses."""
+        if (found := self._files()) == self.kept:
+            return
+        try:
+            self.archive.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                atomic_path(self.archive) as partial,
+                zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, True, 1) as out,
+            ):
+                for name in sorted(found):
+                    out.write(self.work / name, name)
+        except OSError as error:
+            warnings.warn(
+                f"{self.archive} cannot be written ({error.strerror}); the next start compiles again", stacklevel=2
+            )
+        self.kept = found
+
+    def _files(self) -> set[str]:
+        paths = (path for path in self.work.rglob("*") if path.is_file() and path.suffix not in (".lock", ".tmp"))
+        return {path.relative_to(self.work).as_posix() for path in paths}
+
+
+@cache
+def open_cache(device: torch.device) -> CompileCache | None:
+    """The cache of a kind of device; None where TORCHINDUCTOR_CACHE_DIR says that someone else keeps one."""
+    if FOLDER in os.environ:
+        return None
+    return CompileCache(archive_path(device))
+
+
+def archive_path(device: torch.device) -> Path:
+    """`compiled/torch-<version>-<device>.zip` in our folder of the user's cache."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}-{processor()}"
+    return cache_folder() / "compiled" / f"torch-{torch.__version__}-{re.sub('[^A-Za-z0-9]+', '-', name)}.zip"
