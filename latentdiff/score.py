@@ -53,9 +53,8 @@ def flow(
 
     From T - 1 to 0 it draws pictures, which keep the noise of timestep 0; the other way it finds the noise of one.
     """
-    velocity = _velocity(denoiser, schedule)
-    places = (level_at(schedule, timestep).place for timestep in (start, end))
-    return solve(velocity, x, *places, tolerance)
+    first, last = (level_at(schedule, timestep).place for timestep in (start, end))
+    return solve(_velocity(denoiser, schedule), x, first, last, tolerance)
 
 
 def log_likelihood(
@@ -81,9 +80,8 @@ def log_likelihood(
         return torch.cat([speed.detach().flatten(1), divergence[:, None]], 1)
 
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-    last = schedule.config.num_train_timesteps - 1
-    places = (level_at(schedule, t).place for t in (timestep, last))
-    noise, change = solve(both, state, *places, tolerance).split([state.shape[1] - 1, 1], 1)
+    first, last = (level_at(schedule, t).place for t in (timestep, schedule.config.num_train_timesteps - 1))
+    noise, change = solve(both, state, first, last, tolerance).split([state.shape[1] - 1, 1], 1)
     return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1) + change[:, 0]
 
 

@@ -47,7 +47,7 @@ def run(name: str, digits: Path, *overrides: str, resume: bool = False) -> Path:
         "data.batch_size=4",
         f"run.output={output}",
     ]
-    train(load_yaml(train_config, CONFIGS / f"{name}.yaml", [*few, "run.mixed_precision=no", *overrides]), resume)
+    train(load_yaml(train_config, CONFIGS / f"{name}.yaml", [*few, 'run.mixed_precision="no"', *overrides]), resume)
     return output
 
 
