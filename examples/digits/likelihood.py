@@ -21,6 +21,7 @@ from latentdiff.score import flow, level_at, log_likelihood
 from latentdiff.training.grid import to_grid
 
 COLUMNS, SHOWN, ENLARGED = 16, 64, 6
+TOLERANCE = 1e-4
 NOISE = 1 / 6  # of the distance between two grey levels: 0.3 % of the pixels come nearer to another one
 
 
@@ -85,7 +86,7 @@ def bits(denoiser: Denoiser, schedule: Schedule, grey: Tensor, levels: int, seed
     distance = ((z[..., None] - level.alpha * values) / level.sigma).square()
     decoder = (-0.5 * distance).log_softmax(-1).gather(-1, grey[..., None])[..., 0]
     probes = torch.randint(0, 2, (1, *z.shape), generator=generator).double() * 2 - 1
-    prior = log_likelihood(denoiser, schedule, z, probes, level.timestep)
+    prior = log_likelihood(denoiser, schedule, z, probes, level.timestep, TOLERANCE)
     nats = (q - decoder).flatten(1).sum(1) - prior
     return nats / (grey[0].numel() * math.log(2))
 
@@ -107,7 +108,7 @@ def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -
     size, last = pipe.unet.config.sample_size, pipe.schedule.config.num_train_timesteps - 1
     noise = torch.randn(SHOWN, 1, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, tolerance=1e-4))
+        pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))
     grid = to_grid(pixels, COLUMNS)
     grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(path)
 
