@@ -98,7 +98,7 @@ def test_the_configs_train_resume_and_make_models(
     assert likelihood.main() == 0
     words = capsys.readouterr().out
     assert "bits a pixel, at most, of 20 held-out pictures" in words
-    assert Image.open(output / "sheet.png").size == (16 * 8 * 6, 8 * 6)
+    assert Image.open(output / "sheet.png").size == (16 * 10 * 6, 10 * 6)
 
 
 def test_pixel_space_has_one_channel_or_three() -> None:

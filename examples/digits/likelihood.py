@@ -109,7 +109,7 @@ def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -
     noise = torch.randn(SHOWN, 1, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))
-    grid = to_grid(pixels, COLUMNS)
+    grid = to_grid(torch.nn.functional.pad(pixels, (1, 1, 1, 1)), COLUMNS)  # apart by grey
     grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(path)
 
 
