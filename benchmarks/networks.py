@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentdiff.checkpoint import locate, read_vae_config
+from latentdiff.checkpoint import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
@@ -157,7 +157,7 @@ def unet(shape: str, latents: int | None = None, **settings: Any) -> UNet:
 
 def decoder(shape: str, size: int | None = None, **settings: Any) -> Decoder:
     """`sd15` or `emoji`, the bundled model's; `size` as it was trained for by default."""
-    config = VAEConfig() if shape == "sd15" else read_vae_config(locate(None) / "vae")
+    config = VAEConfig() if shape == "sd15" else VAEConfig.read(_json(locate(None) / "vae" / "config.json"), "vae")
     return Decoder(config=config, size=size or config.sample_size, **settings)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from latentdiff.checkpoint import locate, read_vae_config
+from latentdiff.checkpoint import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.models.clip_text import CLIPTextModel
@@ -52,11 +52,11 @@ class Shape(Config):
 def emoji() -> Shape:
     """The bundled model, as it was trained."""
     recipe, folder = yaml.safe_load(EMOJI.read_text(encoding="utf-8")), locate(None)
-    text = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    text, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("text_encoder", "vae"))
     return Shape(
         name="emoji",
         unet=recipe["model"],
-        vae=read_vae_config(folder / "vae"),
+        vae=VAEConfig.read(vae, "vae/config.json"),
         text=CLIPTextConfig.read(text, "text_encoder/config.json"),
         schedule=recipe["schedule"],
         batch=recipe["data"]["batch_size"],

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import CLIPTextConfig, IdentityVAEConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json, write_json
 from latentdiff.models.clip_text import CLIPTextModel, current_key
 from latentdiff.models.text import TextConditioner
 from latentdiff.models.tokenizer import read_tokenizer
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.models.vae import AutoencoderKL
+from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.stored import Place, find_tensors, read_tensors
 
@@ -31,7 +31,7 @@ class Components:
     """What a pipeline is made of. `zero_empty_prompt`: SDXL's habit of zeros where no negative prompt is given."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: VAE
     text: TextConditioner
     schedule: Schedule
     zero_empty_prompt: bool = False
@@ -88,11 +88,10 @@ def read_pipeline(folder: Path, dtype: torch.dtype, give: Fill = fill) -> Compon
     """
     index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
     unet_config = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
-    vae_config = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     return Components(
         unet=_load(UNet2DConditionModel, unet_config, folder / "unet", dtype, give),
-        vae=_load(AutoencoderKL, vae_config, folder / "vae", torch.float32 if vae_config.force_upcast else dtype, give),
+        vae=read_vae(folder / "vae", dtype, give),
         text=read_text(folder, index, dtype, give),
         schedule=Schedule(ScheduleConfig.read(schedule, "scheduler/scheduler_config.json")),
         zero_empty_prompt=unet_config.addition_embed_type is not None
@@ -113,20 +112,24 @@ def read_limits(folder: Path) -> Limits:
     """A model's limits, read without any weight."""
     index = read_json(folder / "model_index.json", "it is no model folder; give one that a pipeline was saved to")
     unet = UNetConfig.read(read_json(folder / "unet" / "config.json"), "unet/config.json")
-    vae = VAEConfig.read(read_json(folder / "vae" / "config.json"), "vae/config.json")
+    vae = read_vae_config(folder / "vae")
     names = [name for name in ("tokenizer", "tokenizer_2") if index.get(name, [None, None])[1]]
     text = TextConditioner([read_tokenizer(folder / name) for name in names], [])
     return Limits(unet.sample_size * vae.downscale, vae.downscale, text)
 
 
-def read_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """Read one VAE folder: `config.json` and its safetensors."""
-    return _load(AutoencoderKL, read_vae_config(folder), folder, dtype)
+def read_vae(folder: Path, dtype: torch.dtype = torch.float32, give: Fill = fill) -> VAE:
+    """Read one VAE folder: `config.json` and its safetensors; in float32 where the config asks for it."""
+    config = read_vae_config(folder)
+    kind = IdentityVAE if isinstance(config, IdentityVAEConfig) else AutoencoderKL
+    return _load(kind, config, folder, torch.float32 if config.force_upcast else dtype, give)
 
 
-def read_vae_config(folder: Path) -> VAEConfig:
-    """The config of one VAE folder."""
-    return VAEConfig.read(read_json(folder / "config.json"), str(folder / "config.json"))
+def read_vae_config(folder: Path) -> VAEConfig | IdentityVAEConfig:
+    """The config of one VAE folder, or of the identity that a model of pixels has there."""
+    raw = read_json(folder / "config.json")
+    kind = IdentityVAEConfig if raw.get("_class_name") == IdentityVAE.__name__ else VAEConfig
+    return kind.read(raw, str(folder / "config.json"))
 
 
 def read_text(
@@ -191,7 +194,7 @@ def _new_key(key: str) -> str:
 
 
 def write_pipeline(parts: Components, folder: Path) -> None:
-    """Write every component so that diffusers opens the folder; `model_index.json` comes last."""
+    """Write every component so that diffusers opens the folder, if it is latent; `model_index.json` comes last."""
     write_model(parts.unet, parts.unet.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")
     write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
@@ -230,5 +233,5 @@ def _index(parts: Components) -> dict[str, Any]:
         "scheduler": ["diffusers", "DDIMScheduler"],
         **text,
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["latentdiff" if isinstance(parts.vae, IdentityVAE) else "diffusers", type(parts.vae).__name__],
     }

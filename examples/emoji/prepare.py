@@ -2,14 +2,10 @@
 
 import argparse
 import json
-import os
 import random
-import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from examples.emoji.render import render
 from examples.emoji.sheet import contact_sheet
 from examples.emoji.sources import NAMES, NAMES_CREDIT, SOURCES, Source, fetch, pictures
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_held_out
+from examples.folders import whole_folder
 from latentdiff.errors import InputError
 
 
@@ -57,24 +54,6 @@ def prepare(out: Path, cache: Path, size: int = 128) -> None:
         print(f"{part:9} {style:13} {count:5}")
     concepts = len({row["concept"] for row in rows})
     print(f"{len(rows)} pictures of {concepts} concepts in {out} after {time.monotonic() - start:.0f} s")
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`: renamed to it on success, removed on an error."""
-    out = out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; name another, or delete it first")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
-    try:
-        yield partial
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rows(emoji: dict[str, Emoji], found: dict[Source, dict[str, bytes]]) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from examples.emoji.concepts import chance, read_emoji
-from examples.emoji.prepare import whole_folder
 from examples.emoji.render import render
 from examples.emoji.sources import NAMES, drawings, fetch, read_members
+from examples.folders import whole_folder
 from latentdiff.errors import InputError
 
 PACKAGE = "@iconify-json/streamline-emojis@1.2.4"

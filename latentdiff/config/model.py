@@ -1,6 +1,6 @@
 """The shapes of the networks and of the noise, in the words of diffusers' and transformers' `config.json` files."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
@@ -201,6 +201,19 @@ class VAEConfig(ModelConfig):
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         return {"act_fn": ("silu",), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+
+
+class IdentityVAEConfig(ModelConfig):
+    """Pixel space: pixels are diffused themselves, or with one channel their grey. diffusers has nothing like it."""
+
+    latent_channels: Literal[1, 3] = 3
+    scaling_factor: ClassVar[float] = 1.0
+    downscale: ClassVar[int] = 1
+    force_upcast: ClassVar[bool] = False
+
+    @classmethod
+    def _class_name(cls) -> str:
+        return "IdentityVAE"
 
 
 class CLIPTextConfig(ModelConfig):

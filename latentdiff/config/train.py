@@ -155,6 +155,19 @@ class TextTrainConfig(TrainConfig):
     patch_size: PositiveInt = 16
 
 
+class MetricsConfig(Config):
+    """Metrics at each look at a denoiser: `num` held-out captions drawn from fixed seeds, against their pictures.
+
+    `features`, `weights`, `judge` and `names` are those of `latentdiff evaluate`.
+    """
+
+    num: PositiveInt = 64
+    names: Annotated[tuple[str, ...], Field(min_length=1)] = ("frechet", "kernel")
+    features: str = "efficientnet-lite0"
+    weights: str | None = None
+    judge: str | None = None
+
+
 class DenoiserConfig(TrainConfig):
     """A U-Net in the latent space of a frozen VAE, conditioned by a frozen text encoder.
 
@@ -171,18 +184,28 @@ class DenoiserConfig(TrainConfig):
     sample_prompts: tuple[str, ...] = ()
     sample_steps: PositiveInt = 20
     guidance_scale: NonNegativeFloat = 4.0
+    metrics: MetricsConfig | None = None
 
 
 class UNetTrainConfig(DenoiserConfig):
-    """A U-Net from scratch, or from the weights in `init`; the text encoder along with it, if asked."""
+    """A U-Net from scratch, or from the weights in `init`; the text encoder along with it, if asked.
+
+    `vae`: the folder of a VAE, or null for pixel space: RGB with three channels, grey with one.
+    """
 
     task: Literal["unet"]
-    vae: Path
+    vae: Path | None
     text_encoder: Path
     model: UNetConfig
     schedule: ScheduleConfig
     init: Path | None = None
     train_text_encoder: bool = False
+
+    @model_validator(mode="after")
+    def _pixels_have_one_channel_or_three(self) -> Self:
+        if self.vae is None and self.model.in_channels not in (1, 3):
+            raise ValueError(f"vae: null is pixel space, and model.in_channels={self.model.in_channels}; take 1 or 3")
+        return self
 
 
 class PriorConfig(Config):

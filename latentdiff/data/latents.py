@@ -20,7 +20,7 @@ from latentdiff.data.captions import choose_caption
 from latentdiff.data.images import decode, measure, to_pixels
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
-from latentdiff.models.vae import AutoencoderKL
+from latentdiff.models.vae import VAE
 
 PIXELS = 2**19  # at once through the encoder: 32 pictures of 128 x 128, one of 1024 x 1024
 
@@ -59,7 +59,7 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
         return {"mean": mean, "std": std, "caption": caption, "weight": weight, "draw": draw}
 
 
-def encode_rows(vae: AutoencoderKL, rows: list[Row], config: DataConfig, cache: Path) -> list[Encoded]:
+def encode_rows(vae: VAE, rows: list[Row], config: DataConfig, cache: Path) -> list[Encoded]:
     """Every row's cuts through the encoder; those that `cache` holds from this VAE and these bytes are read from it."""
     fitting = Fitting.of(config, vae.config.downscale)
     digests = [hashlib.sha256(row.read()).hexdigest() for row in rows]
@@ -92,7 +92,7 @@ def _views(row: Row, digest: str, config: DataConfig, fitting: Fitting) -> list[
     return views(size, fitting.bucket(size), config, digest)
 
 
-def _encode(vae: AutoencoderKL, wanted: dict[str, tuple[Row, View]]) -> dict[str, Tensor]:
+def _encode(vae: VAE, wanted: dict[str, tuple[Row, View]]) -> dict[str, Tensor]:
     device = next(vae.parameters()).device
     found: dict[str, Tensor] = {}
     bar = tqdm(total=len(wanted), desc="encoding pictures")
@@ -124,7 +124,7 @@ def _key(digest: str, view: View) -> str:
     return f"{digest} {width}x{height}{place}{' mirrored' if view.mirrored else ''}{colour}"
 
 
-def _fingerprint(vae: AutoencoderKL) -> str:
+def _fingerprint(vae: VAE) -> str:
     return fingerprint((name, value) for name, value in vae.state_dict().items())
 
 

@@ -56,7 +56,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What a pass over a set leaves: numbers a picture, and the pictures to show by their place."""
 
     sample: Sample
@@ -78,13 +78,12 @@ def evaluate(
     seed: of patches, halves and candidates; one seed, one result. resamples: behind each interval.
     Raises InputError before any picture is looked at, NonFiniteError for features that are no numbers.
     """
-    names = choose_metrics(metrics, _kinds(network, judge, generated))
+    names = choose_metrics(metrics, kinds(network, judge, generated.captions))
     check_counts(names, len(generated), len(real))
     if resamples < 2:
         raise InputError(f"resamples={resamples} must be at least 2; try 100")
-    needs = {need for name in names for need in METRICS[name].needs}
     seen = [
-        _look(pictures, what, needs, network, judge, seed)
+        look(pictures, what, names, network, judge, seed)
         for pictures, what in ((generated, "generated"), (real, "real"))
     ]
     first, second = seen[0].sample, seen[1].sample
@@ -118,13 +117,13 @@ LACKS = {
 }
 
 
-def _kinds(network: FeatureNetwork | None, judge: Clip | None, generated: Pictures) -> set[str]:
+def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str] | None) -> set[str]:
     """The parts of a Sample that can be had."""
     kinds = {"patches"}
     if network:
         kinds |= {"features", "logits"} if network.classes else {"features"}
     if judge:
-        kinds |= {"image", "text"} if generated.captions else {"image"}
+        kinds |= {"image", "text"} if captions else {"image"}
     return kinds
 
 
@@ -153,9 +152,11 @@ def check_counts(names: Iterable[str], generated: int, real: int) -> None:
 
 
 @torch.no_grad()
-def _look(
-    pictures: Pictures, what: str, needs: set[str], network: FeatureNetwork | None, judge: Clip | None, seed: int
-) -> _Seen:
+def look(
+    pictures: Pictures, what: str, metrics: list[str], network: FeatureNetwork | None, judge: Clip | None, seed: int = 0
+) -> Seen:
+    """All that `metrics` need of one set, called `what`. Raises NonFiniteError for features that are no numbers."""
+    needs = {need for name in metrics for need in METRICS[name].needs}
     generator = torch.Generator().manual_seed(seed)
     captions, count = pictures.captions, len(pictures)
     places = set(range(0, count, max(1, count // SHOWN)))
@@ -176,7 +177,7 @@ def _look(
             shown |= {start + k: pixels[k] for k in range(len(pixels)) if start + k in places}
             start += len(pixels)
             bar.update(len(pixels))
-    return _Seen({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, shown)
+    return Seen({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, shown)
 
 
 def _patches(pixels: Tensor, generator: torch.Generator) -> Sample:
@@ -207,7 +208,7 @@ def _notes(count: int, dimensions: int | None) -> list[str]:
 
 
 def _side_by_side(
-    seen: list[_Seen], captions: list[str] | None, others: list[str] | None
+    seen: list[Seen], captions: list[str] | None, others: list[str] | None
 ) -> list[tuple[Tensor, Tensor, str, str]]:
     pairs = zip(seen[0].shown.items(), seen[1].shown.items(), strict=False)
     return [

@@ -3,12 +3,13 @@
 Attribute names are the keys of diffusers' `AutoencoderKL`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from latentdiff.config.model import VAEConfig
+from latentdiff.config.model import IdentityVAEConfig, VAEConfig
 from latentdiff.models.attention import SpatialSelfAttention
 from latentdiff.models.layers import Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D
 
@@ -139,3 +140,32 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z [B, latent_channels, h, w] to pixels [B, 3, f*h, f*w], in [-1, 1] up to the decoder's overshoot."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+
+class IdentityVAE(nn.Module):
+    """No compression: a latent is a pixel, or with one channel the mean of its red, green and blue.
+
+    Two fixed 1x1 convolutions, so that it is placed, saved and loaded as the other is.
+    """
+
+    def __init__(self, config: IdentityVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        z = config.latent_channels
+        self.encoder = nn.Conv2d(3, z, 1, bias=False)
+        self.decoder = nn.Conv2d(z, 3, 1, bias=False)
+        there, back = (torch.eye(3), torch.eye(3)) if z == 3 else (torch.full((1, 3), 1 / 3), torch.ones(3, 1))
+        self.encoder.weight = nn.Parameter(there[:, :, None, None], requires_grad=False)
+        self.decoder.weight = nn.Parameter(back[:, :, None, None], requires_grad=False)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """Pixels [B, 3, H, W] in [-1, 1] to z [B, latent_channels, H, W], without any spread."""
+        mean = self.encoder(x)
+        return DiagonalGaussian(mean, torch.full_like(mean, -math.inf))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [B, latent_channels, H, W] to pixels [B, 3, H, W]."""
+        return self.decoder(z)
+
+
+VAE = AutoencoderKL | IdentityVAE

@@ -18,7 +18,7 @@ from latentdiff.models.unet import AddedCond
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.training.draws import Draws
-from latentdiff.training.evaluation import Share
+from latentdiff.training.evaluation import Share, reason
 from latentdiff.training.processes import process_state
 from latentdiff.training.text_cache import TextCache
 
@@ -94,6 +94,11 @@ class DenoiserTask:
         self.config, self.parts, self.write = config, parts, write
         parts.unet.gradient_checkpointing = config.run.gradient_checkpointing
         rows, held_out = read_parts(config.data, measure=config.run.early_stopping is not None)
+        self.metrics = None
+        if config.metrics is not None:
+            from latentdiff.training.picture_metrics import PictureMetrics  # transformers, which takes seconds
+
+            self.metrics = PictureMetrics(config.metrics, config.data, held_out)
         rows = [*_as_often(rows, len(more)), *more]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
@@ -114,7 +119,10 @@ class DenoiserTask:
             return TextCache(self.parts.text.to(process_state().device), sorted(captions), cache)
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on."""
+        """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on.
+
+        Metrics of pictures are the first process's; the others wait for it where shares meet.
+        """
         share, config = Share(), self.config
         for loss in self._held_out_losses(rank, world):
             share.add("held_out_loss", loss)
@@ -123,6 +131,12 @@ class DenoiserTask:
         if mine:
             pixels = self._draw([prompts[place] for place in mine], mine)
             share.pictures = dict(zip(mine, pixels * 2 - 1, strict=True))
+        if self.metrics is not None and rank == 0:
+            try:
+                for name, value in self.metrics.compute(self._draw).items():
+                    share.add(name, value)
+            except Exception as error:  # the figures above count all the same
+                share.failure = reason(error)
         return share
 
     def _draw(self, prompts: list[str], seeds: list[int]) -> Tensor:

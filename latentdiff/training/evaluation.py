@@ -39,13 +39,18 @@ class Findings:
     failures: list[str]
 
 
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def evaluate(task: Evaluated, accelerator: Accelerator) -> Findings:
     """Have every process do its share; a share that fails is reported, the others count."""
     try:
         with torch.no_grad(), accelerator.autocast():
             share = task.evaluate(accelerator.process_index, accelerator.num_processes)
     except Exception as error:
-        share = Share(failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        share = Share(failure=reason(error))
     shares: list[Share] = gather_object([share])
     names = dict.fromkeys(name for s in shares for name in s.figures)
     totals = {name: [s.figures[name] for s in shares if name in s.figures] for name in names}

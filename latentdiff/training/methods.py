@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 
 from latentdiff.checkpoint import Components, locate, read_pipeline, read_text, read_vae, read_weights
+from latentdiff.config.model import IdentityVAEConfig
 from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
 from latentdiff.lora import add_lora, save_lora
 from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.textual_inversion import add_token, save_learned
 from latentdiff.training.denoiser import DenoiserTask
@@ -15,13 +17,15 @@ from latentdiff.training.prior import prior_rows
 
 
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
-    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names."""
+    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names, or between pixels."""
     text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
     text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
     if config.init is not None:
         unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
-    parts = Components(unet, read_vae(config.vae), text, Schedule(config.schedule))
+    pixels = IdentityVAEConfig(latent_channels=1 if config.model.in_channels == 1 else 3)
+    vae = IdentityVAE(pixels) if config.vae is None else read_vae(config.vae)
+    parts = Components(unet, vae, text, Schedule(config.schedule))
     return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
 
 

@@ -114,7 +114,7 @@ def _write(config: TrainConfig, name: str, text: str) -> None:
 def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
     """What pictures are brought to, and what of a caption is over the limit of the text encoder that will read it."""
     if isinstance(config, UNetTrainConfig):
-        multiple = read_vae_config(config.vae).downscale
+        multiple = 1 if config.vae is None else read_vae_config(config.vae).downscale
         return Fitting.of(config.data, multiple), read_text(config.text_encoder, TEXT).lost_words
     if isinstance(config, FineTuneConfig):
         limits = read_limits(locate(config.base))

@@ -1,14 +1,16 @@
 """The VAE against diffusers', and the closed form of its divergence."""
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 
-from latentdiff.config.model import VAEConfig
+from latentdiff.checkpoint import read_vae, write_model
+from latentdiff.config.model import IdentityVAEConfig, VAEConfig
 from latentdiff.errors import CheckpointError
-from latentdiff.models.vae import AutoencoderKL, DiagonalGaussian
+from latentdiff.models.vae import AutoencoderKL, DiagonalGaussian, IdentityVAE
 
 
 def levels(widths: tuple[int, ...]) -> dict[str, Any]:
@@ -69,3 +71,15 @@ def test_samples_have_the_mean_and_deviation() -> None:
 def test_a_shifted_latent_space_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"shift_factor=0.1159 is not supported"):
         VAEConfig.read({"shift_factor": 0.1159}, "vae/config.json")
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(3, lambda x: x), (1, lambda x: x.mean(1, keepdim=True).expand_as(x))])
+def test_pixel_space_keeps_pixels_or_their_grey(channels: int, kept: Any, tmp_path: Path) -> None:
+    made = IdentityVAE(IdentityVAEConfig.model_validate({"latent_channels": channels}))
+    write_model(made, made.config.write(), tmp_path)
+    vae, x = read_vae(tmp_path), torch.rand(2, 3, 5, 7) * 2 - 1
+    posterior = vae.encode(x)
+    assert posterior.mean.shape == (2, channels, 5, 7)
+    assert torch.equal(posterior.sample(), posterior.mean)
+    assert torch.allclose(vae.decode(posterior.mean), kept(x), atol=1e-6)
+    assert vae.config == made.config and vae.config.downscale == vae.config.scaling_factor == 1

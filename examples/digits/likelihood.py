@@ -1,0 +1,117 @@
+"""Bits a pixel that a model of digits needs for held-out ones: `python -m examples.digits.likelihood runs/digits`."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from examples.digits.prepare import LEVELS, to_bytes
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.config.base import load_yaml
+from latentdiff.config.train import UNetTrainConfig, train_config
+from latentdiff.data.folder import load_pixels, read_parts
+from latentdiff.data.layouts import Row
+from latentdiff.errors import LatentDiffError
+from latentdiff.samplers import Denoiser
+from latentdiff.schedule import Schedule
+from latentdiff.score import flow, level_at, log_likelihood
+from latentdiff.training.grid import to_grid
+
+COLUMNS, SHOWN, ENLARGED = 16, 64, 6
+TOLERANCE = 1e-4
+NOISE = 1 / 6  # of the distance between two grey levels: 0.3 % of the pixels come nearer to another one
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run.output of a model of grey pixels")
+    parser.add_argument("--levels", type=int, default=LEVELS, help="grey levels of the pictures; 256 for MNIST")
+    parser.add_argument("--sheet", type=Path, help="PNG to write with pictures that the flow draws")
+    arguments = parser.parse_args()
+    try:
+        measure(arguments.run, arguments.levels, arguments.sheet)
+    except LatentDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(run: Path, levels: int, sheet: Path | None) -> None:
+    """Print bits a pixel of the run's held-out pictures, and of pixels that know nothing of each other."""
+    config: UNetTrainConfig = load_yaml(train_config, run / "config.yaml")
+    pipe = LatentDiffusionPipeline.from_pretrained(run / "model", device="cpu", dtype="float32", optimize="off")
+    train, held_out = (grey_levels(rows, config.data.resolution, levels) for rows in read_parts(config.data))
+    captions = ["" if config.caption_dropout == 1 else row.captions[0] for row in read_parts(config.data)[1]]
+    found = bits(with_words(pipe, captions), pipe.schedule, held_out, levels)
+    error = found.std().item() / len(found) ** 0.5
+    print(f"{found.mean():.3f} +- {error:.3f} bits a pixel, at most, of {len(found)} held-out pictures")
+    print(f"{independent_bits(train, held_out, levels):.3f} if pixels knew nothing of each other")
+    if sheet is not None:
+        shown = (captions * SHOWN)[:: max(1, len(captions) // SHOWN)][:SHOWN]
+        write_sheet(with_words(pipe, shown), pipe, sheet)
+
+
+def grey_levels(rows: list[Row], resolution: int, levels: int) -> Tensor:
+    """Which of the levels each pixel has, whole numbers [N, 1, H, W]."""
+    pixels = torch.stack([load_pixels(row, resolution) for row in rows])[:, :1]
+    return ((pixels + 1) / 2 * (levels - 1)).round().long()
+
+
+def with_words(pipe: LatentDiffusionPipeline, captions: list[str]) -> Denoiser:
+    """The U-Net for a batch of these captions."""
+    text = pipe.text.encode(captions).hidden
+
+    def denoiser(x: Tensor, timestep: float) -> Tensor:
+        return pipe.unet(x.float(), torch.full((len(x),), timestep), text)
+
+    return denoiser
+
+
+def bits(denoiser: Denoiser, schedule: Schedule, grey: Tensor, levels: int, seed: int = 0) -> Tensor:
+    """An upper bound of -log2 P(picture) a pixel, [N], by variational dequantisation with Gaussian noise.
+
+    -log P(v) <= E[log q(z|v) - log p(z) - log P(v|z)] for whole levels v (Ho et al. 2019, sec. 3.1). q adds the noise
+    of the timestep where sigma / alpha is `NOISE` of a level, p is the flow's density there, and P(v|z) is each pixel's
+    posterior over all levels if each were as likely (Kingma et al. 2021, sec. 3.3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    level = level_at(schedule, _timestep(schedule, NOISE * 2 / (levels - 1)))
+    values = torch.from_numpy(to_bytes(torch.arange(levels).numpy(), levels)).double() / 127.5 - 1
+    noise = torch.randn(grey.shape, generator=generator, dtype=torch.float64)
+    z = level.alpha * values[grey] + level.sigma * noise
+    q = -0.5 * noise.square() - math.log(level.sigma * math.sqrt(2 * math.pi))
+    distance = ((z[..., None] - level.alpha * values) / level.sigma).square()
+    decoder = (-0.5 * distance).log_softmax(-1).gather(-1, grey[..., None])[..., 0]
+    probes = torch.randint(0, 2, (1, *z.shape), generator=generator).double() * 2 - 1
+    prior = log_likelihood(denoiser, schedule, z, probes, level.timestep, TOLERANCE)
+    nats = (q - decoder).flatten(1).sum(1) - prior
+    return nats / (grey[0].numel() * math.log(2))
+
+
+def _timestep(schedule: Schedule, ratio: float) -> float:
+    """The first timestep at which sigma / alpha is at least `ratio`."""
+    return float((schedule.sigmas < ratio * schedule.alphas).sum())
+
+
+def independent_bits(train: Tensor, held_out: Tensor, levels: int) -> float:
+    """Bits a pixel of held-out pictures by how often each pixel has each level in `train`, each counted once more."""
+    counts = torch.nn.functional.one_hot(train, levels).sum(0) + 1.0  # [1, H, W, levels]
+    chances = (counts / counts.sum(-1, keepdim=True)).expand(len(held_out), *counts.shape)
+    return -chances.gather(-1, held_out[..., None]).log2().mean().item()
+
+
+def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -> None:
+    """`SHOWN` pictures by the probability flow from one draw of noise, enlarged."""
+    size, last = pipe.unet.config.sample_size, pipe.schedule.config.num_train_timesteps - 1
+    noise = torch.randn(SHOWN, 1, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))
+    grid = to_grid(torch.nn.functional.pad(pixels, (1, 1, 1, 1)), COLUMNS)  # apart by grey
+    grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Make the digits: `python -m examples.digits.prepare OUT` writes two image folders, train and held_out."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from examples.folders import whole_folder
+from latentdiff.errors import InputError
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LEVELS = 17  # scikit-learn's grey values are 0 to 16
+HELD_OUT_EVERY = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    try:
+        prepare(parser.parse_args().out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def prepare(out: Path) -> None:
+    """Write scikit-learn's 1,797 digits as 8x8 PNGs, a folder a class; every tenth of a class is held out.
+
+    They keep their size: enlarged they would lie on a surface, and have no density in bits a pixel.
+    Raises InputError when scikit-learn is missing, or `out` is taken or cannot be made.
+    """
+    pictures, classes = _read()
+    seen: Counter[int] = Counter()
+    with whole_folder(out) as partial:
+        for picture, digit in zip(pictures, classes, strict=True):
+            part = "held_out" if seen[digit] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
+            folder = partial / part / WORDS[digit]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(to_bytes(picture)).save(folder / f"{seen[digit]:03}.png")
+            seen[digit] += 1
+    print(f"{len(pictures)} digits in {out}")
+
+
+def to_bytes(grey: np.ndarray, levels: int = LEVELS) -> np.ndarray:
+    """Whole grey values 0 to levels - 1 spread over the 0 to 255 of a picture."""
+    return (grey * (255 / (levels - 1))).round().astype(np.uint8)
+
+
+def _read() -> tuple[np.ndarray, list[int]]:
+    """Grey values [N, 8, 8] from 0 to 16, and which digit each is. They come with scikit-learn; nothing is fetched."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            "scikit-learn, which brings the digits, is missing; pip install 'latentdiff[digits]'"
+        ) from error
+    digits = load_digits()
+    return digits.images, digits.target.tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A denoiser as a score, and the flow that carries noise to pictures and back without drawing anything.
+
+Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456).
+
+A schedule is a table. Between its timesteps, variance-preserving levels are (cos a, sin a), those of flow (1 - a, a),
+with a linear in the timestep. Along a, the probability flow (eq. 13) is dx/da = alpha' x0 + sigma' noise: the velocity
+of Salimans & Ho (2022, app. D), finite also where there is no signal.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentdiff.samplers import Denoiser
+from latentdiff.schedule import Schedule
+from latentdiff.solver import solve
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Level:
+    """A point of the way from x0 to noise: x = alpha * x0 + sigma * noise, and how both change along `place`."""
+
+    timestep: float
+    place: float
+    alpha: float
+    sigma: float
+    alpha_slope: float
+    sigma_slope: float
+
+
+def level_at(schedule: Schedule, timestep: float) -> Level:
+    """The level of a timestep from 0 to T - 1, whole or between two."""
+    places = _places(schedule)
+    return _level(schedule, float(np.interp(timestep, np.arange(len(places)), places)), timestep)
+
+
+def score(denoiser: Denoiser, schedule: Schedule, x: Tensor, timestep: float) -> Tensor:
+    """Gradient of log p_t at x [B, ...]: (alpha x0 - x) / sigma^2, with the predicted x0 (eq. 7; Vincent 2011)."""
+    level = level_at(schedule, timestep)
+    return (level.alpha * _x0(denoiser, schedule, x, level) - x) / level.sigma**2
+
+
+def flow(
+    denoiser: Denoiser, schedule: Schedule, x: Tensor, start: float, end: float, tolerance: float = TOLERANCE
+) -> Tensor:
+    """Carry x [B, ...] from timestep `start` to `end` along the probability flow (eq. 13).
+
+    From T - 1 to 0 it draws pictures, which keep the noise of timestep 0; the other way it finds the noise of one.
+    """
+    first, last = (level_at(schedule, timestep).place for timestep in (start, end))
+    return solve(_velocity(denoiser, schedule), x, first, last, tolerance)
+
+
+def log_likelihood(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x: Tensor,
+    probes: Tensor,
+    timestep: float = 0.0,
+    tolerance: float = TOLERANCE,
+) -> Tensor:
+    """log p_t(x) in nats [B] of x [B, ...], which holds the noise of `timestep`, where the last level is N(0, I).
+
+    The divergence along the flow (eq. 39) is estimated with `probes` [K, B, ...], independent numbers of mean 0 and
+    variance 1 (eq. 40; Hutchinson 1990): the same ones at each level, so that it is the flow of one function.
+    """
+    velocity, shape = _velocity(denoiser, schedule), x.shape
+
+    def both(state: Tensor, place: float) -> Tensor:
+        with torch.enable_grad():
+            x = state[:, :-1].view(shape).detach().requires_grad_()
+            speed = velocity(x, place)
+            divergence = torch.stack([_divergence(speed, x, probe) for probe in probes]).mean(0)
+        return torch.cat([speed.detach().flatten(1), divergence[:, None]], 1)
+
+    state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
+    first, last = (level_at(schedule, t).place for t in (timestep, schedule.config.num_train_timesteps - 1))
+    noise, change = solve(both, state, first, last, tolerance).split([state.shape[1] - 1, 1], 1)
+    return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1) + change[:, 0]
+
+
+def _divergence(speed: Tensor, x: Tensor, probe: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(speed, x, probe, retain_graph=True)
+    return (gradient * probe).flatten(1).sum(1)
+
+
+def _velocity(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
+    places = _places(schedule)
+
+    def velocity(x: Tensor, place: float) -> Tensor:
+        timestep = float(np.interp(place, places, np.arange(len(places))))
+        level = _level(schedule, place, timestep)
+        x0 = _x0(denoiser, schedule, x, level)
+        return level.alpha_slope * x0 + level.sigma_slope * (x - level.alpha * x0) / level.sigma
+
+    return velocity
+
+
+def _x0(denoiser: Denoiser, schedule: Schedule, x: Tensor, level: Level) -> Tensor:
+    numbers = (torch.tensor(value, dtype=torch.float64) for value in (level.alpha, level.sigma))
+    c_sample, c_output = (float(c) for c in schedule.x0_coefficients(*numbers))
+    return c_sample * x + c_output * denoiser(x, level.timestep).to(x.dtype)
+
+
+def _places(schedule: Schedule) -> np.ndarray:
+    """Ascending [T]: the angle of each level, or flow's own sigma."""
+    if schedule.config.prediction_type == "flow":
+        return schedule.sigmas.numpy()
+    return torch.atan2(schedule.sigmas, schedule.alphas).numpy()
+
+
+def _level(schedule: Schedule, place: float, timestep: float) -> Level:
+    if schedule.config.prediction_type == "flow":
+        return Level(timestep, place, 1 - place, place, -1.0, 1.0)
+    cos, sin = math.cos(place), math.sin(place)
+    return Level(timestep, place, cos, sin, -sin, cos)

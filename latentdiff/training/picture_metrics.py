@@ -1,0 +1,75 @@
+"""Metrics of what a model makes while it is trained: the same captions and seeds each time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentdiff.config.train import DataConfig, MetricsConfig
+from latentdiff.data.folder import load_pixels
+from latentdiff.data.layouts import Row
+from latentdiff.errors import InputError
+from latentdiff.metrics.clip import open_clip
+from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, look
+from latentdiff.metrics.features import feature_network
+from latentdiff.metrics.measures import METRICS, Sample
+from latentdiff.metrics.pictures import AT_ONCE
+from latentdiff.training.processes import process_state
+
+Draw = Callable[[list[str], list[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Pictures in memory, uint8 [N, 3, R, R]."""
+
+    pixels: Tensor
+    captions: list[str]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self) -> Iterator[Tensor]:
+        yield from self.pixels.split(AT_ONCE)
+
+
+class PictureMetrics:
+    """`config.num` of the held-out rows, evenly spread, and the networks that compare.
+
+    Raises InputError for too few rows, and for a metric, network, package or judge that cannot be had.
+    """
+
+    def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[Row]) -> None:
+        self.data = data
+        needs = {need for name in choose_metrics(config.names, {*LACKS, "patches"}) for need in METRICS[name].needs}
+        if len(held_out) < config.num:
+            raise InputError(f"metrics.num={config.num} is over the {len(held_out)} held-out pictures; lower it")
+        self.rows = [held_out[k * len(held_out) // config.num] for k in range(config.num)]
+        self.captions = [row.captions[0] for row in self.rows]
+        self.device = process_state().device
+        features = needs & {"features", "logits"}
+        self.network = feature_network(config.features, config.weights, str(self.device)) if features else None
+        self.judge = open_clip(config.judge, self.device) if config.judge else None
+        self.names = choose_metrics(config.names, kinds(self.network, self.judge, self.captions))
+        check_counts(self.names, config.num, config.num)
+        self.real: Sample | None = None
+
+    def compute(self, draw: Draw) -> dict[str, float]:
+        """Every metric's values. `draw(captions, seeds)` makes pictures [N, 3, R, R] in [0, 1]; seeds count from 0."""
+        places = torch.arange(len(self.rows)).split(AT_ONCE)
+        drawn = torch.cat([draw([self.captions[k] for k in part], part.tolist()).cpu() for part in places])
+        if self.real is None:
+            size, background = self.data.resolution, self.data.background
+            self.real = self._look(torch.stack([load_pixels(row, size, background) / 2 + 0.5 for row in self.rows]))
+        generated = self._look(drawn)
+        values = [METRICS[name].compute(generated, self.real) for name in self.names]
+        return {key: value for each in values for key, value in each.items()}
+
+    def _look(self, pixels: Tensor) -> Sample:
+        """Out of autocast, so that the numbers are those of `latentdiff evaluate`."""
+        held = _Held((pixels * 255).round().to(torch.uint8), self.captions)
+        with torch.autocast(self.device.type, enabled=False):
+            return look(held, "metrics", self.names, self.network, self.judge).sample
