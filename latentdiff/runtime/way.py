@@ -7,7 +7,7 @@ import torch
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.models.vae import AutoencoderKL
+from latentdiff.models.vae import VAE
 from latentdiff.runtime import pick_device
 from latentdiff.runtime.approximate import approximate as approximate_layers
 from latentdiff.runtime.approximate import check_approximations
@@ -25,7 +25,7 @@ class Way:
     approximate: tuple[str, ...] = ()
     low_memory: bool = False
 
-    def make_ready(self, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
+    def make_ready(self, unet: UNet2DConditionModel, vae: VAE) -> None:
         """In place, until `runtime.inference.restore`. Raises InputError where this machine cannot."""
         if self.low_memory:
             return
