@@ -13,13 +13,15 @@ from torch import Tensor
 from examples.emoji import bench as benches
 from examples.emoji import nearest as copying
 from examples.emoji import quality, standard
-from examples.emoji.drawing import Settings
+from examples.emoji.drawing import Settings, impartiality, kinship
 from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
 from examples.emoji.split import CORE, is_validation
 from latentdiff.errors import InputError
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.features import FeatureNetwork
+from latentdiff.pipeline import LatentDiffusionPipeline
+from tests.small import small_text_encoder, small_tokenizer
 
 CONCEPTS = [f"thing {k}" for k in range(40)]
 SIZE = 16
@@ -130,7 +132,7 @@ def test_the_parts_share_nothing_and_stay(folder: Path) -> None:
         read_corpus(folder / "none", ["food"], CORE)
 
 
-CHOSEN = [False, False, False, False]
+CHOSEN = [True, True, False, True]
 
 
 def test_prompts_are_even_over_pairs_and_languages(folder: Path) -> None:
@@ -278,3 +280,16 @@ def test_seen_keeps_the_order() -> None:
     assert Picture(Path("x"), "a", "noto", ("a, noto style", "a, noto style", "a")).asking("English") == [
         "a, noto style"
     ]
+
+
+def test_kinship_of_the_same_and_of_strangers(model_folder: Path) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder)
+    tokenizer = small_tokenizer()
+
+    def clip(encoder: Any) -> Any:
+        return Namespace(model=Namespace(text_model=encoder.text_model))
+
+    assert kinship(clip(pipe.text.encoders[0]), pipe) == pytest.approx(1)
+    assert "not impartial" in impartiality(clip(pipe.text.encoders[0]), pipe)
+    assert abs(kinship(clip(small_text_encoder(tokenizer)), pipe)) < 0.1
+    assert kinship(clip(small_text_encoder(tokenizer, hidden_size=16)), pipe) == 0

@@ -112,8 +112,8 @@ def _guidance(results: Results, plot: str) -> str:
 def _samplers(results: Results, plot: str) -> str:
     facts, calls = results.facts, sorted({steps for _, steps in results.samplers})
     return (
-        f"## Samplers at equal calls\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call is of a prompt"
-        " and the empty one. Samplers whose coefficients are equal for this model share their cells.\n\n"
+        f"## Samplers at equal calls\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call is of a "
+        "prompt and the empty one. Samplers whose coefficients are equal for this model share their cells.\n\n"
         + table(
             ["sampler", "calls", *NUMBERS],
             [[name, str(steps), *_numbers(results.samplers[name, steps])]
