@@ -92,14 +92,14 @@ def corpus_of(folder: Path) -> Corpus:
 def make_bench(folder: Path, pipe: Any) -> benches.Bench:
     corpus = corpus_of(folder)
     features = look(pixels_of(corpus.train), NETWORK).features
-    judges = Judges(corpus, features, ColourClip())  # type: ignore[arg-type]
-    return benches.Bench(corpus, features, judges, NETWORK, ColourClip(), pipe)  # type: ignore[arg-type]
+    judges = Judges(corpus, features, features, ColourClip())  # type: ignore[arg-type]
+    return benches.Bench(corpus, features, judges, NETWORK, NETWORK, ColourClip(), pipe)  # type: ignore[arg-type]
 
 
 class Painter:
     """A model that draws what is asked, or always the same."""
 
-    folder = None
+    folder = Path("painted")
 
     def __init__(self, faithful: bool) -> None:
         self.faithful = faithful
@@ -223,6 +223,7 @@ def opened(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The commands see the tiny network and judge."""
     for module in (benches, copying):
         monkeypatch.setattr(module, "feature_network", lambda: NETWORK)
+    monkeypatch.setattr(benches, "texture_network", lambda: NETWORK)
     monkeypatch.setattr(benches, "open_clip", lambda judge, device: ColourClip())
     for module in (standard, quality):
         monkeypatch.setattr(module, "impartiality", lambda clip, pipe: "judged by friends")

@@ -1,4 +1,4 @@
-"""Who says what a picture shows: a CLIP pair, the nearest concept's centroid, and a linear probe of styles."""
+"""Who says what a picture shows: a CLIP pair, the nearest centroid of a concept, a linear probe of styles."""
 
 import hashlib
 import random
@@ -19,28 +19,38 @@ from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
 
 CANDIDATES = 100
-RIDGE = 1e-2
+RIDGE = 0.1
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures uint8 [N, 3, R, R], their features [N, D], and their embeddings [N, E] where a CLIP pair looked."""
+    """Pictures uint8 [N, 3, R, R] and their features [N, D]; `textures` and `image` of those who looked for them."""
 
     pixels: Tensor
     features: Tensor
-    image: Tensor | None
+    textures: Tensor | None = None
+    image: Tensor | None = None
 
 
 @torch.no_grad()
-def look(batches: Iterable[Tensor], network: FeatureNetwork, clip: Clip | None = None, what: str = "looking") -> Seen:
+def look(
+    batches: Iterable[Tensor],
+    network: FeatureNetwork,
+    textures: FeatureNetwork | None = None,
+    clip: Clip | None = None,
+    what: str = "looking",
+) -> Seen:
     """Go through pictures once, uint8 [B, 3, R, R] a batch."""
-    pixels, features, image = [], [], []
+    pixels, features, drawn, image = [], [], [], []
     for batch in tqdm(batches, desc=what, disable=None, leave=False):
         pixels.append(batch)
         features.append(network.embed(batch)["features"].float().cpu())
+        if textures is not None:
+            drawn.append(textures.embed(batch)["features"].float().cpu())
         if clip is not None:
             image.append(F.normalize(clip.embed_images(batch).float().cpu()))
-    return Seen(torch.cat(pixels), torch.cat(features), torch.cat(image) if image else None)
+    kept = [torch.cat(parts) if parts else None for parts in (drawn, image)]
+    return Seen(torch.cat(pixels), torch.cat(features), *kept)
 
 
 def features_of(folder: Path, pictures: Sequence[Picture], network: FeatureNetwork) -> Tensor:
@@ -94,7 +104,7 @@ def pools(concepts: Sequence[str], others: Sequence[str], count: int = CANDIDATE
     found = []
     for concept in concepts:
         rest = sorted(set(others) - {concept})
-        drawn = random.Random(f"candidates/{concept}").sample(rest, min(count - 1, len(rest)))
+        drawn = random.Random(f"candidates/{concept}").sample(rest, min(count, len(set(others))) - 1)
         found.append([concept, *drawn])
     return found
 
@@ -106,16 +116,16 @@ def first_of(similarity: Tensor, pool: Tensor) -> Tensor:
 
 
 class Judges:
-    """Everything that was learnt of the training pictures' features, and the words of the candidates."""
+    """What was learnt of the training pictures, `features` [N, D] and `textures` [N, S], and the candidates' words."""
 
-    def __init__(self, corpus: Corpus, features: Tensor, clip: Clip | None) -> None:
+    def __init__(self, corpus: Corpus, features: Tensor, textures: Tensor, clip: Clip | None) -> None:
         self.trained = sorted({picture.concept for picture in corpus.train})
         self.concepts = [*self.trained, *sorted({picture.concept for picture in corpus.whole} - set(self.trained))]
         self.index = {concept: k for k, concept in enumerate(self.concepts)}
         self.pool = torch.tensor([[self.index[c] for c in pool] for pool in pools(self.concepts, self.trained)])
         self.styles = sorted({picture.style for picture in corpus.train})
         style = self._styles(corpus.train)
-        self.probe = fit_probe(features, style)
+        self.probe = fit_probe(textures, style)
         self.style_means = torch.stack([features[style == k].mean(0) for k in range(len(self.styles))])
         own = torch.tensor([self.index[picture.concept] for picture in corpus.train])
         shape = self._shape(features, style)
@@ -129,7 +139,7 @@ class Judges:
         `clip` and `centroid` choose the concept among the candidates, the latter only those it was taught; `style` all.
         """
         style, own = self._styles(asked), torch.tensor([self.index[picture.concept] for picture in asked])
-        found = {"style": self.probe(seen.features) == style}
+        found = {} if seen.textures is None else {"style": self.probe(seen.textures) == style}
         if self.texts is not None and seen.image is not None:
             found["clip"] = first_of(seen.image @ self.texts.T, self.pool[own])
         if int(own.max()) < len(self.trained):

@@ -41,7 +41,7 @@ class Lab:
     def __init__(self, bench: Bench, given: argparse.Namespace, store: Path) -> None:
         self.bench, self.store, self.seed = bench, store, given.seed
         self.features = bench.train_features
-        self.model_hash = hash_model(bench.pipe.folder)
+        self.model_hash = hash_model(bench.folder)
         self.context = [self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed]
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
 
@@ -96,7 +96,7 @@ class Lab:
         return {"frechet": mean.item(), "frechet_std": std.item()}
 
     def _vae(self, pictures: list[Picture]) -> Cell:
-        vae = read_vae(self.bench.pipe.folder / "vae")
+        vae = read_vae(self.bench.folder / "vae")
         result = reconstruct(vae, _Shown(pictures), "vae", self.bench.network, self.seed).to_json()
         return {"values": result["values"], "notes": result["notes"], **result["generated"]}
 

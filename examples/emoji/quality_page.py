@@ -81,7 +81,7 @@ def _intro(facts: Facts) -> str:
 
 
 def _steps(results: Results, plot: str) -> str:
-    etas, lengths = (sorted({key[k] for key in results.steps}) for k in (0, 1))
+    etas, lengths = sorted({eta for eta, _ in results.steps}), sorted({steps for _, steps in results.steps})
     head = ["eta", *(f"S={steps}" for steps in lengths)]
     tables = [
         f"{words}:\n\n" + table(head, [[f"{eta:g}", *(f"{results.steps[eta, s][key]:{form}}" for s in lengths)]

@@ -69,7 +69,7 @@ class Sets:
 def statistic(sets: Sets, pairs: Tensor) -> dict[str, float]:
     """All values of some of the pairs."""
     chosen = torch.isin(sets.place, pairs)
-    values = {}
+    values: dict[str, float] = {}
     for judge in (name for name in CONCEPT_JUDGES if name in sets.hits):
         hits, real = sets.hits[judge], sets.hits_real[judge][pairs].mean().item()
         values |= {
@@ -127,7 +127,7 @@ def measure(bench: Bench, count: int, settings: Settings, seed: int, resamples: 
     sets, made, real = measure_sets(bench, test, prompts, settings)
     values = intervals(lambda pairs, _: statistic(sets, pairs), (len(test), 0), resamples, seed)
     never_seen, shown = _measure_whole(bench, settings, seed, resamples)
-    model = {"model": str(pipe.folder), "model_hash": hash_model(pipe.folder) if pipe.folder else ""}
+    model = {"model": str(bench.folder), "model_hash": hash_model(bench.folder)}
     return Evaluation(
         generated={**model, "prompts": count, **vars(settings)},
         real={"pairs": len(test), "never_seen": len(whole), "trained": len(bench.corpus.train)},
