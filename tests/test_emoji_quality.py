@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.small import small_text_encoder, small_tokenizer
 
 CONCEPTS = [f"thing {k}" for k in range(40)]
 SIZE = 16
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt is over")
 
 
 def colours(pixels: Tensor) -> dict[str, Tensor]:
@@ -177,9 +179,10 @@ def test_real_pictures_are_named_and_asking_for_others_is_seen(folder: Path) -> 
     seen = bench.see(pixels_of(test))
     hits = bench.judges.hits(seen, test)
     assert hits.keys() == {"style", "clip", "centroid"} and all(v.mean() == 1 for v in hits.values())
-    other = [p if p.style != q.style else q for p, q in zip(test[1:] + test[:1], test, strict=True)]
+    styles = [CORE[(CORE.index(picture.style) + 1) % 4] for picture in test]
+    other = [replace(p, style=style) for p, style in zip(test[1:] + test[:1], styles, strict=True)]
     wrong = bench.judges.hits(seen, other)
-    assert wrong["clip"].mean() < 0.5 and wrong["style"].mean() < 0.5
+    assert all(values.mean() < 0.1 for values in wrong.values())
     assert "centroid" not in bench.judges.hits(bench.see(pixels_of(bench.corpus.whole)), bench.corpus.whole)
 
 
@@ -286,6 +289,7 @@ def test_seen_keeps_the_order() -> None:
 def test_kinship_of_the_same_and_of_strangers(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder)
     tokenizer = small_tokenizer()
+    torch.manual_seed(1)  # the model's own weights come from 0
 
     def clip(encoder: Any) -> Any:
         return Namespace(model=Namespace(text_model=encoder.text_model))

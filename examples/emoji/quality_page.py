@@ -11,7 +11,8 @@ from latentdiff.training.chart import Curve, chart
 
 Cell = dict[str, Any]
 COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#d97706", "#0891b2")
-LOOK = 'style="background:#fff;color:#222;font-family:sans-serif"'  # a page in the dark still shows the axes
+LOOK = 'xmlns="http://www.w3.org/2000/svg" color="#222" font-family="sans-serif"'
+PAPER = '<rect width="100%" height="100%" fill="#fff"/>'  # so that a dark page shows the axes too
 
 
 @dataclass(frozen=True)
@@ -179,4 +180,4 @@ def _curves(cells: Mapping[tuple[str, float], Cell]) -> list[Curve]:
 
 
 def _file(svg: str) -> str:
-    return svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {LOOK} ', 1)
+    return svg.replace("<svg ", f"<svg {LOOK} ", 1).replace(">", f">{PAPER}", 1)
