@@ -1,4 +1,4 @@
-"""Look at a model: 64 prompts of the corpus, half of them held-out pairs, as one labelled sheet.
+"""Look at a model: 64 prompts of the corpus, half of them held-out pairs for choosing, as one labelled sheet.
 
 `python -m examples.emoji.sheet data/emoji -o sheet.png [--model FOLDER]`
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from examples.emoji.split import HELD_OUT_CONCEPTS
+from examples.emoji.split import HELD_OUT_CONCEPTS, is_validation
 
 ALWAYS = (
     ("a red apple", "a red apple"),
@@ -40,9 +40,10 @@ def prompts(corpus: Path, seed: int, groups: list[str], styles: list[str]) -> li
     """(prompt, label) of 32 training pictures, the four that must work first, and of 32 held-out pairs."""
     rng = random.Random(seed)
     train, held_out = (_rows(corpus / part, groups, styles) for part in ("train", "held_out"))
-    pairs = [row for row in held_out if row["concept"] not in HELD_OUT_CONCEPTS]
+    seen = [row for row in held_out if is_validation(row["concept"], row["style"])]  # the others are only reported on
+    pairs = [row for row in seen if row["concept"] not in HELD_OUT_CONCEPTS]
     chosen = [_prompt(row, rng) for row in rng.sample(train, 28)]
-    return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, 32))]
+    return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, min(32, len(pairs))))]
 
 
 def _rows(folder: Path, groups: list[str], styles: list[str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ HELD_OUT_CONCEPTS = (
 )  # fmt: skip
 ALWAYS_TRAINED = ("red apple", "cat face", "cat", "rocket")
 HELD_OUT_PAIRS = 0.05
+VALIDATION_PAIRS = 1 / 3  # of the held-out ones
 CORE = ("fluent 3d", "fluent flat", "noto", "twemoji")
 SAME_DRAWING = {"fluent color": "fluent flat"}
 
@@ -25,3 +26,8 @@ def is_held_out(concept: str, style: str, styles: set[str]) -> bool:
     if style in CORE and style != min(CORE, key=lambda other: chance("pair", concept, other)):
         return False
     return chance("pair", concept, style) < HELD_OUT_PAIRS
+
+
+def is_validation(concept: str, style: str) -> bool:
+    """Whether a held-out pair serves to choose settings; the others are looked at to report, and for nothing else."""
+    return chance("validation", concept, style) < VALIDATION_PAIRS

@@ -189,13 +189,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page with numbers and pictures to write.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="VAE or model folder: measure what it loses of --real.")] = None,
 ) -> None:
     """Measure generated pictures, of a folder or of a model, against real ones."""
     from latentdiff.cli.evaluate import Request, run
 
     asked = {"model": model, "num": num, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
     of_model = {key: value for key, value in asked.items() if value is not None}
-    run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, output, html, of_model))
+    files = (output, html, vae)
+    run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, *files, of_model))
 
 
 @data.command()

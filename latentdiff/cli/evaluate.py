@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentdiff.checkpoint import read_vae
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.metrics.clip import Clip, open_clip
-from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, evaluate
+from latentdiff.metrics.evaluate import LACKS, Evaluation, check_counts, choose_metrics, evaluate
 from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.measures import METRICS
 from latentdiff.metrics.pictures import (
@@ -18,6 +19,7 @@ from latentdiff.metrics.pictures import (
     read_pictures,
     short_side,
 )
+from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.report import in_words, write_html, write_json
 from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
 from latentdiff.runtime import pick_device
@@ -38,6 +40,7 @@ class Request:
     device: str
     output: Path | None
     html: Path | None
+    vae: Path | None
     of_model: dict[str, Any]
 
 
@@ -48,6 +51,15 @@ def run(request: Request) -> None:
             check_writable_parent(path)
     if not 0 <= request.seed < 2**31:
         raise InputError(f"--seed {request.seed} must be from 0 to {2**31 - 1}; try 0")
+    result = _vae_alone(request) if request.vae is not None else _two_sets(request)
+    print(in_words(result))
+    if request.output is not None:
+        write_json(result, request.output)
+    if request.html is not None:
+        write_html(result, request.html)
+
+
+def _two_sets(request: Request) -> Evaluation:
     names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
     chosen = choose_metrics(names, set(LACKS) | {"patches"})  # a wrong name is told before anything is loaded
     sets = _of_folder if request.generated is not None else _of_model
@@ -56,12 +68,21 @@ def run(request: Request) -> None:
     seen = {need for name in chosen for need in METRICS[name].needs} & {"features", "logits"}
     network = feature_network(request.features, request.weights, request.device) if seen else None
     judge = _judge(request)
-    result = evaluate(generated, real, network, judge, names, request.seed, request.resamples)
-    print(in_words(result))
-    if request.output is not None:
-        write_json(result, request.output)
-    if request.html is not None:
-        write_html(result, request.html)
+    return evaluate(generated, real, network, judge, names, request.seed, request.resamples)
+
+
+def _vae_alone(request: Request) -> Evaluation:
+    """The real pictures through an autoencoder; a pipeline's folder stands for its VAE."""
+    assert request.vae is not None
+    others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **request.of_model}
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"--vae reads no --{name.replace('_', '-')}; leave one of the two out")
+    inside = request.vae / "vae"
+    vae = read_vae(inside if inside.is_dir() else request.vae).to(pick_device(request.device))
+    real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
+    network = feature_network(request.features, request.weights, request.device)
+    return reconstruct(vae, real, str(request.vae), network, request.seed, request.resamples)
 
 
 def _of_folder(request: Request) -> tuple[Pictures, Pictures]:

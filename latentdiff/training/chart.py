@@ -59,15 +59,18 @@ def smooth(points: Points, share: float = 0.05) -> Points:
     return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
-def chart(title: str, curves: list[Curve]) -> str:
-    """An `<svg>` of the curves over the step; values that span a decade or more get a logarithmic axis."""
+def chart(title: str, curves: list[Curve], over: str = "the step", log_across: bool = False) -> str:
+    """An `<svg>` of the curves; values that span a decade or more get a logarithmic axis.
+
+    over: what x is, for who cannot see it. log_across: the same for x, which must be positive.
+    """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
-    across = Axis(*_ends(xs, 0), LEFT, WIDTH - RIGHT)
+    across = Axis(*((min(xs), max(xs)) if log_across else _ends(xs, 0)), LEFT, WIDTH - RIGHT, log_across)
     log = min(ys) > 0 and max(ys) >= 10 * min(ys)
     up = Axis(*((min(ys), max(ys)) if log else _ends(ys, 0.05)), HEIGHT - BOTTOM, TOP, log)
     parts = [_legend(title, curves), *_grid(across, up), *(_path(curve, across, up) for curve in curves)]
-    name = escape(f"{title} over the step")
+    name = escape(f"{title} over {over}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 

@@ -1,0 +1,47 @@
+"""What every measurement of a model needs: the corpus, those who judge, and the model itself."""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from examples.emoji.judges import Judges, Seen, features_of, look
+from examples.emoji.pairs import Corpus, read_corpus
+from examples.emoji.textures import texture_network
+from latentdiff.metrics.clip import Clip, open_clip
+from latentdiff.metrics.features import FeatureNetwork, feature_network
+from latentdiff.pipeline import LatentDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class Bench:
+    """`train_features` [N, D] are of `corpus.train`, which taught `judges`."""
+
+    corpus: Corpus
+    train_features: Tensor
+    judges: Judges
+    network: FeatureNetwork
+    textures: FeatureNetwork
+    clip: Clip
+    pipe: LatentDiffusionPipeline
+
+    @property
+    def folder(self) -> Path:
+        """Where the model was read from."""
+        assert self.pipe.folder is not None
+        return self.pipe.folder
+
+    def see(self, batches: Iterable[Tensor], what: str = "looking") -> Seen:
+        """Features and embeddings of pictures uint8 [B, 3, R, R] a batch."""
+        return look(batches, self.network, self.textures, self.clip, what)
+
+
+def open_bench(given: argparse.Namespace) -> Bench:
+    """Read the corpus, teach the judges, open the model. Raises InputError, CheckpointError."""
+    corpus = read_corpus(given.corpus, given.groups, given.styles)
+    pipe = LatentDiffusionPipeline.from_pretrained(given.model)
+    clip, network, textures = open_clip(given.judge, pipe.device), feature_network(), texture_network()
+    features, drawn = (features_of(given.corpus, corpus.train, one) for one in (network, textures))
+    return Bench(corpus, features, Judges(corpus, features, drawn, clip), network, textures, clip, pipe)

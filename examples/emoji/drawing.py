@@ -1,0 +1,68 @@
+"""Have a model draw prompts."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from examples.emoji.pairs import AT_ONCE, Prompt
+from latentdiff.metrics.clip import Clip
+from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+
+RELATED = 0.5  # cosine of two sets of weights; strangers have about 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is drawn, with the pipeline's names."""
+
+    num_inference_steps: int = DEFAULT_STEPS
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    sampler: str = "ddim"
+    eta: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """--steps, --guidance-scale, --sampler."""
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--guidance-scale", type=float, default=DEFAULT_GUIDANCE_SCALE)
+    parser.add_argument("--sampler", default="ddim")
+
+
+def draw(pipe: LatentDiffusionPipeline, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Tensor]:
+    """uint8 [B, 3, R, R] a batch, in the order of the prompts."""
+    for k in tqdm(range(0, len(prompts), AT_ONCE), desc="drawn, in batches", disable=None, leave=False):
+        part = prompts[k : k + AT_ONCE]
+        made = pipe(
+            [prompt.text for prompt in part], seed=[prompt.seed for prompt in part], output_type="pt", **vars(settings)
+        )
+        yield (made.images.cpu() * 255).round().to(torch.uint8)
+
+
+def kinship(clip: Clip, pipe: LatentDiffusionPipeline) -> float:
+    """Cosine between the matrices of a judge's text half and of the model's text encoder: about 0 for strangers."""
+    ours, theirs = (_matrices(model) for model in (pipe.text.encoders[0], clip.model.text_model))
+    if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
+        return 0.0
+    first, second = (torch.cat([part[key].flatten() for key in ours]) for part in (ours, theirs))
+    return float(torch.cosine_similarity(first, second, dim=0))
+
+
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
+    state = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}
+    return {key: value.double().cpu() for key, value in state.items() if value.ndim == 2 and "ids" not in key}
+
+
+def impartiality(clip: Clip, pipe: LatentDiffusionPipeline) -> str:
+    """What a reader must know of the CLIP judge."""
+    alike = kinship(clip, pipe)
+    if alike < RELATED:
+        return f"clip: its text half and the model's text encoder are strangers (cosine of the weights {alike:.2f})"
+    return (
+        f"clip is not impartial: the model's text encoder began as its text half (cosine of the weights {alike:.2f}); "
+        "centroid is, it knows features of photographs and the training pictures"
+    )

@@ -1,0 +1,118 @@
+"""Which pictures a model is measured on, and the prompts that ask for them."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from examples.emoji.split import CORE, HELD_OUT_CONCEPTS, is_validation
+from latentdiff.errors import InputError
+
+GROUPS = ("smileys", "animals", "food", "travel", "activities", "objects")
+ENDINGS = {"English": "{} style", "Chinese": "{} 风格"}
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the corpus: what it shows, in which style, and how that is said."""
+
+    path: Path
+    concept: str
+    style: str
+    captions: tuple[str, ...]
+
+    def asking(self, language: str) -> list[str]:
+        """The captions in one language that name the style, each once."""
+        ending = ENDINGS[language].format(self.style)
+        return list(dict.fromkeys(caption for caption in self.captions if caption.endswith(ending)))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`place` is that of the picture it asks for."""
+
+    text: str
+    language: str
+    place: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Trained pictures, held-out pairs for choosing settings and for the report, and concepts never seen at all."""
+
+    train: list[Picture]
+    validation: list[Picture]
+    test: list[Picture]
+    whole: list[Picture]
+
+
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """The folder, and the part of it that the model was trained on."""
+    parser.add_argument("corpus", type=Path, help="what examples.emoji.prepare made")
+    parser.add_argument("--groups", nargs="+", default=GROUPS, help="those the model was trained on")
+    parser.add_argument("--styles", nargs="+", default=CORE, help="those the model was trained on")
+    parser.add_argument("--model", default=None, help="model folder; else the bundled one")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> Corpus:
+    """The pictures of these groups and styles; of each held-out pair one, the first. Raises InputError."""
+    train, held_out = (_read(folder / part, groups, styles) for part in ("train", "held_out"))
+    one_each = {(picture.concept, picture.style): picture for picture in reversed(held_out)}
+    held_out = [one_each[pair] for pair in sorted(one_each)]
+    pairs = [picture for picture in held_out if picture.concept not in HELD_OUT_CONCEPTS]
+    corpus = Corpus(
+        train=train,
+        validation=[picture for picture in pairs if is_validation(picture.concept, picture.style)],
+        test=[picture for picture in pairs if not is_validation(picture.concept, picture.style)],
+        whole=[picture for picture in held_out if picture.concept in HELD_OUT_CONCEPTS],
+    )
+    for part in ("train", "validation", "test"):
+        if len(getattr(corpus, part)) < 4:
+            raise InputError(f"{folder} holds {len(getattr(corpus, part))} {part} pictures of {groups} in {styles}; "
+                             "name more --groups or --styles")  # fmt: skip
+    return corpus
+
+
+def _read(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> list[Picture]:
+    try:
+        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{folder} is no part of the corpus ({error.strerror}); make it: examples.emoji.prepare"
+        ) from None
+    return [
+        Picture(folder / row["file_name"], row["concept"], row["style"], tuple(row["captions"]))
+        for row in map(json.loads, lines)
+        if row["group"] in groups and row["style"] in styles
+    ]
+
+
+def make_prompts(pictures: Sequence[Picture], count: int, seed: int = 0) -> list[Prompt]:
+    """`count` prompts, round by round through the pictures: each in English, then in Chinese from the same noise.
+
+    The next round takes the next captions and other noise.
+    """
+    prompts = [
+        Prompt(asking[turn % len(asking)], language, place, seed + turn * len(pictures) + place)
+        for turn in range(-(-count // (2 * len(pictures))))
+        for place, picture in enumerate(pictures)
+        for language in ENDINGS
+        if (asking := picture.asking(language))
+    ]
+    return prompts[:count]
+
+
+def pixels_of(pictures: Sequence[Picture]) -> Iterator[Tensor]:
+    """uint8 [B, 3, R, R] a batch."""
+    for k in range(0, len(pictures), AT_ONCE):
+        opened = [Image.open(picture.path).convert("RGB") for picture in pictures[k : k + AT_ONCE]]
+        yield torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened])

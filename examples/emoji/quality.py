@@ -1,0 +1,177 @@
+"""Measure what steps, guidance, samplers and the VAE do to the pictures; write a page with tables and plots.
+
+`python -m examples.emoji.quality data/emoji --judge runs/emoji-text -o docs/quality.md [--model FOLDER] [--quick]`
+
+Pairs are those held out for choosing. Finished cells are kept in a JSON file beside the page: stop it, and go on.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.emoji.bench import Bench, open_bench
+from examples.emoji.drawing import Settings, draw, impartiality
+from examples.emoji.pairs import Picture, add_corpus_options, make_prompts, pixels_of
+from examples.emoji.quality_page import Cell, Facts, Results, write_page
+from latentdiff.checkpoint import read_vae
+from latentdiff.errors import LatentDiffError
+from latentdiff.files import atomic_path, check_writable_parent, read_json
+from latentdiff.metrics.alignment import alignment
+from latentdiff.metrics.bootstrap import NORMAL_95, intervals
+from latentdiff.metrics.frechet import frechet_distance
+from latentdiff.metrics.reconstruction import reconstruct
+from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE
+from latentdiff.recipe import hash_model
+from latentdiff.samplers import SAMPLERS, plan
+
+FLOOR_DRAWS = 5
+
+
+class Lab:
+    """Cells of the tables, each measured once and kept in `store`; two settings of one plan are one cell."""
+
+    def __init__(self, bench: Bench, given: argparse.Namespace, store: Path) -> None:
+        self.bench, self.store, self.seed = bench, store, given.seed
+        self.features = bench.train_features
+        self.model_hash = hash_model(bench.folder)
+        self.context = [self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed]
+        self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
+
+    def cell(self, count: int, settings: Settings) -> Cell:
+        """What `count` pictures drawn this way are like."""
+        steps = plan(self.bench.pipe.schedule, settings.sampler, settings.num_inference_steps, settings.eta)
+        how = [repr(steps), settings.guidance_scale, settings.guidance_interval if settings.guidance_scale != 1 else 0]
+        return self._kept([count, how], lambda: self._measure(count, settings), f"{count} pictures, {settings}")
+
+    def floor(self, count: int) -> Cell:
+        """Frechet distance of so few training pictures from the others: nothing drawn can be expected below it."""
+        return self._kept([count, "floor"], lambda: self._floor(count), f"{count} training pictures")
+
+    def vae(self, pictures: list[Picture]) -> Cell:
+        """What the VAE loses of held-out pictures."""
+        return self._kept([len(pictures), "vae"], lambda: self._vae(pictures), "VAE")
+
+    def _kept(self, what: Any, make: Any, words: str) -> Cell:
+        key = hashlib.sha256(json.dumps([what, self.context]).encode()).hexdigest()[:16]
+        if key not in self.cells:
+            print(words, file=sys.stderr)
+            self.cells[key] = make() | {"of": words}
+            with atomic_path(self.store) as partial:
+                partial.write_text(json.dumps(self.cells, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self.cells[key]
+
+    def _measure(self, count: int, settings: Settings) -> Cell:
+        pictures = self.bench.corpus.validation
+        prompts = make_prompts(pictures, count, self.seed)
+        seen = self.bench.see(draw(self.bench.pipe, prompts, settings))
+        hits = self.bench.judges.hits(seen, [pictures[prompt.place] for prompt in prompts])
+        place = torch.tensor([prompt.place for prompt in prompts])
+        text = self.bench.clip.embed_text([prompt.text for prompt in prompts]).float().cpu()
+
+        def shares(pairs: Tensor, _: Tensor) -> dict[str, float]:
+            return {name: values[torch.isin(place, pairs)].mean().item() for name, values in hits.items()}
+
+        found = intervals(shares, (int(place.max()) + 1, 0), 100, self.seed)
+        return {
+            "frechet": frechet_distance(seen.features, self.features),
+            "alignment": alignment(seen.image, text),
+            **{name: one.value for name, one in found.items()},
+            **{f"{name}_error": NORMAL_95 * one.std for name, one in found.items()},
+        }
+
+    def _floor(self, count: int) -> Cell:
+        values = []
+        for k in range(FLOOR_DRAWS):
+            order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(self.seed + k))
+            values.append(frechet_distance(self.features[order[:count]], self.features[order[count:]]))
+        std, mean = torch.std_mean(torch.tensor(values, dtype=torch.float64))
+        return {"frechet": mean.item(), "frechet_std": std.item()}
+
+    def _vae(self, pictures: list[Picture]) -> Cell:
+        vae = read_vae(self.bench.folder / "vae")
+        result = reconstruct(vae, _Shown(pictures), "vae", self.bench.network, self.seed).to_json()
+        return {"values": result["values"], "notes": result["notes"], **result["generated"]}
+
+
+class _Shown:
+    """Pictures of the corpus as the metrics read them."""
+
+    captions = None
+
+    def __init__(self, pictures: list[Picture]) -> None:
+        self.pictures = pictures
+        self.source = {"count": len(pictures)}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batches(self) -> Iterator[Tensor]:
+        return pixels_of(self.pictures)
+
+
+def collect(lab: Lab, given: argparse.Namespace) -> Results:
+    """All cells of all tables. The DDIM table draws half as many pictures, and without guidance: it has 2,360 steps."""
+    quick, count, few = given.quick, given.num, max(4, given.num // 2)
+    usual = Settings(guidance_scale=given.guidance_scale, num_inference_steps=4 if quick else 25)
+    lengths = (2, 4) if quick else (10, 20, 50, 100, 1000)
+    scales = (1.0, 5.0) if quick else (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0)
+    calls = (2, 4) if quick else (10, 15, 20, 25)
+    names = [name for name in SAMPLERS if name != "lcm"]  # for models distilled to it
+    middle = (0.2, 0.8)
+    corpus = lab.bench.corpus
+    return Results(
+        steps={
+            (eta, steps): lab.cell(few, Settings(steps, 1.0, eta=eta)) for eta in (0.0, 1.0) for steps in lengths
+        },
+        guidance={scale: lab.cell(count, replace(usual, guidance_scale=scale)) for scale in scales},
+        interval={
+            (scale, part): lab.cell(count, replace(usual, guidance_scale=scale, guidance_interval=part))
+            for scale in (given.guidance_scale, given.guidance_scale + 2)
+            for part in ((0.0, 1.0), middle)
+        },
+        samplers={
+            (name, steps): lab.cell(count, replace(usual, sampler=name, num_inference_steps=steps))
+            for name in names
+            for steps in calls
+        },
+        floors=(lab.floor(few), lab.floor(count)),
+        vae=lab.vae([*corpus.validation, *corpus.test, *corpus.whole]),
+        facts=Facts(
+            few, count, given.seed, usual, len(corpus.validation), len(lab.features), lab.model_hash, quick,
+            impartiality(lab.bench.clip, lab.bench.pipe),
+        ),
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_corpus_options(parser)
+    parser.add_argument("--judge", required=True, help="CLIP pair: a text_encoder run")
+    parser.add_argument("--num", type=int, default=96, help="pictures a cell; half of it in the DDIM table")
+    parser.add_argument("--guidance-scale", type=float, default=DEFAULT_GUIDANCE_SCALE, help="of the samplers' table")
+    parser.add_argument("--quick", action="store_true", help="a few cells of few pictures, to see it work")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    given = parser.parse_args()
+    if given.quick:
+        given.num, given.groups = 8, list(given.groups)[:1]
+    try:
+        check_writable_parent(given.output)
+        lab = Lab(open_bench(given), given, given.output.with_suffix(".json"))
+        with torch.no_grad():
+            write_page(collect(lab, given), given.output)
+    except LatentDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""What an autoencoder loses of real pictures, and whether its latents have the spread that diffusion expects."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from latentdiff.errors import InputError
+from latentdiff.metrics.bootstrap import intervals
+from latentdiff.metrics.evaluate import SHOWN, Evaluation
+from latentdiff.metrics.features import FeatureNetwork
+from latentdiff.metrics.frechet import frechet_distance
+from latentdiff.metrics.pictures import Pictures
+from latentdiff.models.vae import AutoencoderKL
+
+WINDOW, SIGMA = 11, 1.5
+LEAST = 4
+TOLERATED = 0.05  # of the latents' deviation, before it is remarked on
+
+Parts = dict[str, Tensor]
+
+
+def psnr(made: Tensor, real: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair of uint8 pictures [B, 3, H, W], in dB with a peak of 255: [B]."""
+    error = (made.double() - real.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error.clamp_min(1e-10))
+
+
+def ssim(made: Tensor, real: Tensor) -> Tensor:
+    """Structural similarity of each pair of uint8 pictures [B, 3, H, W], 11 pixels or more a side: [B], at most 1.
+
+    Mean over colours and over the places where the whole Gaussian window of 11 pixels fits.
+    Wang et al. 2004, "Image Quality Assessment", eq. 13, K1 = 0.01, K2 = 0.03. Raises InputError for smaller pictures.
+    """
+    if min(real.shape[-2:]) < WINDOW:
+        raise InputError(f"SSIM needs pictures of {WINDOW} pixels a side, not {min(real.shape[-2:])}; give larger ones")
+    x, y = made.double(), real.double()
+    mean_x, mean_y, xx, yy, xy = (_blur(values) for values in (x, y, x * x, y * y, x * y))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    alike = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (alike / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))).flatten(1).mean(1)
+
+
+def _blur(values: Tensor) -> Tensor:
+    taps = torch.exp(-(torch.arange(WINDOW, dtype=values.dtype) - WINDOW // 2).square() / (2 * SIGMA**2))
+    taps = (taps / taps.sum()).expand(values.shape[1], 1, 1, WINDOW)
+    across = F.conv2d(values, taps, groups=values.shape[1])
+    return F.conv2d(across, taps.transpose(2, 3), groups=values.shape[1])
+
+
+@torch.no_grad()
+def reconstruct(
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    name: str,
+    network: FeatureNetwork | None = None,
+    seed: int = 0,
+    resamples: int = 100,
+) -> Evaluation:
+    """Real pictures against themselves after encoder and decoder: PSNR, SSIM, Frechet distance by `network`, latents.
+
+    latent_mean and latent_std are of all numbers of `scaling_factor * z`, z drawn from the posterior: 0 and 1 at best.
+    name: what the result calls the VAE. Raises InputError for under 4 pictures, and for pictures under 11 pixels.
+    """
+    if len(pictures) < LEAST:
+        raise InputError(f"{len(pictures)} pictures are too few to judge a VAE; give {LEAST} or more")
+    parts: list[Parts] = []
+    start = 0
+    shown: list[tuple[Tensor, Tensor, str, str]] = []
+    captions, step = pictures.captions, max(1, len(pictures) // SHOWN)
+    with tqdm(total=len(pictures), desc="reconstructed", disable=None) as bar:
+        for real in pictures.batches():
+            made, part = _look(vae, real, network)
+            places = [k for k in range(len(real)) if (start + k) % step == 0]
+            shown += [(made[k], real[k], captions[start + k] if captions else "", "") for k in places]
+            parts.append(part)
+            start += len(real)
+            bar.update(len(real))
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    values = intervals(lambda rows, _: _values(whole, rows), (len(pictures), 0), resamples, seed)
+    scale, std = vae.config.scaling_factor, values["latent_std"].value
+    return Evaluation(
+        generated={"vae": name, "count": len(pictures), "scaling_factor": scale, **_channels(whole)},
+        real=pictures.source,
+        resolution=shown[0][0].shape[-1],
+        network={"name": network.name, "weights": network.weights} if network else None,
+        judge=None,
+        seed=seed,
+        resamples=resamples,
+        values=values,
+        notes=_notes(scale, std),
+        shown=shown[:SHOWN],
+    )
+
+
+def _look(vae: AutoencoderKL, real: Tensor, network: FeatureNetwork | None) -> tuple[Tensor, Parts]:
+    """The reconstruction from the posterior's mean, uint8, and numbers of each picture; of latents the two moments."""
+    posterior = vae.encode((real / 127.5 - 1).to(next(vae.parameters())))
+    decoded = vae.decode(posterior.mean).float().cpu().clamp(-1, 1)
+    made = ((decoded + 1) * 127.5).round().to(torch.uint8)
+    mean, variance = posterior.mean.double().cpu(), posterior.logvar.double().exp().cpu()
+    scale = vae.config.scaling_factor
+    part = {
+        "psnr": psnr(made, real),
+        "ssim": ssim(made, real),
+        "first": scale * mean.mean((2, 3)),
+        "second": scale**2 * (mean.square() + variance).mean((2, 3)),
+    }
+    if network is not None:
+        part |= {key: network.embed(pixels)["features"].cpu() for key, pixels in (("made", made), ("real", real))}
+    return made, part
+
+
+def _values(parts: Parts, rows: Tensor) -> dict[str, float]:
+    mean = parts["first"][rows].mean()
+    values = {
+        "psnr": parts["psnr"][rows].mean(),
+        "ssim": parts["ssim"][rows].mean(),
+        "latent_mean": mean,
+        "latent_std": (parts["second"][rows].mean() - mean**2).sqrt(),
+    }
+    found = {key: value.item() for key, value in values.items()}
+    if "made" in parts:
+        found["frechet_distance"] = frechet_distance(parts["made"][rows], parts["real"][rows])
+    return found
+
+
+def _channels(parts: Parts) -> dict[str, Any]:
+    mean = parts["first"].mean(0)
+    std = (parts["second"].mean(0) - mean**2).sqrt()
+    return {f"channel_{key}": [round(v, 3) for v in value.tolist()] for key, value in (("mean", mean), ("std", std))}
+
+
+def _notes(scale: float, std: float) -> list[str]:
+    if abs(std - 1) <= TOLERATED:
+        return []
+    return [f"scaling_factor {scale} gives latents a deviation of {std:.3f}, not 1; {scale / std:.5f} would"]

@@ -1,0 +1,109 @@
+"""What a VAE loses, against closed forms and torchmetrics; `latentdiff evaluate --vae`."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from latentdiff import cli
+from latentdiff.errors import InputError
+from latentdiff.metrics import features, reconstruct
+from latentdiff.metrics.features import FeatureNetwork
+from latentdiff.metrics.pictures import FolderPictures, read_pictures
+from latentdiff.metrics.reconstruction import psnr, ssim
+from latentdiff.models.vae import DiagonalGaussian
+from tests.metrics.test_evaluate import means, pictures
+
+NETWORK = FeatureNetwork("means", "none", True, means)
+
+
+class Keeps(nn.Module):
+    """A VAE that keeps every pixel, with a posterior of deviation 0.3; pixels are its latents."""
+
+    def __init__(self, scaling_factor: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config = type("Config", (), {"scaling_factor": scaling_factor})
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(x, torch.full_like(x, 0.09).log())
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
+def test_psnr_and_ssim_are_those_of_torchmetrics() -> None:
+    real = torch.randint(256, (3, 3, 24, 20), dtype=torch.uint8)
+    noise = torch.randint(-30, 31, real.shape) * torch.tensor([0.1, 0.5, 1]).view(3, 1, 1, 1)
+    made = (real + noise).clamp(0, 255).to(torch.uint8)
+    for k in range(3):
+        pair = (made[k : k + 1].double(), real[k : k + 1].double())
+        assert psnr(made, real)[k] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=255.0).item(), rel=1e-5)
+        _, places = structural_similarity_index_measure(*pair, data_range=255.0, return_full_image=True)
+        inside = places[..., 5:-5, 5:-5]  # theirs also counts the border, mirrored
+        assert ssim(made, real)[k] == pytest.approx(inside.mean().item(), rel=1e-9)
+
+
+def test_closed_forms() -> None:
+    """Flat pictures: PSNR of one error, and of SSIM the term of brightness alone."""
+    first, second = (torch.full((1, 3, 16, 16), v, dtype=torch.uint8) for v in (100, 110))
+    assert psnr(first, second).item() == pytest.approx(20 * torch.log10(torch.tensor(25.5)).item(), rel=1e-6)
+    c1 = 2.55**2
+    assert ssim(first, second).item() == pytest.approx((2 * 100 * 110 + c1) / (100**2 + 110**2 + c1), rel=1e-9)
+    assert ssim(first, first).item() == pytest.approx(1, abs=1e-12)
+    with pytest.raises(InputError, match="11 pixels a side, not 8"):
+        ssim(first[..., :8], second[..., :8])
+
+
+def test_a_vae_that_keeps_all(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "real", 20, 1)
+    real = FolderPictures(folder, read_pictures(folder), 32)
+    pixels = torch.cat(list(real.batches())).double() / 127.5 - 1
+    std = (pixels.square().mean() + 0.09 - pixels.mean() ** 2).sqrt().item()
+    vae = Keeps(round(1 / std, 5))
+    result = reconstruct(vae, real, "keeps", NETWORK, resamples=5)  # type: ignore[arg-type]
+    values = {key: one.value for key, one in result.values.items()}
+    assert values["ssim"] == pytest.approx(1) and values["psnr"] > 100
+    assert values["frechet_distance"] == pytest.approx(0, abs=1e-9)
+    assert values["latent_std"] == pytest.approx(1, abs=1e-4) and result.notes == []
+    assert values["latent_mean"] == pytest.approx(pixels.mean().item() / std, abs=1e-4)
+    assert len(result.generated["channel_std"]) == 3 and len(result.shown) == 20
+    wrong = reconstruct(Keeps(2 / std), real, "keeps", None, resamples=5)  # type: ignore[arg-type]
+    assert "frechet_distance" not in wrong.values
+    assert f"deviation of 2.000, not 1; {1 / std:.5f} would" in wrong.notes[0]
+    with pytest.raises(InputError, match="3 pictures are too few"):
+        reconstruct(vae, FolderPictures(folder, real.rows[:3], 32), "keeps")  # type: ignore[arg-type]
+
+
+def test_the_verb(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(features.NETWORKS, "means", lambda weights, device: NETWORK)
+    folder, out = pictures(tmp_path / "real", 8, 1), tmp_path / "out.json"
+
+    def run(*words: object) -> int:
+        options = ["--real", folder, "--features", "means", "--resamples", 3, *words]
+        monkeypatch.setattr(sys, "argv", ["latentdiff", "evaluate", *map(str, options)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        return int(stopped.value.code or 0)
+
+    page = tmp_path / "page.html"
+    assert run("--vae", model_folder, "-o", out, "--html", page) == 0
+    found = json.loads(out.read_text())
+    assert list(found["values"]) == ["psnr", "ssim", "latent_mean", "latent_std", "frechet_distance"]
+    assert found["resolution"] == 16 and found["generated"]["vae"] == str(model_folder)
+    assert "PSNR, dB" in capsys.readouterr().out and page.read_text().count("data:image/jpeg") == 16
+    inner = tmp_path / "inner.json"
+    assert run("--vae", model_folder / "vae", "-o", inner) == 0
+    assert json.loads(inner.read_text())["values"] == found["values"]
+    for words, reason in (
+        (["--vae", model_folder, "--steps", 3], "--vae reads no --steps"),
+        (["--vae", tmp_path / "none"], "config.json"),
+    ):
+        assert run(*words) == 2 and reason in capsys.readouterr().err
