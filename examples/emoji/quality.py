@@ -28,6 +28,7 @@ from latentdiff.metrics.alignment import alignment
 from latentdiff.metrics.bootstrap import NORMAL_95, intervals
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.reconstruction import reconstruct
+from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE
 from latentdiff.recipe import hash_model
 from latentdiff.samplers import SAMPLERS, plan
@@ -97,6 +98,7 @@ class Lab:
 
     def _vae(self, pictures: list[Picture]) -> Cell:
         vae = read_vae(self.bench.folder / "vae")
+        assert isinstance(vae, AutoencoderKL)
         result = reconstruct(vae, _Shown(pictures), "vae", self.bench.network, self.seed).to_json()
         return {"values": result["values"], "notes": result["notes"], **result["generated"]}
 

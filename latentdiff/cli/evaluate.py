@@ -21,6 +21,7 @@ from latentdiff.metrics.pictures import (
 )
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.report import in_words, write_html, write_json
+from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
 from latentdiff.runtime import pick_device
 
@@ -79,7 +80,12 @@ def _vae_alone(request: Request) -> Evaluation:
         if value is not None:
             raise InputError(f"--vae reads no --{name.replace('_', '-')}; leave one of the two out")
     inside = request.vae / "vae"
-    vae = read_vae(inside if inside.is_dir() else request.vae).to(pick_device(request.device))
+    vae = read_vae(inside if inside.is_dir() else request.vae)
+    if not isinstance(vae, AutoencoderKL):
+        raise InputError(
+            f"{request.vae} is a model of pixels, whose VAE changes nothing; give one with an AutoencoderKL"
+        )
+    vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
     network = feature_network(request.features, request.weights, request.device)
     return reconstruct(vae, real, str(request.vae), network, request.seed, request.resamples)
