@@ -83,7 +83,7 @@ def _vae_alone(request: Request) -> Evaluation:
     vae = read_vae(inside if inside.is_dir() else request.vae)
     if not isinstance(vae, AutoencoderKL):
         raise InputError(
-            f"{request.vae} is a model of pixels, whose VAE changes nothing; give one with an AutoencoderKL"
+            f"{request.vae} is a model of pixels, whose VAE changes nothing; give another"
         )
     vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
