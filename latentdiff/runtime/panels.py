@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff.runtime.native import call, has_amx
 
 COLUMNS, DEPTH, TILE = 32, 32, 16
-MOST_ROWS = {1: 64, 9: 512}  # by the taps of a kernel: up to here ours was the faster one on two cores with AMX
+MOST_ROWS = {1: 128, 9: 512}  # by the taps of a kernel: up to here ours was the faster one on two cores with AMX
 
 
 def suits(weight: Tensor) -> bool:
