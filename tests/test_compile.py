@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.models.unet import UNet2DConditionModel
@@ -106,6 +107,10 @@ def test_the_cache_is_of_this_torch_and_this_device_unless_someone_else_keeps_on
     assert archive_path(CPU) != path
     monkeypatch.setenv(FOLDER, str(tmp_path))
     assert open_cache(CPU) is None and os.environ[FOLDER] == str(tmp_path)
+    open_cache.cache_clear()
+    monkeypatch.setenv(FOLDER, default_cache_dir())  # as torch does by itself
+    found = open_cache(CPU)
+    assert found is not None and os.environ[FOLDER] == str(found.work)
 
 
 def test_where_nothing_compiles_one_line_and_the_other_way() -> None:

@@ -72,10 +72,12 @@ class CompileCache:
 
 @cache
 def open_cache(device: torch.device) -> CompileCache | None:
-    """The cache of a kind of device; None where TORCHINDUCTOR_CACHE_DIR says that someone else keeps one."""
-    if FOLDER in os.environ:
-        return None
-    return CompileCache(archive_path(device))
+    """The cache of a kind of device; None where the user keeps one by TORCHINDUCTOR_CACHE_DIR."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(FOLDER) in (None, default_cache_dir()):  # torch sets it too, to its own
+        return CompileCache(archive_path(device))
+    return None
 
 
 def archive_path(device: torch.device) -> Path:
