@@ -255,11 +255,11 @@ def test_one_that_takes_too_long_is_left_out_with_all_it_started(tmp_path: Path)
         "import subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
         "for line in sys.stdin:\n"
-        "    print(child.pid) if line.strip() else child.wait()\n"
+        "    print(f'{{\"child\": {child.pid}}}') if line.strip() else child.wait()\n"
         "    sys.stdout.flush()\n"
     )
     with Worker("slow", "sleeper", environment={"PYTHONPATH": str(tmp_path)}) as worker:
-        child = worker.ask("who?")
+        child = worker.ask("who?")["child"]
         with pytest.raises(RuntimeError, match="no answer in 1 s; left out"):
             worker.ask("", limit=1)
         with pytest.raises(RuntimeError, match="ended with status -9"):

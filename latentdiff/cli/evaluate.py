@@ -82,9 +82,7 @@ def _vae_alone(request: Request) -> Evaluation:
     inside = request.vae / "vae"
     vae = read_vae(inside if inside.is_dir() else request.vae)
     if not isinstance(vae, AutoencoderKL):
-        raise InputError(
-            f"{request.vae} is a model of pixels, whose VAE changes nothing; give another"
-        )
+        raise InputError(f"{request.vae} is a model of pixels, whose VAE changes nothing; give another")
     vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
     network = feature_network(request.features, request.weights, request.device)

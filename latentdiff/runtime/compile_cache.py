@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from functools import cache
+import zlib
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -22,16 +22,18 @@ from latentdiff.runtime.native import cache_folder, processor
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile reads and writes; Triton's kernels follow it
 
 
+_OPENED: dict[Path, "CompileCache"] = {}
+
+
 class CompileCache:
     """The archive of a device, unpacked into a folder that torch.compile works in until this process ends."""
 
     def __init__(self, archive: Path) -> None:
         self.archive, self.work = archive, Path(mkdtemp(prefix="latentdiff-"))
         atexit.register(shutil.rmtree, self.work, ignore_errors=True)
-        os.environ[FOLDER] = str(self.work)
         try:
             self._unpack()
-        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, EOFError) as error:
             warnings.warn(f"{archive} is damaged ({error}) and ignored; it is written anew", stacklevel=2)
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir()
@@ -70,12 +72,18 @@ class CompileCache:
         return {path.relative_to(self.work).as_posix() for path in paths}
 
 
-@cache
 def open_cache(device: torch.device) -> CompileCache | None:
-    """The cache of a kind of device; None where TORCHINDUCTOR_CACHE_DIR says that someone else keeps one."""
-    if FOLDER in os.environ:
+    """The cache of a kind of device, to be written to from now on; None where TORCHINDUCTOR_CACHE_DIR is the user's."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    own = (str(cache.work) for cache in _OPENED.values())
+    if os.environ.get(FOLDER) not in (None, default_cache_dir(), *own):  # torch sets it too, to its default
         return None
-    return CompileCache(archive_path(device))
+    path = archive_path(device)
+    if path not in _OPENED:
+        _OPENED[path] = CompileCache(path)
+    os.environ[FOLDER] = str(_OPENED[path].work)
+    return _OPENED[path]
 
 
 def archive_path(device: torch.device) -> Path:
