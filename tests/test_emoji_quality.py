@@ -266,13 +266,13 @@ def test_the_page_goes_on_where_it_stopped(
     ]  # fmt: skip
     assert all(part in text for part in ("| eta | S=2 | S=4 |", "| euler_ancestral | 4 |", "PSNR, dB", "n = 8"))
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.endswith(" |")}
-    assert rows["| euler"].split("|")[3:] == rows["| ddim"].split("|")[3:]  # the last of each: one plan, one cell
+    assert rows["| euler_ancestral"].split("|")[3:] == rows["| ddpm"].split("|")[3:]  # one plan, one cell
     (tmp_path / "q.json").write_text(json.dumps(dict(list(cells.items())[1:])))
     drawn: list[int] = []
     measure = quality.Lab._measure
     monkeypatch.setattr(quality.Lab, "_measure", lambda lab, n, how: drawn.append(n) or measure(lab, n, how))
     assert call(quality, monkeypatch, *words) == 0
-    assert drawn == [4] and (tmp_path / "q.md").read_text() == text
+    assert len(cells) == 21 and drawn == [4] and (tmp_path / "q.md").read_text() == text
     assert '<svg xmlns="http://www.w3.org/2000/svg"' in (tmp_path / "q-steps.svg").read_text()
 
 
