@@ -1,6 +1,7 @@
 """The standard, the nearest pictures and the quality page, on a tiny corpus, with judges of known answers."""
 
 import json
+import random
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -39,12 +40,9 @@ NETWORK = FeatureNetwork("colours", "none", False, colours)
 
 def paint(concept: str, style: str) -> Image.Image:
     """The upper half says what it is, the lower how."""
-    image = Image.new("RGB", (SIZE, SIZE))
-    k, s = (
-        sum(map(ord, concept)) * 37 + 11 * int(concept.split()[-1] if concept[-1].isdigit() else 7),
-        CORE.index(style),
-    )
-    image.paste((k * 53 % 256, k * 91 % 256, k * 29 % 256), (0, 0, SIZE, SIZE // 2))
+    image, rng, s = Image.new("RGB", (SIZE, SIZE)), random.Random(concept), CORE.index(style)
+    for x in (0, SIZE // 2):
+        image.paste((rng.randrange(256), rng.randrange(256), rng.randrange(256)), (x, 0, x + SIZE // 2, SIZE // 2))
     image.paste((60 * s, 255 - 60 * s, 40 * s), (0, SIZE // 2, SIZE, SIZE))
     return image
 
@@ -178,7 +176,8 @@ def test_real_pictures_are_named_and_asking_for_others_is_seen(folder: Path) -> 
     test = bench.corpus.test
     seen = bench.see(pixels_of(test))
     hits = bench.judges.hits(seen, test)
-    assert hits.keys() == {"style", "clip", "centroid"} and all(v.mean() == 1 for v in hits.values())
+    assert hits.keys() == {"style", "clip", "centroid"}
+    assert hits["clip"].mean() == hits["style"].mean() == 1 and hits["centroid"].mean() > 0.9
     styles = [CORE[(CORE.index(picture.style) + 1) % 4] for picture in test]
     other = [replace(p, style=style) for p, style in zip(test[1:] + test[:1], styles, strict=True)]
     wrong = bench.judges.hits(seen, other)
@@ -267,13 +266,13 @@ def test_the_page_goes_on_where_it_stopped(
     ]  # fmt: skip
     assert all(part in text for part in ("| eta | S=2 | S=4 |", "| euler_ancestral | 4 |", "PSNR, dB", "n = 8"))
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.endswith(" |")}
-    assert rows["| euler"].split("|")[3:] == rows["| ddim"].split("|")[3:]  # the last of each: one plan, one cell
+    assert rows["| euler_ancestral"].split("|")[3:] == rows["| ddpm"].split("|")[3:]  # one plan, one cell
     (tmp_path / "q.json").write_text(json.dumps(dict(list(cells.items())[1:])))
     drawn: list[int] = []
     measure = quality.Lab._measure
     monkeypatch.setattr(quality.Lab, "_measure", lambda lab, n, how: drawn.append(n) or measure(lab, n, how))
     assert call(quality, monkeypatch, *words) == 0
-    assert drawn == [4] and (tmp_path / "q.md").read_text() == text
+    assert len(cells) == 21 and drawn == [4] and (tmp_path / "q.md").read_text() == text
     assert '<svg xmlns="http://www.w3.org/2000/svg"' in (tmp_path / "q-steps.svg").read_text()
 
 
