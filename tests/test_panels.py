@@ -1,0 +1,104 @@
+"""Products of few rows: near to float64, for whatever size and order of input, and the weights back to the bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentdiff.runtime import panels
+from latentdiff.runtime.native import has_amx
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.panels import convolution, from_panels, in_panels, linear, to_panels
+
+pytestmark = pytest.mark.skipif(not has_amx(), reason="no AMX, or no compiler")
+ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (96, 32, 1, 1), (64, 96, 3, 3)])
+def test_weights_come_back_from_panels(shape: tuple[int, ...]) -> None:
+    weight = draw(*shape)
+    assert torch.equal(from_panels(to_panels(weight), shape), weight)
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(16, 32, 32), (17, 64, 96), (77, 768, 320), (300, 2560, 64)])
+@pytest.mark.parametrize("more", [False, True])
+def test_linear(rows: int, depth: int, columns: int, more: bool) -> None:
+    x, weight = draw(rows, depth), draw(columns, depth, seed=1) / depth**0.5
+    bias, residual = (draw(columns, seed=2), draw(rows, columns, seed=3)) if more else (None, None)
+    wanted = F.linear(x.double(), weight.double(), bias.double() if more else None)
+    wanted = wanted + residual.double() if residual is not None else wanted
+    assert error(linear(x, to_panels(weight), bias, residual), wanted) < ROUNDING / 2
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (3, 5, 7), (2, 16, 16), (1, 3, 40)])
+@pytest.mark.parametrize(("depth", "columns", "side"), [(32, 64, 3), (384, 32, 3), (64, 32, 1)])
+@pytest.mark.parametrize("more", [False, True])
+def test_convolution(size: tuple[int, int, int], depth: int, columns: int, side: int, more: bool) -> None:
+    batch, height, width = size
+    x = draw(batch, depth, height, width).contiguous(memory_format=torch.channels_last)
+    weight = draw(columns, depth, side, side, seed=1) / (depth * side**2) ** 0.5
+    bias, residual = (draw(columns, seed=2), draw(batch, columns, height, width, seed=3)) if more else (None, None)
+    wanted = F.conv2d(x.double(), weight.double(), bias.double() if more else None, padding=side // 2)
+    wanted = wanted + residual.double() if residual is not None else wanted
+    found = convolution(x, to_panels(weight), bias, residual)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, wanted) < ROUNDING / 2
+
+
+def test_rows_in_any_order_are_read_rightly() -> None:
+    x, weight = draw(2, 64, 8, 6), to_panels(draw(32, 64, 3, 3, seed=1))
+    assert torch.equal(convolution(x, weight, None, None), convolution(x.clone(), weight, None, None))
+    flipped = x.transpose(2, 3)
+    assert torch.equal(convolution(flipped, weight, None, None), convolution(flipped.contiguous(), weight, None, None))
+    rows, weight = draw(64, 40).t(), to_panels(draw(32, 64, seed=1))
+    assert torch.equal(linear(rows, weight, None, None), linear(rows.contiguous(), weight, None, None))
+
+
+def many(layer: nn.Module, rows: int) -> Tensor:
+    return draw(1, 64, 1, rows) if isinstance(layer, nn.Conv2d) else draw(rows, 64)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 3, padding=1)])
+def test_a_layer_goes_over_to_the_other_order_when_rows_grow_many_or_too_few(make: Any) -> None:
+    torch.manual_seed(0)
+    plain = make().bfloat16().requires_grad_(False)
+    for other in (4096, 8):
+        layer: Any = copy.deepcopy(plain)
+        layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
+        for rows, few in ((48, True), (other, False), (48, False)):
+            x = many(plain, rows)
+            assert error(layer(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
+            assert in_panels(layer.weight) == few
+        unpack(layer)
+        assert torch.equal(layer.weight, plain.weight)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(64, 40), nn.Linear(40, 64), nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 5)],
+)
+def test_what_the_kernel_cannot_take_stays_with_onednn(layer: nn.Module) -> None:
+    packed: Any = copy.deepcopy(layer).bfloat16().requires_grad_(False)
+    packed.__class__ = PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear
+    x = draw(1, 64, 8, 8) if isinstance(layer, nn.Conv2d) else draw(64, packed.in_features)
+    packed(x)
+    assert not in_panels(packed.weight)
+
+
+def test_without_the_kernel_all_stays_with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "has_amx", lambda: False)
+    layer: Any = nn.Linear(64, 32).bfloat16().requires_grad_(False)
+    layer.__class__ = PackedLinear
+    layer(draw(48, 64))
+    assert not in_panels(layer.weight)
