@@ -160,6 +160,8 @@ def test_a_compiled_unet_follows_sizes_and_weights_and_leaves_its_work_to_the_ne
     torch.compiler.reset()
     _OPENED.clear()
     del os.environ[FOLDER]
+    restore(unet)
+    compile_model(unet, never)  # as a new process would
     from torch._dynamo.utils import counters
 
     counters.clear()
