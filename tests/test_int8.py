@@ -12,7 +12,7 @@ from latentdiff.errors import InputError
 from latentdiff.models.layers import GroupNormSiLU, ResnetBlock2D
 from latentdiff.runtime.inference import prepare, restore
 from latentdiff.runtime.int8 import TOP, ZERO, Int8Conv2d, Int8GroupNormSiLU, quantise
-from latentdiff.runtime.kernels import NativeGroupNormSiLU, quantised_group_norm
+from latentdiff.runtime.kernels import quantised_group_norm
 from latentdiff.runtime.native import load_kernels
 from tests.test_inference import answer, error, small_unet
 
@@ -88,7 +88,7 @@ def test_a_unet_is_near_and_restored_to_the_bit() -> None:
     state, back = plain.state_dict(), changed.state_dict()
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
     assert torch.allclose(answer(changed), answer(plain), atol=0.05)
-    assert {type(m) for m in changed.modules() if isinstance(m, GroupNormSiLU)} == {NativeGroupNormSiLU}
+    assert {type(m) for m in changed.modules() if isinstance(m, GroupNormSiLU)} == {GroupNormSiLU}
 
 
 @needs_vnni

@@ -70,16 +70,19 @@ def many(layer: nn.Module, rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 3, padding=1)])
-def test_a_layer_goes_over_to_the_other_order_when_rows_grow_many_or_too_few(make: Any) -> None:
+def test_the_order_follows_the_rows_and_one_call_always_gives_the_same(make: Any) -> None:
     torch.manual_seed(0)
     plain = make().bfloat16().requires_grad_(False)
     for other in (4096, 8):
         layer: Any = copy.deepcopy(plain)
         layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
-        for rows, few in ((48, True), (other, False), (48, False)):
+        found = []
+        for rows, few in ((48, True), (other, False), (48, True), (other, False)):
             x = many(plain, rows)
-            assert error(layer(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
+            found.append(layer(x))
+            assert error(found[-1], copy.deepcopy(plain).double()(x.double())) < ROUNDING
             assert in_panels(layer.weight) == few
+        assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
         unpack(layer)
         assert torch.equal(layer.weight, plain.weight)
 
@@ -102,3 +105,21 @@ def test_without_the_kernel_all_stays_with_onednn(monkeypatch: pytest.MonkeyPatc
     layer.__class__ = PackedLinear
     layer(draw(48, 64))
     assert not in_panels(layer.weight)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    weight, x = to_panels(draw(32, 64)), draw(48, 64)
+    for wrong in (x[:, :32], x.float()):
+        with pytest.raises(ValueError, match=r"does not fit weights in torch\.bfloat16 of depth 64"):
+            linear(wrong, weight, None, None)
+    for residual in (draw(47, 32), torch.zeros(48, 32)):
+        with pytest.raises(ValueError, match="residual"):
+            linear(x, weight, None, residual)
+    with pytest.raises(ValueError, match="does not fit"):
+        convolution(draw(1, 32, 8, 8), to_panels(draw(32, 64, 3, 3)), None, None)
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    layer: Any = nn.Conv2d(64, 32, 3, padding=1).bfloat16().requires_grad_(False)
+    layer.__class__ = PackedConv2d
+    assert layer(draw(0, 64, 8, 8)).shape == (0, 32, 8, 8)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from latentdiff.models.attention import Attention, BasicTransformerBlock
 from latentdiff.runtime.compiled import Compiled
 from latentdiff.runtime.int8 import unquantise
-from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels
+from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels, use_torch_kernels
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 from latentdiff.runtime.timesteps import keep_time, restore_time
@@ -52,8 +52,9 @@ def _pack(model: nn.Module) -> None:
 
 
 def restore(model: nn.Module) -> None:
-    """The layers that weights are read from and written to, as they were; native norms stay."""
+    """The layers as they were, for weights to be read from and written to, and for torch.compile to look into."""
     unquantise(model)
+    use_torch_kernels(model)
     for module in model.modules():
         if isinstance(vars(module).get("forward"), Compiled):
             del module.forward

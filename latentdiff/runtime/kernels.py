@@ -21,6 +21,14 @@ def use_native_kernels(model: nn.Module) -> None:
             module.__class__ = NATIVE[type(module)]
 
 
+def use_torch_kernels(model: nn.Module) -> None:
+    """`use_native_kernels` undone."""
+    plain = {native: kind for kind, native in NATIVE.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            module.__class__ = plain[type(module)]
+
+
 class NativeGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         return _group_norm(self, x, None, silu=False) if _fits(x) else super().forward(x)

@@ -4,6 +4,8 @@ There the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 
 of rows. With more rows oneDNN is as good or better.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,16 +15,15 @@ COLUMNS, DEPTH, TILE = 32, 32, 16
 MOST_ROWS = {1: 128, 9: 512}  # by the taps of a kernel: up to here ours was the faster one on two cores with AMX
 
 
-def suits(weight: Tensor) -> bool:
-    """Whether the kernel is there and can take a plain weight [columns, depth] or [columns, depth, k, k], k 1 or 3."""
-    columns, depth, taps = len(weight), weight.shape[1], weight[0, 0].numel()
-    whole = columns % COLUMNS == 0 and depth % DEPTH == 0
-    return weight.dtype == torch.bfloat16 and whole and taps in MOST_ROWS and has_amx()
+def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether the kernel is there and can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
+    whole = shape[0] % COLUMNS == 0 and shape[1] % DEPTH == 0
+    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in MOST_ROWS and has_amx()
 
 
 def suits_rows(taps: int, of_one: int, images: int = 1) -> bool:
     """Whether it is meant for `images` of as many rows."""
-    return of_one >= TILE and images * of_one <= MOST_ROWS[taps]
+    return of_one >= TILE and 0 < images * of_one <= MOST_ROWS[taps]
 
 
 def in_panels(weight: Tensor) -> bool:
@@ -42,21 +43,40 @@ def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """x [..., depth] times the weights, plus bias [columns] and residual [..., columns]."""
+    """x [..., depth] times the weights, plus bias [columns] and residual [..., columns]; bfloat16.
+
+    Raises ValueError for a depth, a dtype or a residual that does not fit.
+    """
     x, columns = x.contiguous(), len(panels) * COLUMNS
     out = x.new_empty(*x.shape[:-1], columns)
+    _check(x.shape[-1], panels, out, residual)
     residual = None if residual is None else residual.contiguous()
     call("linear_bf16", x.numel() // x.shape[-1], x.shape[-1], columns, x, panels, bias, residual, out)
     return out
 
 
 def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """x [B, depth, H, W] under kernels of 1x1, or of 3x3 with a pixel of zeros around x; [B, columns, H, W]."""
+    """x [B, depth, H, W] under kernels of 1x1, or of 3x3 with a pixel of zeros around x; [B, columns, H, W].
+
+    Raises ValueError as `linear` does.
+    """
     batch, depth, height, width = x.shape
-    out = x.new_empty(batch, height, width, len(panels) * COLUMNS)
     x = x.permute(0, 2, 3, 1).contiguous()
+    out = x.new_empty(batch, height, width, len(panels) * COLUMNS)
     residual = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
+    _check(depth, panels, out, residual)
     sizes = (batch, height, width) if panels.shape[2] == 9 else (batch * height * width,)
     name = "convolution_bf16" if panels.shape[2] == 9 else "linear_bf16"
     call(name, *sizes, depth, out.shape[-1], x, panels, bias, residual, out)
     return out.permute(0, 3, 1, 2)
+
+
+def _check(depth: int, panels: Tensor, out: Tensor, residual: Tensor | None) -> None:
+    """The kernel reads memory, and would read whatever lies there."""
+    if depth != panels.shape[1] * DEPTH or out.dtype != panels.dtype:
+        wanted = f"{panels.dtype} of depth {panels.shape[1] * DEPTH}"
+        raise ValueError(f"{out.dtype} of depth {depth} does not fit weights in {wanted}")
+    if residual is not None and (residual.shape != out.shape or residual.dtype != out.dtype):
+        raise ValueError(
+            f"a residual {list(residual.shape)}, {residual.dtype}, does not fit {list(out.shape)}, {out.dtype}"
+        )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 
-KEPT = 256  # timesteps: those of a few runs; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
+KEPT = 64  # timesteps: those of a run or two; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
 
 
 class KeptTimeUNet(UNet2DConditionModel):
