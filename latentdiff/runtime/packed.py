@@ -81,12 +81,11 @@ class PackedConv2d(nn.Conv2d):
 def _in_order(layer: PackedLinear | PackedConv2d, few_rows: bool) -> Tensor:
     """The weight in panels where they are wanted and can be; otherwise oneDNN's, or plain for it to reorder."""
     weight: Tensor = layer.weight
-    wanted = few_rows and suits(layer.weight_shape, weight.dtype)
-    if in_panels(weight) == wanted:
-        return weight
-    if wanted:
+    if in_panels(weight):
+        return weight if few_rows else _hold(layer, from_panels(weight, layer.weight_shape))
+    if few_rows and suits(layer.weight_shape, weight.dtype):
         return _hold(layer, to_panels(weight.to_dense() if weight.is_mkldnn else weight))
-    return _hold(layer, from_panels(weight, layer.weight_shape))
+    return weight
 
 
 def _is_packed(weight: Tensor) -> bool:
