@@ -4,8 +4,9 @@ Pictures of a model, the exact ones and the others from the same seeds and words
 """
 
 import argparse
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from benchmarks.turns import Turn, alternate
 from benchmarks.worker import take
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import locate
-from latentdiff.metrics import feature_network, frechet_distance
+from latentdiff.metrics import feature_network, frechet_distance, psnr
 from latentdiff.metrics.pictures import AT_ONCE, FolderPictures, choose_rows, read_pictures
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime import reuse
@@ -32,7 +33,7 @@ PROMPTS = ["a red apple", "a cat face", "a rocket", "a yellow taxi", "a green tr
 
 
 @dataclass(frozen=True)
-class Way:
+class Setting:
     """Names of approximations, how often reuse computes everything, and the steps if not those that are asked for."""
 
     names: tuple[str, ...]
@@ -56,16 +57,16 @@ class Asked:
 
 
 class Maker:
-    """A pipeline that makes pictures in one way."""
+    """A pipeline that makes pictures with one setting."""
 
-    def __init__(self, asked: Asked, way: Way) -> None:
-        self.asked, self.way = asked, way
-        self.pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, asked.device, approximate=way.names)
+    def __init__(self, asked: Asked, setting: Setting) -> None:
+        self.asked, self.setting = asked, setting
+        self.pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, asked.device, approximate=setting.names)
+        self.pipe.way = replace(self.pipe.way, every=setting.every)
 
     def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
-        reuse.EVERY = self.way.every
         made: Tensor = self.pipe(
-            prompts, num_inference_steps=self.way.steps or self.asked.steps, seed=seed, output_type="latent"
+            prompts, num_inference_steps=self.setting.steps or self.asked.steps, seed=seed, output_type="latent"
         ).images
         return made
 
@@ -85,12 +86,6 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-def psnr(found: Tensor, exact: Tensor) -> float:
-    """Decibels of pictures [N, 3, H, W] of 255 against others, the mean of them; infinite where all are equal."""
-    squares = (found.float() - exact.float()).square().mean((1, 2, 3))
-    return float((10 * torch.log10(255**2 / squares)).mean())
-
-
 def embed(pictures: list[Tensor], device: str) -> Tensor:
     network = feature_network(device=device)
     with torch.no_grad():
@@ -101,9 +96,9 @@ def turns(call: Callable[[], Any]) -> Callable[[], Turn]:
     return lambda: Turn(**take(call, ""))
 
 
-def compare_pictures(asked: Asked, ways: list[Way], rounds: int, real: Path | None) -> str:
-    """A row for each way: times in turns, and how far its pictures are from the exact ones, and from real ones."""
-    makers = {str(way): Maker(asked, way) for way in ways}
+def compare_pictures(asked: Asked, settings: list[Setting], rounds: int, real: Path | None) -> str:
+    """A row for each setting: times in turns, and how far its pictures are from the exact ones, and from real ones."""
+    makers = {str(setting): Maker(asked, setting) for setting in settings}
     alternate({name: maker.one for name, maker in makers.items()}, 1)
     seconds = alternate({name: turns(maker.one) for name, maker in makers.items()}, rounds)
     exact, exact_pixels = makers[EXACT].all()
@@ -117,7 +112,8 @@ def compare_pictures(asked: Asked, ways: list[Way], rounds: int, real: Path | No
         latents, pixels = maker.all()
         features = embed(list(pixels.split(AT_ONCE)), asked.device)
         cells = [f"{relative_error(latents, exact):.3f}", f"{relative_error(pixels.float(), exact_pixels.float()):.3f}"]
-        cells += [f"{psnr(pixels, exact_pixels):.1f}", f"{frechet_distance(features, shown):.2f}"]
+        decibels = math.inf if torch.equal(pixels, exact_pixels) else float(psnr(pixels, exact_pixels).mean())
+        cells += [f"{decibels:.1f}", f"{frechet_distance(features, shown):.2f}"]
         cells += [] if there is None else [f"{frechet_distance(features, there):.1f}"]
         lines.append([name, *seconds_cells(seconds, name, EXACT), *cells])
     header = ["", "median s", "min s", f"of {EXACT}", "error of latents", "of pixels", "PSNR dB", "Frechet to exact"]
@@ -177,10 +173,10 @@ def main() -> None:
     prompts = (PROMPTS * given.pictures)[: given.pictures]
     if given.real:
         prompts = [row.captions[0] for row in choose_rows(given.real, given.pictures, seed=0)]
-    ways = [Way(()), *(Way((), steps=steps) for steps in given.fewer)]
-    ways += [Way(("reuse",), n) for n in given.every if "reuse" in given.names]
-    ways += [Way(("int8",)), Way(("reuse", "int8"))] if "int8" in given.names else []
-    body = compare_pictures(Asked(folder, given.device, given.steps, prompts), ways, given.rounds, given.real)
+    settings = [Setting(()), *(Setting((), steps=steps) for steps in given.fewer)]
+    settings += [Setting(("reuse",), n) for n in given.every if "reuse" in given.names]
+    settings += [Setting(("int8",)), Setting(("reuse", "int8"))] if "int8" in given.names else []
+    body = compare_pictures(Asked(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
     about = (
         f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "
         f"of {given.pictures} pictures, exact ones from the same seeds beside them."

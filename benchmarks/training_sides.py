@@ -179,13 +179,14 @@ SIDES: dict[str, Callable[[Shape, Path], Side]] = {
 def take(side: Side, steps: int) -> dict[str, Any]:
     """Seconds of each step, those that went by waiting for data, and the most bytes held so far."""
     seconds, waited = [], side.batches.seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(steps):
         start = time.perf_counter()
         side.step()
-        if torch.cuda.is_available():
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "waited": side.batches.seconds - waited, "peak_bytes": peak_memory()}
+    return {"seconds": seconds, "waited": side.batches.seconds - waited, "peak_bytes": peak_memory(device)}
 
 
 def main() -> None:

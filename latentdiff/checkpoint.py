@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentdiff.config.model import CLIPTextConfig, IdentityVAEConfig, ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import (
+    CLIPTextConfig,
+    IdentityVAEConfig,
+    ScheduleConfig,
+    UNetConfig,
+    VAEConfig,
+    side_multiple,
+)
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json, write_json
 from latentdiff.models.clip_text import CLIPTextModel, current_key
@@ -101,10 +108,10 @@ def read_pipeline(folder: Path, dtype: torch.dtype, give: Fill = fill) -> Compon
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model takes: the size it was trained for and the pixels a latent, and its tokenizers."""
+    """What a model takes: the size it was trained for, what sides are multiples of, and its tokenizers."""
 
     resolution: int
-    downscale: int
+    multiple: int
     text: TextConditioner
 
 
@@ -115,7 +122,7 @@ def read_limits(folder: Path) -> Limits:
     vae = read_vae_config(folder / "vae")
     names = [name for name in ("tokenizer", "tokenizer_2") if index.get(name, [None, None])[1]]
     text = TextConditioner([read_tokenizer(folder / name) for name in names], [])
-    return Limits(unet.sample_size * vae.downscale, vae.downscale, text)
+    return Limits(unet.sample_size * vae.downscale, side_multiple(unet, vae), text)
 
 
 def read_vae(folder: Path, dtype: torch.dtype = torch.float32, give: Fill = fill) -> VAE:

@@ -61,7 +61,7 @@ def read_json(path: Path, otherwise: str = "download or save the model again") -
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download or save the model again") from error
+        raise CheckpointError(f"{path} is not JSON ({error}); {otherwise}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -218,7 +218,7 @@ class LatentDiffusionPipeline:
         both = self._text(prompts, negatives, guided)
         texts = {len(text.hidden): text for text in (_last(both, len(prompts)), both)}
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-        unet = for_one_run(self.unet, self.way.approximate)
+        unet = for_one_run(self.unet, self.way.approximate, self.way.every)
 
         def denoiser(latents: Tensor, timestep: float) -> Tensor:
             text, timesteps = texts[len(latents)], torch.full((1,), timestep, device=self.device)

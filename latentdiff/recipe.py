@@ -31,7 +31,9 @@ class Recipe(BaseModel):
     height: int
     width: int
     dtype: str
+    optimize: str = "auto"
     approximate: tuple[str, ...] = ()
+    low_memory: bool = False
     model: str | None = None
     lora: str | None = None
     lora_scale: float = 1.0

@@ -81,6 +81,11 @@ def test_threads_do_not_share_what_is_kept(model_folder: Path, monkeypatch: pyte
     assert len({id(run) for run in made}) == 3 and np.array_equal(pictures[0], pictures[2])
 
 
+def test_one_name_may_stand_alone() -> None:
+    assert check_approximations("int8") == check_approximations(["int8", "int8"]) == ("int8",)
+    assert check_approximations(["int8", "reuse"]) == ("reuse", "int8") and check_approximations([]) == ()
+
+
 def test_a_name_that_is_none_of_them() -> None:
     with pytest.raises(InputError, match="approximate='reus' is unknown; did you mean 'reuse'"):
         check_approximations(["reus"])

@@ -53,7 +53,7 @@ def test_picture_recipe_and_the_same_pixels_again(
     assert recipe.model_dump() | {"version": ""} == {
         "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5, "steps": 3,
         "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16, "dtype": "float32",
-        "approximate": ("reuse",), "model": str(model_folder),
+        "optimize": "auto", "approximate": ("reuse",), "low_memory": False, "model": str(model_folder),
         "lora": None, "lora_scale": 1.0, "embedding": None, "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
@@ -64,6 +64,32 @@ def test_picture_recipe_and_the_same_pixels_again(
     )
     assert read_recipe(other).approximate == () and read_recipe(again).approximate == ("reuse",)
     assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_the_recipe_keeps_how_it_ran_and_what_is_typed_wins(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again, other = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "other.png"
+
+    def make(*words: object) -> int:
+        return run("generate", *words, monkeypatch=monkeypatch)
+
+    options = ["--model", model_folder, "--steps", 1, "--optimize", "off", "--low-memory"]
+    assert make(PROMPT, "-o", first, *options) == 0
+    assert make("--from-image", first, "-o", again) == 0
+    assert make("--from-image", first, "-o", other, "--optimize", "auto", "--no-low-memory") == 0
+    ways = [(recipe.optimize, recipe.low_memory) for recipe in map(read_recipe, (first, again, other))]
+    assert ways == [("off", True), ("off", True), ("auto", False)]
+    capsys.readouterr()
+    assert make("--from-image", first, "-o", again, "--approximate", "reuse, int8") == 2
+    undo = f"--optimize auto --no-low-memory undoes what {first} holds"
+    assert undo in (error := capsys.readouterr().err) and "['reuse', 'int8']" in error and error.count("\n") == 1
+    assert make("--from-image", other, "-o", first, "--approximate", " reuse ,") == 0
+    capsys.readouterr()
+    assert make("--from-image", first, "-o", again, "--optimize", "off") == 2
+    assert f'--approximate "" undoes what {first} holds' in capsys.readouterr().err
+    assert make("--from-image", first, "-o", again, "--optimize", "off", "--approximate", "") == 0
+    assert read_recipe(again).approximate == () and read_recipe(again).optimize == "off"
 
 
 def test_several_pictures_get_numbers_and_their_own_seeds(

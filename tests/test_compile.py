@@ -1,10 +1,13 @@
 """`optimize="compile"`: the same pictures, a cache that never harms, and a way on where nothing compiles."""
 
 import os
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -130,6 +133,32 @@ def test_where_nothing_compiles_one_line_and_the_other_way() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(model(x + 1), 2 * (x + 1))
+
+
+def test_threads_that_fail_together_give_up_once() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    model, x, gate, inside = Doubled(), torch.ones(3), Barrier(2), []
+
+    def prepare(module: nn.Module) -> None:
+        inside.append(module)
+        time.sleep(0.1)  # the other thread would come in here
+        assert inside == [module]
+
+    def fail(*_: Tensor) -> Tensor:
+        raise TorchDynamoException("no")
+
+    def call(_: int) -> Tensor:
+        gate.wait()
+        out: Tensor = model(x)
+        return out
+
+    compile_model(model, prepare)
+    model.forward.run = fail
+    with torch.no_grad(), pytest.warns(UserWarning, match="going on with") as told, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(call, range(2)))
+    assert all(torch.equal(out, 2 * x) for out in found) and inside == [model]
+    assert sum("torch.compile failed" in str(one.message) for one in told) == 1
 
 
 def test_restoring_takes_the_compiled_call_away_and_no_other() -> None:

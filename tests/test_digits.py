@@ -15,13 +15,15 @@ from torch import Tensor
 from examples.digits import likelihood, prepare
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.base import load_yaml
-from latentdiff.config.model import ScheduleConfig
+from latentdiff.config.model import IdentityVAEConfig, ScheduleConfig, side_multiple
 from latentdiff.config.train import train_config
+from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
 from latentdiff.score import level_at
 from latentdiff.training.run import train
+from tests.small import small_vae_config
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
 
@@ -92,6 +94,11 @@ def test_the_configs_train_resume_and_make_models(
     with pytest.raises(Exception, match=r"latentdiff|IdentityVAE"):
         diffusers.StableDiffusionPipeline.from_pretrained(output / "model")
 
+    monkeypatch.setattr(sys, "argv", ["likelihood", str(output), "--sheet", str(output / "missing" / "sheet.png")])
+    capsys.readouterr()
+    assert likelihood.main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "missing does not exist; make it first" in printed.err
     monkeypatch.setattr(sys, "argv", ["likelihood", str(output), "--sheet", str(output / "sheet.png")])
     monkeypatch.setattr(likelihood, "SHOWN", 4)
     monkeypatch.setattr(likelihood, "TOLERANCE", 0.1)  # hardly trained, the U-Net answers each timestep otherwise
@@ -101,9 +108,21 @@ def test_the_configs_train_resume_and_make_models(
     assert Image.open(output / "sheet.png").size == (16 * 10 * 6, 10 * 6)
 
 
-def test_pixel_space_has_one_channel_or_three() -> None:
-    with pytest.raises(InputError, match=r"model\.in_channels=4; take 1 or 3"):
-        load_yaml(train_config, CONFIGS / "unconditional.yaml", ["model.in_channels=4"])
+@pytest.mark.parametrize("channels", [(4, 4), (1, 4), (1, 3), (3, 1)])
+def test_pixel_space_has_one_channel_or_three(channels: tuple[int, int]) -> None:
+    needs, gives = channels
+    changes = [f"model.in_channels={needs}", f"model.out_channels={gives}"]
+    with pytest.raises(InputError, match=rf"model\.in_channels={needs}, model\.out_channels={gives}; make both 1 or 3"):
+        load_yaml(train_config, CONFIGS / "unconditional.yaml", changes)
+
+
+def test_buckets_of_pixels_have_sides_that_the_unet_halves_evenly() -> None:
+    levels = ["data.buckets=true", "data.resolution=16", "model.block_out_channels=[16, 16]"]
+    config = load_yaml(train_config, CONFIGS / "unconditional.yaml", levels)
+    multiple = side_multiple(config.model, IdentityVAEConfig())
+    assert multiple == 2 and side_multiple(config.model, small_vae_config(block_out_channels=(8, 8, 8))) == 4
+    sides = {side for size in Fitting.of(config.data, multiple).sizes for side in size}
+    assert len(sides) > 5 and all(side % 2 == 0 for side in sides)
 
 
 def knows_the_levels(schedule: Schedule, values: Tensor) -> Denoiser:

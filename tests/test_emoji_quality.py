@@ -1,5 +1,6 @@
 """The standard, the nearest pictures and the quality page, on a tiny corpus, with judges of known answers."""
 
+import errno
 import json
 import random
 from argparse import Namespace
@@ -13,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from examples.emoji import bench as benches
+from examples.emoji import judges, quality, standard
 from examples.emoji import nearest as copying
-from examples.emoji import quality, standard
 from examples.emoji.drawing import Settings, impartiality, kinship
 from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
@@ -72,6 +73,10 @@ class ColourClip:
 
     weights = "a judge"
 
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.model = torch.nn.Linear(1, 1)
+
     def embed_images(self, pixels: Tensor) -> Tensor:
         return colours(pixels)["features"].view(-1, 3, 2, 2)[:, :, 0].flatten(1) - 0.5
 
@@ -100,6 +105,7 @@ class Painter:
     """A model that draws what is asked, or always the same."""
 
     folder = Path("painted")
+    dtype = torch.float32
 
     def __init__(self, faithful: bool) -> None:
         self.faithful = faithful
@@ -274,6 +280,48 @@ def test_the_page_goes_on_where_it_stopped(
     assert call(quality, monkeypatch, *words) == 0
     assert len(cells) == 21 and drawn == [4] and (tmp_path / "q.md").read_text() == text
     assert '<svg xmlns="http://www.w3.org/2000/svg"' in (tmp_path / "q-steps.svg").read_text()
+
+
+def test_cells_are_of_one_judge_and_one_corpus(folder: Path, tmp_path: Path) -> None:
+    bench, given = make_bench(folder, Painter(True)), Namespace(corpus=folder, groups=["food"], styles=CORE, seed=0)
+
+    def context(bench: benches.Bench) -> list[Any]:
+        return quality.Lab(bench, given, tmp_path / "none.json").context
+
+    judged = replace(bench, clip=ColourClip(seed=1))  # type: ignore[arg-type]
+    assert context(replace(bench)) == context(bench) != context(judged)
+    paint("another", CORE[0]).resize((64, 64)).save(bench.corpus.train[0].path)
+    repainted = context(bench)
+    said = replace(bench.corpus, train=[replace(bench.corpus.train[0], captions=("x",)), *bench.corpus.train[1:]])
+    assert len({str(one) for one in (repainted, context(judged), context(replace(bench, corpus=said)))}) == 3
+
+
+def test_pairs_of_concepts_that_are_not_taught_are_left_out(folder: Path) -> None:
+    metadata = folder / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    kept = [row for row in rows if row["concept"] != "thing 7"]
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    corpus = corpus_of(folder)
+    taught = {picture.concept for picture in corpus.train}
+    pairs = [*corpus.validation, *corpus.test]
+    assert len(pairs) == 39 and {picture.concept for picture in pairs} <= taught and len(corpus.whole) == 4
+
+
+def test_what_the_disk_refuses_is_one_line(
+    opened: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "features.safetensors")
+
+    monkeypatch.setattr(judges, "save_file", refuse)
+    words = [opened, "--groups", "food", "--model", model_folder, "-o", tmp_path / "n.png"]
+    assert call(copying, monkeypatch, *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "Read-only file system: 'features.safetensors'; check the path" in error
 
 
 def test_seen_keeps_the_order() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from latentdiff.errors import InputError, did_you_mean
-from latentdiff.files import atomic_path, check_writable_parent
+from latentdiff.errors import CheckpointError, InputError, did_you_mean
+from latentdiff.files import atomic_path, check_writable_parent, read_json
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -41,6 +41,13 @@ def test_places_where_no_file_can_be_made(tmp_path: Path) -> None:
 def test_names_too_long_for_the_temporary_file_are_told_before_the_work(path: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shorten its name"):
         check_writable_parent(tmp_path / path)
+
+
+def test_json_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text("{")
+    for name in ("cut.json", "missing.json"):
+        with pytest.raises(CheckpointError, match=f"{name} .*; delete it$"):
+            read_json(tmp_path / name, "delete it")
 
 
 def test_suggestions() -> None:

@@ -30,6 +30,13 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert words.startswith(RECIPE.prompt + "\nNegative prompt: dog\n") and f"seed: {2**40}" in words
 
 
+def test_an_older_recipe_was_made_by_the_defaults(tmp_path: Path) -> None:
+    chunks, path = PngImagePlugin.PngInfo(), tmp_path / "a.png"
+    chunks.add_itxt(CHUNK, RECIPE.model_dump_json(exclude={"optimize", "low_memory", "approximate"}))
+    picture().save(path, pnginfo=chunks)
+    assert read_recipe(path) == RECIPE and (RECIPE.optimize, RECIPE.low_memory) == ("auto", False)
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

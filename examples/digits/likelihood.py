@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from examples.command import exit_code
 from examples.digits.prepare import LEVELS, to_bytes
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, train_config
 from latentdiff.data.folder import load_pixels, read_parts
 from latentdiff.data.layouts import Row
-from latentdiff.errors import LatentDiffError
+from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood
@@ -31,20 +32,18 @@ def main() -> int:
     parser.add_argument("--levels", type=int, default=LEVELS, help="grey levels of the pictures; 256 for MNIST")
     parser.add_argument("--sheet", type=Path, help="PNG to write with pictures that the flow draws")
     arguments = parser.parse_args()
-    try:
-        measure(arguments.run, arguments.levels, arguments.sheet)
-    except LatentDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(measure, arguments.run, arguments.levels, arguments.sheet)
 
 
 def measure(run: Path, levels: int, sheet: Path | None) -> None:
     """Print bits a pixel of the run's held-out pictures, and of pixels that know nothing of each other."""
+    if sheet is not None:
+        check_writable_parent(sheet)
     config: UNetTrainConfig = load_yaml(train_config, run / "config.yaml")
     pipe = LatentDiffusionPipeline.from_pretrained(run / "model", device="cpu", dtype="float32", optimize="off")
-    train, held_out = (grey_levels(rows, config.data.resolution, levels) for rows in read_parts(config.data))
-    captions = ["" if config.caption_dropout == 1 else row.captions[0] for row in read_parts(config.data)[1]]
+    parts = read_parts(config.data)
+    train, held_out = (grey_levels(rows, config.data.resolution, levels) for rows in parts)
+    captions = ["" if config.caption_dropout == 1 else row.captions[0] for row in parts[1]]
     found = bits(with_words(pipe, captions), pipe.schedule, held_out, levels)
     error = found.std().item() / len(found) ** 0.5
     print(f"{found.mean():.3f} +- {error:.3f} bits a pixel, at most, of {len(found)} held-out pictures")
@@ -110,7 +109,8 @@ def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -
     with torch.no_grad():
         pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))
     grid = to_grid(torch.nn.functional.pad(pixels, (1, 1, 1, 1)), COLUMNS)  # apart by grey
-    grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(path)
+    with atomic_path(path) as partial:
+        grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(partial)
 
 
 if __name__ == "__main__":

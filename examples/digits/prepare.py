@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.command import exit_code
 from examples.folders import whole_folder
 from latentdiff.errors import InputError
 
@@ -19,12 +20,7 @@ HELD_OUT_EVERY = 10
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
-    try:
-        prepare(parser.parse_args().out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(prepare, parser.parse_args().out)
 
 
 def prepare(out: Path) -> None:

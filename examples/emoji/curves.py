@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+from examples.command import exit_code
 
 SHOWN = {"loss": "training loss", "held_out_loss": "held-out loss", "psnr": "PSNR, dB", "recall_1": "retrieval R@1"}
 
@@ -16,13 +19,18 @@ def read(run: Path, name: str) -> tuple[list[int], list[float]]:
     return sorted(values), [values[step] for step in sorted(values)]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
-    figure, rows = plt.subplots(1, len(given.runs), figsize=(4 * len(given.runs), 3), squeeze=False)
-    for axes, run in zip(rows[0], given.runs, strict=True):
+    return exit_code(plot, given.runs, given.output)
+
+
+def plot(runs: list[Path], output: Path) -> None:
+    """Losses on the left axis and figures of held-out pictures on the right, a panel for each run."""
+    figure, rows = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3), squeeze=False)
+    for axes, run in zip(rows[0], runs, strict=True):
         curves = {name: read(run, name) for name in SHOWN}
         held_out = axes.twinx() if curves["psnr"][0] or curves["recall_1"][0] else axes
         for k, (name, (steps, values)) in enumerate(curves.items()):
@@ -32,8 +40,8 @@ def main() -> None:
         lines = [line for ax in {axes, held_out} for line in ax.get_lines()]
         axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8)
     figure.tight_layout()
-    figure.savefig(given.output, dpi=100)
+    figure.savefig(output, dpi=100)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from examples.emoji.captions import with_article
-from examples.emoji.pairs import Corpus, Picture, pixels_of
+from examples.emoji.pairs import Corpus, Picture, file_names, pixels_of
 from latentdiff.files import atomic_path
 from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
@@ -55,7 +55,7 @@ def look(
 
 def features_of(folder: Path, pictures: Sequence[Picture], network: FeatureNetwork) -> Tensor:
     """Features [N, D] of pictures of the corpus in `folder`, which keeps them for the next command."""
-    names = [f"{picture.path.relative_to(folder)} {picture.path.stat().st_size}" for picture in pictures]
+    names = file_names(folder, pictures)
     digest = hashlib.sha256("\n".join([network.name, network.weights, *names]).encode()).hexdigest()[:12]
     kept = folder / f"features-{digest}.safetensors"
     if not kept.is_file():

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from examples.command import exit_code
 from examples.emoji.drawing import Settings, add_settings, draw
 from examples.emoji.judges import Seen, features_of, look
 from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of, read_corpus
-from latentdiff.errors import LatentDiffError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.metrics.features import feature_network
 from latentdiff.pipeline import LatentDiffusionPipeline
@@ -117,12 +117,7 @@ def main() -> int:
     add_corpus_options(parser)
     add_settings(parser)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    try:
-        run(parser.parse_args())
-    except LatentDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Which pictures a model is measured on, and the prompts that ask for them."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,15 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> Corpus:
-    """The pictures of these groups and styles; of each held-out pair one, the first. Raises InputError."""
+    """The pictures of these groups and styles; of each held-out pair one, the first. Raises InputError.
+
+    A pair whose concept no training picture shows is left out: no judge could name it.
+    """
     train, held_out = (_read(folder / part, groups, styles) for part in ("train", "held_out"))
     one_each = {(picture.concept, picture.style): picture for picture in reversed(held_out)}
     held_out = [one_each[pair] for pair in sorted(one_each)]
-    pairs = [picture for picture in held_out if picture.concept not in HELD_OUT_CONCEPTS]
+    taught = {picture.concept for picture in train} - set(HELD_OUT_CONCEPTS)
+    pairs = [picture for picture in held_out if picture.concept in taught]
     corpus = Corpus(
         train=train,
         validation=[picture for picture in pairs if is_validation(picture.concept, picture.style)],
@@ -94,6 +99,20 @@ def _read(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> list[Pi
         for row in map(json.loads, lines)
         if row["group"] in groups and row["style"] in styles
     ]
+
+
+def file_names(folder: Path, pictures: Sequence[Picture]) -> list[str]:
+    """Of each its place in the corpus and its bytes: what tells that it is the same."""
+    return [f"{picture.path.relative_to(folder)} {picture.path.stat().st_size}" for picture in pictures]
+
+
+def identity(folder: Path, corpus: Corpus) -> str:
+    """A hash of which pictures a corpus holds, in which part, and of their captions."""
+    parts = [
+        [file_names(folder, pictures), [picture.captions for picture in pictures]]
+        for pictures in (corpus.train, corpus.validation, corpus.test, corpus.whole)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def make_prompts(pictures: Sequence[Picture], count: int, seed: int = 0) -> list[Prompt]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from examples.command import exit_code
 from examples.emoji.captions import captions
 from examples.emoji.concepts import Emoji, read_emoji
 from examples.emoji.render import render
@@ -28,12 +29,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     arguments = parser.parse_args()
-    try:
-        prepare(arguments.out, arguments.cache, arguments.size)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(prepare, arguments.out, arguments.cache, arguments.size)
 
 
 def prepare(out: Path, cache: Path, size: int = 128) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, draw, impartiality
-from examples.emoji.pairs import Picture, add_corpus_options, make_prompts, pixels_of
+from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
 from latentdiff.checkpoint import read_vae
-from latentdiff.errors import LatentDiffError
+from latentdiff.data.latents import fingerprint
 from latentdiff.files import atomic_path, check_writable_parent, read_json
 from latentdiff.metrics.alignment import alignment
 from latentdiff.metrics.bootstrap import NORMAL_95, intervals
@@ -43,7 +44,10 @@ class Lab:
         self.bench, self.store, self.seed = bench, store, given.seed
         self.features = bench.train_features
         self.model_hash = hash_model(bench.folder)
-        self.context = [self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed]
+        self.context = [
+            self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed,
+            fingerprint(bench.clip.model.state_dict().items()), identity(given.corpus, bench.corpus),
+        ]  # fmt: skip
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
 
     def cell(self, count: int, settings: Settings) -> Cell:
@@ -164,15 +168,15 @@ def main() -> int:
     given = parser.parse_args()
     if given.quick:
         given.num, given.groups = 8, list(given.groups)[:1]
-    try:
-        check_writable_parent(given.output)
-        lab = Lab(open_bench(given), given, given.output.with_suffix(".json"))
-        with torch.no_grad():
-            write_page(collect(lab, given), given.output)
-    except LatentDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, given)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Measure what is not kept, and write the page."""
+    check_writable_parent(given.output)
+    lab = Lab(open_bench(given), given, given.output.with_suffix(".json"))
+    with torch.no_grad():
+        write_page(collect(lab, given), given.output)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
+from examples.command import exit_code
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_validation
 
 ALWAYS = (
@@ -57,7 +59,7 @@ def _prompt(row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
     return row["text"], f"{row['concept']}, {row['style']}"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -69,7 +71,11 @@ def main() -> None:
         "--groups", nargs="+", default=["smileys", "animals", "food", "travel", "activities", "objects"]
     )
     parser.add_argument("--styles", nargs="+", default=["fluent 3d", "fluent flat", "noto", "twemoji"])
-    given = parser.parse_args()
+    return exit_code(run, parser.parse_args())
+
+
+def run(given: argparse.Namespace) -> None:
+    """Draw the prompts and write the sheet."""
     from latentdiff import LatentDiffusionPipeline
 
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
@@ -84,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

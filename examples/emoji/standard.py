@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, add_settings, draw, impartiality
 from examples.emoji.judges import CANDIDATES, Seen
 from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of
 from examples.emoji.sheet import contact_sheet
-from latentdiff.errors import InputError, LatentDiffError
+from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.metrics.bootstrap import Interval, intervals
 from latentdiff.metrics.evaluate import Evaluation
@@ -195,13 +196,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--html", type=Path)
     parser.add_argument("--sheet", type=Path, help="PNG of the never seen concepts")
-    given = parser.parse_args()
-    try:
-        run(given)
-    except LatentDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, parser.parse_args())
 
 
 def run(given: argparse.Namespace) -> None:

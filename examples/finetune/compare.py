@@ -1,20 +1,26 @@
 """The same prompts and seeds before and after: `python -m examples.finetune.compare RUN -o grid.png`."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from examples.command import exit_code
 from examples.emoji.sheet import contact_sheet
 from examples.finetune.streamline import PROMPTS
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="what latentdiff finetune wrote")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default=None)
     parser.add_argument("--style", default="streamline style")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    return exit_code(run, parser.parse_args())
+
+
+def run(given: argparse.Namespace) -> None:
+    """Draw both rows and write the sheet."""
     from latentdiff import LatentDiffusionPipeline
 
     prompts = [f"{prompt}, {given.style}" for prompt in PROMPTS]
@@ -29,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

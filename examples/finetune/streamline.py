@@ -9,11 +9,11 @@ import re
 import sys
 from pathlib import Path
 
+from examples.command import exit_code
 from examples.emoji.concepts import chance, read_emoji
 from examples.emoji.render import render
 from examples.emoji.sources import NAMES, drawings, fetch, read_members
 from examples.folders import whole_folder
-from latentdiff.errors import InputError
 
 PACKAGE = "@iconify-json/streamline-emojis@1.2.4"
 GROUPS = ("smileys", "animals", "food", "travel")
@@ -29,16 +29,11 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     arguments = parser.parse_args()
-    try:
-        print(f"{write(arguments.out, arguments.cache, arguments.size)} pictures in {arguments.out}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(write, arguments.out, arguments.cache, arguments.size)
 
 
-def write(out: Path, cache: Path, size: int) -> int:
-    """Fetch, choose and draw; returns how many. Raises InputError when the package cannot be had or `out` is taken."""
+def write(out: Path, cache: Path, size: int) -> None:
+    """Fetch, choose and draw. Raises InputError when the package cannot be had or `out` is taken."""
     names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
     icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
     labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
@@ -52,7 +47,7 @@ def write(out: Path, cache: Path, size: int) -> int:
             render(svg, size).save(partial / f"{name}.png")
             article = "an" if label[0] in "aeiou" else "a"
             (partial / f"{name}.txt").write_text(f"{article} {label}, streamline style\n", encoding="utf-8")
-    return len(found)
+    print(f"{len(found)} pictures in {out}")
 
 
 def _is_asked(label: str) -> bool:

@@ -49,14 +49,16 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
-    optimize: Annotated[str, typer.Option(help="auto, off, or compile: minutes at first, then kept.")] = "auto",
+    optimize: Annotated[
+        str | None, typer.Option(help="auto, off, or compile: minutes at first, then kept. [default: auto]")
+    ] = None,
     approximate: Annotated[
         str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
     ] = None,
     low_memory: Annotated[
-        bool,
-        typer.Option("--low-memory", help="Leave weights in their files; slower, and for machines they do not fit."),
-    ] = False,
+        bool | None,
+        typer.Option(help="Leave weights in their files; slower, and for machines they do not fit. [default: no]"),
+    ] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
@@ -76,14 +78,16 @@ def generate(
         "sampler": sampler,
         "eta": eta,
         "dtype": dtype,
-        "approximate": None if approximate is None else [name for name in approximate.split(",") if name],
+        "optimize": optimize,
+        "approximate": None if approximate is None else [n for n in map(str.strip, approximate.split(",")) if n],
+        "low_memory": low_memory,
         "model": model,
         "lora": None if lora is None else str(lora),
         "lora_scale": lora_scale,
         "embedding": None if embedding is None else str(embedding),
     }
     given = {key: value for key, value in asked.items() if value is not None}
-    run(Request(output, prompts or [], num_images, device, optimize, from_image, given, low_memory))
+    run(Request(output, prompts or [], num_images, device, from_image, given))
 
 
 @app.command()

@@ -13,6 +13,8 @@ from latentdiff.files import check_writable_parent
 from latentdiff.recipe import Recipe, hash_model, read_recipe, write_png
 
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
+DEFAULT_WAY: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
+UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,8 @@ class Request:
     prompts: list[str]
     num_images: int
     device: str
-    optimize: str
     from_image: Path | None
     given: dict[str, Any]
-    low_memory: bool = False
 
 
 def run(request: Request) -> None:
@@ -54,14 +54,11 @@ def run(request: Request) -> None:
         "sampler": "ddim",
         "eta": 0.0,
     }
-    settings = defaults | old | request.given
+    settings = defaults | DEFAULT_WAY | old | request.given
+    _check_together(request, settings)
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
-    if request.low_memory and (added := [key for key in ("lora", "embedding") if settings.get(key) is not None]):
-        raise InputError(f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out")
-    approximate = settings.pop("approximate", ())
-    pipe = LatentDiffusionPipeline.from_pretrained(
-        model, request.device, dtype, request.optimize, approximate, request.low_memory
-    )
+    way = {key: settings.pop(key) for key in DEFAULT_WAY}
+    pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, **way)
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)
@@ -79,13 +76,37 @@ def run(request: Request) -> None:
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
-        bar.set_postfix(memory=f"{peak_memory() / 2**30:.1f}G")
+        bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
-    same |= {"approximate": pipe.way.approximate, "lora": lora, "lora_scale": lora_scale, "embedding": embedding}
+    same |= {"lora": lora, "lora_scale": lora_scale, "embedding": embedding}
+    same |= {key: getattr(pipe.way, key) for key in DEFAULT_WAY}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)
         print(path)
+
+
+def _check_together(request: Request, settings: dict[str, Any]) -> None:
+    """Raise InputError for what does not go together; where a recipe holds half of it, say what undoes that."""
+    from latentdiff.runtime.way import choose_way
+
+    def check(asked: dict[str, Any]) -> None:
+        choose_way(**{key: asked.get(key, value) for key, value in DEFAULT_WAY.items()})
+        added = [key for key in ("lora", "embedding") if asked.get(key) is not None]
+        if added and asked.get("low_memory"):
+            raise InputError(
+                f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out"
+            )
+
+    check(request.given)
+    try:
+        check(settings)
+    except InputError as error:
+        held = [key for key, value in DEFAULT_WAY.items() if settings[key] != value and key not in request.given]
+        if not held:
+            raise
+        undo = " ".join(UNDO[key] for key in held)
+        raise InputError(f"{error}; {undo} undoes what {request.from_image} holds") from error
 
 
 def output_paths(output: Path, count: int) -> list[Path]:

@@ -79,6 +79,11 @@ class UNetConfig(ModelConfig):
     addition_time_embed_dim: int = 256
     projection_class_embeddings_input_dim: int = 2816
 
+    @property
+    def downscale(self) -> int:
+        """Numbers along each side that one of the smallest map stands for."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     def down_attention(self, level: int) -> bool:
         return self.down_block_types[level] == "CrossAttnDownBlock2D"
 
@@ -214,6 +219,11 @@ class IdentityVAEConfig(ModelConfig):
     @classmethod
     def _class_name(cls) -> str:
         return "IdentityVAE"
+
+
+def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:
+    """What the sides of pictures are multiples of: pixels a latent; in pixel space, what the U-Net halves evenly."""
+    return unet.downscale if isinstance(vae, IdentityVAEConfig) else vae.downscale
 
 
 class CLIPTextConfig(ModelConfig):

@@ -203,8 +203,11 @@ class UNetTrainConfig(DenoiserConfig):
 
     @model_validator(mode="after")
     def _pixels_have_one_channel_or_three(self) -> Self:
-        if self.vae is None and self.model.in_channels not in (1, 3):
-            raise ValueError(f"vae: null is pixel space, and model.in_channels={self.model.in_channels}; take 1 or 3")
+        needs, gives = self.model.in_channels, self.model.out_channels
+        if self.vae is None and (needs not in (1, 3) or gives != needs):
+            raise ValueError(
+                f"vae: null is pixel space, and model.in_channels={needs}, model.out_channels={gives}; make both 1 or 3"
+            )
         return self
 
 

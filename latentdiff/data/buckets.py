@@ -27,7 +27,7 @@ class View:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How pictures are brought to the sizes that a model is trained on; `multiple`: pixels a latent."""
+    """How pictures are brought to the sizes that a model is trained on; their sides are multiples of `multiple`."""
 
     resolution: int
     multiple: int = 8

@@ -59,9 +59,14 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
         return {"mean": mean, "std": std, "caption": caption, "weight": weight, "draw": draw}
 
 
-def encode_rows(vae: VAE, rows: list[Row], config: DataConfig, cache: Path) -> list[Encoded]:
-    """Every row's cuts through the encoder; those that `cache` holds from this VAE and these bytes are read from it."""
-    fitting = Fitting.of(config, vae.config.downscale)
+def encode_rows(
+    vae: VAE, rows: list[Row], config: DataConfig, cache: Path, multiple: int | None = None
+) -> list[Encoded]:
+    """Every row's cuts through the encoder; those that `cache` holds from this VAE and these bytes are read from it.
+
+    multiple: what their sides are multiples of, the VAE's factor if not given.
+    """
+    fitting = Fitting.of(config, multiple or vae.config.downscale)
     digests = [hashlib.sha256(row.read()).hexdigest() for row in rows]
     chosen = [_views(row, digest, config, fitting) for row, digest in zip(rows, digests, strict=True)]
     wanted = {

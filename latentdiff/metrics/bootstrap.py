@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from latentdiff.errors import InputError
+
 METHOD = "bootstrap over random halves, without repeats"
 NORMAL_95 = 1.959964
 
@@ -24,6 +26,12 @@ class Interval:
 Statistic = Callable[[Tensor, Tensor], dict[str, float]]
 
 
+def check_resamples(resamples: int) -> None:
+    """Raise InputError for so few that nothing can spread."""
+    if resamples < 2:
+        raise InputError(f"resamples={resamples} must be at least 2; try 100")
+
+
 def intervals(statistic: Statistic, counts: tuple[int, int], resamples: int, seed: int) -> dict[str, Interval]:
     """Values and 95 % intervals of `statistic(rows of the first set, rows of the second)`.
 
@@ -31,7 +39,9 @@ def intervals(statistic: Statistic, counts: tuple[int, int], resamples: int, see
     s^2 / (n/2) * (1 - 1/2) = s^2 / n), and it repeats no picture: the usual bootstrap does, and every repeat is a
     neighbour at distance 0, which bends precision, recall, kernel and Frechet distance.
     Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 8.
+    Raises InputError for under 2 resamples.
     """
+    check_resamples(resamples)
     generator = torch.Generator().manual_seed(seed)
 
     def half(count: int) -> Tensor:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.errors import InputError, NonFiniteError, did_you_mean
-from latentdiff.metrics.bootstrap import METHOD, Interval, intervals
+from latentdiff.metrics.bootstrap import METHOD, Interval, check_resamples, intervals
 from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
 from latentdiff.metrics.measures import METRICS, PATCHES, Sample, label
@@ -80,8 +80,7 @@ def evaluate(
     """
     names = choose_metrics(metrics, kinds(network, judge, generated.captions))
     check_counts(names, len(generated), len(real))
-    if resamples < 2:
-        raise InputError(f"resamples={resamples} must be at least 2; try 100")
+    check_resamples(resamples)
     seen = [
         look(pictures, what, names, network, judge, seed)
         for pictures, what in ((generated, "generated"), (real, "real"))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from latentdiff.errors import InputError
-from latentdiff.metrics.bootstrap import intervals
+from latentdiff.metrics.bootstrap import check_resamples, intervals
 from latentdiff.metrics.evaluate import SHOWN, Evaluation
 from latentdiff.metrics.features import FeatureNetwork
 from latentdiff.metrics.frechet import frechet_distance
@@ -63,10 +63,12 @@ def reconstruct(
     """Real pictures against themselves after encoder and decoder: PSNR, SSIM, Frechet distance by `network`, latents.
 
     latent_mean and latent_std are of all numbers of `scaling_factor * z`, z drawn from the posterior: 0 and 1 at best.
-    name: what the result calls the VAE. Raises InputError for under 4 pictures, and for pictures under 11 pixels.
+    name: what the result calls the VAE. Raises InputError for under 4 pictures, for pictures under 11 pixels, and for
+    under 2 resamples.
     """
     if len(pictures) < LEAST:
         raise InputError(f"{len(pictures)} pictures are too few to judge a VAE; give {LEAST} or more")
+    check_resamples(resamples)
     parts: list[Parts] = []
     start = 0
     shown: list[tuple[Tensor, Tensor, str, str]] = []

@@ -6,14 +6,15 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.runtime import reuse
 from latentdiff.runtime.int8 import quantise
+from latentdiff.runtime.reuse import EVERY, ReusedUNet
 
 KNOWN = ("reuse", "int8")
 
 
 def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once, in one order. Raises InputError for one that is unknown."""
+    """The names, or the only one, each once, in one order. Raises InputError for one that is unknown."""
+    names = (names,) if isinstance(names, str) else names
     for name in names:
         if name not in KNOWN:
             raise InputError(f"approximate={name!r} is unknown; {did_you_mean(name, KNOWN)}")
@@ -26,6 +27,6 @@ def approximate(unet: UNet2DConditionModel, names: Sequence[str]) -> None:
         quantise(unet)
 
 
-def for_one_run(unet: UNet2DConditionModel, names: Sequence[str]) -> Callable[..., Tensor]:
-    """What the steps of one run are to call."""
-    return reuse.ReusedUNet(unet, reuse.EVERY) if "reuse" in names else unet
+def for_one_run(unet: UNet2DConditionModel, names: Sequence[str], every: int = EVERY) -> Callable[..., Tensor]:
+    """What the steps of one run are to call; with reuse every `every`-th computes all of it."""
+    return ReusedUNet(unet, every) if "reuse" in names else unet

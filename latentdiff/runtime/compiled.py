@@ -2,13 +2,16 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentdiff.runtime.compile_cache import CompileCache, open_cache
+from latentdiff.runtime.compile_cache import open_cache
 
+ONE_AT_A_TIME = Lock()  # threads that compile, or give up
 SHAPES = 64  # sizes of a batch or picture that may each have a graph; torch's own limit is 8
 
 
@@ -32,22 +35,26 @@ class Compiled:
         mode = "max-autotune" if self.recorded else None
         self.run: Any = torch.compile(module.forward, fullgraph=True, dynamic=False, mode=mode)
         self.sizes: set[torch.Size] = set()
-        self.cache: CompileCache | None = None
+        self.given_up = False
 
     def __call__(self, x: Tensor, *others: Any) -> Tensor:
         from torch._dynamo import config, exc
 
-        first = x.shape not in self.sizes
-        if first:
-            self.cache = open_cache(self.device)
+        known = x.shape in self.sizes
         try:
-            with config.patch(recompile_limit=SHAPES):
-                out = self._call(x, *others)
+            with nullcontext() if known else ONE_AT_A_TIME, config.patch(recompile_limit=SHAPES):
+                if not self.given_up:
+                    return self._call(x, *others) if known else self._first(x, *others)
         except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:
-            return self._give_up(error)(x, *others)
+            self._give_up(error)
+        return self.module(x, *others)
+
+    def _first(self, x: Tensor, *others: Any) -> Tensor:
+        cache = open_cache(self.device)
+        out = self._call(x, *others)
         self.sizes.add(x.shape)
-        if first and self.cache:
-            self.cache.save()
+        if cache:
+            cache.save()
         return out
 
     def _call(self, *inputs: Any) -> Tensor:
@@ -56,10 +63,13 @@ class Compiled:
         torch.compiler.cudagraph_mark_step_begin()
         return self.run(*inputs).clone()  # the next replay writes into the memory of this answer
 
-    def _give_up(self, error: Exception) -> nn.Module:
-        reason = " ".join(str(getattr(error, "inner_exception", error)).split())[:200]
-        warnings.warn(f"torch.compile failed ({reason}); going on with optimize='auto'", stacklevel=3)
-        if vars(self.module).get("forward") is self:
-            del self.module.forward
-        self.otherwise(self.module)
-        return self.module
+    def _give_up(self, error: Exception) -> None:
+        with ONE_AT_A_TIME:
+            if self.given_up:
+                return
+            reason = " ".join(str(getattr(error, "inner_exception", error)).split())[:200]
+            warnings.warn(f"torch.compile failed ({reason}); going on with optimize='auto'", stacklevel=3)
+            self.otherwise(self.module)
+            if vars(self.module).get("forward") is self:  # until here, who calls waits for the lock
+                del self.module.forward
+            self.given_up = True

@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import resource
+import sys
 from functools import cache
 
 import torch
@@ -26,8 +27,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has held: on the GPU where it uses one, else resident."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held: on the GPU if `device` is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # getrusage(2): bytes there, KiB on Linux

@@ -13,17 +13,22 @@ from latentdiff.runtime.approximate import approximate as approximate_layers
 from latentdiff.runtime.approximate import check_approximations
 from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.inference import prepare
+from latentdiff.runtime.reuse import EVERY
 
 LEVELS = ("auto", "off", "compile")
 
 
 @dataclass(frozen=True)
 class Way:
-    """optimize: one of `LEVELS`. approximate: of `runtime.approximate`. low_memory: weights stay in their files."""
+    """optimize: one of `LEVELS`. approximate: of `runtime.approximate`. low_memory: weights stay in their files.
+
+    every: the steps of which `reuse` computes one whole.
+    """
 
     optimize: str = "off"
     approximate: tuple[str, ...] = ()
     low_memory: bool = False
+    every: int = EVERY
 
     def make_ready(self, unet: UNet2DConditionModel, vae: VAE) -> None:
         """In place, until `runtime.inference.restore`. Raises InputError where this machine cannot."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.checkpoint import Components, write_pipeline
+from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.folder import read_parts
 from latentdiff.data.latents import Encoded, LatentImages, encode_rows
@@ -107,8 +108,9 @@ class DenoiserTask:
 
     def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
+        multiple = side_multiple(self.parts.unet.config, self.parts.vae.config)
         with process_state().main_process_first():
-            return encode_rows(self.parts.vae.to(process_state().device), rows, self.config.data, cache)
+            return encode_rows(self.parts.vae.to(process_state().device), rows, self.config.data, cache, multiple)
 
     def _embed(self, rows: list[Row]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}

@@ -56,7 +56,7 @@ def plan_finetune(
     given = {name: value for name, value in given.items() if value is not None}
     limits = read_limits(locate(base))
     resolution = limits.resolution
-    report = check(folder, Fitting(resolution, limits.downscale), limits.text.lost_words, caption_template)
+    report = check(folder, Fitting(resolution, limits.multiple), limits.text.lost_words, caption_template)
     bad = unusable(report, bool(trigger), (), skip_bad)
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL

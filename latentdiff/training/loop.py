@@ -142,7 +142,8 @@ class Run:
         self.refuse_non_finite()
         values = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
         if self.accelerator.is_main_process:
-            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"memory": f"{peak_memory() / 2**30:.1f}G"})
+            memory = f"{peak_memory(self.accelerator.device) / 2**30:.1f}G"
+            bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"memory": memory})
             values["lr"] = self.learning_rate
             self.log.write(step=self.progress.step, time=time.time(), **values)
             self.tracker.log(values, self.progress.step)

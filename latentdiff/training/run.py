@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 
 from latentdiff.checkpoint import locate, read_limits, read_text, read_vae_config
+from latentdiff.config.model import IdentityVAEConfig, side_multiple
 from latentdiff.config.train import (
     FineTuneConfig,
     TextTrainConfig,
@@ -114,11 +115,12 @@ def _write(config: TrainConfig, name: str, text: str) -> None:
 def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
     """What pictures are brought to, and what of a caption is over the limit of the text encoder that will read it."""
     if isinstance(config, UNetTrainConfig):
-        multiple = 1 if config.vae is None else read_vae_config(config.vae).downscale
+        vae = IdentityVAEConfig() if config.vae is None else read_vae_config(config.vae)
+        multiple = side_multiple(config.model, vae)
         return Fitting.of(config.data, multiple), read_text(config.text_encoder, TEXT).lost_words
     if isinstance(config, FineTuneConfig):
         limits = read_limits(locate(config.base))
-        return Fitting.of(config.data, limits.downscale), limits.text.lost_words
+        return Fitting.of(config.data, limits.multiple), limits.text.lost_words
     return Fitting(config.data.resolution, buckets=False), lambda caption: ""
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from latentdiff.config.model import IdentityVAEConfig
 from latentdiff.config.train import DataConfig
 from latentdiff.data import latents as module
 from latentdiff.data.buckets import RANDOM_CROPS, View, views
@@ -17,7 +18,7 @@ from latentdiff.data.containers import open_container
 from latentdiff.data.folder import CaptionedImages, load_pixels
 from latentdiff.data.latents import LatentImages, encode_rows, load_view
 from latentdiff.data.layouts import Row
-from latentdiff.models.vae import AutoencoderKL
+from latentdiff.models.vae import AutoencoderKL, IdentityVAE
 from tests.small import small_vae_config
 
 CONFIG = DataConfig(train="pictures", resolution=16)
@@ -90,6 +91,13 @@ def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: Autoenc
         _, h, w = one.cuts[0].shape
         ratio = (width / height) / (w / h)
         assert min(ratio, 1 / ratio) >= 0.9
+
+
+def test_sides_are_multiples_of_what_is_asked(tmp_path: Path) -> None:
+    Image.effect_noise((33, 20), 60).convert("RGB").save(tmp_path / "a.png")
+    rows, config = [Row(open_container(tmp_path), "a.png", ("a",))], DataConfig(train=tmp_path, resolution=16)
+    (one,) = encode_rows(IdentityVAE(IdentityVAEConfig()), rows, config, tmp_path / "cache.safetensors", 4)
+    assert one.cuts[0].shape[1] < one.cuts[0].shape[2] and all(side % 4 == 0 for side in one.cuts[0].shape[1:])
 
 
 def test_half_of_the_draws_are_mirrored_when_asked(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_a_vae_that_keeps_all(tmp_path: Path) -> None:
     wrong = reconstruct(Keeps(2 / std), real, "keeps", None, resamples=5)  # type: ignore[arg-type]
     assert "frechet_distance" not in wrong.values
     assert f"deviation of 2.000, not 1; {1 / std:.5f} would" in wrong.notes[0]
+    with pytest.raises(InputError, match="resamples=1 must be at least 2; try 100"):
+        reconstruct(vae, real, "keeps", resamples=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="3 pictures are too few"):
         reconstruct(vae, FolderPictures(folder, real.rows[:3], 32), "keeps")  # type: ignore[arg-type]
 
