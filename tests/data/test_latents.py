@@ -16,7 +16,7 @@ from latentdiff.data.buckets import RANDOM_CROPS, View, views
 from latentdiff.data.captions import choose_caption
 from latentdiff.data.containers import open_container
 from latentdiff.data.folder import CaptionedImages, load_pixels
-from latentdiff.data.latents import LatentImages, encode_rows, load_view
+from latentdiff.data.latents import LatentImages, encode_rows, fingerprint, load_view
 from latentdiff.data.layouts import Row
 from latentdiff.models.vae import AutoencoderKL, IdentityVAE
 from tests.small import small_vae_config
@@ -149,3 +149,10 @@ def test_captions_are_shuffled_behind_their_first_part() -> None:
     row = Row(open_container(Path(__file__).parent), "x.png", ("sks, b, c, d",))
     seen = {choose_caption(row, config, random.Random(k)) for k in range(60)}
     assert len(seen) == 6 and all(caption.startswith("sks, ") for caption in seen)
+
+
+def test_a_fingerprint_reads_values_of_any_shape_and_order() -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    first = fingerprint([("weight", weight), ("scale", torch.tensor(2.0))])
+    assert first == fingerprint([("weight", weight.t().contiguous().t()), ("scale", torch.tensor(2.0))])
+    assert first != fingerprint([("weight", weight), ("scale", torch.tensor(3.0))])
