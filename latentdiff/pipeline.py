@@ -1,7 +1,6 @@
 """From a prompt to a picture: encode the words, walk the latents from noise, decode to pixels."""
 
 import math
-import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latentdiff.asked import for_each_image, negatives_for, noise_given, seeds_for
 from latentdiff.checkpoint import Components, fill, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.guidance import guide
@@ -160,8 +160,8 @@ class LatentDiffusionPipeline:
         latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
         Raises InputError for what cannot be asked, NonFiniteError when a number overflows.
         """
-        prompts = _repeat(prompt, "prompt", num_images_per_prompt)
-        negatives = _negatives(negative_prompt, prompts, num_images_per_prompt)
+        prompts = for_each_image(prompt, "prompt", num_images_per_prompt)
+        negatives = negatives_for(negative_prompt, prompts, num_images_per_prompt)
         height, width = self._size(height, "height"), self._size(width, "width")
         run = plan(self.schedule, sampler, num_inference_steps, eta)
         if not math.isfinite(guidance_scale):
@@ -171,15 +171,15 @@ class LatentDiffusionPipeline:
             raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
-        seeds = [] if latents is not None else _seeds(seed, len(prompts))
+        seeds = [] if latents is not None else seeds_for(seed, len(prompts))
         shape = (self.unet.config.out_channels, height // self.vae.config.downscale, width // self.vae.config.downscale)
-        generators = [torch.Generator().manual_seed(s) for s in seeds or _seeds(seed, len(prompts))]
+        generators = [torch.Generator().manual_seed(s) for s in seeds or seeds_for(seed, len(prompts))]
 
         def noise() -> Tensor:
             """Each image's own draw, made on the CPU so that it is the same on every device."""
             return send(torch.stack([torch.randn(shape, generator=g) for g in generators]), self.device)
 
-        start = noise() if latents is None else _given(latents, (len(prompts), *shape)).to(self.device)
+        start = noise() if latents is None else noise_given(latents, (len(prompts), *shape)).to(self.device)
         denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance_scale != 1)
         if guidance_scale != 1:
             top = self.schedule.config.num_train_timesteps
@@ -216,7 +216,7 @@ class LatentDiffusionPipeline:
     ) -> Denoiser:
         """The U-Net with its words bound to it: for a batch of prompts, or also of both halves that guidance needs."""
         both = self._text(prompts, negatives, guided)
-        texts = {len(text.hidden): text for text in (_last(both, len(prompts)), both)}
+        texts = {len(text.hidden): text for text in (both.last(len(prompts)), both)}
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
         unet = for_one_run(self.unet, self.way.approximate, self.way.every)
 
@@ -237,7 +237,7 @@ class LatentDiffusionPipeline:
         if text is None:
             text = self.text.encode(prompts)
             if guided:
-                text = _join(self._unconditional(negatives, text), text)
+                text = self._unconditional(negatives, text).join(text)
         for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
             self._texts.pop(oldest, None)
         self._texts[key] = text
@@ -278,62 +278,6 @@ class _FiniteWatch:
             raise NonFiniteError(
                 f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
             )
-
-
-def _repeat(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise InputError(f"{name}={prompts!r} is empty; give at least one")
-    for value in prompts:
-        if not isinstance(value, str):
-            raise InputError(f"{name} holds {value!r}, which is no text; give strings")
-    if times < 1:
-        raise InputError(f"num_images_per_prompt={times} must be at least 1; try 1")
-    return [value for value in prompts for _ in range(times)]
-
-
-def _negatives(negative: str | Sequence[str] | None, prompts: list[str], times: int) -> list[str] | None:
-    if negative is None:
-        return None
-    negatives = _repeat(negative, "negative_prompt", times)
-    if isinstance(negative, str):
-        return [negative] * len(prompts)
-    if len(negatives) != len(prompts):
-        raise InputError(
-            f"negative_prompt has {len(negatives) // times} texts for {len(prompts) // times} prompts; give as many"
-        )
-    return negatives
-
-
-def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    if isinstance(seed, Sequence):
-        seeds = list(seed)
-        if len(seeds) != count:
-            raise InputError(f"seed has {len(seeds)} numbers for {count} pictures; give as many, or one for all")
-    else:
-        first = secrets.randbelow(2**32) if seed is None else seed
-        seeds = [first + k for k in range(count)]
-    for one in seeds:
-        if not 0 <= one < 2**63:
-            raise InputError(f"seed={one} must be from 0 to 2**63 - 1; try 0")
-    return seeds
-
-
-def _given(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if latents.shape != shape:
-        raise InputError(f"latents are {list(latents.shape)} and must be {list(shape)}; draw them with torch.randn")
-    return latents.float()
-
-
-def _last(text: TextEmbedding, count: int) -> TextEmbedding:
-    return TextEmbedding(text.hidden[-count:], None if text.pooled is None else text.pooled[-count:])
-
-
-def _join(first: TextEmbedding, second: TextEmbedding) -> TextEmbedding:
-    pooled = None
-    if first.pooled is not None and second.pooled is not None:
-        pooled = torch.cat([first.pooled, second.pooled])
-    return TextEmbedding(torch.cat([first.hidden, second.hidden]), pooled)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "config", "schedule", "samplers", "guidance", "solver", "score", "models", "stored",
-    "checkpoint", "lora", "textual_inversion", "runtime", "pipeline", "recipe", "data", "metrics", "training",
-    "serving", "cli",
+    "checkpoint", "lora", "textual_inversion", "runtime", "asked", "pipeline", "recipe", "data", "metrics",
+    "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",

@@ -17,6 +17,17 @@ class TextEmbedding:
     hidden: Tensor
     pooled: Tensor | None = None
 
+    def last(self, count: int) -> "TextEmbedding":
+        """That of the last `count` texts."""
+        return TextEmbedding(self.hidden[-count:], None if self.pooled is None else self.pooled[-count:])
+
+    def join(self, other: "TextEmbedding") -> "TextEmbedding":
+        """This and then `other` as one batch."""
+        pooled = None
+        if self.pooled is not None and other.pooled is not None:
+            pooled = torch.cat([self.pooled, other.pooled])
+        return TextEmbedding(torch.cat([self.hidden, other.hidden]), pooled)
+
 
 class TextConditioner(nn.Module):
     """One CLIP text encoder (SD 1 and 2), or two whose states are joined along the width (SDXL).
