@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentdiff import LatentDiffusionPipeline
@@ -117,8 +118,6 @@ def test_the_cache_is_of_this_torch_and_this_device_unless_someone_else_keeps_on
 
 
 def test_where_nothing_compiles_one_line_and_the_other_way() -> None:
-    from torch._inductor import config
-
     model, x, prepared = Doubled(), torch.ones(3, 4, 5, 6), []
     compile_model(model, prepared.append)
     with (
@@ -173,6 +172,7 @@ def test_restoring_takes_the_compiled_call_away_and_no_other() -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
+@config.patch(freezing=True)  # as others in this process may have it
 def test_a_compiled_unet_follows_sizes_and_weights_and_leaves_its_work_to_the_next() -> None:
     plain = UNet2DConditionModel(small_unet_config()).requires_grad_(False)
     unet = UNet2DConditionModel(small_unet_config()).requires_grad_(False)

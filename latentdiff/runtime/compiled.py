@@ -50,8 +50,11 @@ class Compiled:
         return self.module(x, *others)
 
     def _first(self, x: Tensor, *others: Any) -> Tensor:
+        from torch._inductor import config
+
         cache = open_cache(self.device)
-        out = self._call(x, *others)
+        with config.patch(freezing=False):  # whatever else this process compiles
+            out = self._call(x, *others)
         self.sizes.add(x.shape)
         if cache:
             cache.save()
