@@ -23,12 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.coldstart import PROMPT, start
-from benchmarks.pipeline import write_random_model
+from benchmarks.pipeline import chosen_folder
 from benchmarks.report import table, write
-from benchmarks.training_shapes import Shape
 from benchmarks.turns import Turn, alternate, median
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import locate
 
 LIBRARIES = "Python and libraries alone"
 SCRIPT = """
@@ -109,11 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with ExitStack() as kept:
-        if given.shape:
-            folder = Path(kept.enter_context(TemporaryDirectory())) / given.shape
-            write_random_model(Shape(), folder)
-        else:
-            folder = locate(given.model)
+        folder = chosen_folder(given.model, given.shape, kept)
         weights, activations = need(folder, given.dtype, given.size)
         turns = measure(folder, given.dtype, given.steps, given.size, given.rounds)
     size = f"{given.size}x{given.size} pixels" if given.size else "its own size"

@@ -91,6 +91,15 @@ def tabulate(contest: Contest) -> str:
     return table(header, rows + [[name, note, "", "", ""] for name, note in contest.notes.items()])
 
 
+def chosen_folder(model: str | None, shape: str | None, kept: ExitStack) -> Path:
+    """A model's folder, or one of random weights in a shape, as long as `kept` is open."""
+    if shape is None:
+        return locate(model)
+    folder = Path(kept.enter_context(TemporaryDirectory())) / shape
+    write_random_model(Shape(), folder)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
@@ -103,11 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     with ExitStack() as kept:
-        if given.shape:
-            folder = Path(kept.enter_context(TemporaryDirectory())) / given.shape
-            write_random_model(Shape(), folder)
-        else:
-            folder = locate(given.model)
+        folder = chosen_folder(given.model, given.shape, kept)
         asked = Picture(folder=folder, device=given.device, steps=given.steps, batch=given.batch, size=given.size)
         contest = measure(asked, given.dtypes, given.rounds)
     size = f"{given.size}x{given.size} pixels" if given.size else "its own size"

@@ -29,7 +29,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on CUDA and on CPUs that multiply it (AMX), else float32. Raises InputError if unknown."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and _has_amx()) else torch.float32
+        multiplies = device.type == "cuda" or (device.type == "cpu" and cpu_has("amx_bf16"))
+        return torch.bfloat16 if multiplies else torch.float32
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is unknown; {did_you_mean(name, ['auto', *DTYPES])}")
     return DTYPES[name]
@@ -40,9 +41,10 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def _has_amx() -> bool:
+def cpu_has(capability: str) -> bool:
+    """Whether torch knows that this CPU has, say, `amx_bf16`."""
     ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
-    return bool(ask().get("amx_bf16"))
+    return bool(ask().get(capability))
 
 
 def attention_for_training(latents: Tensor) -> AbstractContextManager[None]:

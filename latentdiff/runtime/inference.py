@@ -10,7 +10,7 @@ from latentdiff.runtime.compiled import Compiled
 from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.kernels import SUFFIX, fast_attention, use_native_kernels, use_torch_kernels
 from latentdiff.runtime.memory import keep_freed_memory
-from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear, frozen_linear, unpack
 from latentdiff.runtime.timesteps import keep_time, restore_time
 
 
@@ -101,7 +101,7 @@ def _fuse(attention: Attention, kind: type[FusedAttention]) -> None:
     layers = [getattr(attention, name, None) for name in kind.parts]
     if any(type(layer) is not nn.Linear for layer in layers):  # prepared already, or with a LoRA around them
         return
-    fused = _linear(torch.cat([layer.weight for layer in layers]))  # type: ignore[union-attr]
+    fused = frozen_linear(torch.cat([layer.weight for layer in layers]))  # type: ignore[union-attr]
     for name in kind.parts:
         delattr(attention, name)
     attention.__class__ = kind
@@ -111,16 +111,10 @@ def _fuse(attention: Attention, kind: type[FusedAttention]) -> None:
 def _split(attention: FusedAttention) -> None:
     weights = attention.fused.weight.chunk(len(attention.parts))
     for name, weight in zip(attention.parts, weights, strict=True):
-        setattr(attention, name, _linear(weight.clone()))
+        setattr(attention, name, frozen_linear(weight.clone()))
     del attention.fused
     attention.__dict__.pop("kept", None)
     attention.__class__ = Attention  # type: ignore[assignment]
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer
 
 
 PACKED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}

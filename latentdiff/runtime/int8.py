@@ -6,7 +6,6 @@ the numbers itself, and a picture does not depend on the others of its batch. A 
 weights that read it; these have a step for each output channel (Krishnamoorthi 2018, arXiv 1806.08342, sec. 3.1).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from latentdiff.errors import InputError
 from latentdiff.models.layers import ResnetBlock2D
+from latentdiff.runtime import cpu_has
 from latentdiff.runtime.kernels import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.packed import PackedConv2d
@@ -31,8 +31,7 @@ def quantise(unet: nn.Module) -> None:
     Raises InputError where the processor, the compiler or the precision is missing.
     """
     weight = next(unet.parameters())
-    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
-    can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and ask().get("avx512_vnni")
+    can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")
     if not can or load_kernels() is None:
         raise InputError(
             "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' and a C++ compiler; leave it out"

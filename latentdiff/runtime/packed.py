@@ -103,3 +103,12 @@ def unpack(layer: PackedLinear | PackedConv2d) -> None:
         _hold(layer, layer.weight.to_dense())
     elif in_panels(layer.weight):
         _hold(layer, from_panels(layer.weight, layer.weight_shape))
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A plain layer of these very tensors, weight [out, in] and bias [out]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.runtime.packed import frozen_linear
 
 KEPT = 64  # timesteps: those of a run or two; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
 
@@ -55,7 +56,7 @@ def keep_time(model: nn.Module) -> None:
         first += layer.out_features
     unet: Any = model
     unet.__class__ = KeptTimeUNet
-    unet.projections, unet.kept = _linear(weight, bias), {}
+    unet.projections, unet.kept = frozen_linear(weight, bias), {}
 
 
 def restore_time(model: nn.Module) -> None:
@@ -65,16 +66,10 @@ def restore_time(model: nn.Module) -> None:
     weight, bias = model.projections.weight, model.projections.bias
     for block in _blocks(model):
         cut = block.time_emb_proj
-        block.time_emb_proj = _linear(cut(weight.T).T.clone(), cut(bias[None])[0].clone())
+        block.time_emb_proj = frozen_linear(cut(weight.T).T.clone(), cut(bias[None])[0].clone())
     del model.projections, model.kept
     model.__class__ = UNet2DConditionModel  # type: ignore[assignment]
 
 
 def _blocks(unet: UNet2DConditionModel) -> list[Any]:
     return [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
-    return layer
