@@ -12,6 +12,7 @@ from benchmarks import networks
 from benchmarks.machine import device_option
 from benchmarks.report import table, write
 from latentdiff.checkpoint import locate, read_weights
+from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
 from latentdiff.metrics.evaluate import evaluate
@@ -21,7 +22,7 @@ from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.inference import prepare, restore
 
-STEPS, GUIDANCE = 10, 5.0
+STEPS = 10
 PLAIN = ("off", "bfloat16")
 SETTINGS = [("off", "float32"), PLAIN, ("auto", "bfloat16")]
 
@@ -87,7 +88,7 @@ def pictures_table(real: Path, judge: str | None, num: int, device: str) -> str:
     for optimize, dtype in SETTINGS:
         pipe = LatentDiffusionPipeline.from_pretrained(None, device, dtype, optimize)
         pictures = FolderPictures(real, rows, pipe.default_size)
-        made = ModelPictures(pipe, pictures.captions or [], STEPS, GUIDANCE, "ddim", seed=0)
+        made = ModelPictures(pipe, pictures.captions or [], GenerationConfig(num_inference_steps=STEPS), seed=0)
         values = evaluate(made, pictures, network, clip, list(metrics.values()), resamples=2).values
         found[optimize, dtype] = [values[key].value for key in metrics]
     header = ["", *(cell for key in metrics for cell in (key.replace("_", " "), "change"))]

@@ -1,7 +1,7 @@
 """Model folders in diffusers' layout: found, checked, read and written."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentdiff.config.model import (
     CLIPTextConfig,
+    GenerationConfig,
     IdentityVAEConfig,
     ScheduleConfig,
     UNetConfig,
@@ -29,19 +30,24 @@ from latentdiff.stored import Place, find_tensors, read_tensors
 
 Fill = Callable[[nn.Module, dict[str, Place], torch.dtype], None]
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
+GENERATION = "generation_config.json"
 HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
 class Components:
-    """What a pipeline is made of. `zero_empty_prompt`: SDXL's habit of zeros where no negative prompt is given."""
+    """What a pipeline is made of, and how it is usually called.
+
+    zero_empty_prompt: SDXL's habit of zeros where no negative prompt is given.
+    """
 
     unet: UNet2DConditionModel
     vae: VAE
     text: TextConditioner
     schedule: Schedule
     zero_empty_prompt: bool = False
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def fill(model: nn.Module, places: dict[str, Place], dtype: torch.dtype) -> None:
@@ -103,7 +109,12 @@ def read_pipeline(folder: Path, dtype: torch.dtype, give: Fill = fill) -> Compon
         schedule=Schedule(ScheduleConfig.read(schedule, "scheduler/scheduler_config.json")),
         zero_empty_prompt=unet_config.addition_embed_type is not None
         and index.get("force_zeros_for_empty_prompt", True),
+        generation=_read_generation(folder / GENERATION),
     )
+
+
+def _read_generation(path: Path) -> GenerationConfig:
+    return GenerationConfig.read(read_json(path), str(path)) if path.exists() else GenerationConfig()
 
 
 @dataclass(frozen=True)
@@ -209,6 +220,8 @@ def write_pipeline(parts: Components, folder: Path) -> None:
     for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
         write_text_encoder(encoder, folder / f"text_encoder{name}")
         tokenizer.save(folder / f"tokenizer{name}")
+    if parts.generation != GenerationConfig():
+        write_json(folder / GENERATION, parts.generation.model_dump(mode="json"))
     write_json(folder / "model_index.json", _index(parts))
 
 

@@ -33,8 +33,6 @@ from latentdiff.textual_inversion import load_learned
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
 KEPT_TEXTS = 4
-DEFAULT_STEPS = 25
-DEFAULT_GUIDANCE_SCALE = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class LatentDiffusionPipeline:
         self.text = parts.text.to(device, dtype)
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
+        self.generation = parts.generation
         self.device, self.dtype, self.folder = device, dtype, folder
         self.way = Way()
         self._texts: dict[Any, TextEmbedding] = {}
@@ -112,7 +111,7 @@ class LatentDiffusionPipeline:
         restore(self.vae)
         self._texts.clear()
         try:
-            yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt)
+            yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt, self.generation)
         finally:
             self.way.make_ready(self.unet, self.vae)
 
@@ -140,14 +139,14 @@ class LatentDiffusionPipeline:
         self,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int = DEFAULT_STEPS,
-        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
         callback: Callback | None = None,
@@ -155,6 +154,7 @@ class LatentDiffusionPipeline:
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` pictures of each prompt.
 
+        num_inference_steps, guidance_scale, sampler: the model's own (`self.generation`) when None.
         guidance_interval: guide only at timesteps between these parts of all, 0 clean and 1 noise.
         seed: image k is drawn from seed + k, or from seed[k], by a generator of its own; random when None.
         latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
@@ -163,9 +163,12 @@ class LatentDiffusionPipeline:
         prompts = for_each_image(prompt, "prompt", num_images_per_prompt)
         negatives = negatives_for(negative_prompt, prompts, num_images_per_prompt)
         height, width = self._size(height, "height"), self._size(width, "width")
-        run = plan(self.schedule, sampler, num_inference_steps, eta)
-        if not math.isfinite(guidance_scale):
-            raise InputError(f"guidance_scale={guidance_scale} must be a finite number; try {DEFAULT_GUIDANCE_SCALE}")
+        usual = self.generation
+        settings = usual.asked(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        run = plan(self.schedule, settings.sampler, settings.num_inference_steps, eta)
+        guidance = settings.guidance_scale
+        if not math.isfinite(guidance):
+            raise InputError(f"guidance_scale={guidance} must be a finite number; try {usual.guidance_scale:g}")
         low, high = guidance_interval
         if not 0 <= low <= high <= 1:
             raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
@@ -180,10 +183,10 @@ class LatentDiffusionPipeline:
             return send(torch.stack([torch.randn(shape, generator=g) for g in generators]), self.device)
 
         start = noise() if latents is None else noise_given(latents, (len(prompts), *shape)).to(self.device)
-        denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance_scale != 1)
-        if guidance_scale != 1:
+        denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance != 1)
+        if guidance != 1:
             top = self.schedule.config.num_train_timesteps
-            denoiser = guide(denoiser, guidance_scale, low * top, high * top)
+            denoiser = guide(denoiser, guidance, low * top, high * top)
         watch = _FiniteWatch(callback)
         done = sample(denoiser, start, run, noise, watch)
         watch.check()

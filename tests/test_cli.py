@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from latentdiff import LatentDiffusionPipeline, cli
+from latentdiff.checkpoint import GENERATION
 from latentdiff.recipe import hash_model, read_recipe
 
 PROMPT = "a red apple"
@@ -90,6 +92,16 @@ def test_the_recipe_keeps_how_it_ran_and_what_is_typed_wins(
     assert f'--approximate "" undoes what {first} holds' in capsys.readouterr().err
     assert make("--from-image", first, "-o", again, "--optimize", "off", "--approximate", "") == 0
     assert read_recipe(again).approximate == () and read_recipe(again).optimize == "off"
+
+
+def test_the_recipe_has_what_the_model_is_usually_drawn_with(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = shutil.copytree(model_folder, tmp_path / "model"), tmp_path / "apple.png"
+    (folder / GENERATION).write_text('{"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": "ddpm"}')
+    assert run("generate", PROMPT, "--model", folder, "--steps", 2, "-o", out, monkeypatch=monkeypatch) == 0
+    recipe = read_recipe(out)
+    assert (recipe.steps, recipe.guidance_scale, recipe.sampler) == (2, 2.0, "ddpm")
 
 
 def test_several_pictures_get_numbers_and_their_own_seeds(

@@ -193,7 +193,7 @@ def test_real_pictures_are_named_and_asking_for_others_is_seen(folder: Path) -> 
 
 def run_standard(folder: Path, faithful: bool, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
     monkeypatch.setattr(standard, "impartiality", lambda clip, pipe: "judged by friends")
-    return standard.measure(make_bench(folder, Painter(faithful)), 80, Settings(1), seed=0, resamples=8)
+    return standard.measure(make_bench(folder, Painter(faithful)), 80, Settings(1, 5.0), seed=0, resamples=8)
 
 
 def test_a_model_that_draws_what_is_asked_meets_the_standard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

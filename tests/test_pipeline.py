@@ -1,5 +1,7 @@
 """The whole path: against diffusers from the same folder, and its own promises."""
 
+import json
+import shutil
 import socket
 import threading
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import bundled_model
+from latentdiff.checkpoint import GENERATION, bundled_model
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_components, small_unet_config
@@ -97,6 +99,24 @@ def test_saving_and_opening_changes_nothing(folder: str, tmp_path: Path, request
     assert np.array_equal(*images)
     with pytest.raises(InputError, match="exists"):
         first.save_pretrained(tmp_path / "again")
+
+
+def test_a_model_names_what_it_is_drawn_with(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    own = {"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": "euler_ancestral"}
+    (folder / GENERATION).write_text(json.dumps(own))
+    pipe = LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype="float32")
+    plain = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
+    of = partial(pipe, PROMPT, seed=0, output_type="np")
+    expected = plain(PROMPT, seed=0, output_type="np", **own).images  # type: ignore[arg-type]
+    assert np.array_equal(of().images, expected)
+    assert not np.array_equal(of(guidance_scale=3.0).images, expected)
+    pipe.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / GENERATION).read_text()) == own
+    assert not (model_folder / GENERATION).exists()
+    (folder / GENERATION).write_text('{"num_inference_steps": 0}')
+    with pytest.raises(CheckpointError, match=f"{GENERATION}: num_inference_steps=0"):
+        LatentDiffusionPipeline.from_pretrained(folder)
 
 
 def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

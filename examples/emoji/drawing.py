@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from examples.emoji.pairs import AT_ONCE, Prompt
 from latentdiff.metrics.clip import Clip
-from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+from latentdiff.pipeline import LatentDiffusionPipeline
 
 RELATED = 0.5  # cosine of two sets of weights; strangers have about 0
 
@@ -19,18 +19,26 @@ RELATED = 0.5  # cosine of two sets of weights; strangers have about 0
 class Settings:
     """How a picture is drawn, with the pipeline's names."""
 
-    num_inference_steps: int = DEFAULT_STEPS
-    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    num_inference_steps: int
+    guidance_scale: float
     sampler: str = "ddim"
     eta: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """--steps, --guidance-scale, --sampler."""
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--guidance-scale", type=float, default=DEFAULT_GUIDANCE_SCALE)
-    parser.add_argument("--sampler", default="ddim")
+    """--steps, --guidance-scale, --sampler: without them the model's own."""
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--sampler")
+
+
+def settings_of(pipe: LatentDiffusionPipeline, given: argparse.Namespace) -> Settings:
+    """What was given of `add_settings`, the rest the model's own."""
+    asked = pipe.generation.asked(
+        num_inference_steps=given.steps, guidance_scale=given.guidance_scale, sampler=given.sampler
+    )
+    return Settings(**asked.model_dump())
 
 
 def draw(pipe: LatentDiffusionPipeline, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Tensor]:

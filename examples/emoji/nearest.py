@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from examples.command import exit_code
-from examples.emoji.drawing import Settings, add_settings, draw
+from examples.emoji.drawing import add_settings, draw, settings_of
 from examples.emoji.judges import Seen, features_of, look
 from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of, read_corpus
 from latentdiff.files import atomic_path, check_writable_parent
@@ -83,7 +83,7 @@ def run(given: argparse.Namespace) -> None:
     corpus = read_corpus(given.corpus, given.groups, given.styles)
     trained = random.Random(given.seed).sample(corpus.train, min(len(corpus.test), len(corpus.train)))
     pipe, network = LatentDiffusionPipeline.from_pretrained(given.model), feature_network()
-    settings = Settings(given.steps, given.guidance_scale, given.sampler)
+    settings = settings_of(pipe, given)
     train = features_of(given.corpus, corpus.train, network)
     real = look(pixels_of(corpus.test), network, what="real pictures")
     parts: list[tuple[Seen, list[str]]] = []

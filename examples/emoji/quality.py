@@ -30,7 +30,6 @@ from latentdiff.metrics.bootstrap import NORMAL_95, intervals
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE
 from latentdiff.recipe import hash_model
 from latentdiff.samplers import SAMPLERS, plan
 
@@ -126,7 +125,8 @@ class _Shown:
 def collect(lab: Lab, given: argparse.Namespace) -> Results:
     """All cells of all tables. The DDIM table draws half as many pictures, and without guidance: it has 2,360 steps."""
     quick, count, few = given.quick, given.num, max(4, given.num // 2)
-    usual = Settings(guidance_scale=given.guidance_scale, num_inference_steps=4 if quick else 25)
+    guidance = lab.bench.pipe.generation.asked(guidance_scale=given.guidance_scale).guidance_scale
+    usual = Settings(4 if quick else 25, guidance)
     lengths = (2, 4) if quick else (10, 20, 50, 100, 1000)
     scales = (1.0, 5.0) if quick else (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0)
     calls = (2, 4) if quick else (10, 15, 20, 25)
@@ -140,7 +140,7 @@ def collect(lab: Lab, given: argparse.Namespace) -> Results:
         guidance={scale: lab.cell(count, replace(usual, guidance_scale=scale)) for scale in scales},
         interval={
             (scale, part): lab.cell(count, replace(usual, guidance_scale=scale, guidance_interval=part))
-            for scale in (given.guidance_scale, given.guidance_scale + 2)
+            for scale in (usual.guidance_scale, usual.guidance_scale + 2)
             for part in ((0.0, 1.0), middle)
         },
         samplers={
@@ -162,7 +162,7 @@ def main() -> int:
     add_corpus_options(parser)
     parser.add_argument("--judge", required=True, help="CLIP pair: a text_encoder run")
     parser.add_argument("--num", type=int, default=96, help="pictures a cell; half of it in the DDIM table")
-    parser.add_argument("--guidance-scale", type=float, default=DEFAULT_GUIDANCE_SCALE, help="of the samplers' table")
+    parser.add_argument("--guidance-scale", type=float, help="of the samplers' table [the model's own]")
     parser.add_argument("--quick", action="store_true", help="a few cells of few pictures, to see it work")
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from examples.command import exit_code
+from examples.emoji.drawing import add_settings, settings_of
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_validation
 
 ALWAYS = (
@@ -65,8 +66,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    add_settings(parser)
     parser.add_argument(
         "--groups", nargs="+", default=["smileys", "animals", "food", "travel", "activities", "objects"]
     )
@@ -80,12 +80,7 @@ def run(given: argparse.Namespace) -> None:
 
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     texts = prompts(given.corpus, given.seed, given.groups, given.styles)
-    images = pipe(
-        [prompt for prompt, _ in texts],
-        num_inference_steps=given.steps,
-        guidance_scale=given.guidance_scale,
-        seed=given.seed,
-    ).images
+    images = pipe([prompt for prompt, _ in texts], seed=given.seed, **vars(settings_of(pipe, given))).images
     contact_sheet(images, COLUMNS, [label for _, label in texts]).save(given.output)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
-from examples.emoji.drawing import Settings, add_settings, draw, impartiality
+from examples.emoji.drawing import Settings, add_settings, draw, impartiality, settings_of
 from examples.emoji.judges import CANDIDATES, Seen
 from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of
 from examples.emoji.sheet import contact_sheet
@@ -204,8 +204,8 @@ def run(given: argparse.Namespace) -> None:
     for path in (given.output, given.html, given.sheet):
         if path is not None:
             check_writable_parent(path)
-    settings = Settings(given.steps, given.guidance_scale, given.sampler)
-    result = measure(open_bench(given), given.num, settings, given.seed, given.resamples)
+    bench = open_bench(given)
+    result = measure(bench, given.num, settings_of(bench.pipe, given), given.seed, given.resamples)
     found = verdicts(result)
     lines = [f"{'met' if one['met'] else 'MISSED'}: {one['asks']}; it is {one['value']:.3f}" for one in found]
     result.notes.extend(lines)

@@ -22,7 +22,7 @@ from latentdiff.metrics.pictures import (
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.report import in_words, write_html, write_json
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import pick_device
 
 
@@ -105,15 +105,12 @@ def _of_model(request: Request) -> tuple[Pictures, Pictures]:
     pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device)
     real = FolderPictures(request.real, rows, pipe.default_size)
     assert real.captions is not None
-    generated = ModelPictures(
-        pipe,
-        real.captions,
-        asked.get("steps", DEFAULT_STEPS),
-        asked.get("guidance_scale", DEFAULT_GUIDANCE_SCALE),
-        asked.get("sampler", "ddim"),
-        request.seed,
+    settings = pipe.generation.asked(
+        num_inference_steps=asked.get("steps"),
+        guidance_scale=asked.get("guidance_scale"),
+        sampler=asked.get("sampler"),
     )
-    return generated, real
+    return ModelPictures(pipe, real.captions, settings, request.seed), real
 
 
 def _judge(request: Request) -> Clip | None:

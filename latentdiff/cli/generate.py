@@ -43,22 +43,17 @@ def run(request: Request) -> None:
     old = {} if recipe is None else recipe.model_dump(exclude={"prompt", "model_hash", "version"}, exclude_none=True)
 
     from latentdiff.lora import find_lora
-    from latentdiff.pipeline import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, LatentDiffusionPipeline
+    from latentdiff.pipeline import LatentDiffusionPipeline
     from latentdiff.runtime.memory import peak_memory
     from latentdiff.textual_inversion import find_learned
 
-    defaults: dict[str, Any] = {
-        "steps": DEFAULT_STEPS,
-        "guidance_scale": DEFAULT_GUIDANCE_SCALE,
-        "guidance_interval": (0.0, 1.0),
-        "sampler": "ddim",
-        "eta": 0.0,
-    }
-    settings = defaults | DEFAULT_WAY | old | request.given
+    settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_WAY | old | request.given
     _check_together(request, settings)
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     way = {key: settings.pop(key) for key in DEFAULT_WAY}
     pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, **way)
+    usual = pipe.generation.model_dump()
+    settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
     if lora is not None:
         pipe.load_lora(lora, lora_scale)

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import PositiveInt, ValidationError, model_validator
 
 from latentdiff.config.base import Config
 from latentdiff.errors import CheckpointError
@@ -264,6 +264,18 @@ class CLIPTextConfig(ModelConfig):
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         return {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "quantization_config": (None,)}
+
+
+class GenerationConfig(ModelConfig):
+    """`generation_config.json`, a file of transformers': what a model is drawn with where a call does not say."""
+
+    num_inference_steps: PositiveInt = 25
+    guidance_scale: float = 5.0
+    sampler: str = "ddim"
+
+    def asked(self, **given: Any) -> Self:
+        """These settings, but what was given: what is not None."""
+        return self.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 class ScheduleConfig(ModelConfig):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentdiff.config.model import GenerationConfig
 from latentdiff.data.containers import open_container
 from latentdiff.data.images import decode, fit
 from latentdiff.data.layouts import Row, read_layout
@@ -61,20 +62,18 @@ class ModelPictures:
 
     pipe: LatentDiffusionPipeline
     captions: list[str]
-    steps: int
-    guidance_scale: float
-    sampler: str
+    settings: GenerationConfig
     seed: int
 
     @property
     def source(self) -> dict[str, Any]:
         assert self.pipe.folder is not None
-        settings = {key: getattr(self, key) for key in ("steps", "guidance_scale", "sampler", "seed")}
         return {
             "model": str(self.pipe.folder),
             "model_hash": hash_model(self.pipe.folder),
             "count": len(self),
-            **settings,
+            **self.settings.model_dump(),
+            "seed": self.seed,
         }
 
     def __len__(self) -> int:
@@ -83,9 +82,8 @@ class ModelPictures:
     def batches(self) -> Iterator[Tensor]:
         for k in range(0, len(self), AT_ONCE):
             made = self.pipe(
-                self.captions[k : k + AT_ONCE], num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
-                sampler=self.sampler, seed=self.seed + k, output_type="pt",
-            )  # fmt: skip
+                self.captions[k : k + AT_ONCE], seed=self.seed + k, output_type="pt", **self.settings.model_dump()
+            )
             yield (made.images.cpu() * 255).round().to(torch.uint8)
 
 

@@ -126,7 +126,7 @@ def test_a_model_against_held_out_pictures(
     assert run(*options, "-o", out, "--html", page) == 0
     found = json.loads(out.read_text())
     assert found["generated"] | {"model_hash": ""} == {
-        "model": str(model_folder), "model_hash": "", "count": 14, "steps": 1, "guidance_scale": 2.0,
+        "model": str(model_folder), "model_hash": "", "count": 14, "num_inference_steps": 1, "guidance_scale": 2.0,
         "sampler": "ddim", "seed": 0,
     }  # fmt: skip
     assert found["real"]["count"] == 14 and found["resolution"] == 16 and found["judge"] == "a judge"
