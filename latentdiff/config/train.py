@@ -122,7 +122,8 @@ class VAETrainConfig(TrainConfig):
     """Pixels to latents and back: L1 + gradient difference + KL, and a patch discriminator when weighted.
 
     From scratch, or from the weights in `init`. Without `train_encoder` only the decoder learns: latents, and what
-    was trained on them, stay as they are.
+    was trained on them, stay as they are. With `latent_noise` it decodes latents that are off by noise, as a denoiser's
+    are: by up to so many of the latents' deviations, evenly drawn for each picture.
     """
 
     task: Literal["vae"]
@@ -133,6 +134,7 @@ class VAETrainConfig(TrainConfig):
     adversarial_start: NonNegativeInt = 0
     init: Path | None = None
     train_encoder: bool = True
+    latent_noise: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _a_frozen_encoder_comes_from_somewhere(self) -> Self:

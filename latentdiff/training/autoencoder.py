@@ -40,8 +40,12 @@ class AutoencoderModule(nn.Module):
         """batch: `pixels` [B, 3, H, W] in [-1, 1]. LDM's objective (Rombach et al. 2022, eq. 25)."""
         pixels = batch["pixels"]
         posterior = self.vae.encode(pixels)
-        noise = Draws(self.config.run.seed, batch["draw"]).normal(posterior.mean)
-        reconstruction = self.vae.decode(posterior.mean + (0.5 * posterior.logvar).exp() * noise).float()
+        draws, mean = Draws(self.config.run.seed, batch["draw"]), posterior.mean
+        latents = mean + (0.5 * posterior.logvar).exp() * draws.normal(mean)
+        if self.config.latent_noise:
+            level = self.config.latent_noise * draws.uniform().to(mean)[:, None, None, None] * mean.detach().std()
+            latents = latents + level * draws.normal(mean)
+        reconstruction = self.vae.decode(latents).float()
         losses = {
             "l1": F.l1_loss(reconstruction, pixels),
             "gradient": gradient_loss(reconstruction, pixels),

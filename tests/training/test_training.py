@@ -8,12 +8,14 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import read_vae
 from latentdiff.config.train import OptimConfig, train_config
 from latentdiff.errors import InputError, NonFiniteError
+from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
 from latentdiff.training.draws import Draws
 from latentdiff.training.optimizers import learning_rate
@@ -51,6 +53,22 @@ def test_a_decoder_learns_on_behind_the_encoder_it_had(folder: Path, tmp_path: P
         decodes = name.startswith(("decoder", "post_quant_conv"))
         assert torch.equal(before, second.get_parameter(name)) != decodes, name
     assert first.config.scaling_factor == second.config.scaling_factor
+
+
+def test_latents_are_decoded_as_far_off_as_was_asked(folder: Path, tmp_path: Path) -> None:
+    """Evenly up to 0.8 of their deviation: the mean square of what is added is 0.8^2 / 3 of theirs."""
+    batch = {"pixels": torch.rand(64, 3, 16, 16) * 2 - 1, "draw": torch.arange(64)}
+    config = vae_config(folder, tmp_path / "run", max_steps=1)
+    seen: dict[float, Tensor] = {}
+    for noise in (0.0, 0.8):
+        torch.manual_seed(0)
+        module = AutoencoderModule(train_config.validate_python(config | {"latent_noise": noise}))
+        module.vae.post_quant_conv.register_forward_pre_hook(lambda _, x, noise=noise: seen.update({noise: x[0]}))
+        module(batch)
+    added = seen[0.8] - seen[0.0]
+    spread = module.vae.encode(batch["pixels"]).mean.std().item()
+    assert added.square().mean().item() / spread**2 == pytest.approx(0.8**2 / 3, rel=0.2)
+    assert added.flatten(1).std(1).max() < 1.1 * 0.8 * spread
 
 
 def test_the_text_encoder_learns_and_its_folder_opens(folder: Path, tmp_path: Path) -> None:
