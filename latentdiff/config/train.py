@@ -56,7 +56,8 @@ class DataConfig(Config):
     Without `held_out` every 20th picture of `train` is held out, none if there are fewer than 20. `keep` takes part
     of both: for each column named, the values to train on; `skip` leaves out pictures by name. `caption_template` makes
     a caption of the `{name}` of a class; `prefix` goes before every caption, and is the caption of pictures that have
-    none. `background` is the colour behind transparent pictures.
+    none. `tag_dropout` leaves out each part between a caption's commas with that probability. `background` is the
+    colour behind transparent pictures.
     """
 
     train: str | Path
@@ -69,6 +70,7 @@ class DataConfig(Config):
     max_crop: Probability = 0.1
     crop: Literal["center", "random"] = "center"
     shuffle_captions: bool = False
+    tag_dropout: Probability = 0.0
     keep: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     skip: tuple[str, ...] = ()
     caption_template: Annotated[str, AfterValidator(check_template)] = CLASS_NAME

@@ -7,10 +7,15 @@ from latentdiff.data.layouts import Row
 
 
 def choose_caption(row: Row, config: DataConfig, rng: random.Random) -> str:
-    """One of the row's captions; what lies between its commas in any order, behind the first, where that is asked."""
+    """One of the row's captions; where that is asked, its parts between commas in any order behind the first, or fewer.
+
+    One of which nothing is left is empty, as for guidance.
+    """
     caption = rng.choice(row.captions)
-    if not config.shuffle_captions:
-        return caption
-    first, *rest = caption.split(", ")
-    rng.shuffle(rest)
-    return ", ".join([first, *rest])
+    comma = "，" if "，" in caption else ", "
+    first, *rest = caption.split(comma)
+    if config.shuffle_captions:
+        rng.shuffle(rest)
+    if config.tag_dropout:
+        return comma.join(tag for tag in (first, *rest) if rng.random() >= config.tag_dropout)
+    return comma.join([first, *rest])

@@ -114,7 +114,7 @@ class DenoiserTask:
 
     def _embed(self, rows: list[Row]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
-        if self.config.data.shuffle_captions:
+        if self.config.data.shuffle_captions or self.config.data.tag_dropout:
             captions = set()
         cache = self.config.run.output / "text.safetensors"
         with process_state().main_process_first():

@@ -151,6 +151,16 @@ def test_captions_are_shuffled_behind_their_first_part() -> None:
     assert len(seen) == 6 and all(caption.startswith("sks, ") for caption in seen)
 
 
+@pytest.mark.parametrize("comma", [", ", "，"])
+def test_parts_of_a_caption_are_left_out_as_often_as_asked(comma: str) -> None:
+    config = DataConfig(train="x", tag_dropout=0.25)
+    row = Row(open_container(Path(__file__).parent), "x.png", (comma.join("abc"),))
+    seen = [choose_caption(row, config, random.Random(k)) for k in range(4000)]
+    assert set(seen) == {"", "a", "b", "c"} | {comma.join(pair) for pair in ("ab", "ac", "bc")} | {comma.join("abc")}
+    for part in "abc":
+        assert sum(part in caption for caption in seen) / len(seen) == pytest.approx(0.75, abs=0.03)
+
+
 def test_a_fingerprint_reads_values_of_any_shape_and_order() -> None:
     weight = torch.arange(6.0).view(2, 3)
     first = fingerprint([("weight", weight), ("scale", torch.tensor(2.0))])
