@@ -1,8 +1,9 @@
-"""Self-attention among fewer tokens: token merging (Bolya & Hoffman 2023, arXiv 2303.17604, sec. 3 and 4).
+"""Self-attention among fewer tokens: token merging (Bolya & Hoffman 2023, arXiv 2303.17604).
 
-One token of each 2x2 window is a destination. Of the others, those that are most like a destination are merged into it,
-half of all tokens; the mean of what was merged stands for all of it, and each gets a copy of its answer. Attention
-counts such a mean once, as in the paper. Only the largest maps that have attention are merged.
+One token of each 2x2 window is a destination. Of the others, half of all tokens, those most like a destination by the
+cosine of what attention reads, are merged into it: the mean stands for all of them, counts once, and each gets a copy
+of its answer. Destinations are drawn once for each size, not at each call as in the paper, so that a picture is the
+same again. Only the largest maps that have attention are merged.
 """
 
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class MergedSelfAttention(FusedSelfAttention):
 def match(x: Tensor, width: int, ratio: float) -> tuple[Tensor, int]:
     """Where among the tokens that are left those of x [B, N, C], rows of `width`, go, [B, N]; and how many are left.
 
-    At most `ratio` of N are merged, by their cosine (sec. 3); destinations come first.
+    At most `ratio` of N are merged; destinations come first.
     """
     batch, tokens, _ = x.shape
     to, others = _windows(tokens, width, x.device)
@@ -99,7 +100,7 @@ def _rows(places: Tensor, left: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _windows(tokens: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The destinations, drawn once for each size (sec. 4.1), and the other tokens."""
+    """The destinations, the same for each size, and the other tokens."""
     drawn = torch.rand(1, tokens // width, width, generator=torch.Generator().manual_seed(0))
     to = F.max_pool2d(drawn, 2, ceil_mode=True, return_indices=True)[1].flatten()
     others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, to, False).nonzero()[:, 0]
