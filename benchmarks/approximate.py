@@ -5,8 +5,9 @@ Pictures of a model, the exact ones and the others from the same seeds and words
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +121,24 @@ def compare_pictures(asked: Asked, settings: list[Setting], rounds: int, real: P
     return table([*header, *(["Frechet to real"] if real else [])], lines)
 
 
-def load(network: networks.UNet) -> UNet2DConditionModel:
+def load(network: networks.UNet, state: dict[str, Tensor], *names: str) -> UNet2DConditionModel:
     with torch.device("meta"):
         model = network.network()
-    model.load_state_dict(networks.weights(network, torch.bfloat16), assign=True)
+    model.load_state_dict(state, assign=True)
     prepare(model.eval())
+    approximate(model, names)
     return model
 
 
-def compare_calls(network: networks.UNet, rounds: int) -> str:
-    """One U-Net call, exact and on 8 bits, and the cheap one of reuse: times, and errors against exact."""
-    exact, near = load(network), load(network)
-    approximate(near, ["int8"])
-    never = reuse.ReusedUNet(exact, every=2**62)
+def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> str:
+    """One U-Net call, exact and with each of `names`, of reuse the cheap one: times, and errors against exact."""
+    state = networks.weights(network, torch.bfloat16)
+    runs: dict[str, Callable[..., Tensor]] = {EXACT: (exact := load(network, state))}
+    runs |= {name: load(network, state, name) for name in names if name != "reuse"}
+    runs |= {BETWEEN: reuse.ReusedUNet(exact, every=2**62)} if "reuse" in names else {}
     sample, timesteps, text = network.inputs()
     given = (sample.bfloat16(), timesteps[:1], text.bfloat16())
-    calls = {EXACT: lambda: exact(*given), "int8": lambda: near(*given), BETWEEN: lambda: never(*given)}
+    calls = {name: partial(run, *given) for name, run in runs.items()}
     outputs = {name: call().float() for name, call in calls.items()}
     seconds = alternate({name: turns(call) for name, call in calls.items()}, rounds)
     rows = []
@@ -160,14 +163,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     device = torch.device(given.device)
+    what = "_".join(["approximate", *([] if given.names == KNOWN else given.names)])
     if given.shape:
         network = networks.unet(given.shape, given.latents, device=given.device)
         with torch.no_grad():
-            body = compare_calls(network, given.rounds)
+            body = compare_calls(network, given.names, given.rounds)
         about = (
             f"One U-Net call, {given.shape} with random weights, batch 2, {network.latents} squared latents, bfloat16."
         )
-        write(f"approximate_{given.shape}_{network.latents}", about, body, device)
+        write(f"{what}_{given.shape}_{network.latents}", about, body, device)
         return
     folder = locate(given.model)
     prompts = (PROMPTS * given.pictures)[: given.pictures]
@@ -176,12 +180,13 @@ def main() -> None:
     settings = [Setting(()), *(Setting((), steps=steps) for steps in given.fewer)]
     settings += [Setting(("reuse",), n) for n in given.every if "reuse" in given.names]
     settings += [Setting(("int8",)), Setting(("reuse", "int8"))] if "int8" in given.names else []
+    settings += [Setting(("merge",))] if "merge" in given.names else []
     body = compare_pictures(Asked(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
     about = (
         f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "
         f"of {given.pictures} pictures, exact ones from the same seeds beside them."
     )
-    write(f"approximate_{folder.name}", about, body, device)
+    write(f"{what}_{folder.name}", about, body, device)
 
 
 if __name__ == "__main__":

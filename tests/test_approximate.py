@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff import LatentDiffusionPipeline, pipeline
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.runtime.approximate import check_approximations
+from latentdiff.runtime.approximate import KNOWN, check_approximations
 from latentdiff.runtime.reuse import ReusedUNet
 from latentdiff.samplers import SAMPLERS
 from tests.test_inference import error, small_unet
@@ -84,6 +84,7 @@ def test_threads_do_not_share_what_is_kept(model_folder: Path, monkeypatch: pyte
 def test_one_name_may_stand_alone() -> None:
     assert check_approximations("int8") == check_approximations(["int8", "int8"]) == ("int8",)
     assert check_approximations(["int8", "reuse"]) == ("reuse", "int8") and check_approximations([]) == ()
+    assert check_approximations(KNOWN[::-1]) == KNOWN == ("reuse", "int8", "merge")
 
 
 def test_a_name_that_is_none_of_them() -> None:

@@ -14,7 +14,8 @@ from latentdiff.models.attention import Attention, attention
 from latentdiff.models.unet import AddedCond, UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import inference
-from latentdiff.runtime.inference import FusedCrossAttention, prepare, restore
+from latentdiff.runtime.fused import FusedCrossAttention
+from latentdiff.runtime.inference import prepare, restore
 from latentdiff.runtime.kernels import fast_attention
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.native import has_amx
