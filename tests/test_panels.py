@@ -1,4 +1,4 @@
-"""Products of few rows: near to float64, for whatever size and order of input, and the weights back to the bit."""
+"""Products of our own kernels: near to float64 for any size and order of input, and the weights back to the bit."""
 
 import copy
 from typing import Any
@@ -41,7 +41,7 @@ def test_linear(rows: int, depth: int, columns: int, more: bool) -> None:
     assert error(linear(x, to_panels(weight), bias, residual), wanted) < ROUNDING / 2
 
 
-@pytest.mark.parametrize("size", [(1, 4, 4), (3, 5, 7), (2, 16, 16), (1, 3, 40)])
+@pytest.mark.parametrize("size", [(1, 4, 4), (3, 5, 7), (2, 16, 16), (1, 3, 40), (2, 33, 20), (1, 70, 61)])
 @pytest.mark.parametrize(("depth", "columns", "side"), [(32, 64, 3), (384, 32, 3), (64, 32, 1)])
 @pytest.mark.parametrize("more", [False, True])
 def test_convolution(size: tuple[int, int, int], depth: int, columns: int, side: int, more: bool) -> None:
@@ -54,6 +54,20 @@ def test_convolution(size: tuple[int, int, int], depth: int, columns: int, side:
     found = convolution(x, to_panels(weight), bias, residual)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert error(found, wanted) < ROUNDING / 2
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 3), (1, 1, 200), (3, 200, 1)])
+def test_a_convolution_of_maps_smaller_than_a_tile(size: tuple[int, int, int]) -> None:
+    batch, height, width = size
+    x, weight = draw(batch, 32, height, width), draw(64, 32, 3, 3, seed=1) / 17
+    wanted = F.conv2d(x.double(), weight.double(), padding=1)
+    assert error(convolution(x, to_panels(weight), None, None), wanted) < ROUNDING / 2
+
+
+def test_an_image_is_the_same_to_the_bit_in_any_batch() -> None:
+    x, weight, bias = draw(3, 384, 24, 20), to_panels(draw(96, 384, 3, 3, seed=1)), draw(96, seed=2)
+    together = convolution(x, weight, bias, None)
+    assert torch.equal(together, torch.cat([convolution(one[None], weight, bias, None) for one in x]))
 
 
 def test_rows_in_any_order_are_read_rightly() -> None:
@@ -69,7 +83,7 @@ def many(layer: nn.Module, rows: int) -> Tensor:
     return draw(1, 64, 1, rows) if isinstance(layer, nn.Conv2d) else draw(rows, 64)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 3, padding=1)])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 1)])
 def test_the_order_follows_the_rows_and_one_call_always_gives_the_same(make: Any) -> None:
     torch.manual_seed(0)
     plain = make().bfloat16().requires_grad_(False)
@@ -85,6 +99,19 @@ def test_the_order_follows_the_rows_and_one_call_always_gives_the_same(make: Any
         assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
         unpack(layer)
         assert torch.equal(layer.weight, plain.weight)
+
+
+def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None:
+    plain = nn.Conv2d(64, 32, 3, padding=1).bfloat16().requires_grad_(False)
+    layer: Any = copy.deepcopy(plain)
+    layer.__class__ = PackedConv2d
+    for x in (draw(1, 64, 8, 8), draw(2, 64, 48, 40), draw(1, 64, 8, 8)):
+        residual = draw(len(x), 32, *x.shape[2:], seed=1)
+        wanted = residual.double() + copy.deepcopy(plain).double()(x.double())
+        assert error(layer.add_to(residual, x), wanted) < ROUNDING
+        assert in_panels(layer.weight)
+    unpack(layer)
+    assert torch.equal(layer.weight, plain.weight)
 
 
 @pytest.mark.parametrize(

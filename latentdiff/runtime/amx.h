@@ -15,6 +15,8 @@ using bits = uint16_t;  // a bfloat16
 constexpr int64_t TILE = 16;   // rows of a tile, and its columns of 32 bits
 constexpr int64_t DEPTH = 32;  // bfloat16 in a row of a tile: what one product sums over
 constexpr int64_t TILE_BITS = TILE * DEPTH;
+constexpr int64_t PANEL = 2 * TILE;            // columns of weights that lie together
+constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // of one depth and tap
 
 // Compilers do not all know that tiles are loaded from memory: what was written before must be there.
 inline void written() { asm volatile("" ::: "memory"); }
@@ -47,6 +49,33 @@ class Tiles {
         uint8_t rows[16];
     };
     alignas(64) uint8_t before_[64];
+};
+
+inline __m512 widen(const bits* from) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+// A panel's columns of an answer [rows, columns], from column `first` on; bias and residual may be missing.
+struct Columns {
+    int64_t columns, first;
+    const bits *bias, *residual;
+    bits* out;
+
+    // One row of sums, with bias and residual.
+    void write(const float* sums, int64_t row) const {
+        const int64_t place = row * columns + first;
+        __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + TILE);
+        if (bias) {
+            left = _mm512_add_ps(left, widen(bias + first));
+            right = _mm512_add_ps(right, widen(bias + first + TILE));
+        }
+        if (residual) {
+            left = _mm512_add_ps(left, widen(residual + place));
+            right = _mm512_add_ps(right, widen(residual + place + TILE));
+        }
+        _mm512_storeu_si512(out + place, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+    }
 };
 
 template <typename T>

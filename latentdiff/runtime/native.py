@@ -15,7 +15,9 @@ from torch import Tensor
 
 from latentdiff.files import atomic_path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp", "products.cpp")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp", "products.cpp", "convolutions.cpp")
+]
 HEADER = Path(__file__).with_name("amx.h")
 FLAGS = [
     "-O3",

@@ -1,8 +1,9 @@
 """Products on the CPU with weights that stay in the order they are read in, and sums done in the same pass.
 
-torch brings a weight into oneDNN's order at each call; here it is done once. For few rows the order is that of our own
-kernel (panels.py). It follows from the rows of a call alone, whatever came before, so that one call always gives the
-same; who calls with few rows and with many in turn pays for the change. `unpack` gives a weight back to the bit.
+torch brings a weight into oneDNN's order at each call; here it is done once. For 3x3 convolutions, and for few rows,
+the order is that of our own kernels (panels.py). It follows from the rows of a call alone, whatever came before, so
+that one call always gives the same; who calls linear layers with few rows and with many in turn pays for the change.
+`unpack` gives a weight back to the bit.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentdiff.runtime.panels import convolution, from_panels, in_panels, linear, suits, suits_rows, to_panels
+from latentdiff.runtime.panels import convolution, few_rows, from_panels, in_panels, linear, suits, to_panels
 
 ops: Any = torch.ops.mkldnn
 
@@ -36,7 +37,7 @@ class PackedLinear(nn.Linear):
 
     def _packed(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        weight = _in_order(self, suits_rows(1, rows))
+        weight = _in_order(self, few_rows(rows))
         return weight if _is_packed(weight) else _hold(self, ops._reorder_linear_weight(weight, rows))
 
 
@@ -64,7 +65,7 @@ class PackedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = _in_order(self, self._keeps_size() and self._few_rows(x))
+        weight = _in_order(self, self._keeps_size() and self._suits(x))
         if _is_packed(weight):
             return weight
         return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
@@ -73,17 +74,17 @@ class PackedConv2d(nn.Conv2d):
         around = tuple(side // 2 for side in self.kernel_size)
         return self._geometry() == (around, (1, 1), (1, 1), 1) and self.kernel_size in ((1, 1), (3, 3))
 
-    def _few_rows(self, x: Tensor) -> bool:
-        pixels = x.shape[-2] * x.shape[-1]
-        return suits_rows(9, pixels, len(x)) if self.kernel_size == (3, 3) else suits_rows(1, len(x) * pixels)
+    def _suits(self, x: Tensor) -> bool:
+        pixels = len(x) * x.shape[-2] * x.shape[-1]
+        return pixels > 0 if self.kernel_size == (3, 3) else few_rows(pixels)
 
 
-def _in_order(layer: PackedLinear | PackedConv2d, few_rows: bool) -> Tensor:
+def _in_order(layer: PackedLinear | PackedConv2d, ours: bool) -> Tensor:
     """The weight in panels where they are wanted and can be; otherwise oneDNN's, or plain for it to reorder."""
     weight: Tensor = layer.weight
     if in_panels(weight):
-        return weight if few_rows else _hold(layer, from_panels(weight, layer.weight_shape))
-    if few_rows and suits(layer.weight_shape, weight.dtype):
+        return weight if ours else _hold(layer, from_panels(weight, layer.weight_shape))
+    if ours and suits(layer.weight_shape, weight.dtype):
         return _hold(layer, to_panels(weight.to_dense() if weight.is_mkldnn else weight))
     return weight
 

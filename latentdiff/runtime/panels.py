@@ -1,7 +1,8 @@
-"""Products of few rows in bfloat16 by our own kernel (products.cpp), whose weights lie in panels of 32 columns.
+"""Products in bfloat16 by our own kernels, whose weights lie in panels of 32 columns.
 
-There the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8 pixels, against 0.3 MB
-of rows. With more rows oneDNN is as good or better.
+With few rows (products.cpp) the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8
+pixels, against 0.3 MB of rows. With more, oneDNN's linear layers are as good or better; 3x3 convolutions have a kernel
+for that too (convolutions.cpp).
 """
 
 import math
@@ -12,18 +13,18 @@ from torch import Tensor
 from latentdiff.runtime.native import call, has_amx
 
 COLUMNS, DEPTH, TILE = 32, 32, 16
-MOST_ROWS = {1: 128, 9: 512}  # by the taps of a kernel: up to here ours was the faster one on two cores with AMX
+FEW_ROWS = 128  # up to here the kernel for few rows was the fastest on a CPU with AMX
 
 
 def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the kernel is there and can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
+    """Whether the kernels are there and can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
     whole = shape[0] % COLUMNS == 0 and shape[1] % DEPTH == 0
-    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in MOST_ROWS and has_amx()
+    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in (1, 9) and has_amx()
 
 
-def suits_rows(taps: int, of_one: int, images: int = 1) -> bool:
-    """Whether it is meant for `images` of as many rows."""
-    return of_one >= TILE and 0 < images * of_one <= MOST_ROWS[taps]
+def few_rows(of_one: int, images: int = 1) -> bool:
+    """Whether the kernel for few rows is meant for `images` of as many rows."""
+    return of_one >= TILE and 0 < images * of_one <= FEW_ROWS
 
 
 def in_panels(weight: Tensor) -> bool:
@@ -66,9 +67,14 @@ def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor
     residual = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     _check(depth, panels, out, residual)
     sizes = (batch, height, width) if panels.shape[2] == 9 else (batch * height * width,)
-    name = "convolution_bf16" if panels.shape[2] == 9 else "linear_bf16"
-    call(name, *sizes, depth, out.shape[-1], x, panels, bias, residual, out)
+    call(_kernel(panels.shape[2], height * width, batch), *sizes, depth, out.shape[-1], x, panels, bias, residual, out)
     return out.permute(0, 3, 1, 2)
+
+
+def _kernel(taps: int, pixels: int, images: int) -> str:
+    if taps == 1:
+        return "linear_bf16"
+    return "convolution_bf16" if few_rows(pixels, images) else "large_convolution_bf16"
 
 
 def _check(depth: int, panels: Tensor, out: Tensor, residual: Tensor | None) -> None:

@@ -15,10 +15,8 @@
 
 namespace {
 
-constexpr int64_t PANEL = 2 * TILE;               // columns
-constexpr int64_t PANEL_BITS = PANEL * DEPTH;     // of one depth and tap
-constexpr int64_t SUMS = PANEL * PANEL;           // two tiles of rows by one panel
-constexpr int64_t NEAR = 1024 * 1024;             // bytes of rows that are to stay in the second cache
+constexpr int64_t SUMS = PANEL * PANEL;  // two tiles of rows by one panel
+constexpr int64_t NEAR = 1024 * 1024;    // bytes of rows that are to stay in the second cache
 
 // The rows of a product: `images` of `rows`, each row in pieces of DEPTH; each tap reads them from another place.
 struct Left {
@@ -72,26 +70,10 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
     _tile_stored(3, sums + TILE * PANEL + TILE, bytes);
 }
 
-inline __m512 widen(const bits* from) {
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-}
-
 // A tile's rows of sums, with bias and residual, into the answer.
 void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
-    const bits* bias = p.bias ? p.bias + panel * PANEL : nullptr;
-    const __m512 left_bias = bias ? widen(bias) : _mm512_setzero_ps();
-    const __m512 right_bias = bias ? widen(bias + TILE) : _mm512_setzero_ps();
-    int64_t place = p.left.place(tile) * p.columns + panel * PANEL;
-    for (int64_t row = 0; row < TILE; ++row, sums += PANEL, place += p.columns) {
-        __m512 left = _mm512_add_ps(_mm512_loadu_ps(sums), left_bias);
-        __m512 right = _mm512_add_ps(_mm512_loadu_ps(sums + TILE), right_bias);
-        if (p.residual) {
-            left = _mm512_add_ps(left, widen(p.residual + place));
-            right = _mm512_add_ps(right, widen(p.residual + place + TILE));
-        }
-        _mm512_storeu_si512(p.out + place, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-    }
+    const Columns columns{p.columns, panel * PANEL, p.bias, p.residual, p.out};
+    for (int64_t row = 0; row < TILE; ++row) columns.write(sums + row * PANEL, p.left.place(tile) + row);
 }
 
 void multiply(const Product& p) {

@@ -1,0 +1,196 @@
+// 3x3 convolutions in bfloat16 on AMX for maps of many pixels.
+//
+// All images are one line of places: a place of zeros before each row of pixels, a row of them before each image. Then
+// a tap is a shift by as many places everywhere, borders included; what comes out between the rows is dropped. A block
+// of places stays in the second cache, each 32 of its channels apart, while the weights pass by it panel after panel.
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "amx.h"
+
+namespace {
+
+constexpr int64_t TAPS = 9, GROUP = 3 * TILE;  // places whose sums are in tiles at once
+constexpr int64_t SUMS = GROUP * PANEL, BYTES = PANEL * sizeof(float);
+constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB, and 0.2 MB of a panel
+constexpr int64_t LINE = 64 / sizeof(bits);                    // of the cache
+constexpr int64_t TAP_LINES = PANEL_BITS / LINE;               // in a tap's part of a panel
+
+struct Convolution {
+    int64_t images, height, width, depths, columns;
+    const bits *x, *weight, *bias, *residual;  // weight: [columns / PANEL, depths, TAPS, 2, TILE, DEPTH]
+    bits* out;
+    int64_t line() const { return width + 1; }
+    int64_t reach() const { return line() + 1; }  // of the taps, both ways
+    int64_t places() const { return images * (height + 1) * line() - reach(); }  // from the first pixel to the last
+
+    // The pixels at the places from `first` on, -1 for zeros.
+    void locate(int64_t first, std::vector<int64_t>& pixels) const {
+        int64_t x = first % line(), y = first / line() % (height + 1), image = first / line() / (height + 1);
+        for (int64_t& pixel : pixels) {
+            pixel = x == 0 || y == 0 || image >= images ? -1 : (image * height + y - 1) * width + x - 1;
+            if (++x < line()) continue;
+            x = 0;
+            if (++y > height) y = 0, ++image;
+        }
+    }
+};
+
+// Channels of the places whose pixels are listed: to [depths, pixels, DEPTH].
+void pack(const Convolution& c, const std::vector<int64_t>& pixels, int64_t depth, int64_t depths, bits* to) {
+    const int64_t count = pixels.size();
+    for (int64_t i = 0; i < count; ++i, to += DEPTH) {
+        const bits* from = c.x + (pixels[i] * c.depths + depth) * DEPTH;
+        for (int64_t d = 0; d < depths; ++d) {
+            const __m512i value = pixels[i] < 0 ? _mm512_setzero_si512() : _mm512_loadu_si512(from + d * DEPTH);
+            _mm512_store_si512(to + d * count * DEPTH, value);
+        }
+    }
+}
+
+// What is read later, asked for meanwhile: `lines` of the cache at each step.
+struct Ahead {
+    const bits* at;
+    int64_t lines;
+    void step() {
+        for (int64_t i = 0; i < lines; ++i, at += LINE) _mm_prefetch(at, _MM_HINT_T1);
+    }
+};
+
+// tap[i]: where the rows of a tap begin; depths lie `stride` apart.
+struct Taps {
+    int64_t at[TAPS], stride;
+};
+
+// sums [GROUP, PANEL] (+)= GROUP places from `left` on, times `depths` of a panel.
+void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t depths, bool fresh, Ahead ahead,
+                float* sums) {
+    written();
+    if (fresh) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        _tile_zero(4);
+        _tile_zero(5);
+    } else {
+        _tile_loadd(0, sums, BYTES);
+        _tile_loadd(1, sums + TILE, BYTES);
+        _tile_loadd(2, sums + TILE * PANEL, BYTES);
+        _tile_loadd(3, sums + TILE * PANEL + TILE, BYTES);
+        _tile_loadd(4, sums + 2 * TILE * PANEL, BYTES);
+        _tile_loadd(5, sums + 2 * TILE * PANEL + TILE, BYTES);
+    }
+    for (int64_t depth = 0; depth < depths; ++depth, left += taps.stride)
+        for (int64_t i = 0; i < TAPS; ++i, weight += PANEL_BITS) {
+            const bits* rows = left + taps.at[i];
+            _tile_loadd(7, weight, 64);
+            _tile_loadd(6, rows, 64);
+            _tile_dpbf16ps(0, 6, 7);
+            _tile_loadd(6, rows + TILE_BITS, 64);
+            _tile_dpbf16ps(2, 6, 7);
+            _tile_loadd(6, rows + 2 * TILE_BITS, 64);
+            _tile_dpbf16ps(4, 6, 7);
+            _tile_loadd(7, weight + TILE_BITS, 64);
+            _tile_dpbf16ps(5, 6, 7);
+            _tile_loadd(6, rows + TILE_BITS, 64);
+            _tile_dpbf16ps(3, 6, 7);
+            _tile_loadd(6, rows, 64);
+            _tile_dpbf16ps(1, 6, 7);
+            ahead.step();
+        }
+    _tile_stored(0, sums, BYTES);
+    _tile_stored(1, sums + TILE, BYTES);
+    _tile_stored(2, sums + TILE * PANEL, BYTES);
+    _tile_stored(3, sums + TILE * PANEL + TILE, BYTES);
+    _tile_stored(4, sums + 2 * TILE * PANEL, BYTES);
+    _tile_stored(5, sums + 2 * TILE * PANEL + TILE, BYTES);
+    written();
+}
+
+void write(const Convolution& c, const float* sums, const int64_t* pixels, int64_t panel) {
+    const Columns columns{c.columns, panel * PANEL, c.bias, c.residual, c.out};
+    for (int64_t i = 0; i < GROUP; ++i)
+        if (pixels[i] >= 0) columns.write(sums + i * PANEL, pixels[i]);
+}
+
+// A block of places and some panels of the weights: what one thread does at a time, and its memory.
+class Block {
+  public:
+    Block(const Convolution& c, int64_t places, int64_t panels)
+        : c(c), groups(places / GROUP), count(places + 2 * c.reach()), pixels(count),
+          chunk(std::min(c.depths, MOST_DEPTHS)), once(chunk == c.depths), left(aligned<bits>(chunk * count * DEPTH)),
+          sums(aligned<float>((once ? 1 : groups * panels) * SUMS)) {
+        for (int64_t i = 0; i < TAPS; ++i) taps.at[i] = (i / 3 * c.line() + i % 3) * DEPTH;
+        taps.stride = count * DEPTH;
+    }
+
+    void compute(int64_t first, int64_t begin, int64_t end) {
+        c.locate(first, pixels);
+        for (int64_t depth = 0; depth < c.depths; depth += chunk) {
+            const int64_t depths = std::min(chunk, c.depths - depth);
+            pack(c, pixels, depth, depths, left.get());
+            for (int64_t panel = begin; panel < end; ++panel) {
+                float* own = sums.get() + (once ? 0 : (panel - begin) * groups * SUMS);
+                multiply(panel, depth, depths, panel + 1 < end, own);
+            }
+        }
+    }
+
+  private:
+    void multiply(int64_t panel, int64_t depth, int64_t depths, bool more, float* own) {
+        const bits* weight = c.weight + (panel * c.depths + depth) * TAPS * PANEL_BITS;
+        const bits* next = weight + c.depths * TAPS * PANEL_BITS;
+        const int64_t lines = (TAP_LINES + groups - 1) / groups, shares = more ? TAP_LINES / lines : 0;
+        for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
+            const Ahead ahead{next + group * lines * depths * TAPS * LINE, group < shares ? lines : 0};
+            accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
+            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel);
+        }
+    }
+
+    const Convolution& c;
+    int64_t groups, count;
+    std::vector<int64_t> pixels;  // of the places, and of those that taps reach around them
+    int64_t chunk;
+    bool once;  // whether sums are whole after one look at the block
+    decltype(aligned<bits>(0)) left;
+    decltype(aligned<float>(0)) sums;
+    Taps taps;
+};
+
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+void convolve(const Convolution& c) {
+    const int64_t threads = omp_get_max_threads(), all = c.columns / PANEL;
+    int64_t blocks = divide_up(c.places(), MOST_PLACES);
+    const int64_t panels = divide_up(all, divide_up(threads, blocks)), shares = divide_up(all, panels);
+    if (shares == 1) blocks = round_up(blocks, threads);
+    const int64_t places = round_up(divide_up(c.places(), blocks), GROUP);
+#pragma omp parallel
+    {
+        Block block(c, places, panels);
+        const Tiles tiles;
+#pragma omp for
+        for (int64_t i = 0; i < blocks * shares; ++i)
+            block.compute(i / shares * places, i % shares * panels, std::min(all, (i % shares + 1) * panels));
+    }
+}
+
+}  // namespace
+
+// x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it, as `convolution_bf16`.
+extern "C" void large_convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
+                                       const void* x, const void* weight, const void* bias, const void* residual,
+                                       void* out) {
+    convolve({images, height, width, depth / DEPTH, columns, static_cast<const bits*>(x),
+              static_cast<const bits*>(weight), static_cast<const bits*>(bias), static_cast<const bits*>(residual),
+              static_cast<bits*>(out)});
+}
+
+#endif
