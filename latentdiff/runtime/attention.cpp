@@ -4,9 +4,9 @@
 // Both products are computed transposed, S' = K Q' and O' = V' P': then a query is a column, and exp(S') is already in the
 // layout in which the second product reads it. A row of ones in V' gives the sums of the very weights that are multiplied.
 //
-// Softmax is the same for scores moved by a constant. bfloat16 reaches from 2^-126 to 2^127, so where lengths of queries and
-// keys say that no score is beyond 2^-100 and 2^100 (Cauchy-Schwarz), nothing is moved and no maximum is looked for. Elsewhere
-// a first pass over the keys finds it.
+// Softmax is the same for scores moved by a constant, and bfloat16 reaches from 2^-126 to 2^127. So no maximum is looked for:
+// scores are moved by what the lengths of queries and keys bound them to. Where the bound is so far off that sums come out
+// too small, a pass over the keys finds the maximum after all.
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 
@@ -67,12 +67,12 @@ void look_for_maximum(const Problem& p, const bits* keys, Block& block) {
             strange[i % 2] |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
         }
     }
-    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36, where steps are 2^12, half of them 16 powers of two
+    block.unmoved = false;
+    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36, rounded by 2^12 at most: 16 powers of two
     for (int64_t half = 0; half < 2; ++half) {
         const __m512 steps = _mm512_mul_ps(top[half], _mm512_set1_ps(p.slope()));
         strange[half] |= _mm512_cmp_ps_mask(_mm512_abs_ps(steps), limit, _CMP_NLT_UQ);
-        const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(steps, _mm512_set1_ps(1 / STEPS)), _MM_FROUND_TO_POS_INF);
-        const __m512 bias = _mm512_fnmadd_ps(power, _mm512_set1_ps(STEPS), _mm512_set1_ps(UNMOVED));
+        const __m512 bias = moved_by(_mm512_mul_ps(steps, _mm512_set1_ps(1 / STEPS)));
         block.bias[half] = _mm512_mask_mov_ps(bias, strange[half], _mm512_set1_ps(-INFINITY));
     }
 }
@@ -87,7 +87,7 @@ alignas(64) constexpr uint8_t BEND[64] = {
 // The bits of a bfloat16 2^x, read as a whole number, are 128 (127 + x) where x is whole; between, they are less by what its
 // fraction alone tells (Schraudolph 1999). One fma makes twice that number, rounded, in the low half of a word; a table takes
 // away what it is too much; and half of it, rounded, is the weight: to a relative 0.0019, where rounding alone leaves 0.0017.
-template <bool bounded>
+template <bool unmoved>
 class Weights {
   public:
     Weights(const Problem& p, const Block& block) : block_(block), slope_(_mm512_set1_ps(p.slope())) {}
@@ -120,7 +120,7 @@ class Weights {
 
     __m512i line(const float* scores, __m512 bias) const {
         const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores), slope_, bias);
-        return _mm512_castps_si512(bounded ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE)));  // the smallest are 0
+        return _mm512_castps_si512(unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE)));  // the smallest are 0
     }
 
     const Block& block_;
@@ -132,11 +132,11 @@ class Weights {
 
 // weights [count / DEPTH, 2, TILE pairs, TILE] of `count` keys from `key` on: the scores of DEPTH of them are computed while
 // those before become weights.
-template <bool bounded>
+template <bool unmoved>
 void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const Block& block, bits* to) {
     alignas(64) float scores[2][DEPTH * QUERIES];
     const int64_t calls = 4 * p.key_depth() / DEPTH, share = (TILE + calls - 1) / calls;
-    Weights<bounded> weights(p, block);
+    Weights<unmoved> weights(p, block);
     for (int64_t row = 0; row < count; row += DEPTH) {
         float* next = scores[row / DEPTH % 2];
         score(p, keys, key + row, block.queries, next, [&] { weights.compute(share); });
@@ -177,10 +177,10 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
 }
 
 // Takes KEYS keys, or what is left of them, from `key` on into one block.
-void take_in(const Problem& p, const Map& map, int64_t key, Block& block) {
+void take_in(const Problem& p, const Map& map, int64_t key, const Block& block) {
     alignas(64) bits weights[KEYS * QUERIES];
     const int64_t rows = p.value_rows(), count = std::min(KEYS, p.padded_keys() - key);
-    if (block.bounded) weigh<true>(p, map.keys, key, count, block, weights);
+    if (block.unmoved) weigh<true>(p, map.keys, key, count, block, weights);
     else weigh<false>(p, map.keys, key, count, block, weights);
     for (int64_t row = 0; row < rows; row += 2 * TILE) {
         const bits* from = map.values + key * rows + row * DEPTH;
@@ -208,13 +208,27 @@ void write(const Problem& p, const Map& map, const Block& block, int64_t first) 
     }
 }
 
+// Whether the sum of each query's weights is large enough for all that matter to be in it.
+bool enough(const Problem& p, const Block& block) {
+    const float* sum = block.sums + p.dim * QUERIES;
+    const __m512 least = _mm512_min_ps(_mm512_load_ps(sum), _mm512_load_ps(sum + TILE));
+    return _mm512_cmp_ps_mask(least, _mm512_set1_ps(LEAST), _CMP_GE_OQ) == 0xffff;
+}
+
+void take_all_in(const Problem& p, const Map& map, const Block& block) {
+    std::memset(block.sums, 0, p.value_rows() * QUERIES * sizeof(float));
+    for (int64_t key = 0; key < p.keys; key += KEYS) take_in(p, map, key, block);
+}
+
 // The answer of QUERIES queries of one head from `first` on.
 void attend(const Problem& p, const Map& map, bits* queries, float* sums, int64_t first) {
-    const __m512 bias = _mm512_set1_ps(UNMOVED);
-    Block block{queries, sums, {bias, bias}, pack_queries(p, map, first, queries)};
-    if (!block.bounded) look_for_maximum(p, map.keys, block);
-    std::memset(sums, 0, p.value_rows() * QUERIES * sizeof(float));
-    for (int64_t key = 0; key < p.keys; key += KEYS) take_in(p, map, key, block);
+    Block block{queries, sums};
+    pack_queries(p, map, first, queries, block);
+    if (block.guessed) take_all_in(p, map, block);
+    if (!block.guessed || !enough(p, block)) {
+        look_for_maximum(p, map.keys, block);
+        take_all_in(p, map, block);
+    }
     write(p, map, block, first);
 }
 

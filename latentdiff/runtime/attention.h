@@ -10,10 +10,12 @@
 
 namespace {
 
-constexpr int64_t QUERIES = 32;               // two tiles of columns
-constexpr float STEPS = 256.0f;               // of a weight from one power of two to the next; bfloat16 has half as many
-constexpr float MOST = 100.0f;                // powers of two that weights may be away from 1 where no maximum is looked for
-constexpr float WHOLE = 12582912.0f;          // 1.5 * 2^23: a sum with it is a whole number, held in its low bits
+constexpr int64_t QUERIES = 32;       // two tiles of columns
+constexpr float STEPS = 256.0f;       // of a weight from one power of two to the next; bfloat16 has half as many
+constexpr float MOST = 80.0f;         // no weight is above 2^80, so that sums of values have room up to 2^128
+constexpr float FAR = 230.0f;         // powers of two: a bound of scores that is above tells too little
+constexpr float LEAST = 8.0779357e-28f;  // 2^-90: with a sum of that much, weights below 2^-126 do not matter
+constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: a sum with it is a whole number, held in its low bits
 constexpr float UNMOVED = WHOLE + 127 * STEPS + 1;  // half of its low bits, rounded down, are 2^0 in bfloat16
 constexpr bits ONE = 0x3f80;
 
@@ -49,7 +51,8 @@ struct Block {
     const bits* queries;  // packed
     float* sums;          // [value_rows, QUERIES]
     __m512 bias[2];       // what is added to score * slope
-    bool bounded;         // no weight of theirs is beyond 2^-MOST and 2^MOST
+    bool unmoved;         // no score is beyond -MOST and MOST powers of two
+    bool guessed;         // the bias is from a bound of the scores, not from their maximum
 };
 
 // Where 16 rows begin, and which of them are among the `count` that there are.
@@ -65,6 +68,12 @@ inline __mmask16 present(int64_t count) {
 // 16 rows' 32-bit word at `data`; zeros for rows from `count` on.
 inline __m512i gather(const bits* data, int64_t row_stride, int64_t count) {
     return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), present(count), starts(row_stride), data, sizeof(bits));
+}
+
+// `Block::bias` that makes weights smaller by that many powers of two, and by a part of one.
+inline __m512 moved_by(__m512 powers) {
+    const __m512 whole = _mm512_roundscale_ps(powers, _MM_FROUND_TO_POS_INF);
+    return _mm512_fnmadd_ps(whole, _mm512_set1_ps(STEPS), _mm512_set1_ps(UNMOVED));
 }
 
 // `sum` + the products of pairs in a and b.
@@ -110,11 +119,10 @@ void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
 }
 
 // QUERIES rows as the right-hand tiles of a product, pairs of dimensions as 32 bits: [key_depth / DEPTH, 2, TILE pairs, TILE].
-// Returns `Block::bounded`.
-bool pack_queries(const Problem& p, const Map& map, int64_t first, bits* to) {
+// Moves scores down by as much as their bound, |q| |k| (Cauchy-Schwarz), is above MOST, so that no weight is above 2^MOST.
+void pack_queries(const Problem& p, const Map& map, int64_t first, bits* to, Block& block) {
     std::memset(to, 0, p.key_depth() * QUERIES * sizeof(bits));
-    const __m512 most = _mm512_set1_ps(MOST * STEPS * MOST * STEPS);
-    __mmask16 bounded = 0xffff;
+    __mmask16 unmoved = 0xffff, guessed = 0xffff;
     for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = first + half * TILE;
         const bits* from = p.q.row(map.batch, map.head, p.dim, row);
@@ -125,10 +133,14 @@ bool pack_queries(const Problem& p, const Map& map, int64_t first, bits* to) {
             _mm512_store_si512(tile + d % DEPTH * TILE, pairs);
             squares = add_products(squares, pairs, pairs);
         }
-        squares = _mm512_mul_ps(squares, _mm512_set1_ps(map.longest * p.slope() * p.slope()));
-        bounded &= _mm512_cmp_ps_mask(squares, most, _CMP_LE_OQ);
+        const __m512 most = _mm512_set1_ps(MOST), length = _mm512_sqrt_ps(_mm512_mul_ps(squares, _mm512_set1_ps(map.longest)));
+        const __m512 bound = _mm512_mul_ps(length, _mm512_set1_ps(p.slope() / STEPS));
+        unmoved &= _mm512_cmp_ps_mask(bound, most, _CMP_LE_OQ);
+        guessed &= _mm512_cmp_ps_mask(bound, _mm512_set1_ps(FAR), _CMP_LE_OQ);
+        block.bias[half] = moved_by(_mm512_sub_ps(_mm512_max_ps(bound, most), most));
     }
-    return bounded == 0xffff;
+    block.unmoved = unmoved == 0xffff;
+    block.guessed = guessed == 0xffff;
 }
 
 }  // namespace
