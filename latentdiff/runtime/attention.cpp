@@ -1,93 +1,32 @@
-// Attention (Vaswani et al. 2017, eq. 1) for bfloat16 on AMX: one pass over the keys with a running maximum
-// (Milakov & Gimelshein 2018; Dao et al. 2022), so that no map of queries by keys is ever written to memory.
+// Attention (Vaswani et al. 2017, eq. 1) for bfloat16 on AMX, a few queries by a few keys at a time, so that no map of
+// queries by keys is ever written to memory (Dao et al. 2022).
 //
-// Both products are computed transposed, S' = K Q' and O' = V' P': then a query is a column, its maximum and its sum are
-// lanes of vectors, and exp(S') is already in the layout in which the second product reads it.
+// Both products are computed transposed, S' = K Q' and O' = V' P': then a query is a column, and exp(S') is already in the
+// layout in which the second product reads it. A row of ones in V' gives the sums of the very weights that are multiplied.
+//
+// Softmax is the same for scores moved by a constant, and bfloat16 reaches from 2^-126 to 2^127. So no maximum is looked for:
+// scores are moved by what the lengths of queries and keys bound them to. Where the bound is so far off that sums come out
+// too small, a pass over the keys finds the maximum after all.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <vector>
 
-#include "amx.h"
+#include "attention.h"
 
 namespace {
 
-constexpr int64_t QUERIES = 32;   // two tiles of columns
-constexpr int64_t KEYS = 64;      // keys between two looks at the maximum; scores of a block stay in the first cache
-constexpr int64_t BLOCKS = 2;     // of queries that share one reading of keys and values
+constexpr int64_t KEYS = 256;  // whose weights are kept before they meet the values
 
-// [batch, length, heads, dim] inside a larger tensor; the last two are dense.
-struct Rows {
-    const bits* data;
-    int64_t batch_stride, row_stride;
-    const bits* row(int64_t batch, int64_t head, int64_t dim, int64_t i) const {
-        return data + batch * batch_stride + i * row_stride + head * dim;
-    }
-};
-
-struct Problem {
-    int64_t batch, heads, queries, keys, dim;
-    Rows q, k, v;
-    bits* out;  // [batch, queries, heads, dim]
-    float scale;
-    int64_t key_depth() const { return round_up(dim, DEPTH); }
-    int64_t value_rows() const { return round_up(dim, TILE); }
-    int64_t padded_keys() const { return round_up(keys, DEPTH); }
-};
-
-// 16 rows' 32-bit word at `data`; zeros for rows from `count` on.
-inline __m512i gather(const bits* data, int64_t row_stride, int64_t count) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i index = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(row_stride)));
-    const __mmask16 mask = count >= TILE ? 0xffff : static_cast<__mmask16>((1 << std::max<int64_t>(count, 0)) - 1);
-    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, index, data, sizeof(bits));
-}
-
-// Keys as they are, zeros up to whole tiles: [padded_keys, key_depth].
-void pack_keys(const Problem& p, int64_t batch, int64_t head, bits* to) {
+// scores [DEPTH, QUERIES] of the keys from `key` on, minus infinity of those that there are not. Between the products it calls
+// `meanwhile`, four times for DEPTH of the dimensions: tiles and vectors only work at once where their instructions alternate.
+template <typename Meanwhile>
+void score(const Problem& p, const bits* keys, int64_t key, const bits* queries, float* scores, Meanwhile meanwhile) {
     const int64_t depth = p.key_depth();
-    std::memset(to, 0, p.padded_keys() * depth * sizeof(bits));
-    for (int64_t i = 0; i < p.keys; ++i) std::memcpy(to + i * depth, p.k.row(batch, head, p.dim, i), p.dim * sizeof(bits));
-}
-
-// Values, transposed: [padded_keys / DEPTH, value_rows, DEPTH keys].
-void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
-    const int64_t rows = p.value_rows();
-    alignas(64) bits even[DEPTH], odd[DEPTH];
-    for (int64_t i = 0; i < DEPTH; ++i) odd[i] = 1 + (even[i] = static_cast<bits>(2 * i));
-    const __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
-    for (int64_t key = 0; key < p.keys; key += DEPTH, to += rows * DEPTH) {
-        const bits* from = p.v.row(batch, head, p.dim, key);
-        std::memset(to + p.dim * DEPTH, 0, (rows - p.dim) * DEPTH * sizeof(bits));
-        for (int64_t d = 0; d < p.dim; d += 2) {
-            const __m512i low = gather(from + d, p.v.row_stride, p.keys - key);
-            const __m512i high = gather(from + d + TILE * p.v.row_stride, p.v.row_stride, p.keys - key - TILE);
-            _mm512_store_si512(to + d * DEPTH, _mm512_permutex2var_epi16(low, first, high));
-            _mm512_store_si512(to + (d + 1) * DEPTH, _mm512_permutex2var_epi16(low, second, high));
-        }
-    }
-}
-
-// QUERIES rows as the right-hand tiles of a product, pairs of dimensions as 32 bits: [key_depth / DEPTH, 2, TILE pairs, TILE].
-void pack_queries(const Problem& p, int64_t batch, int64_t head, int64_t first, bits* to) {
-    std::memset(to, 0, p.key_depth() * QUERIES * sizeof(bits));
-    for (int64_t half = 0; half < 2; ++half) {
-        const int64_t row = first + half * TILE;
-        const bits* from = p.q.row(batch, head, p.dim, row);
-        for (int64_t d = 0; d < p.dim; d += 2) {
-            bits* tile = to + (d / DEPTH * 2 + half) * TILE_BITS;
-            _mm512_store_si512(tile + d % DEPTH * TILE, gather(from + d, p.q.row_stride, p.queries - row));
-        }
-    }
-}
-
-// scores [2 * TILE, QUERIES] = keys [2 * TILE, depth] times the packed queries.
-void score(const bits* keys, const bits* queries, int64_t depth, float* scores) {
+    keys += key * depth;
     written();
     _tile_zero(0);
     _tile_zero(1);
@@ -97,72 +36,113 @@ void score(const bits* keys, const bits* queries, int64_t depth, float* scores) 
         _tile_loadd(4, keys + d, depth * sizeof(bits));
         _tile_loadd(6, queries + d * QUERIES, 64);
         _tile_dpbf16ps(0, 4, 6);
+        meanwhile();
         _tile_loadd(7, queries + d * QUERIES + TILE_BITS, 64);
         _tile_dpbf16ps(1, 4, 7);
+        meanwhile();
         _tile_loadd(5, keys + TILE * depth + d, depth * sizeof(bits));
         _tile_dpbf16ps(2, 5, 6);
+        meanwhile();
         _tile_dpbf16ps(3, 5, 7);
+        meanwhile();
     }
     _tile_stored(0, scores, QUERIES * 4);
     _tile_stored(1, scores + TILE, QUERIES * 4);
     _tile_stored(2, scores + TILE * QUERIES, QUERIES * 4);
     _tile_stored(3, scores + TILE * QUERIES + TILE, QUERIES * 4);
+    if (p.keys - key < DEPTH) std::fill(scores + (p.keys - key) * QUERIES, scores + DEPTH * QUERIES, -INFINITY);
 }
 
-// 2^x to a relative 9e-5, a twentieth of what bfloat16 keeps, and 1 at 0: a cubic of the fraction, then the exponent.
-inline __m512 power_of_two(__m512 x) {
-    const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0770672f), fraction, _mm512_set1_ps(0.2276448f));
-    y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(0.6951168f));
-    y = _mm512_fmadd_ps(y, fraction, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, x);
-}
-
-// Two rows of probabilities as pairs of bfloat16: the right-hand layout of the second product.
-inline __m512i pair_up(__m512 even, __m512 odd) {
-    const __m512i half = _mm512_set1_epi32(0x8000);
-    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-    return _mm512_mask_blend_epi16(0xAAAAAAAA, low, _mm512_add_epi32(_mm512_castps_si512(odd), half));
-}
-
-// For TILE queries, one a lane: the largest score so far, times the scale, and the sum of the exponentials.
-struct Running {
-    __m512 shift = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-
-    // Takes in the scores [count, QUERIES], of which the TILE columns from `scores` on. Returns what earlier sums shrink by.
-    __m512 see(const float* scores, int64_t count, __m512 scale) {
-        __m512 maximum[4];
-        for (int64_t i = 0; i < 4; ++i) maximum[i] = _mm512_loadu_ps(scores + i * QUERIES);
-        for (int64_t row = 4; row < count; row += 4)
-            for (int64_t i = 0; i < 4; ++i)
-                maximum[i] = _mm512_max_ps(maximum[i], _mm512_loadu_ps(scores + (row + i) * QUERIES));
-        const __m512 top = _mm512_max_ps(_mm512_max_ps(maximum[0], maximum[1]), _mm512_max_ps(maximum[2], maximum[3]));
-        const __m512 now = _mm512_max_ps(shift, _mm512_mul_ps(top, scale));
-        const __m512 shrink = power_of_two(_mm512_sub_ps(shift, now));
-        shift = now;
-        sum = _mm512_mul_ps(sum, shrink);
-        return shrink;
-    }
-
-    // 2^(scale * score - shift) of DEPTH rows of scores, as pairs of rows in `to` [TILE pairs, TILE].
-    void exponentials(const float* scores, __m512 scale, bits* to) {
-        __m512 odd_sum = _mm512_setzero_ps();
-        for (int64_t pair = 0; pair < TILE; ++pair, scores += 2 * QUERIES) {
-            const __m512 even = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores), scale, shift));
-            const __m512 odd = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + QUERIES), scale, shift));
-            sum = _mm512_add_ps(sum, even);
-            odd_sum = _mm512_add_ps(odd_sum, odd);
-            _mm512_store_si512(to + pair * 2 * TILE, pair_up(even, odd));
+// Moves a query's weights so that the largest is above 1/2 and at most 1. Those of a query with a score that is no number, or
+// beyond what single precision can be subtracted in, become zeros, and their ratio to their sum no number.
+void look_for_maximum(const Problem& p, const bits* keys, Block& block) {
+    alignas(64) float scores[DEPTH * QUERIES];
+    __m512 top[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
+    __mmask16 strange[2] = {};
+    for (int64_t key = 0; key < p.keys; key += DEPTH) {
+        score(p, keys, key, block.queries, scores, [] {});
+        for (int64_t i = 0; i < 2 * DEPTH; ++i) {
+            const __m512 x = _mm512_load_ps(scores + i * TILE);
+            top[i % 2] = _mm512_max_ps(top[i % 2], x);
+            strange[i % 2] |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
         }
-        sum = _mm512_add_ps(sum, odd_sum);
     }
+    block.unmoved = false;
+    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36, rounded by 2^12 at most: 16 powers of two
+    for (int64_t half = 0; half < 2; ++half) {
+        const __m512 steps = _mm512_mul_ps(top[half], _mm512_set1_ps(p.slope()));
+        strange[half] |= _mm512_cmp_ps_mask(_mm512_abs_ps(steps), limit, _CMP_NLT_UQ);
+        const __m512 bias = moved_by(_mm512_mul_ps(steps, _mm512_set1_ps(1 / STEPS)));
+        block.bias[half] = _mm512_mask_mov_ps(bias, strange[half], _mm512_set1_ps(-INFINITY));
+    }
+}
+
+// How much 256 (1 + f) is above 256 * 2^f, for f from 0 on in steps of 1/64: the whole numbers that leave the least error.
+alignas(64) constexpr uint8_t BEND[64] = {
+    1, 2, 3, 4, 5, 6, 8, 8, 10, 10, 11, 12, 13, 14, 15, 16, 16, 17, 18, 18, 19, 19, 20, 20, 21, 21, 21, 22, 22, 22, 22, 22,
+    22, 23, 23, 23, 22, 22, 22, 22, 22, 21, 21, 21, 20, 20, 19, 19, 18, 17, 17, 16, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5, 3, 2};
+
+// Scores of QUERIES queries on their way to 2^(score * slope / STEPS), moved, in the layout of the second product.
+//
+// The bits of a bfloat16 2^x, read as a whole number, are 128 (127 + x) where x is whole; between, they are less by what its
+// fraction alone tells (Schraudolph 1999). One fma makes twice that number, rounded, in the low half of a word; a table takes
+// away what it is too much; and half of it, rounded, is the weight: to a relative 0.0019, where rounding alone leaves 0.0017.
+template <bool unmoved>
+class Weights {
+  public:
+    Weights(const Problem& p, const Block& block) : block_(block), slope_(_mm512_set1_ps(p.slope())) {}
+
+    void start(const float* scores, bits* weights) {
+        scores_ = scores;
+        weights_ = weights;
+        left_ = TILE;
+    }
+
+    // Of the next pairs of rows, as many as there still are.
+    void compute(int64_t pairs) {
+        pairs = std::min(pairs, left_);
+        left_ -= pairs;
+        for (; pairs > 0; --pairs, scores_ += 2 * QUERIES, weights_ += 2 * TILE) {
+            _mm512_store_si512(weights_, pair(scores_, block_.bias[0]));
+            _mm512_store_si512(weights_ + TILE_BITS, pair(scores_ + TILE, block_.bias[1]));
+        }
+    }
+
+  private:
+    __m512i pair(const float* scores, __m512 bias) const {
+        const __m512i to_high_half = _mm512_set4_epi32(0x0d0c0000, 0x09080000, 0x05040000, 0x01000000);
+        const __m512i even = line(scores, bias), odd = line(scores + QUERIES, bias);
+        const __m512i both = _mm512_mask_shuffle_epi8(even, 0xCCCCCCCCCCCCCCCC, odd, to_high_half);
+        const __m512i place = _mm512_srli_epi16(both, 2);
+        const __m512i bend = _mm512_maskz_permutexvar_epi8(0x5555555555555555, place, _mm512_load_si512(BEND));
+        return _mm512_srli_epi16(_mm512_subs_epu16(both, bend), 1);
+    }
+
+    __m512i line(const float* scores, __m512 bias) const {
+        const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores), slope_, bias);
+        return _mm512_castps_si512(unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE)));  // the smallest are 0
+    }
+
+    const Block& block_;
+    __m512 slope_;
+    const float* scores_ = nullptr;
+    bits* weights_ = nullptr;
+    int64_t left_ = 0;
 };
 
-void multiply_rows(float* rows, int64_t count, __m512 left, __m512 right) {
-    for (int64_t i = 0; i < count; ++i, rows += QUERIES) {
-        _mm512_storeu_ps(rows, _mm512_mul_ps(_mm512_loadu_ps(rows), left));
-        _mm512_storeu_ps(rows + TILE, _mm512_mul_ps(_mm512_loadu_ps(rows + TILE), right));
+// weights [count / DEPTH, 2, TILE pairs, TILE] of `count` keys from `key` on: the scores of DEPTH of them are computed while
+// those before become weights.
+template <bool unmoved>
+void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const Block& block, bits* to) {
+    alignas(64) float scores[2][DEPTH * QUERIES];
+    const int64_t calls = 4 * p.key_depth() / DEPTH, share = (TILE + calls - 1) / calls;
+    Weights<unmoved> weights(p, block);
+    for (int64_t row = 0; row < count; row += DEPTH) {
+        float* next = scores[row / DEPTH % 2];
+        score(p, keys, key + row, block.queries, next, [&] { weights.compute(share); });
+        weights.start(next, to + row * QUERIES);
     }
+    weights.compute(TILE);
 }
 
 // sums [TILE * tiles, QUERIES] += values times weights, over `count` keys.
@@ -176,30 +156,17 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
         _tile_loadd(2, sums + TILE * QUERIES, bytes);
         _tile_loadd(3, sums + TILE * QUERIES + TILE, bytes);
     }
-    if constexpr (tiles > 2) {
-        _tile_loadd(4, sums + 2 * TILE * QUERIES, bytes);
-        _tile_loadd(5, sums + 2 * TILE * QUERIES + TILE, bytes);
-    }
     for (int64_t key = 0; key < count; key += DEPTH, values += value_rows * DEPTH, weights += 2 * TILE_BITS) {
-        _tile_loadd(7, weights, 64);
-        _tile_loadd(6, values, 64);
-        _tile_dpbf16ps(0, 6, 7);
-        if constexpr (tiles > 1) {
-            _tile_loadd(6, values + TILE_BITS, 64);
-            _tile_dpbf16ps(2, 6, 7);
-        }
-        if constexpr (tiles > 2) {
-            _tile_loadd(6, values + 2 * TILE_BITS, 64);
-            _tile_dpbf16ps(4, 6, 7);
-        }
+        _tile_loadd(4, values, 64);
+        _tile_loadd(6, weights, 64);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, weights + TILE_BITS, 64);
-        if constexpr (tiles > 2) _tile_dpbf16ps(5, 6, 7);
+        _tile_dpbf16ps(1, 4, 7);
         if constexpr (tiles > 1) {
-            _tile_loadd(6, values + TILE_BITS, 64);
-            _tile_dpbf16ps(3, 6, 7);
+            _tile_loadd(5, values + TILE_BITS, 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
-        _tile_loadd(6, values, 64);
-        _tile_dpbf16ps(1, 6, 7);
     }
     _tile_stored(0, sums, bytes);
     _tile_stored(1, sums + TILE, bytes);
@@ -207,95 +174,83 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
         _tile_stored(2, sums + TILE * QUERIES, bytes);
         _tile_stored(3, sums + TILE * QUERIES + TILE, bytes);
     }
-    if constexpr (tiles > 2) {
-        _tile_stored(4, sums + 2 * TILE * QUERIES, bytes);
-        _tile_stored(5, sums + 2 * TILE * QUERIES + TILE, bytes);
-    }
 }
 
-// QUERIES queries on their way over the keys.
-struct Block {
-    const bits* queries;  // packed
-    float* sums;          // [value_rows, QUERIES]
-    Running left, right;
-};
-
-// Takes `count` keys from `key` on into one block.
-void take_in(const Problem& p, const bits* keys, const bits* values, int64_t key, Block& block) {
-    alignas(64) float scores[KEYS * QUERIES];
+// Takes KEYS keys, or what is left of them, from `key` on into one block.
+void take_in(const Problem& p, const Map& map, int64_t key, const Block& block) {
     alignas(64) bits weights[KEYS * QUERIES];
-    const int64_t depth = p.key_depth(), rows = p.value_rows(), count = std::min(KEYS, p.padded_keys() - key);
-    const __m512 scale = _mm512_set1_ps(p.scale * 1.44269504f), one = _mm512_set1_ps(1.0f);  // exp(x) = 2^(x / ln 2)
-    for (int64_t row = 0; row < count; row += DEPTH)
-        score(keys + (key + row) * depth, block.queries, depth, scores + row * QUERIES);
-    for (int64_t i = std::max<int64_t>(p.keys - key, 0) * QUERIES; i < count * QUERIES; ++i) scores[i] = -INFINITY;
-    const __m512 shrink_left = block.left.see(scores, count, scale);
-    const __m512 shrink_right = block.right.see(scores + TILE, count, scale);
-    if (_mm512_cmpneq_ps_mask(shrink_left, one) | _mm512_cmpneq_ps_mask(shrink_right, one))
-        multiply_rows(block.sums, rows, shrink_left, shrink_right);
-    for (int64_t row = 0; row < count; row += DEPTH) {
-        block.left.exponentials(scores + row * QUERIES, scale, weights + row * QUERIES);
-        block.right.exponentials(scores + row * QUERIES + TILE, scale, weights + row * QUERIES + TILE_BITS);
-    }
-    for (int64_t row = 0; row < rows; row += 3 * TILE) {
-        const bits* from = values + key * rows + row * DEPTH;
-        if (rows - row >= 3 * TILE) accumulate<3>(from, rows, weights, count, block.sums + row * QUERIES);
-        else if (rows - row == 2 * TILE) accumulate<2>(from, rows, weights, count, block.sums + row * QUERIES);
+    const int64_t rows = p.value_rows(), count = std::min(KEYS, p.padded_keys() - key);
+    if (block.unmoved) weigh<true>(p, map.keys, key, count, block, weights);
+    else weigh<false>(p, map.keys, key, count, block, weights);
+    for (int64_t row = 0; row < rows; row += 2 * TILE) {
+        const bits* from = map.values + key * rows + row * DEPTH;
+        if (rows - row > TILE) accumulate<2>(from, rows, weights, count, block.sums + row * QUERIES);
         else accumulate<1>(from, rows, weights, count, block.sums + row * QUERIES);
     }
 }
 
-// The sums of `block` over the sums of its exponentials, turned into rows of the answer from query `first` on.
-void write(const Problem& p, const Block& block, int64_t batch, int64_t head, int64_t first) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    multiply_rows(block.sums, p.dim, _mm512_div_ps(one, block.left.sum), _mm512_div_ps(one, block.right.sum));
-    for (int64_t n = 0; n < std::min(QUERIES, p.queries - first); ++n) {
-        bits* to = p.out + ((batch * p.queries + first + n) * p.heads + head) * p.dim;
-        for (int64_t d = 0; d < p.dim; ++d) {
-            uint32_t word;
-            std::memcpy(&word, block.sums + d * QUERIES + n, 4);
-            to[d] = static_cast<bits>((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+// The sums of `block` over the sums of its weights, as rows of the answer from query `first` on.
+void write(const Problem& p, const Map& map, const Block& block, int64_t first) {
+    const auto rounded = [](const float* row, __m512 factor) {
+        const __m256bh halves = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(row), factor));
+        return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves));
+    };
+    for (int64_t half = 0; half < 2; ++half) {
+        const int64_t query = first + half * TILE, stride = p.heads * p.dim;
+        const float* sums = block.sums + half * TILE;
+        const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_load_ps(sums + p.dim * QUERIES));
+        bits* to = p.out + (map.batch * p.queries + query) * stride + map.head * p.dim;
+        for (int64_t d = 0; d < p.dim; d += 2) {
+            const __m512i high = _mm512_slli_epi32(rounded(sums + (d + 1) * QUERIES, factor), 16);
+            const __m512i both = _mm512_or_si512(rounded(sums + d * QUERIES, factor), high);
+            _mm512_mask_i32scatter_epi32(to + d, present(p.queries - query), starts(stride), both, sizeof(bits));
         }
     }
 }
 
-// One head's answer for `count` blocks of queries from `first` on, which share what is read of keys and values.
-void attend(const Problem& p, const bits* keys, const bits* values, bits* queries, float* sums, int64_t batch, int64_t head,
-            int64_t first, int64_t count) {
-    Block blocks[BLOCKS];
-    std::memset(sums, 0, count * p.value_rows() * QUERIES * sizeof(float));
-    for (int64_t i = 0; i < count; ++i) {
-        bits* packed = queries + i * p.key_depth() * QUERIES;
-        pack_queries(p, batch, head, first + i * QUERIES, packed);
-        blocks[i].queries = packed;
-        blocks[i].sums = sums + i * p.value_rows() * QUERIES;
+// Whether the sum of each query's weights is large enough for all that matter to be in it.
+bool enough(const Problem& p, const Block& block) {
+    const float* sum = block.sums + p.dim * QUERIES;
+    const __m512 least = _mm512_min_ps(_mm512_load_ps(sum), _mm512_load_ps(sum + TILE));
+    return _mm512_cmp_ps_mask(least, _mm512_set1_ps(LEAST), _CMP_GE_OQ) == 0xffff;
+}
+
+void take_all_in(const Problem& p, const Map& map, const Block& block) {
+    std::memset(block.sums, 0, p.value_rows() * QUERIES * sizeof(float));
+    for (int64_t key = 0; key < p.keys; key += KEYS) take_in(p, map, key, block);
+}
+
+// The answer of QUERIES queries of one head from `first` on.
+void attend(const Problem& p, const Map& map, bits* queries, float* sums, int64_t first) {
+    Block block{queries, sums};
+    pack_queries(p, map, first, queries, block);
+    if (block.guessed) take_all_in(p, map, block);
+    if (!block.guessed || !enough(p, block)) {
+        look_for_maximum(p, map.keys, block);
+        take_all_in(p, map, block);
     }
-    for (int64_t key = 0; key < p.padded_keys(); key += KEYS)
-        for (int64_t i = 0; i < count; ++i) take_in(p, keys, values, key, blocks[i]);
-    for (int64_t i = 0; i < count; ++i) write(p, blocks[i], batch, head, first + i * QUERIES);
+    write(p, map, block, first);
 }
 
 void attention(const Problem& p) {
-    const int64_t maps = p.batch * p.heads, blocks = (p.queries + QUERIES - 1) / QUERIES;
-    const int64_t shares = (blocks + BLOCKS - 1) / BLOCKS;
+    const int64_t count = p.batch * p.heads, blocks = (p.queries + QUERIES - 1) / QUERIES;
     const int64_t key_size = p.padded_keys() * p.key_depth(), value_size = p.padded_keys() * p.value_rows();
-    const auto keys = aligned<bits>(maps * key_size), values = aligned<bits>(maps * value_size);
+    const auto keys = aligned<bits>(count * key_size), values = aligned<bits>(count * value_size);
+    std::vector<Map> maps(count);
 #pragma omp parallel
     {
-        const auto queries = aligned<bits>(BLOCKS * p.key_depth() * QUERIES);
-        const auto sums = aligned<float>(BLOCKS * p.value_rows() * QUERIES);
+        const auto queries = aligned<bits>(p.key_depth() * QUERIES);
+        const auto sums = aligned<float>(p.value_rows() * QUERIES);
 #pragma omp for
-        for (int64_t map = 0; map < maps; ++map) {
-            pack_keys(p, map / p.heads, map % p.heads, keys.get() + map * key_size);
-            pack_values(p, map / p.heads, map % p.heads, values.get() + map * value_size);
+        for (int64_t i = 0; i < count; ++i) {
+            bits *k = keys.get() + i * key_size, *v = values.get() + i * value_size;
+            maps[i] = {i / p.heads, i % p.heads, k, v, pack_keys(p, i / p.heads, i % p.heads, k)};
+            pack_values(p, i / p.heads, i % p.heads, v);
         }
         const Tiles tiles;
 #pragma omp for
-        for (int64_t i = 0; i < maps * shares; ++i) {
-            const int64_t map = i / shares, first = i % shares * BLOCKS, count = std::min(BLOCKS, blocks - first);
-            attend(p, keys.get() + map * key_size, values.get() + map * value_size, queries.get(), sums.get(),
-                   map / p.heads, map % p.heads, first * QUERIES, count);
-        }
+        for (int64_t i = 0; i < count * blocks; ++i)
+            attend(p, maps[i / blocks], queries.get(), sums.get(), i % blocks * QUERIES);
     }
 }
 

@@ -18,7 +18,7 @@ from latentdiff.files import atomic_path
 SOURCES = [
     Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp", "products.cpp", "convolutions.cpp")
 ]
-HEADER = Path(__file__).with_name("amx.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("amx.h", "attention.h")]
 FLAGS = [
     "-O3",
     "-march=native",
@@ -82,7 +82,7 @@ def _key(compiler: str) -> str:
     """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
     found = Path(compiler).stat()
     parts = [
-        *(source.read_text(encoding="utf-8") for source in (*SOURCES, HEADER)),
+        *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)),
         *FLAGS,
         compiler,
         f"{found.st_size} {found.st_mtime_ns}",
