@@ -86,6 +86,7 @@ class LatentDiffusionPipeline:
         chosen_device = way.device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
+        way.await_weights(chosen_device, chosen_dtype)
         give = partial(lend_weights, fast=optimize == "auto") if low_memory else fill
         pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
         pipe.way = way

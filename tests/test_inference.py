@@ -232,6 +232,18 @@ def test_freed_memory_is_kept() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 4 * size / resource.getpagesize() / 10
 
 
+@torch.no_grad()
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_calls_of_a_packed_layer_keep_freed_memory_again() -> None:
+    layer, x = as_class(nn.Conv2d(2, 8, 3, padding=1), PackedConv2d), torch.randn(1, 2, 1024, 512)
+    faults = []
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pages = layer(x).nbytes / resource.getpagesize()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[0] > pages / 2 and min(faults) < pages / 10
+
+
 def test_attention_that_has_no_kernel_takes_torchs_way() -> None:
     q, k, v = torch.randn(3, 1, 6, 8)
     assert torch.equal(fast_attention(q, k, v, 2), attention(q, k, v, 2))

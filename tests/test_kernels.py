@@ -68,6 +68,19 @@ def test_values_and_gradients_are_as_near_to_float64_as_torchs(index: int, dtype
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_spare_map_takes_the_answer_but_where_there_are_gradients(dtype: torch.dtype) -> None:
+    norm = with_kernels(GroupNormSiLU(8, 48).to(dtype))
+    x, shift = torch.randn(3, 48, 5, 4, dtype=dtype).contiguous(memory_format=torch.channels_last), torch.randn(3, 48)
+    before = x.clone()
+    assert norm(x, shift, spare=True).requires_grad and torch.equal(x, before)
+    with torch.no_grad():
+        wanted = norm(x, shift)
+        found = norm(x, shift, spare=True)
+    assert torch.equal(found, wanted) and found.data_ptr() == x.data_ptr()
+
+
+@needs_kernels
 def test_large_and_infinite_values() -> None:
     norm = GroupNormSiLU(1, 4)
     x = torch.tensor([[1e4, -1e4, 3e4, -3e4]])[..., None, None].contiguous(memory_format=torch.channels_last)

@@ -41,10 +41,10 @@ def add(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
 class GroupNormSiLU(nn.GroupNorm):
     """GroupNorm (Wu & He 2018) and then SiLU: one module, so that one kernel can do both. [B, C, H, W] both ways.
 
-    shift: [B, C], added to `x` before.
+    shift: [B, C], added to `x` before. spare: nobody reads `x` any more, so that a kernel may write the answer there.
     """
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
         return F.silu(super().forward(x if shift is None else x + shift[:, :, None, None]))
 
 
@@ -68,7 +68,9 @@ class ResnetBlock2D(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.conv1(self.norm1(x))
         shift = None if self.time_emb_proj is None or temb is None else self.time_emb_proj(temb)
-        return add(x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2, self.norm2(h, shift))
+        return add(
+            x if self.conv_shortcut is None else self.conv_shortcut(x), self.conv2, self.norm2(h, shift, spare=True)
+        )
 
 
 class Downsample2D(nn.Module):

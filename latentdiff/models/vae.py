@@ -4,7 +4,9 @@ Attribute names are the keys of diffusers' `AutoencoderKL`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class DiagonalGaussian:
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then a change of size where there is one."""
+    """Residual blocks of one width, then a change of size where there is one. Not called: `run` does it."""
 
     def __init__(self, config: VAEConfig, layers: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -44,12 +46,13 @@ class Level(nn.Module):
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
-        for resize in self.downsamplers or self.upsamplers or []:
-            x = resize(x)
-        return x
+
+def run(levels: Iterable[Any], x: Tensor) -> Tensor:
+    """Each level's layers in turn. Called one by one, none holds the map that its level began with."""
+    for level in levels:
+        for layer in (*level.resnets, *(level.downsamplers or level.upsamplers or [])):
+            x = layer(x)
+    return x
 
 
 class MidBlock(nn.Module):
@@ -87,9 +90,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down_blocks:
-            x = level(x)
+        x = run(self.down_blocks, self.conv_in(x))
         return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
@@ -111,9 +112,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z))
-        for level in self.up_blocks:
-            x = level(x)
+        x = run(self.up_blocks, self.mid_block(self.conv_in(z)))
         return self.conv_out(self.conv_norm_out(x))
 
 

@@ -10,7 +10,7 @@ from latentdiff.runtime.compiled import Compiled
 from latentdiff.runtime.fused import FusedAttention, FusedCrossAttention, FusedSelfAttention, fuse, split
 from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.kernels import SUFFIX, use_native_kernels, use_torch_kernels
-from latentdiff.runtime.memory import keep_freed_memory
+from latentdiff.runtime.memory import map_large_blocks
 from latentdiff.runtime.merge import unmerge
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 from latentdiff.runtime.timesteps import keep_time, restore_time
@@ -21,14 +21,20 @@ def prepare(model: nn.Module) -> None:
 
     It gives no gradients then, and its layers are not to be touched until `restore`.
     """
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = next(model.parameters())
+    make_room(weight)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if weight.device.type == "cpu":
         use_native_kernels(model)
     _fuse_attentions(model)
     if _can_pack(weight):
-        keep_freed_memory()
         _pack(model)
+
+
+def make_room(like: Tensor) -> None:
+    """Where weights like this one are going to be packed, have them lie apart from activations."""
+    if _can_pack(like):
+        map_large_blocks()
 
 
 def _can_pack(weight: Tensor) -> bool:

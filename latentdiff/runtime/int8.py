@@ -59,7 +59,7 @@ class Int8GroupNormSiLU(NativeGroupNormSiLU):
 
     steps: Tensor  # float32 [C]: how many whole numbers are 1
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
         return quantised_group_norm(self, x, shift, self.steps, ZERO)
 
 

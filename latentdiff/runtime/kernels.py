@@ -35,8 +35,8 @@ class NativeGroupNorm(nn.GroupNorm):
 
 
 class NativeGroupNormSiLU(GroupNormSiLU):
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        return _group_norm(self, x, shift, silu=True) if _fits(x) else super().forward(x, shift)
+    def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
+        return _group_norm(self, x, shift, True, spare) if _fits(x) else super().forward(x, shift)
 
 
 class NativeGEGLU(GEGLU):
@@ -72,9 +72,10 @@ def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return out
 
 
-def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool) -> Tensor:
+def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool, spare: bool = False) -> Tensor:
     if not torch.is_grad_enabled():
-        return _forward(x, shift, norm.weight.float(), norm.bias.float(), norm.num_groups, norm.eps, silu)[0]
+        affine = norm.weight.float(), norm.bias.float()
+        return _forward(x, shift, *affine, norm.num_groups, norm.eps, silu, spare)[0]
     if shift is not None:
         x = x + shift[:, :, None, None]
     out: Tensor = _GroupNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
@@ -98,10 +99,13 @@ def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, st
 
 
 def _forward(
-    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, spare: bool
 ) -> tuple[Tensor, Tensor]:
-    """GroupNorm of x [B, C, H, W], channels last, plus shift [B, C]; also mean and 1 / deviation, float32 [2, B, C]."""
-    y, statistics = torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
+    """GroupNorm of x [B, C, H, W], channels last, plus shift [B, C]; also mean and 1 / deviation, float32 [2, B, C].
+
+    spare: in x itself.
+    """
+    y, statistics = x if spare else torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     if shift is not None:
         shift = shift.float().expand(len(x), -1).contiguous()
     call(f"{_name(x, silu)}_forward", *_sizes(x, groups), x, shift, weight, bias, eps, y, statistics)
@@ -124,7 +128,7 @@ class _GroupNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         ctx.groups, ctx.silu, ctx.dtypes = groups, silu, (weight.dtype, bias.dtype)
         weight, bias = weight.float(), bias.float()
-        y, statistics = _forward(x, None, weight, bias, groups, eps, silu)
+        y, statistics = _forward(x, None, weight, bias, groups, eps, silu, spare=False)
         ctx.save_for_backward(x, weight, bias, statistics)
         return y
 

@@ -37,7 +37,8 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The largest parts that hold no more than `BLOCK_BYTES`, or are single layers. The model itself is none."""
     for name, part in model.named_children():
         size = sum(weight.nbytes for weight in part.parameters())
-        if isinstance(part, nn.ModuleList) or (size > BLOCK_BYTES and any(True for _ in part.children())):
+        never_called = type(part).forward is nn.Module.forward
+        if never_called or (size > BLOCK_BYTES and any(True for _ in part.children())):
             yield from ((f"{name}.{inner}", block) for inner, block in _blocks(part))
         elif size:
             yield name, part

@@ -3,7 +3,8 @@
 torch brings a weight into oneDNN's order at each call; here it is done once. For 3x3 convolutions, and for few rows,
 the order is that of our own kernels (panels.py). It follows from the rows of a call alone, whatever came before, so
 that one call always gives the same; who calls linear layers with few rows and with many in turn pays for the change.
-`unpack` gives a weight back to the bit.
+`unpack` gives a weight back to the bit. Weights are packed at a model's first call, whose large blocks are mapped one
+by one; when a packed layer is called again, what is freed is kept.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
 from latentdiff.runtime.panels import convolution, few_rows, from_panels, in_panels, linear, suits, to_panels
 
 ops: Any = torch.ops.mkldnn
@@ -82,6 +84,7 @@ class PackedConv2d(nn.Conv2d):
 def _in_order(layer: PackedLinear | PackedConv2d, ours: bool) -> Tensor:
     """The weight in panels where they are wanted and can be; otherwise oneDNN's, or plain for it to reorder."""
     weight: Tensor = layer.weight
+    (keep_freed_memory if _is_packed(weight) else map_large_blocks)()
     if in_panels(weight):
         return weight if ours else _hold(layer, from_panels(weight, layer.weight_shape))
     if ours and suits(layer.weight_shape, weight.dtype):
@@ -100,6 +103,7 @@ def _hold(layer: nn.Module, packed: Tensor) -> Tensor:
 
 def unpack(layer: PackedLinear | PackedConv2d) -> None:
     """The weight as it was, to the bit."""
+    map_large_blocks()
     if layer.weight.is_mkldnn:
         _hold(layer, layer.weight.to_dense())
     elif in_panels(layer.weight):

@@ -12,7 +12,7 @@ from latentdiff.runtime import pick_device
 from latentdiff.runtime.approximate import approximate as approximate_layers
 from latentdiff.runtime.approximate import check_approximations
 from latentdiff.runtime.compiled import compile_model
-from latentdiff.runtime.inference import prepare
+from latentdiff.runtime.inference import make_room, prepare
 from latentdiff.runtime.reuse import EVERY
 
 LEVELS = ("auto", "off", "compile")
@@ -29,6 +29,11 @@ class Way:
     approximate: tuple[str, ...] = ()
     low_memory: bool = False
     every: int = EVERY
+
+    def await_weights(self, device: torch.device, dtype: torch.dtype) -> None:
+        """To be called before the networks are read."""
+        if self.optimize == "auto" and not self.low_memory:
+            make_room(torch.empty(0, device=device, dtype=dtype))
 
     def make_ready(self, unet: UNet2DConditionModel, vae: VAE) -> None:
         """In place, until `runtime.inference.restore`. Raises InputError where this machine cannot."""
