@@ -67,8 +67,9 @@ class Maker:
 
     def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
         made: Tensor = self.pipe(
-            prompts, num_inference_steps=self.setting.steps or self.asked.steps, seed=seed, output_type="latent"
-        ).images
+            prompts, num_inference_steps=self.setting.steps or self.asked.steps, guidance_scale=5.0, sampler="ddim",
+            seed=seed, output_type="latent",
+        ).images  # fmt: skip
         return made
 
     def one(self) -> Tensor:

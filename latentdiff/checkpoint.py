@@ -18,13 +18,14 @@ from latentdiff.config.model import (
     VAEConfig,
     side_multiple,
 )
-from latentdiff.errors import CheckpointError
+from latentdiff.errors import CheckpointError, did_you_mean
 from latentdiff.files import read_json, write_json
 from latentdiff.models.clip_text import CLIPTextModel, current_key
 from latentdiff.models.text import TextConditioner
 from latentdiff.models.tokenizer import read_tokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
+from latentdiff.samplers import SAMPLERS
 from latentdiff.schedule import Schedule
 from latentdiff.stored import Place, find_tensors, read_tensors
 
@@ -114,7 +115,14 @@ def read_pipeline(folder: Path, dtype: torch.dtype, give: Fill = fill) -> Compon
 
 
 def _read_generation(path: Path) -> GenerationConfig:
-    return GenerationConfig.read(read_json(path), str(path)) if path.exists() else GenerationConfig()
+    """A model's own settings, or what is usual. Raises CheckpointError for a sampler that is none."""
+    if not path.exists():
+        return GenerationConfig()
+    named = {key: value for key, value in read_json(path).items() if value is not None}
+    found = GenerationConfig.read(named, str(path))
+    if found.sampler not in SAMPLERS:
+        raise CheckpointError(f"{path}: sampler={found.sampler!r} is unknown; {did_you_mean(found.sampler, SAMPLERS)}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,14 @@ def check_writable_parent(path: Path) -> None:
 def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
     """A model's JSON file. Raises CheckpointError that says what to do when it cannot be read, which is `otherwise`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); {otherwise}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, not keys and values; {otherwise}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -64,10 +64,23 @@ def test_a_convolution_of_maps_smaller_than_a_tile(size: tuple[int, int, int]) -
     assert error(convolution(x, to_panels(weight), None, None), wanted) < ROUNDING / 2
 
 
-def test_an_image_is_the_same_to_the_bit_in_any_batch() -> None:
-    x, weight, bias = draw(3, 384, 24, 20), to_panels(draw(96, 384, 3, 3, seed=1)), draw(96, seed=2)
+@pytest.mark.parametrize("size", [(24, 20), (8, 8)])  # of the smaller ones, alone few rows and together many
+def test_an_image_is_the_same_to_the_bit_in_any_batch(size: tuple[int, int]) -> None:
+    x, weight, bias = draw(3, 384, *size), to_panels(draw(96, 384, 3, 3, seed=1)), draw(96, seed=2)
     together = convolution(x, weight, bias, None)
     assert torch.equal(together, torch.cat([convolution(one[None], weight, bias, None) for one in x]))
+
+
+@pytest.mark.parametrize("size", [(1, 5, 7), (2, 33, 20)])
+def test_more_threads_than_blocks_share_the_columns(size: tuple[int, int, int]) -> None:
+    batch, height, width = size
+    x, weight = draw(batch, 64, height, width), to_panels(draw(160, 64, 3, 3, seed=1))
+    threads, alone = torch.get_num_threads(), convolution(x, weight, None, None)
+    try:
+        torch.set_num_threads(5)
+        assert torch.equal(convolution(x, weight, None, None), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_rows_in_any_order_are_read_rightly() -> None:

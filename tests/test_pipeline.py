@@ -15,6 +15,7 @@ import torch
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import GENERATION, bundled_model
+from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_components, small_unet_config
@@ -115,8 +116,17 @@ def test_a_model_names_what_it_is_drawn_with(model_folder: Path, tmp_path: Path)
     assert json.loads((tmp_path / "again" / GENERATION).read_text()) == own
     assert not (model_folder / GENERATION).exists()
     (folder / GENERATION).write_text('{"num_inference_steps": 0}')
-    with pytest.raises(CheckpointError, match=f"{GENERATION}: num_inference_steps=0"):
-        LatentDiffusionPipeline.from_pretrained(folder)
+    wrong = {
+        '{"num_inference_steps": 0}': f"{GENERATION}: num_inference_steps=0",
+        '{"sampler": "dppm"}': f"{GENERATION}: sampler='dppm' is unknown; did you mean",
+        "[]": f"{GENERATION} holds list, not keys and values",
+    }
+    for text, message in wrong.items():
+        (folder / GENERATION).write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            LatentDiffusionPipeline.from_pretrained(folder)
+    (folder / GENERATION).write_text('{"sampler": null, "top_p": 1}')
+    assert LatentDiffusionPipeline.from_pretrained(folder).generation == GenerationConfig()
 
 
 def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

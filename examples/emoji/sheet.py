@@ -13,7 +13,6 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from examples.command import exit_code
-from examples.emoji.drawing import add_settings, settings_of
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_validation
 
 ALWAYS = (
@@ -61,6 +60,10 @@ def _prompt(row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
 
 
 def main() -> int:
+    from examples.emoji.drawing import (
+        add_settings,  # torch, which those who want a contact sheet alone need not wait for
+    )
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -80,7 +83,13 @@ def run(given: argparse.Namespace) -> None:
 
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     texts = prompts(given.corpus, given.seed, given.groups, given.styles)
-    images = pipe([prompt for prompt, _ in texts], seed=given.seed, **vars(settings_of(pipe, given))).images
+    images = pipe(
+        [prompt for prompt, _ in texts],
+        num_inference_steps=given.steps,
+        guidance_scale=given.guidance_scale,
+        sampler=given.sampler,
+        seed=given.seed,
+    ).images
     contact_sheet(images, COLUMNS, [label for _, label in texts]).save(given.output)
 
 

@@ -33,7 +33,7 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, else 25]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
     ] = None,
@@ -46,7 +46,9 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's]"),
+        typer.Option(
+            help="ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's, else ddim]"
+        ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
@@ -177,11 +179,11 @@ def evaluate(
     generated: Annotated[Path | None, typer.Option(help="Generated pictures; else a model makes them.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
     num: Annotated[int | None, typer.Option(help="Captions of --real to draw. [default: all]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's own, else 25]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="As generate has them. [default: the model's own]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As generate has them. [default: the model's, else ddim]")] = None,
     features: Annotated[str, typer.Option(help="efficientnet-lite0, inception or clip.")] = "efficientnet-lite0",
     weights: Annotated[str | None, typer.Option(help="Of inception: file, or hub. Of clip: folder or hub id.")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP folder, text_encoder run or hub id, for captions.")] = None,

@@ -267,7 +267,7 @@ class CLIPTextConfig(ModelConfig):
 
 
 class GenerationConfig(ModelConfig):
-    """`generation_config.json`, a file of transformers': what a model is drawn with where a call does not say."""
+    """`generation_config.json`, a name of transformers': what a model is drawn with where a call does not say."""
 
     num_inference_steps: PositiveInt = 25
     guidance_scale: float = 5.0

@@ -21,7 +21,9 @@ constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // of one depth and tap
 // Compilers do not all know that tiles are loaded from memory: what was written before must be there.
 inline void written() { asm volatile("" ::: "memory"); }
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 
 // All eight tiles as 16 rows of 64 bytes while it lives; then as the thread had them.
 class Tiles {

@@ -135,7 +135,7 @@ class Weights {
 template <bool unmoved>
 void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const Block& block, bits* to) {
     alignas(64) float scores[2][DEPTH * QUERIES];
-    const int64_t calls = 4 * p.key_depth() / DEPTH, share = (TILE + calls - 1) / calls;
+    const int64_t calls = 4 * p.key_depth() / DEPTH, share = divide_up(TILE, calls);
     Weights<unmoved> weights(p, block);
     for (int64_t row = 0; row < count; row += DEPTH) {
         float* next = scores[row / DEPTH % 2];
@@ -233,7 +233,7 @@ void attend(const Problem& p, const Map& map, bits* queries, float* sums, int64_
 }
 
 void attention(const Problem& p) {
-    const int64_t count = p.batch * p.heads, blocks = (p.queries + QUERIES - 1) / QUERIES;
+    const int64_t count = p.batch * p.heads, blocks = divide_up(p.queries, QUERIES);
     const int64_t key_size = p.padded_keys() * p.key_depth(), value_size = p.padded_keys() * p.value_rows();
     const auto keys = aligned<bits>(count * key_size), values = aligned<bits>(count * value_size);
     std::vector<Map> maps(count);

@@ -146,7 +146,7 @@ class Block {
     void multiply(int64_t panel, int64_t depth, int64_t depths, bool more, float* own) {
         const bits* weight = c.weight + (panel * c.depths + depth) * TAPS * PANEL_BITS;
         const bits* next = weight + c.depths * TAPS * PANEL_BITS;
-        const int64_t lines = (TAP_LINES + groups - 1) / groups, shares = more ? TAP_LINES / lines : 0;
+        const int64_t lines = divide_up(TAP_LINES, groups), shares = more ? TAP_LINES / lines : 0;
         for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
             const Ahead ahead{next + group * lines * depths * TAPS * LINE, group < shares ? lines : 0};
             accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
@@ -163,8 +163,6 @@ class Block {
     decltype(aligned<float>(0)) sums;
     Taps taps;
 };
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 void convolve(const Convolution& c) {
     const int64_t threads = omp_get_max_threads(), all = c.columns / PANEL;

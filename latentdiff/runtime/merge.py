@@ -20,6 +20,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.fused import FusedSelfAttention
 
 RATIO = 0.5
+AT_ONCE = 4096  # tokens whose cosines with all destinations are held
 WIDTH: ContextVar[int] = ContextVar("WIDTH")  # of the map whose tokens this thread's blocks are given
 
 
@@ -73,11 +74,13 @@ def match(x: Tensor, width: int, ratio: float) -> tuple[Tensor, int]:
     to, others = _windows(tokens, width, x.device)
     gone = min(len(others), int(ratio * tokens))
     unit = F.normalize(x, dim=-1)
-    nearest = (unit.index_select(1, others) @ unit.index_select(1, to).mT).max(-1)
-    rank = nearest.values.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    ends = unit.index_select(1, to).mT
+    found = [(unit.index_select(1, part) @ ends).max(-1) for part in others.split(AT_ONCE)]
+    likeness, nearest = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    rank = likeness.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     places = torch.empty(batch, tokens, dtype=torch.long, device=x.device)
     places[:, to] = torch.arange(len(to), device=x.device)
-    places[:, others] = torch.where(rank < gone, nearest.indices, rank + len(to) - gone)
+    places[:, others] = torch.where(rank < gone, nearest, rank + len(to) - gone)
     return places, tokens - gone
 
 

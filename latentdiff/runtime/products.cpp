@@ -23,7 +23,7 @@ struct Left {
     const bits* data;
     int64_t images, rows, image_stride, row_bytes, depth_stride, taps;
     int64_t tap[9];
-    int64_t tiles() const { return (rows + TILE - 1) / TILE; }  // of an image; the last two may overlap
+    int64_t tiles() const { return divide_up(rows, TILE); }  // of an image; the last two may overlap
     int64_t start(int64_t tile) const { return std::min(tile % tiles() * TILE, rows - TILE); }
     const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * row_bytes / 2; }
     int64_t place(int64_t tile) const { return tile / tiles() * rows + start(tile); }
@@ -83,9 +83,9 @@ void multiply(const Product& p) {
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t splits = std::min(blocks, (2 * threads + panels - 1) / panels), items = panels * splits;
+        const int64_t splits = std::min(blocks, divide_up(2 * threads, panels)), items = panels * splits;
         const int64_t begin = me * items / threads, end = (me + 1) * items / threads;
-        const int64_t share = (blocks + splits - 1) / splits;
+        const int64_t share = divide_up(blocks, splits);
         const bool once = chunk == p.depths;
         const auto sums = aligned<float>((once ? 1 : (end - begin) * share) * SUMS);
         const Tiles state;

@@ -43,8 +43,8 @@ class AutoencoderModule(nn.Module):
         draws, mean = Draws(self.config.run.seed, batch["draw"]), posterior.mean
         latents = mean + (0.5 * posterior.logvar).exp() * draws.normal(mean)
         if self.config.latent_noise:
-            level = self.config.latent_noise * draws.uniform().to(mean)[:, None, None, None] * mean.detach().std()
-            latents = latents + level * draws.normal(mean)
+            level = self.config.latent_noise * draws.uniform().to(mean) * mean.detach().flatten(1).std(1)
+            latents = latents + level[:, None, None, None] * draws.normal(mean)
         reconstruction = self.vae.decode(latents).float()
         losses = {
             "l1": F.l1_loss(reconstruction, pixels),

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from latentdiff.checkpoint import Components, locate, read_pipeline, read_text, read_vae, read_weights
-from latentdiff.config.model import IdentityVAEConfig
+from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
 from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
 from latentdiff.lora import add_lora, save_lora
 from latentdiff.models.unet import UNet2DConditionModel
@@ -25,7 +25,8 @@ def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
         unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
     pixels = IdentityVAEConfig(latent_channels=1 if config.model.in_channels == 1 else 3)
     vae = IdentityVAE(pixels) if config.vae is None else read_vae(config.vae)
-    parts = Components(unet, vae, text, Schedule(config.schedule))
+    usual = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
+    parts = Components(unet, vae, text, Schedule(config.schedule), generation=usual)
     return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
 
 

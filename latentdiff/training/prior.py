@@ -36,7 +36,7 @@ def _draw(parts: Components, config: FineTuneConfig, prompt: str, folder: Path, 
         seeds = missing[start : start + BATCH]
         made = pipeline(
             [prompt] * len(seeds), seed=seeds, height=size, width=size, num_inference_steps=config.sample_steps,
-            guidance_scale=config.guidance_scale,
+            guidance_scale=config.guidance_scale, sampler="ddim",
         )  # fmt: skip
         for k, image in zip(seeds, made.images, strict=True):
             with atomic_path(folder / f"{k:05d}.png") as path:

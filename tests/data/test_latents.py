@@ -156,9 +156,17 @@ def test_parts_of_a_caption_are_left_out_as_often_as_asked(comma: str) -> None:
     config = DataConfig(train="x", tag_dropout=0.25)
     row = Row(open_container(Path(__file__).parent), "x.png", (comma.join("abc"),))
     seen = [choose_caption(row, config, random.Random(k)) for k in range(4000)]
-    assert set(seen) == {"", "a", "b", "c"} | {comma.join(pair) for pair in ("ab", "ac", "bc")} | {comma.join("abc")}
-    for part in "abc":
-        assert sum(part in caption for caption in seen) / len(seen) == pytest.approx(0.75, abs=0.03)
+    assert set(seen) == {"a", "b", "c"} | {comma.join(pair) for pair in ("ab", "ac", "bc", "abc")}
+    for part in "abc":  # where nothing would be left, all is
+        assert sum(part in caption for caption in seen) / len(seen) == pytest.approx(0.75 + 0.25**3, abs=0.03)
+
+
+def test_a_trigger_stays_and_each_part_keeps_its_comma() -> None:
+    row = Row(open_container(Path(__file__).parent), "x.png", ("sks, 猫，红",))
+    config = DataConfig(train="x", prefix="sks", tag_dropout=0.5, shuffle_captions=True)
+    seen = {choose_caption(row, config, random.Random(k)) for k in range(200)}
+    assert seen == {"sks", "sks, 猫", "sks，红", "sks, 猫，红", "sks，红, 猫"}
+    assert choose_caption(row, DataConfig(train="x"), random.Random(0)) == "sks, 猫，红"
 
 
 def test_a_fingerprint_reads_values_of_any_shape_and_order() -> None:
