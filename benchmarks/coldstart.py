@@ -31,7 +31,7 @@ def commands(folder: Path, device: str, steps: int, output: Path) -> dict[str, l
     options = ["--model", str(folder), "--device", device, "--steps", str(steps), "--output", str(output)]
     return {
         BASE: [sys.executable, "-c", script],
-        "latentdiff generate": [*ours, "generate", PROMPT, *options],
+        "latentdiff generate": [*ours, "generate", PROMPT, "--sampler", "ddim", *options],
         "latentdiff --help": [*ours, "--help"],
     }
 

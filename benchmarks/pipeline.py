@@ -44,7 +44,7 @@ def build(name: str, settings: str) -> Callable[[], Any]:
 
 def ours(asked: Picture, dtype: str) -> Callable[[], Any]:
     pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, device=asked.device, dtype=dtype)
-    return lambda: pipe(PROMPT, seed=0, **_options(asked))
+    return lambda: pipe(PROMPT, seed=0, sampler="ddim", **_options(asked))
 
 
 def theirs(asked: Picture, dtype: str) -> Callable[[], Any]:

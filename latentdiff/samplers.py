@@ -111,7 +111,7 @@ def plan(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float 
     if not 0 <= eta <= 1:
         raise InputError(f"eta={eta} must be from 0 to 1; 0 is deterministic")
     if eta and sampler != "ddim":
-        raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; leave it at 0")
+        raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; name that one, or leave eta at 0")
     chosen = SAMPLERS[sampler]
     grid = schedule.grid(num_inference_steps, chosen.spacing, chosen.clean)
     table = ddim_table(grid, eta) if sampler == "ddim" else chosen.table(grid)
