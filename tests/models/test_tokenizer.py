@@ -171,7 +171,7 @@ def test_without_a_length_clips_own_counts(length: int | None, tmp_path: Path) -
         ("vocab.json", "{", "holds no CLIP tokenizer that can be read"),
         ("merges.txt", "a b c d", "holds no CLIP tokenizer that can be read"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
-        ("tokenizer_config.json", "[]", "holds no CLIP tokenizer that can be read"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json holds list, not keys and values"),
         ("tokenizer.json", '{"model": {}}', "holds no CLIP tokenizer that can be read"),
         ("tokenizer.json", "{", "tokenizer.json is not JSON"),
     ],
