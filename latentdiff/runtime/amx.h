@@ -53,6 +53,50 @@ class Tiles {
     alignas(64) uint8_t before_[64];
 };
 
+// Sums [rows * TILE, PANEL] are tiles 0 to 2 * rows - 1 while products are added to them: from zero, or on from memory.
+template <int rows>
+void begin_sums(const float* sums, bool fresh) {
+    constexpr int64_t bytes = PANEL * sizeof(float);
+    if (fresh) {
+        _tile_zero(0);
+        _tile_zero(1);
+        if constexpr (rows > 1) {
+            _tile_zero(2);
+            _tile_zero(3);
+        }
+        if constexpr (rows > 2) {
+            _tile_zero(4);
+            _tile_zero(5);
+        }
+        return;
+    }
+    _tile_loadd(0, sums, bytes);
+    _tile_loadd(1, sums + TILE, bytes);
+    if constexpr (rows > 1) {
+        _tile_loadd(2, sums + TILE * PANEL, bytes);
+        _tile_loadd(3, sums + TILE * PANEL + TILE, bytes);
+    }
+    if constexpr (rows > 2) {
+        _tile_loadd(4, sums + 2 * TILE * PANEL, bytes);
+        _tile_loadd(5, sums + 2 * TILE * PANEL + TILE, bytes);
+    }
+}
+
+template <int rows>
+void store_sums(float* sums) {
+    constexpr int64_t bytes = PANEL * sizeof(float);
+    _tile_stored(0, sums, bytes);
+    _tile_stored(1, sums + TILE, bytes);
+    if constexpr (rows > 1) {
+        _tile_stored(2, sums + TILE * PANEL, bytes);
+        _tile_stored(3, sums + TILE * PANEL + TILE, bytes);
+    }
+    if constexpr (rows > 2) {
+        _tile_stored(4, sums + 2 * TILE * PANEL, bytes);
+        _tile_stored(5, sums + 2 * TILE * PANEL + TILE, bytes);
+    }
+}
+
 inline __m512 widen(const bits* from) {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));

@@ -148,14 +148,9 @@ void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const
 // sums [TILE * tiles, QUERIES] += values times weights, over `count` keys.
 template <int tiles>
 void accumulate(const bits* values, int64_t value_rows, const bits* weights, int64_t count, float* sums) {
-    constexpr int64_t bytes = QUERIES * 4;
+    static_assert(QUERIES == PANEL);
     written();
-    _tile_loadd(0, sums, bytes);
-    _tile_loadd(1, sums + TILE, bytes);
-    if constexpr (tiles > 1) {
-        _tile_loadd(2, sums + TILE * QUERIES, bytes);
-        _tile_loadd(3, sums + TILE * QUERIES + TILE, bytes);
-    }
+    begin_sums<tiles>(sums, false);
     for (int64_t key = 0; key < count; key += DEPTH, values += value_rows * DEPTH, weights += 2 * TILE_BITS) {
         _tile_loadd(4, values, 64);
         _tile_loadd(6, weights, 64);
@@ -168,12 +163,7 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    _tile_stored(0, sums, bytes);
-    _tile_stored(1, sums + TILE, bytes);
-    if constexpr (tiles > 1) {
-        _tile_stored(2, sums + TILE * QUERIES, bytes);
-        _tile_stored(3, sums + TILE * QUERIES + TILE, bytes);
-    }
+    store_sums<tiles>(sums);
 }
 
 // Takes KEYS keys, or what is left of them, from `key` on into one block.

@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int64_t TAPS = 9, GROUP = 3 * TILE;  // places whose sums are in tiles at once
-constexpr int64_t SUMS = GROUP * PANEL, BYTES = PANEL * sizeof(float);
+constexpr int64_t SUMS = GROUP * PANEL;
 constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB, and 0.2 MB of a panel
 constexpr int64_t LINE = 64 / sizeof(bits);                    // of the cache
 constexpr int64_t TAP_LINES = PANEL_BITS / LINE;               // in a tap's part of a panel
@@ -71,21 +71,7 @@ struct Taps {
 void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t depths, bool fresh, Ahead ahead,
                 float* sums) {
     written();
-    if (fresh) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        _tile_zero(4);
-        _tile_zero(5);
-    } else {
-        _tile_loadd(0, sums, BYTES);
-        _tile_loadd(1, sums + TILE, BYTES);
-        _tile_loadd(2, sums + TILE * PANEL, BYTES);
-        _tile_loadd(3, sums + TILE * PANEL + TILE, BYTES);
-        _tile_loadd(4, sums + 2 * TILE * PANEL, BYTES);
-        _tile_loadd(5, sums + 2 * TILE * PANEL + TILE, BYTES);
-    }
+    begin_sums<3>(sums, fresh);
     for (int64_t depth = 0; depth < depths; ++depth, left += taps.stride)
         for (int64_t i = 0; i < TAPS; ++i, weight += PANEL_BITS) {
             const bits* rows = left + taps.at[i];
@@ -104,12 +90,7 @@ void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t 
             _tile_dpbf16ps(1, 6, 7);
             ahead.step();
         }
-    _tile_stored(0, sums, BYTES);
-    _tile_stored(1, sums + TILE, BYTES);
-    _tile_stored(2, sums + TILE * PANEL, BYTES);
-    _tile_stored(3, sums + TILE * PANEL + TILE, BYTES);
-    _tile_stored(4, sums + 2 * TILE * PANEL, BYTES);
-    _tile_stored(5, sums + 2 * TILE * PANEL + TILE, BYTES);
+    store_sums<3>(sums);
     written();
 }
 

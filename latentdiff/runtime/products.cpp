@@ -40,19 +40,8 @@ struct Product {
 // sums [PANEL, PANEL] (+)= two tiles of rows times `depths` of a panel.
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
                 float* sums) {
-    constexpr int64_t bytes = PANEL * sizeof(float);
     written();
-    if (fresh) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, bytes);
-        _tile_loadd(1, sums + TILE, bytes);
-        _tile_loadd(2, sums + TILE * PANEL, bytes);
-        _tile_loadd(3, sums + TILE * PANEL + TILE, bytes);
-    }
+    begin_sums<2>(sums, fresh);
     for (int64_t depth = 0; depth < depths; ++depth, first += left.depth_stride, second += left.depth_stride)
         for (int64_t i = 0; i < left.taps; ++i, weight += PANEL_BITS) {
             _tile_loadd(4, first + left.tap[i], left.row_bytes);
@@ -64,10 +53,7 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-    _tile_stored(0, sums, bytes);
-    _tile_stored(1, sums + TILE, bytes);
-    _tile_stored(2, sums + TILE * PANEL, bytes);
-    _tile_stored(3, sums + TILE * PANEL + TILE, bytes);
+    store_sums<2>(sums);
 }
 
 // A tile's rows of sums, with bias and residual, into the answer.
