@@ -1,6 +1,7 @@
 """A folder against a folder, a model against held-out pictures: numbers, files, and what is refused."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff import cli
+from latentdiff.checkpoint import GENERATION
 from latentdiff.metrics import features
 from latentdiff.metrics.features import FeatureNetwork
 
@@ -135,6 +137,15 @@ def test_a_model_against_held_out_pictures(
     again = tmp_path / "again.json"
     assert run(*options, "-o", again) == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_model_is_drawn_with_what_it_names_itself(tmp_path: Path, run: Run, model_folder: Path) -> None:
+    folder, out = shutil.copytree(model_folder, tmp_path / "model"), tmp_path / "out.json"
+    (folder / GENERATION).write_text('{"num_inference_steps": 1, "guidance_scale": 2.0, "sampler": "ddpm"}')
+    real = pictures(tmp_path / "real", 20, 1)
+    assert run("--model", folder, "--real", real, "--num", 14, "--guidance-scale", 3, *OPTIONS, "-o", out) == 0
+    found = json.loads(out.read_text())["generated"]
+    assert (found["num_inference_steps"], found["guidance_scale"], found["sampler"]) == (1, 3.0, "ddpm")
 
 
 BAD = {
