@@ -23,7 +23,8 @@ from latentdiff.runtime import DTYPES
 from latentdiff.schedule import Schedule
 
 PROMPT = "a red apple"
-BASE = "diffusers float32"
+SIDES = ["diffusers float32", "latentdiff float32", "diffusers bfloat16", "latentdiff bfloat16"]
+BASE = SIDES[0]
 
 
 class Picture(Config):
@@ -70,15 +71,11 @@ def write_random_model(shape: Shape, folder: Path) -> None:
     write_pipeline(Components(unet, vae, text, Schedule(shape.schedule)), folder)
 
 
-def measure(asked: Picture, dtypes: list[str], rounds: int) -> Contest:
+def measure(asked: Picture, sides: list[str], rounds: int) -> Contest:
     stored = sum(path.stat().st_size for path in asked.folder.rglob("*.safetensors"))
-    entries = {
-        # Weights in the precision they run in, once more while they are read or packed, and a picture's activations.
-        f"{package} {dtype}": Entry("benchmarks.pipeline", asked.model_dump_json(), 2 * stored * scale + 2**30)
-        for dtype, scale in (("float32", 2), ("bfloat16", 1))
-        if dtype in dtypes
-        for package in ("diffusers", "latentdiff")
-    }
+    # Weights in the precision they run in, once more while they are read or packed, and a picture's activations.
+    needs = {side: 2 * stored * (2 if side.endswith("float32") else 1) + 2**30 for side in sides}
+    entries = {side: Entry("benchmarks.pipeline", asked.model_dump_json(), need) for side, need in needs.items()}
     return hold(entries, rounds, free_memory(torch.device(asked.device)))
 
 
@@ -106,7 +103,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=["sd15"], help="random weights of this shape instead of a model")
     parser.add_argument("--size", type=int, help="pixels a side; the model's own by default")
     parser.add_argument("--device", default="auto", type=device_option)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -114,7 +111,7 @@ def main() -> None:
     with ExitStack() as kept:
         folder = chosen_folder(given.model, given.shape, kept)
         asked = Picture(folder=folder, device=given.device, steps=given.steps, batch=given.batch, size=given.size)
-        contest = measure(asked, given.dtypes, given.rounds)
+        contest = measure(asked, given.sides, given.rounds)
     size = f"{given.size}x{given.size} pixels" if given.size else "its own size"
     about = f"{folder.name}, {size}, {given.steps} DDIM steps, guidance 5, batch {given.batch}. "
     what = f"pipeline_{folder.name}{f'_{given.size}' if given.size else ''}_batch{given.batch}"

@@ -1,5 +1,6 @@
 """How results are written: a Markdown table, and a file that says on what, with what and by which command."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -28,7 +29,7 @@ def seconds_cells(turns: Mapping[str, list[Turn]], name: str, base: str) -> list
 
 def write(what: str, about: str, body: str, device: torch.device) -> Path:
     """Print the report and put it in `benchmarks/results/`. `about`: what was measured and how."""
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     text = (
         f"# {what.replace('_', ' ')}, {date.today()}\n\n{about}\n"
         f"{hardware(device)}, {torch.get_num_threads()} threads; {versions()}\n\n{body}\n\n`{command}`\n"

@@ -198,7 +198,7 @@ def test_comparison_names_the_absent_and_the_failed(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_pictures_of_random_weights_come_from_both(tmp_path: Path) -> None:
     pipeline.write_random_model(small_shape(), tmp_path / "small")
-    contest = pipeline.measure(pipeline.Picture(folder=tmp_path / "small", steps=2), ["bfloat16"], rounds=1)
+    contest = pipeline.measure(pipeline.Picture(folder=tmp_path / "small", steps=2), pipeline.SIDES[2:], rounds=1)
     assert not contest.notes
     assert list(contest.turns) == ["diffusers bfloat16", "latentdiff bfloat16"]
     assert pipeline.tabulate(contest).count("\n") == 3
