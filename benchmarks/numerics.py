@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import networks
 from benchmarks.machine import device_option
 from benchmarks.report import table, write
-from latentdiff.checkpoint import locate, read_weights
+from latentdiff.checkpoint import load_weights, locate
 from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
@@ -32,7 +32,7 @@ def model_of(shape: str, network: networks.UNet) -> nn.Module:
     torch.manual_seed(0)
     model = network.network().requires_grad_(False).eval()
     if shape == "emoji":
-        model.load_state_dict(read_weights(locate(None) / "unet"))
+        load_weights(model, locate(None) / "unet")
     return model.to(network.device)
 
 

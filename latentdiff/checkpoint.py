@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from latentdiff.config.model import (
     CLIPTextConfig,
@@ -32,7 +32,10 @@ from latentdiff.stored import Place, find_tensors, read_tensors
 Fill = Callable[[nn.Module, dict[str, Place], torch.dtype], None]
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
 GENERATION = "generation_config.json"
-HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+KINDS = ("json", "txt", "safetensors")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+HUB_FILES = ["model_index.json", GENERATION, *(f"{part}/*.{kind}" for part in PARTS for kind in KINDS)]
+VARIANTS = ["*.fp16.*", "*.non_ema.*"]  # of the same weights, had where there are no others
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -87,7 +90,10 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=VARIANTS))
+        if not any((folder / "unet").glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        return folder
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -194,21 +200,22 @@ def _load(
     return model.eval().requires_grad_(False)
 
 
-def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of a component under the names and in the dtypes of its files, as `find_tensors` finds them."""
-    places = find_tensors(folder, stem, str)
-    return dict(zip(places, read_tensors(places.values()), strict=True))
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Copy a component's weights into a model that a run's config describes. Raises CheckpointError if they differ."""
+    places = find_tensors(folder, WEIGHTS, _new_key)
+    _check(model, places, folder, "the run's config")
+    model.load_state_dict(dict(zip(places, read_tensors(places.values(), torch.float32), strict=True)))
 
 
-def _check(model: nn.Module, found: dict[str, Place], folder: Path) -> None:
+def _check(model: nn.Module, found: dict[str, Place], folder: Path, by: str = "its config.json") -> None:
     expected = {key: value.shape for key, value in model.state_dict().items()}
     for key in expected.keys() ^ found.keys():
         word = "lacks" if key in expected else "has an unknown"
-        raise CheckpointError(f"{folder}: the weights {word} tensor {key}; they do not belong to its config.json")
+        raise CheckpointError(f"{folder}: the weights {word} tensor {key}; they do not belong to {by}")
     for key, shape in expected.items():
         if found[key].shape != shape:
             raise CheckpointError(
-                f"{folder}: {key} is {list(found[key].shape)}, config.json says {list(shape)}; get both from one place"
+                f"{folder}: {key} is {list(found[key].shape)}, {list(shape)} by {by}; the two must be of one model"
             )
 
 

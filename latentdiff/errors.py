@@ -25,3 +25,10 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room, on a GPU or here: torch says so in words."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -14,7 +14,7 @@ from latentdiff.errors import CheckpointError, InputError
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: flushed to disk and renamed on success, removed on an error."""
-    partial = _partial(path)
+    partial = partial_path(path)
     try:
         yield partial
         sync(partial)
@@ -24,7 +24,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
+    """A name beside `path` that nobody else has."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
@@ -40,7 +41,7 @@ def sync(path: Path) -> None:
 def check_writable_parent(path: Path) -> None:
     """Raise InputError unless a file of this name can be made in its folder."""
     try:
-        _partial(path).lstat()
+        partial_path(path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:

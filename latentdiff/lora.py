@@ -21,6 +21,7 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+KOHYAS_MAGNITUDE = "dora_scale"
 
 
 def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: bool = False) -> None:
@@ -65,7 +66,9 @@ def save_kohya(source: Path, target: Path) -> None:
         name, _, kind = key.partition(".lora_")
         part, _, layer = name.partition(".")
         flat = f"{parts[part]}_{layer.replace('.', '_')}"
-        kinds = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector": "dora_scale"}
+        kinds = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector": KOHYAS_MAGNITUDE}
+        if kind == "magnitude_vector":  # those that read it divide it by norms that keep the weight's dimensions
+            value = value.reshape(-1, *[1] * (state[name + DOWN].dim() - 1))
         out[f"{flat}.{kinds[kind]}"] = value
         if kind == "A.weight":
             out[f"{flat}.alpha"] = torch.tensor(float(len(value)))
@@ -82,7 +85,7 @@ def merge_lora(parts: Components, path: Path, scale: float = 1.0) -> int:
     file = find_lora(path)
     state, alphas = _read(file)
     if not any(key.endswith(DOWN) for key in state):
-        state, alphas = _from_kohya(file, parts)
+        state, alphas = _from_kohya(file, state, parts)
     layers = _layers(parts)
     names = [key.removesuffix(DOWN) for key in state if key.endswith(DOWN)]
     matched = [name for name in names if name in layers and _fits(layers[name], state, name)]
@@ -124,25 +127,45 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     return state, ratio
 
 
-def _from_kohya(file: Path, parts: Components) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """diffusers knows the many names that trainers give; slow to import, so only for files that need it."""
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+def _from_kohya(file: Path, found: dict[str, Tensor], parts: Components) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """diffusers knows the many names that trainers give; slow to import, so only for files that need it.
+
+    It leaves out DoRA's magnitudes: each follows the tensor that it stands beside.
+    """
+    try:
+        from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    except ImportError as error:
+        raise CheckpointError(f"{file} is not in diffusers' layout; pip install diffusers to convert it") from error
 
     loader: Any = StableDiffusionLoraLoaderMixin
     if len(parts.text.encoders) == 2:
         loader = StableDiffusionXLLoraLoaderMixin
+    pairs = {key: value for key, value in found.items() if not key.endswith(KOHYAS_MAGNITUDE)}
     try:
-        state, alphas = loader.lora_state_dict(str(file), unet_config=_UNetBlocks(parts))
+        state, alphas = loader.lora_state_dict(dict(pairs), unet_config=_UNetBlocks(parts))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file} is in no LoRA layout that is known ({reason}); convert it first") from error
     renamed = {_peft_name(key): value for key, value in state.items()}
+    renamed |= _magnitudes(file, found, {id(value): key.removesuffix(DOWN) for key, value in renamed.items()})
     ratio: dict[str, float] = {}
     for key, alpha in (alphas or {}).items():
         name = _peft_name(key.removesuffix(".alpha")).removesuffix(DOWN)
         if (down := renamed.get(name + DOWN)) is not None:
             ratio[name] = float(alpha) / len(down)
     return renamed, ratio
+
+
+def _magnitudes(file: Path, found: dict[str, Tensor], names: dict[int, str]) -> dict[str, Tensor]:
+    """DoRA's magnitudes, [out, 1, ...] in kohya's layout; `names`: of the layer that a tensor in the file is for."""
+    magnitudes = {}
+    for key, value in found.items():
+        if key.endswith(KOHYAS_MAGNITUDE):
+            name = names.get(id(found.get(key.removesuffix(KOHYAS_MAGNITUDE) + "lora_down.weight")))
+            if name is None or value.numel() != len(value):
+                raise CheckpointError(f"{file}: {key} is of no layer, or not of its outputs; convert the file first")
+            magnitudes[name + MAGNITUDE] = value
+    return magnitudes
 
 
 class _UNetBlocks:
@@ -158,7 +181,7 @@ def _peft_name(key: str) -> str:
         key = re.sub(r"\.to_([qkv]|out)_lora\.", r".\1_proj.lora.", key)
     key = key.replace(".processor.", ".").replace(".to_out_lora.", ".to_out.0_lora.")
     key = key.replace(".lora_linear_layer.", ".lora.").replace("_lora.", ".lora.")
-    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.").replace(".dora_scale", MAGNITUDE)
+    return key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
 def _layers(parts: Components) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from latentdiff.asked import for_each_image, negatives_for, noise_given, seeds_for
 from latentdiff.checkpoint import Components, fill, locate, read_pipeline, write_pipeline
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
+from latentdiff.files import partial_path
 from latentdiff.guidance import guide
 from latentdiff.lora import merge_lora
 from latentdiff.models.text import TextEmbedding
@@ -121,8 +122,7 @@ class LatentDiffusionPipeline:
         folder = Path(folder)
         if folder.exists():
             raise InputError(f"{folder} exists; name a new folder, or remove it first")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = partial_path(folder)
         try:
             with self._plain() as parts:
                 write_pipeline(parts, partial)
@@ -205,7 +205,7 @@ class LatentDiffusionPipeline:
         dtype = next(self.vae.parameters()).dtype
         z, factor = (latents / self.vae.config.scaling_factor).to(dtype), self.vae.config.downscale
         made: Tensor | None = None
-        for images, rows, pixels in decode_parts(self.vae.decode, z, factor):
+        for images, rows, pixels in decode_parts(self._decode_plainly, z, factor):
             if not torch.isfinite(pixels).all():
                 raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
             part = finish(pixels.clamp_(-1, 1))
@@ -214,6 +214,10 @@ class LatentDiffusionPipeline:
             made[images, :, rows] = part
         assert made is not None
         return made
+
+    def _decode_plainly(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):  # of whoever calls: some decoders overflow in half precision
+            return self.vae.decode(z)
 
     def _denoiser(
         self, prompts: list[str], negatives: list[str] | None, height: int, width: int, guided: bool

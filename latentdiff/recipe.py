@@ -43,9 +43,9 @@ class Recipe(BaseModel):
 
 
 def hash_model(folder: Path, *additions: Path) -> str:
-    """SHA-256 over the names and bytes of a model folder's safetensors files, and additions: 16 hexadecimal digits."""
+    """SHA-256 over the names and bytes of a model's safetensors files, and additions: 16 hexadecimal digits."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(folder.glob("*/*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from latentdiff.checkpoint import Components, write_text_encoder
+from latentdiff.checkpoint import WEIGHTS, Components, write_text_encoder
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.models.clip_text import CLIPTextModel
 from latentdiff.models.text import TextConditioner
@@ -14,6 +14,7 @@ from latentdiff.models.tokenizer import CLIPTokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.schedule import Schedule
+from latentdiff.stored import find_tensors, read_tensors
 from latentdiff.training.tokenizer import train_tokenizer
 
 WORDS = ["a red apple", "a cat face", "a rocket, fluent 3d style", "猫", "wrong colours"]
@@ -94,3 +95,9 @@ def small_components(xl: bool = False) -> Components:
     )
     text = TextConditioner([tokenizer, tokenizer], encoders)
     return Components(UNet2DConditionModel(config), AutoencoderKL(small_vae_config()), text, schedule, True)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a component under the names and in the dtypes of its files."""
+    places = find_tensors(folder, WEIGHTS, str)
+    return dict(zip(places, read_tensors(places.values()), strict=True))

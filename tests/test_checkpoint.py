@@ -4,15 +4,19 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from latentdiff.checkpoint import WEIGHTS, bundled_model, locate, read_pipeline, read_weights
+from latentdiff.checkpoint import WEIGHTS, bundled_model, load_weights, locate, read_pipeline
 from latentdiff.errors import CheckpointError
-from tests.small import small_components
+from latentdiff.models.unet import UNet2DConditionModel
+from tests.small import read_weights, small_components, small_unet_config
 
 
 @pytest.fixture
@@ -124,7 +128,7 @@ def shard_elsewhere(folder: Path) -> None:
         (rewrite("vae/config.json", "{"), "is not JSON"),
         (rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'), "T5 is not supported"),
         (only_pickle, "only .bin pickles"),
-        (other_width, "config.json says"),
+        (other_width, "by its config.json"),
         (extra_tensor, "unknown tensor surprise"),
         (shard_elsewhere, "a shard outside its folder"),
     ],
@@ -149,6 +153,34 @@ def test_what_is_no_model(name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         locate(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_of_the_hub_only_what_is_read_is_fetched(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [f"unet/{WEIGHTS}{variant}.safetensors", f"vae/{WEIGHTS}{variant}.safetensors"]
+    others = [
+        "model.safetensors",
+        f"safety_checker/{WEIGHTS}.safetensors",
+        *([] if variant else [f"unet/{WEIGHTS}.fp16.safetensors"]),
+    ]
+    there = ["model_index.json", "unet/config.json", "tokenizer/merges.txt"]
+
+    def snapshot(_: str, **patterns: Any) -> str:
+        for name in filter_repo_objects([*weights, *others, *there], **patterns):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert locate("owner/name") == tmp_path
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*weights, *there}
+
+
+def test_weights_of_another_config_are_refused(folder: Path) -> None:
+    model = UNet2DConditionModel(small_unet_config().model_copy(update={"cross_attention_dim": 16}))
+    with pytest.raises(CheckpointError, match=r"by the run's config; the two must be of one model"):
+        load_weights(model, folder / "unet")
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -239,7 +239,31 @@ def test_another_model_than_the_recipes_is_refused(
         run("generate", PROMPT, "-o", tmp_path / "a.png", "--model", linked, "--steps", 1, monkeypatch=monkeypatch) == 0
     )
     linked.unlink()
+    assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
+    assert f"was made by {linked}, which is no folder here; name it by --model" in capsys.readouterr().err
     linked.symlink_to(xl_folder)
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
     assert "was made by model" in capsys.readouterr().err
     assert not (tmp_path / "b.png").exists()
+
+
+def test_no_room_is_one_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(LatentDiffusionPipeline, "__call__", no_room)
+    words = ["generate", PROMPT, "-o", tmp_path / "x.png", "--model", model_folder]
+    assert run(*words, monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: out of memory (DefaultCPU") and "ask for smaller pictures" in said[-1]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_auto_batch_is_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", ROOT / "configs" / "emoji" / "vae.yaml", "--auto-batch", "--num-processes", 2]
+    assert run(*words, monkeypatch=monkeypatch) == 2
+    assert "--auto-batch is for one process" in capsys.readouterr().err

@@ -62,8 +62,9 @@ def diffusers_outcome(unet: nn.Module) -> Tensor:
         return unet(sample, torch.tensor([3, 700]), hidden).sample
 
 
-def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path) -> None:
-    save_lora(trained(model_folder), tmp_path)
+@pytest.mark.parametrize("dora", [False, True])
+def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path, dora: bool) -> None:
+    save_lora(trained(model_folder, dora), tmp_path)
     keys = set(load_file(tmp_path / KOHYA))
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= keys
@@ -161,3 +162,21 @@ def test_only_pairs_are_saved(model_folder: Path, tmp_path: Path) -> None:
     save_lora(parts, tmp_path)
     assert len(load_file(tmp_path / FILE)) == len(get_peft_model_state_dict(parts.unet))
     assert all(".lora_" in key for key in load_file(tmp_path / FILE))
+
+
+def test_a_magnitude_has_the_dimensions_of_its_weight(model_folder: Path, tmp_path: Path) -> None:
+    """Those of the web interfaces divide it by norms [out, 1] or [out, 1, 1, 1]; [out] would spread over the inputs."""
+    parts = trained(model_folder, dora=True)
+    save_lora(parts, tmp_path)
+    state = load_file(tmp_path / KOHYA)
+    scales = {key.removesuffix(".dora_scale"): value for key, value in state.items() if key.endswith(".dora_scale")}
+    assert scales
+    for name, scale in scales.items():
+        up, down = state[f"{name}.lora_up.weight"], state[f"{name}.lora_down.weight"]
+        assert scale.shape == (len(up), *[1] * (down.dim() - 1))
+    of_inputs = {
+        key: value.T if key.endswith(".dora_scale") and value.dim() == 2 else value for key, value in state.items()
+    }
+    save_file({key: value.contiguous() for key, value in of_inputs.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="dora_scale is of no layer, or not of its outputs"):
+        merge_lora(read_pipeline(model_folder, torch.float32), tmp_path / "other.safetensors")

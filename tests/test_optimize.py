@@ -9,9 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import read_pipeline, read_weights
+from latentdiff.checkpoint import read_pipeline
 from latentdiff.errors import InputError
 from latentdiff.lora import add_lora, save_lora
+from tests.small import read_weights
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("bfloat16", 24)])

@@ -12,7 +12,7 @@ def main() -> None:
     from typer import BadParameter
 
     from latentdiff.cli.app import app
-    from latentdiff.errors import LatentDiffError
+    from latentdiff.errors import LatentDiffError, is_out_of_memory
 
     for word in sys.argv[1:]:  # no tokenizer, no recipe and no config takes what was not UTF-8 in the shell
         if word.encode(errors="ignore").decode() != word:
@@ -25,6 +25,10 @@ def main() -> None:
         _refuse(str(error))
     except OSError as error:
         _refuse(f"{error}; check the path, its rights and the room on the disk")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _refuse(f"out of memory ({str(error)[:120]}); ask for smaller pictures, or fewer at once")
     except usage_error as error:
         _explain(error)
     if code == INTERRUPTED:

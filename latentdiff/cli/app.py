@@ -116,7 +116,7 @@ def train(
         raise InputError("no config file was given; name a YAML file, configs/ holds examples")
     from latentdiff.cli.train import run
 
-    raise typer.Exit(run(config, set_ or [], resume, skip_bad, auto_batch, num_processes))
+    run(config, set_ or [], resume, skip_bad, auto_batch, num_processes)
 
 
 @app.command()
@@ -124,12 +124,16 @@ def finetune(
     folder: Annotated[str, typer.Argument(help=PICTURES)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
-    method: Annotated[str, typer.Option(help="lora, dora, full or textual_inversion.")] = "lora",
-    trigger: Annotated[str, typer.Option(help="Words put before every caption; the word to learn, inverted.")] = "",
+    method: Annotated[str | None, typer.Option(help="lora, dora, full or textual_inversion. [default: lora]")] = None,
+    trigger: Annotated[
+        str | None, typer.Option(help="Words put before every caption; the word to learn, inverted.")
+    ] = None,
     init_word: Annotated[str | None, typer.Option(help="What the word to learn begins as.")] = None,
     class_prompt: Annotated[str | None, typer.Option(help="What must not be forgotten (DreamBooth's prior).")] = None,
     train_text: Annotated[bool, typer.Option("--train-text", help="LoRA on the text encoder too.")] = False,
-    caption_template: Annotated[str, typer.Option(help="Makes the {name} of a class a caption.")] = "{name}",
+    caption_template: Annotated[
+        str | None, typer.Option(help="Makes the {name} of a class a caption. [default: {name}]")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
@@ -145,16 +149,16 @@ def finetune(
     run(
         resume,
         auto_batch,
+        skip_bad,
+        output,
         folder=folder,
-        output=output,
         base=model,
         method=method,
         trigger=trigger,
         init_word=init_word,
         class_prompt=class_prompt,
-        text_encoder=train_text,
+        text_encoder=train_text or None,
         caption_template=caption_template,
-        skip_bad=skip_bad,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

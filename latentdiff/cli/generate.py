@@ -47,6 +47,10 @@ def run(request: Request) -> None:
     from latentdiff.runtime.memory import peak_memory
     from latentdiff.textual_inversion import find_learned
 
+    if recipe and recipe.model and "model" not in request.given and not Path(recipe.model).is_dir():
+        raise InputError(
+            f"{request.from_image} was made by {recipe.model}, which is no folder here; name it by --model"
+        )
     settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_WAY | old | request.given
     _check_together(request, settings)
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")

@@ -101,7 +101,7 @@ class RunConfig(Config):
     """
 
     output: Path
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
@@ -118,6 +118,12 @@ class TrainConfig(Config):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     run: RunConfig
+
+    @model_validator(mode="after")
+    def _only_denoisers_compute_twice(self) -> Self:
+        if self.run.gradient_checkpointing and not isinstance(self, DenoiserConfig):
+            raise ValueError("run.gradient_checkpointing is of U-Nets; leave it out")
+        return self
 
 
 class VAETrainConfig(TrainConfig):
@@ -157,6 +163,12 @@ class TextTrainConfig(TrainConfig):
     projection_dim: PositiveInt = 256
     image_layers: PositiveInt = 4
     patch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of heads={self.heads}")
+        return self
 
 
 class MetricsConfig(Config):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentdiff.runtime.compile_cache import open_cache
 
-ONE_AT_A_TIME = Lock()  # threads that compile, or give up
+ONE_AT_A_TIME = Lock()  # threads that compile, give up, or replay a CUDA graph
 SHAPES = 64  # sizes of a batch or picture that may each have a graph; torch's own limit is 8
 
 
@@ -41,8 +41,9 @@ class Compiled:
         from torch._dynamo import config, exc
 
         known = x.shape in self.sizes
+        free = known and not self.recorded  # a recorded graph has one place for what goes in and what comes out
         try:
-            with nullcontext() if known else ONE_AT_A_TIME, config.patch(recompile_limit=SHAPES):
+            with nullcontext() if free else ONE_AT_A_TIME, config.patch(recompile_limit=SHAPES):
                 if not self.given_up:
                     return self._call(x, *others) if known else self._first(x, *others)
         except (exc.TorchDynamoException, exc.FailOnRecompileLimitHit) as error:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoint import read_vae_config, read_weights, write_model
+from latentdiff.checkpoint import load_weights, read_vae_config, write_model
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.training.draws import Draws
 from latentdiff.training.evaluation import Share
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
+from latentdiff.training.processes import process_state
 
 HELD_OUT = 64
 SHOWN = 16
@@ -28,13 +29,11 @@ class AutoencoderModule(nn.Module):
         self.config = config
         self.vae = AutoencoderKL(config.model)
         if config.init is not None:
-            self.vae.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
+            load_weights(self.vae, config.init)
         for part in (self.vae.encoder, self.vae.quant_conv):
             if part is not None:
                 part.requires_grad_(config.train_encoder)
         self.critic = PatchDiscriminator() if config.adversarial_weight else None
-        self.steps: Tensor
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch: `pixels` [B, 3, H, W] in [-1, 1]. LDM's objective (Rombach et al. 2022, eq. 25)."""
@@ -53,14 +52,15 @@ class AutoencoderModule(nn.Module):
         }
         config = self.config
         loss = losses["l1"] + config.gradient_weight * losses["gradient"] + config.kl_weight * losses["kl"]
-        if self.critic is not None and self._critic_is_on():
+        if self.critic is not None and self._step(batch["draw"]) >= config.adversarial_start:
             losses |= self._adversarial(pixels, reconstruction)
             loss = loss + config.adversarial_weight * losses["fool"] + losses["critic"]
         return {"loss": loss, **losses}
 
-    def _critic_is_on(self) -> bool:
-        self.steps += self.training
-        return int(self.steps) > self.config.adversarial_start
+    def _step(self, draws: Tensor) -> int:
+        """Which optimiser step a batch is of, by the number of its draws."""
+        config, processes = self.config, process_state().num_processes
+        return int(draws[0]) // (config.data.batch_size * config.run.gradient_accumulation_steps * processes)
 
     def _adversarial(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Both sides in one graph: the critic is frozen where it judges the autoencoder, and the reverse."""

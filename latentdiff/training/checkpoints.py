@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.utils import SAFE_WEIGHTS_NAME, extract_model_from_parallel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from latentdiff.errors import InputError, LatentDiffError
@@ -19,7 +21,31 @@ from latentdiff.files import atomic_path, sync
 KEPT = 2
 MANIFEST = "manifest.json"
 REPORT = "data.json"  # the first file of a run
+OF_MANY = "module."  # what DistributedDataParallel puts before each name
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
+
+
+def name_plainly(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
+    """Before saving: names as in one process, and no weights that are not trained, which come from where the run began.
+
+    Shards are not in `weights`.
+    """
+    for model, state in zip(models, weights, strict=False):
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        kept = {name.removeprefix(OF_MANY): value for name, value in state.items() if name not in frozen}
+        state.clear()
+        state.update(kept)
+
+
+def into_plain(models: list[nn.Module], folder: str) -> None:
+    """Before loading: into the modules themselves, by however many processes. Raises InputError if weights lack."""
+    models[:] = [extract_model_from_parallel(model) for model in models]
+    for model in models:
+        with safe_open(Path(folder) / SAFE_WEIGHTS_NAME, "pt") as opened:
+            saved = set(opened.keys())
+        for name, p in model.named_parameters():
+            if p.requires_grad and name not in saved:
+                raise InputError(f"{folder} lacks {name}, which is trained; start another run.output")
 
 
 @dataclass

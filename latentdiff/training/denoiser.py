@@ -1,6 +1,7 @@
 """Training the latent U-Net, new or further: VAE and text encoder frozen, some captions dropped for guidance."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class DenoiserTask:
             from latentdiff.training.picture_metrics import PictureMetrics  # transformers, which takes seconds
 
             self.metrics = PictureMetrics(config.metrics, config.data, held_out)
-        rows = [*_as_often(rows, len(more)), *more]
+        rows = [*as_often(rows, more), *as_often(more, rows)]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
@@ -132,7 +133,7 @@ class DenoiserTask:
         mine = list(prompts)[rank::world]
         if mine:
             pixels = self._draw([prompts[place] for place in mine], mine)
-            share.pictures = dict(zip(mine, pixels * 2 - 1, strict=True))
+            share.pictures = dict(zip(mine, pixels.cpu() * 2 - 1, strict=True))
         if self.metrics is not None and rank == 0:
             try:
                 for name, value in self.metrics.compute(self._draw).items():
@@ -166,6 +167,6 @@ class DenoiserTask:
         self.write(self.parts, folder)
 
 
-def _as_often(rows: list[Row], count: int) -> list[Row]:
-    """The rows, repeated until they are about `count`, so that two kinds come equally often."""
-    return rows * max(1, round(count / len(rows)))
+def as_often(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows, from the first on again where `others` are more, so that two kinds come equally often."""
+    return list(islice(cycle(rows), max(len(rows), len(others) if rows else 0)))

@@ -14,7 +14,7 @@ from latentdiff.training.grid import to_grid
 
 @dataclass
 class Share:
-    """What one process found: of each figure the sum and the count, and pictures [3, H, W] in [-1, 1] by place."""
+    """What one process found: of each figure the sum and the count, and by place pictures, in [-1, 1], on the CPU."""
 
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     pictures: dict[int, Tensor] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoint import locate, read_limits
-from latentdiff.config.base import validate
+from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
@@ -53,7 +53,6 @@ def plan_finetune(
         raise InputError(
             "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
         )
-    given = {name: value for name, value in given.items() if value is not None}
     limits = read_limits(locate(base))
     resolution = limits.resolution
     report = check(folder, Fitting(resolution, limits.multiple), limits.text.lost_words, caption_template)
@@ -90,3 +89,25 @@ def plan_finetune(
         "finetune",
     )  # fmt: skip
     return Plan(config, report)
+
+
+def going_on(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:
+    """The config of a run that has begun, to more steps if asked.
+
+    Raises InputError for options that were others when it began.
+    """
+    overrides = [] if steps is None else [f"optim.max_steps={steps}"]
+    config: FineTuneConfig = load_yaml(train_config, output / "config.yaml", overrides)
+    begun = {
+        "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,
+        "caption_template": config.data.caption_template, "init_word": config.init_word, "rank": config.rank,
+        "class_prompt": config.prior and config.prior.prompt, "text_encoder": config.text_encoder,
+        "batch_size": config.data.batch_size * config.run.gradient_accumulation_steps,
+        "learning_rate": config.optim.learning_rate, "seed": config.run.seed,
+    }  # fmt: skip
+    for name, value in (given | {"folder": Path(folder)}).items():
+        if value != begun[name]:
+            raise InputError(
+                f"{name}={value}, and {output} was begun with {begun[name]}; leave it out, or name another folder"
+            )
+    return config

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latentdiff.config.train import RunConfig, TrainConfig
+from latentdiff.config.train import FineTuneConfig, RunConfig, TrainConfig, VAETrainConfig
 from latentdiff.data.batches import Batches
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.files import atomic_path
 from latentdiff.runtime.kernels import use_native_kernels
 from latentdiff.runtime.memory import peak_memory
-from latentdiff.training.checkpoints import Progress, newest_good, save_checkpoint, save_model
+from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
 from latentdiff.training.ema import EMA
 from latentdiff.training.evaluation import evaluate
 from latentdiff.training.log import Log
@@ -50,6 +50,7 @@ class Run:
             cpu=on_many_cpus(),
             mixed_precision=run.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(run.gradient_accumulation_steps),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_leave_some_out(config))],
             **self.sharding,
         )
         set_seed(run.seed, device_specific=True)
@@ -63,7 +64,8 @@ class Run:
         micro_batches = run.gradient_accumulation_steps * self.accelerator.num_processes
         self.progress = Progress(config.data.batch_size * micro_batches)
         self.accelerator.register_for_checkpointing(self.progress, self.ema)
-        self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
+        self.accelerator.register_save_state_pre_hook(name_plainly)
+        self.accelerator.register_load_state_pre_hook(into_plain)
         if resume:
             self._restore(run.output)
         self.unseen: list[Tensor] = []  # losses that wait on the device, so that a step need not
@@ -223,7 +225,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
                 run.report(losses, bar)
             if step % every.sample_every == 0 or step == config.optim.max_steps:
                 run.evaluate()
-            asked = request.seen_by_any(run.accelerator)
+            asked = request.seen_by_any()
             if step % every.checkpoint_every == 0 or run.finished or asked:
                 run.save()
             if asked and not run.finished:
@@ -233,12 +235,14 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
     bar.close()
 
 
-def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
-    """What is not trained comes from where the run began, and need not be saved again; shards are not in `weights`."""
-    for model, state in zip(models, weights, strict=False):
-        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        for name in [name for name in state if name.removeprefix("module.") in frozen or name in frozen]:
-            del state[name]
+def _may_leave_some_out(config: TrainConfig) -> bool:
+    """Whether a step may give some weights no gradient: a critic's before its start, a text encoder's last layer."""
+    match config:
+        case VAETrainConfig():
+            return config.adversarial_weight > 0 and config.adversarial_start > 0
+        case FineTuneConfig():
+            return config.text_encoder
+    return False
 
 
 def _failures(failures: list[str]) -> dict[str, Any]:

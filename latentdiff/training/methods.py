@@ -1,15 +1,18 @@
 """What of a model is trained, by each method, and what is saved of it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from latentdiff.checkpoint import Components, locate, read_pipeline, read_text, read_vae, read_weights
+from latentdiff.checkpoint import Components, load_weights, locate, read_pipeline, read_text, read_vae
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
 from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
+from latentdiff.errors import InputError
 from latentdiff.lora import add_lora, save_lora
+from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.models.vae import IdentityVAE
+from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.textual_inversion import add_token, save_learned
 from latentdiff.training.denoiser import DenoiserTask
@@ -22,12 +25,24 @@ def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
     text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
     if config.init is not None:
-        unet.load_state_dict({key: value.float() for key, value in read_weights(config.init).items()})
+        load_weights(unet, config.init)
     pixels = IdentityVAEConfig(latent_channels=1 if config.model.in_channels == 1 else 3)
     vae = IdentityVAE(pixels) if config.vae is None else read_vae(config.vae)
+    _refuse_other_widths(config, text, vae)
     usual = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
     parts = Components(unet, vae, text, Schedule(config.schedule), generation=usual)
     return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
+
+
+def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VAE) -> None:
+    """Raise InputError where the U-Net's inputs are not as wide as what is to go into them."""
+    encoder: Any = text.encoders[0]
+    width, channels = encoder.config.hidden_size, vae.config.latent_channels
+    if config.model.cross_attention_dim != width:
+        asked = f"model.cross_attention_dim={config.model.cross_attention_dim}"
+        raise InputError(f"{asked}, and {config.text_encoder} gives {width} numbers a token; make it {width}")
+    if (needs := (config.model.in_channels, config.model.out_channels)) != (channels, channels):
+        raise InputError(f"model.in_channels, out_channels={needs}, and latents have {channels}; make both {channels}")
 
 
 def finetune_task(config: FineTuneConfig) -> DenoiserTask:

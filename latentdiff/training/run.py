@@ -1,5 +1,6 @@
 """From a checked config to a finished run."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from latentdiff.checkpoint import locate, read_limits, read_text, read_vae_config
 from latentdiff.config.model import IdentityVAEConfig, side_multiple
 from latentdiff.config.train import (
+    DenoiserConfig,
     FineTuneConfig,
     TextTrainConfig,
     TrainConfig,
@@ -20,7 +22,7 @@ from latentdiff.config.train import (
 )
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.files import atomic_path
 from latentdiff.training.checkpoints import REPORT, checkpoints, refuse_another_run
 from latentdiff.training.loop import fit
@@ -68,8 +70,8 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
             if process_state().is_main_process:
                 write_report(config.run.output)
             return
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             config, why = _halved(config), str(error).split("\n")[0]
             if not auto_batch:
@@ -80,13 +82,8 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
                 ) from error
             tqdm.write(f"out of memory; going on with batches of {config.data.batch_size}")
         resume = bool(checkpoints(config.run.output))
+        gc.collect()  # accelerate has the model hold itself
         torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _halved(config: TrainConfig) -> TrainConfig:
@@ -95,9 +92,10 @@ def _halved(config: TrainConfig) -> TrainConfig:
     The text encoder alone learns otherwise then: it tells a caption from those of the same batch.
     """
     if config.data.batch_size % 2:
+        checkpointing = isinstance(config, DenoiserConfig) and not config.run.gradient_checkpointing
         raise InputError(
             f"out of memory with data.batch_size={config.data.batch_size}, which cannot be halved; lower "
-            "data.resolution, or set run.gradient_checkpointing: true"
+            f"data.resolution{', or set run.gradient_checkpointing: true' if checkpointing else ''}"
         )
     data = config.data.model_copy(update={"batch_size": config.data.batch_size // 2})
     accumulation = 2 * config.run.gradient_accumulation_steps

@@ -6,7 +6,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
+
+from latentdiff.training.processes import PATIENCE, process_state
 
 
 class StopRequest:
@@ -14,6 +16,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        # Of the CPUs, so that no step waits for what a GPU still computes.
+        many = process_state().num_processes > 1
+        self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if many else None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -24,12 +29,13 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._restore()
 
-    def seen_by_any(self, accelerator: Accelerator) -> int:
+    def seen_by_any(self) -> int:
         """The signal that this or another process was sent, 0 for none: all of them must stop at the same step."""
-        if accelerator.num_processes == 1:
+        if self.group is None:
             return self.signal
-        sent = torch.tensor([self.signal], device=accelerator.device)
-        return int(accelerator.gather(sent).max())
+        sent = torch.tensor([self.signal])
+        dist.all_reduce(sent, dist.ReduceOp.MAX, group=self.group)
+        return int(sent)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number

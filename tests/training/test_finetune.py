@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from latentdiff import cli
 from latentdiff.checkpoint import read_pipeline
@@ -73,6 +74,25 @@ def test_the_run_can_be_gone_on_with_from_its_own_config(
     first = (tmp_path / "run" / "model" / FILE).read_bytes()
     assert run(monkeypatch, "train", tmp_path / "run" / "config.yaml", "--set", "optim.max_steps=4", "--resume") == 0
     assert (tmp_path / "run" / "model" / FILE).read_bytes() != first
+
+
+def test_finetune_goes_on_as_it_was_planned(
+    folder: Path, model_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "run"
+    begun = ["finetune", folder, "-o", output, "--model", model_folder, "--trigger", "sks", "--rank", 3]
+    assert run(monkeypatch, *begun, "--steps", 2) == 0
+    plan = (output / "config.yaml").read_text()
+    first = load_file(output / "model" / FILE)
+    assert run(monkeypatch, "finetune", folder, "-o", output, "--rank", 4, "--resume") == 2
+    assert f"rank=4, and {output} was begun with 3; leave it out" in capsys.readouterr().err
+    assert run(monkeypatch, "finetune", folder, "-o", output, "--steps", 4, "--resume") == 0
+    assert 'latentdiff generate "sks"' in capsys.readouterr().out
+    assert (output / "config.yaml").read_text() == plan.replace("max_steps: 2", "max_steps: 4")
+    second = load_file(output / "model" / FILE)
+    assert first.keys() == second.keys() and any(not torch.equal(first[key], second[key]) for key in first)
+    assert run(monkeypatch, *begun, "--steps", 5, "--resume") == 0
 
 
 def test_bad_pictures_are_refused_or_skipped(

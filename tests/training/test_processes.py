@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.training.small_runs import Make, losses, run
+from tests.training.small_runs import Make, losses, run, vae_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,3 +61,42 @@ def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
     config["optim"]["max_steps"] = 8
     train_in_two(config, "--resume")
     assert [line["step"] for line in logged(tmp_path / "two") if "loss" in line] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, first: int) -> None:
+    """Weights and all: the steps after it have the losses of a run that one process made."""
+    whole = run(unet_config(tmp_path / "whole", max_steps=6, lr_schedule="constant"))
+    config = unet_config(tmp_path / "run", max_steps=3, lr_schedule="constant")
+    for processes in (first, 3 - first):
+        config["data"]["batch_size"] = 8 // processes
+        words = () if processes == first else ("--resume",)
+        if processes == 2:
+            train_in_two(config, *words)
+        else:
+            run(config, resume=bool(words))
+        config["optim"]["max_steps"] = 6
+    assert losses(logged(tmp_path / "run")) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_two_processes_train_what_has_no_gradient_yet(folder: Path, tmp_path: Path) -> None:
+    config = vae_config(folder, tmp_path / "run", max_steps=4) | {"adversarial_weight": 0.1, "adversarial_start": 2}
+    config["data"]["batch_size"] = 4
+    train_in_two(config)
+    assert [("critic" in line) for line in logged(tmp_path / "run") if "loss" in line] == [False, False, True, True]
+
+
+def test_sigterm_has_all_processes_save(unet_config: Make, tmp_path: Path) -> None:
+    config = unet_config(tmp_path / "run", max_steps=100_000)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "latentdiff", "train", str(path), "--num-processes", "2"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as started:
+        while not (tmp_path / "run" / "checkpoints").is_dir():
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGTERM)
+        started.wait(60)
+    last = logged(tmp_path / "run")[-1]["step"]
+    assert [path.name for path in sorted(tmp_path.glob("run/checkpoints/*"))][-1] == f"step-{last:08d}"

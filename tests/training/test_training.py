@@ -152,6 +152,32 @@ def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
     assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("cross_attention_dim", "gives 32 numbers a token"), ("in_channels", "latents have 4; make")],
+)
+def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, key: str, said: str) -> None:
+    config = unet_config(tmp_path / "run", max_steps=1)
+    config["model"][key] = 16
+    with pytest.raises(InputError, match=said):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
+        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is of U-Nets"),
+        ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_run(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        train_config.validate_python(text_config(folder, tmp_path) | changes)
+
+
 def test_the_text_encoder_learns_along_when_asked(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
     run(unet_config(tmp_path / "run", max_steps=3) | {"train_text_encoder": True})
     name = Path("text_encoder") / "model.safetensors"
