@@ -25,16 +25,17 @@ int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 
-// All eight tiles as 16 rows of 64 bytes while it lives; then as the thread had them.
+// All eight tiles as 16 rows of 64 bytes while it lives, all but the last with fewer if asked for; then as the thread had
+// them.
 class Tiles {
   public:
-    Tiles() {
+    explicit Tiles(int64_t rows = TILE) {
         _tile_storeconfig(before_);
         alignas(64) Config ours{};
         ours.palette = 1;
         for (int i = 0; i < 8; ++i) {
             ours.bytes[i] = 64;
-            ours.rows[i] = TILE;
+            ours.rows[i] = i < 7 ? rows : TILE;
         }
         written();
         _tile_loadconfig(&ours);

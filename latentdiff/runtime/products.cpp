@@ -125,14 +125,6 @@ void spread(const bits* x, int64_t images, int64_t height, int64_t width, int64_
 
 }  // namespace
 
-// x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are. At least 16 rows.
-extern "C" void linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
-                            const void* bias, const void* residual, void* out) {
-    const Left left{static_cast<const bits*>(x), 1, rows, 0, depth * 2, DEPTH, 1, {0}};
-    multiply({left, depth / DEPTH, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
-              static_cast<const bits*>(residual), static_cast<bits*>(out)});
-}
-
 // x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it. At least 16 pixels an image.
 extern "C" void convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
                                  const void* x, const void* weight, const void* bias, const void* residual, void* out) {
