@@ -105,7 +105,7 @@ def test_rows_in_any_order_are_read_rightly() -> None:
     assert torch.equal(linear(rows, weight, None, None), linear(rows.contiguous(), weight, None, None))
 
 
-@pytest.mark.parametrize(("rows", "depth", "width"), [(1, 32, 160), (17, 64, 48), (200, 1312, 80), (49, 320, 1280)])
+@pytest.mark.parametrize(("rows", "depth", "width"), [(3, 32, 640), (17, 64, 48), (200, 1312, 80), (49, 320, 1280)])
 @pytest.mark.parametrize("more", [False, True])
 def test_gated_linear(rows: int, depth: int, width: int, more: bool) -> None:
     x, weight = draw(rows, depth), draw(2 * width, depth, seed=1) / depth**0.5

@@ -20,7 +20,8 @@ constexpr int64_t SUMS = MOST_TILES * TILE * PANEL;
 constexpr int64_t NEAR = 840 * 1024;         // bytes of weights that are to stay in the second cache
 constexpr int64_t NEAREST = 40;              // tiles of rows, 1 kB each, that are to stay in the first
 constexpr int64_t LINE = 64 / sizeof(bits);  // of the cache
-constexpr int64_t GROUPS = 16;               // of rows that are worth a pass over the weights
+constexpr int64_t LEAST = 10;                // panels that are worth a pass over the rows
+constexpr int64_t BLOCK = 16;                // groups of rows that are worth one over the weights
 
 enum class Way { plain, adding, gated };
 
@@ -109,15 +110,16 @@ class Finish {
     __m512 first_ = _mm512_setzero_ps(), second_ = _mm512_setzero_ps();  // the bias
 };
 
-// sums [tiles * TILE, PANEL] (+)= a group's rows times `depths` of a panel. Calls `meanwhile` after each product, `further`
-// at each depth.
+// sums [tiles * TILE, PANEL] (+)= rows, which lie `stride` bytes apart, times `depths` of a panel. Calls `meanwhile` after each
+// product, `further` at each depth.
 template <int tiles, typename Meanwhile, typename Further>
-void accumulate(const bits* const* rows, int64_t offset, int64_t stride, const bits* weight, int64_t depths, float* sums,
+void accumulate(const Group& rows, int64_t stride, const bits* weight, int64_t depth, int64_t depths, float* sums,
                 Meanwhile meanwhile, Further further) {
-    const bits *a = rows[0] + offset, *b = rows[1] + offset, *c = rows[2] + offset;
+    const int64_t offset = depth * DEPTH;
+    const bits *a = rows.at[0] + offset, *b = rows.at[1] + offset, *c = rows.at[2] + offset;
     written();
-    begin_sums<tiles>(sums, offset == 0);
-    for (int64_t depth = 0; depth < depths; ++depth, a += DEPTH, b += DEPTH, c += DEPTH, weight += PANEL_BITS) {
+    begin_sums<tiles>(sums, depth == 0);
+    for (; depths > 0; --depths, a += DEPTH, b += DEPTH, c += DEPTH, weight += PANEL_BITS) {
         _tile_stream_loadd(7, weight, 64);
         _tile_loadd(6, a, stride);
         _tile_dpbf16ps(0, 6, 7);
@@ -151,61 +153,76 @@ void accumulate(const bits* const* rows, int64_t offset, int64_t stride, const b
     written();
 }
 
-// What one thread does: some groups of rows by some panels, from first and begin on.
+// What one thread does: the groups of rows from `first` on by the panels from `begin` on. Panels that stay near are met by one
+// group after the other; where too few would, a piece of more of them is, by a block of groups whose sums wait for the next.
 template <Way way>
 class Share {
   public:
     Share(const Linear& p, const Gelu& gelu, int64_t first, int64_t last, int64_t begin, int64_t end)
-        : p(p), first(first), last(last), begin(begin), end(end),
-          chunk(divide_up(end - begin, divide_up((end - begin) * p.panel_size() * 2, NEAR))),
-          slots(p.piece() == p.depths ? 2 : chunk + 1), sums(aligned<float>(slots * SUMS)), finish(p, gelu) {}
+        : p(p), first(first), last(last), begin(begin), end(end), piece(p.piece()), finish(p, gelu) {
+        const int64_t part = last - first > BLOCK ? 1 : 2;  // few rows would wait for the first panels: less of them
+        const int64_t near = NEAR / part / (p.panel_size() * 2), least = std::min(end - begin, LEAST / part);
+        block = near < least ? BLOCK : 1;
+        chunk = divide_up(end - begin, divide_up(end - begin, std::max(near, least)));
+        slots = piece == p.depths ? 2 : block * chunk + 1;
+        sums = aligned<float>(slots * SUMS);
+    }
 
     void compute() {
-        for (int64_t from = begin; from < end; from += chunk) {
-            const int64_t to = std::min(end, from + chunk), after = std::min(end, to + chunk);
-            panels = {panel(to), panel(after), divide_up(PANEL, last - first)};
-            for (int64_t group = first; group < last; ++group) {
-                const int64_t next = (group + 1) * p.group();
-                rows = {p.at(next), p.at(next + p.group()), group + 1 < last ? divide_up(p.group() * TILE, to - from) : 0};
-                multiply(Group(p, group * p.group()), from, to);
-            }
-        }
+        for (int64_t panel = begin; panel < end; panel += chunk)
+            for (int64_t group = first; group < last; group += block)
+                multiply(group, std::min(last, group + block), panel, std::min(end, panel + chunk));
         finish.complete();
     }
 
   private:
-    const bits* panel(int64_t index) const { return p.weight + index * p.panel_size(); }
+    const bits* weight(int64_t panel, int64_t depth) const { return p.weight + panel * p.panel_size() + depth * PANEL_BITS; }
 
-    void multiply(const Group& group, int64_t from, int64_t to) {
-        for (int64_t depth = 0; depth < p.depths; depth += p.piece()) {
-            const int64_t depths = std::min(p.piece(), p.depths - depth);
-            for (int64_t index = from; index < to; ++index) {
-                float* own = sums.get() + (slot + index - from) % slots * SUMS;
-                add(group, depth, depths, panel(index) + depth * PANEL_BITS, own);
-                if (depth + depths == p.depths) finish.start(own, group, index);
+    void multiply(int64_t group, int64_t groups, int64_t panel, int64_t panels) {
+        const int64_t count = panels - panel, turns = block > 1 ? groups - group : last - first;
+        for (int64_t depth = 0; depth < p.depths; depth += piece)
+            for (int64_t g = group; g < groups; ++g) {
+                const int64_t next = (g + 1) * p.group(), turn = block > 1 ? g - group : g - first;
+                const bool more = block == 1 && g + 1 < last;
+                rows = {p.at(next), p.at(next + p.group()), more ? divide_up(p.group() * TILE, count) : 0};
+                const Group now(p, g * p.group());
+                for (int64_t i = 0; i < count; ++i) {
+                    ask(panel + i, depth, turn, turns);
+                    add(now, panel + i, depth, sums.get() + (slot + (g - group) * count + i) % slots * SUMS);
+                }
             }
-        }
-        slot = (slot + to - from) % slots;
+        slot = (slot + (groups - group) * count) % slots;
     }
 
-    void add(const Group& group, int64_t depth, int64_t depths, const bits* weight, float* own) {
-        const int64_t offset = depth * DEPTH, stride = p.depths * DEPTH * sizeof(bits);
+    // A part of what comes next in this panel's place.
+    void ask(int64_t panel, int64_t depth, int64_t turn, int64_t turns) {
+        const bool on = block > 1 && depth + piece < p.depths;
+        const bits* next = on ? weight(panel, depth + piece) : weight(panel + chunk, block > 1 ? 0 : depth);
+        const int64_t lines = on || panel + chunk < end ? divide_up(PANEL, turns) : 0;
+        weights = {next + turn * lines * piece * LINE, next + piece * PANEL_BITS, lines};
+    }
+
+    void add(const Group& group, int64_t panel, int64_t depth, float* own) {
+        const int64_t stride = p.depths * DEPTH * sizeof(bits), depths = std::min(piece, p.depths - depth);
+        const bits* from = weight(panel, depth);
         const auto meanwhile = [this] { finish.step(); };
-        const auto further = [this] { rows.step(), panels.step(); };
-        if (group.tiles == 1) accumulate<1>(group.at, offset, stride, weight, depths, own, meanwhile, further);
-        if (group.tiles == 2) accumulate<2>(group.at, offset, stride, weight, depths, own, meanwhile, further);
-        if (group.tiles == 3) accumulate<3>(group.at, offset, stride, weight, depths, own, meanwhile, further);
+        const auto further = [this] { rows.step(), weights.step(); };
+        if (group.tiles == 1) accumulate<1>(group, stride, from, depth, depths, own, meanwhile, further);
+        if (group.tiles == 2) accumulate<2>(group, stride, from, depth, depths, own, meanwhile, further);
+        if (group.tiles == 3) accumulate<3>(group, stride, from, depth, depths, own, meanwhile, further);
         finish.complete();
+        if (depth + depths == p.depths) finish.start(own, group, panel);
     }
 
     const Linear& p;
     int64_t first, last, begin, end;
-    int64_t chunk;     // panels that stay near
-    int64_t slots;     // for the sums of each of them, or where they are whole at once of the last two
-    int64_t slot = 0;  // that is next
-    decltype(aligned<float>(0)) sums;
+    int64_t piece;         // depths of a panel that are met at once
+    int64_t chunk, block;  // panels and groups that take turns
+    int64_t slots;         // for sums: of all of these and of one that is being finished, or where they are whole at once, 2
+    int64_t slot = 0;      // that is next
+    decltype(aligned<float>(0)) sums{nullptr, &std::free};
     Finish<way> finish;
-    Ahead rows{}, panels{};
+    Ahead rows{}, weights{};
 };
 
 // Threads share the rows as long as each has enough of them to read all weights for, then the panels too.
@@ -213,7 +230,7 @@ template <Way way>
 void multiply(const Linear& p) {
     static const Gelu gelu;
     const int64_t groups = p.groups(), panels = p.columns / PANEL, threads = omp_get_max_threads();
-    int64_t rows = std::clamp<int64_t>(groups / GROUPS, 1, threads);
+    int64_t rows = std::clamp<int64_t>(groups / BLOCK, 1, threads);
     while (threads % rows) --rows;
     const int64_t columns = threads / rows;
 #pragma omp parallel for
