@@ -17,6 +17,7 @@ constexpr int64_t DEPTH = 32;  // bfloat16 in a row of a tile: what one product 
 constexpr int64_t TILE_BITS = TILE * DEPTH;
 constexpr int64_t PANEL = 2 * TILE;            // columns of weights that lie together
 constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // of one depth and tap
+constexpr int64_t LINE = 64 / sizeof(bits);    // of the cache
 
 // Compilers do not all know that tiles are loaded from memory: what was written before must be there.
 inline void written() { asm volatile("" ::: "memory"); }
@@ -97,6 +98,15 @@ void store_sums(float* sums) {
         _tile_stored(5, sums + 2 * TILE * PANEL + TILE, bytes);
     }
 }
+
+// What is read later, asked for meanwhile: `lines` of the cache at each step.
+struct Ahead {
+    const bits *at, *end;
+    int64_t lines;
+    void step() {
+        for (int64_t i = 0; i < lines && at < end; ++i, at += LINE) _mm_prefetch(at, _MM_HINT_T1);
+    }
+};
 
 inline __m512 widen(const bits* from) {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

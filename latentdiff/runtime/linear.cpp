@@ -19,7 +19,6 @@ constexpr int64_t MOST_TILES = 3;  // of rows whose sums are in tiles at once
 constexpr int64_t SUMS = MOST_TILES * TILE * PANEL;
 constexpr int64_t NEAR = 840 * 1024;         // bytes of weights that are to stay in the second cache
 constexpr int64_t NEAREST = 40;              // tiles of rows, 1 kB each, that are to stay in the first
-constexpr int64_t LINE = 64 / sizeof(bits);  // of the cache
 constexpr int64_t LEAST = 10;                // panels that are worth a pass over the rows
 constexpr int64_t BLOCK = 16;                // groups of rows that are worth one over the weights
 
@@ -37,15 +36,6 @@ struct Linear {
     int64_t group() const { return 3 * depths <= NEAREST ? 3 : 2; }
     int64_t piece() const { return divide_up(depths, divide_up(depths, NEAREST / group())); }
     int64_t groups() const { return divide_up(tiles(), group()); }
-};
-
-// What is read later, asked for meanwhile: `lines` of the cache at each step.
-struct Ahead {
-    const bits *at, *end;
-    int64_t lines;
-    void step() {
-        for (int64_t i = 0; i < lines && at < end; ++i, at += LINE) _mm_prefetch(at, _MM_HINT_T1);
-    }
 };
 
 // Tiles of rows: where they begin, among the rows and in memory.
