@@ -62,7 +62,7 @@ class Finish {
         sums_ = sums;
         row_ = 0;
         rows_ = group.tiles * std::min(TILE, p_.rows);
-        column_ = panel * (way == Way::gated ? TILE : PANEL);
+        column_ = panel * COLUMNS;
         if (!p_.bias) return;
         first_ = widen(p_.bias + column_);
         second_ = widen(p_.bias + column_ + (way == Way::gated ? width_ : TILE));
@@ -75,12 +75,14 @@ class Finish {
         __m512 right = _mm512_add_ps(_mm512_load_ps(sums_ + TILE), second_);
         ++row_;
         sums_ += PANEL;
+        _mm_prefetch(p_.out + place + COLUMNS, _MM_HINT_T1);  // where the next panel's columns go
         if constexpr (way == Way::gated) {
             const __m256bh gated = _mm512_cvtneps_pbh(_mm512_mul_ps(left, gelu_(right)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p_.out + place), (__m256i)gated);
             return;
         }
         if constexpr (way == Way::adding) {
+            _mm_prefetch(p_.residual + place + COLUMNS, _MM_HINT_T0);
             left = _mm512_add_ps(left, widen(p_.residual + place));
             right = _mm512_add_ps(right, widen(p_.residual + place + TILE));
         }
@@ -92,6 +94,8 @@ class Finish {
     }
 
   private:
+    static constexpr int64_t COLUMNS = way == Way::gated ? TILE : PANEL;  // that a panel's sums become
+
     const Linear& p_;
     const Gelu& gelu_;
     int64_t width_, row_ = 0, rows_ = 0, column_ = 0;
