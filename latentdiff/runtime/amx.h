@@ -119,6 +119,13 @@ struct Columns {
     const bits *bias, *residual;
     bits* out;
 
+    // What `write` will read and write.
+    void ask(int64_t row) const {
+        const int64_t place = row * columns + first;
+        _mm_prefetch(out + place, _MM_HINT_T1);
+        if (residual) _mm_prefetch(residual + place, _MM_HINT_T1);
+    }
+
     // One row of sums, with bias and residual.
     void write(const float* sums, int64_t row) const {
         const int64_t place = row * columns + first;

@@ -83,10 +83,12 @@ void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t 
     written();
 }
 
-void write(const Convolution& c, const float* sums, const int64_t* pixels, int64_t panel) {
+void write(const Convolution& c, const float* sums, const int64_t* pixels, int64_t panel, bool more) {
     const Columns columns{c.columns, panel * PANEL, c.bias, c.residual, c.out};
-    for (int64_t i = 0; i < GROUP; ++i)
+    for (int64_t i = 0; i < GROUP; ++i) {
         if (pixels[i] >= 0) columns.write(sums + i * PANEL, pixels[i]);
+        if (more && pixels[i + GROUP] >= 0) columns.ask(pixels[i + GROUP]);
+    }
 }
 
 // A block of places and some panels of the weights: what one thread does at a time, and its memory.
@@ -120,7 +122,7 @@ class Block {
         for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
             const Ahead ahead{next + group * lines * steps * LINE, next + steps * PANEL_BITS, lines};
             accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
-            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel);
+            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel, group + 1 < groups);
         }
     }
 
