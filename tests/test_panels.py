@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentdiff.models.attention import GEGLU
 from latentdiff.runtime import panels
+from latentdiff.runtime.kernels import use_native_kernels
 from latentdiff.runtime.native import has_amx
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
-from latentdiff.runtime.panels import convolution, from_panels, in_panels, linear, to_panels
+from latentdiff.runtime.panels import (
+    convolution,
+    from_panels,
+    gated_linear,
+    in_gated_panels,
+    in_panels,
+    linear,
+    to_gated_panels,
+    to_panels,
+)
 
 pytestmark = pytest.mark.skipif(not has_amx(), reason="no AMX, or no compiler")
 ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
@@ -29,9 +40,11 @@ def error(found: Tensor, wanted: Tensor) -> float:
 def test_weights_come_back_from_panels(shape: tuple[int, ...]) -> None:
     weight = draw(*shape)
     assert torch.equal(from_panels(to_panels(weight), shape), weight)
+    if len(shape) == 2:
+        assert torch.equal(from_panels(to_gated_panels(weight), shape), weight)
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(16, 32, 32), (17, 64, 96), (77, 768, 320), (300, 2560, 64)])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 32, 32), (17, 64, 96), (77, 768, 320), (300, 2592, 64)])
 @pytest.mark.parametrize("more", [False, True])
 def test_linear(rows: int, depth: int, columns: int, more: bool) -> None:
     x, weight = draw(rows, depth), draw(columns, depth, seed=1) / depth**0.5
@@ -92,26 +105,83 @@ def test_rows_in_any_order_are_read_rightly() -> None:
     assert torch.equal(linear(rows, weight, None, None), linear(rows.contiguous(), weight, None, None))
 
 
-def many(layer: nn.Module, rows: int) -> Tensor:
-    return draw(1, 64, 1, rows) if isinstance(layer, nn.Conv2d) else draw(rows, 64)
+@pytest.mark.parametrize(("rows", "depth", "width"), [(3, 32, 640), (17, 64, 48), (200, 1312, 80), (49, 320, 1280)])
+@pytest.mark.parametrize("more", [False, True])
+def test_gated_linear(rows: int, depth: int, width: int, more: bool) -> None:
+    x, weight = draw(rows, depth), draw(2 * width, depth, seed=1) / depth**0.5
+    bias = draw(2 * width, seed=2) if more else None
+    value, gate = F.linear(x.double(), weight.double(), bias.double() if more else None).chunk(2, dim=-1)
+    assert error(gated_linear(x, to_gated_panels(weight), bias), value * F.gelu(gate)) < ROUNDING / 2
+
+
+def test_a_gate_is_right_wherever_it_lies() -> None:
+    gates = torch.cat([torch.linspace(-8, 8, 4001), torch.tensor([-1e30, -200.0, 200.0, 1e30])]).bfloat16()
+    x = torch.zeros(len(gates), 32).bfloat16()
+    x[:, 0] = gates
+    weight = torch.zeros(32, 32).bfloat16()
+    weight[16:, 0] = 1
+    bias = torch.cat([torch.ones(16), torch.zeros(16)]).bfloat16()
+    found, wanted = gated_linear(x, to_gated_panels(weight), bias).double(), F.gelu(gates.double())[:, None]
+    assert ((found - wanted).abs() <= wanted.abs() * ROUNDING + 2e-5).all()
+    x[0, 0], x[1, 0], x[2, 0] = torch.nan, torch.inf, -torch.inf
+    found = gated_linear(x, to_gated_panels(weight), bias)
+    assert found[0].isnan().all() and not found[1:3].isfinite().all() and found[3:].isfinite().all()
+
+
+@pytest.mark.parametrize("depth", [64, 640, 1280])
+def test_a_row_is_the_same_to_the_bit_among_any_others(depth: int) -> None:
+    x, residual, bias = draw(2100, depth), draw(2100, 96, seed=3), draw(96, seed=2)
+    weight, gate = (make(draw(96, depth, seed=1)) for make in (to_panels, to_gated_panels))
+    together, gated = linear(x, weight, bias, residual), gated_linear(x, gate, bias)
+    for rows in (slice(0, 1), slice(5, 14), slice(100, 177), slice(1000, 2100)):
+        assert torch.equal(linear(x[rows], weight, bias, residual[rows]), together[rows])
+        assert torch.equal(gated_linear(x[rows], gate, bias), gated[rows])
+
+
+@pytest.mark.parametrize("rows", [40, 2100])
+def test_any_number_of_threads_computes_the_same(rows: int) -> None:
+    x, weight, threads = draw(rows, 64), to_panels(draw(160, 64, seed=1)), torch.get_num_threads()
+    alone = linear(x, weight, None, None)
+    try:
+        for count in (1, 5, 7):
+            torch.set_num_threads(count)
+            assert torch.equal(linear(x, weight, None, None), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 1)])
-def test_the_order_follows_the_rows_and_one_call_always_gives_the_same(make: Any) -> None:
+def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
     torch.manual_seed(0)
     plain = make().bfloat16().requires_grad_(False)
-    for other in (4096, 8):
-        layer: Any = copy.deepcopy(plain)
-        layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
-        found = []
-        for rows, few in ((48, True), (other, False), (48, True), (other, False)):
-            x = many(plain, rows)
-            found.append(layer(x))
-            assert error(found[-1], copy.deepcopy(plain).double()(x.double())) < ROUNDING
-            assert in_panels(layer.weight) == few
-        assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
-        unpack(layer)
-        assert torch.equal(layer.weight, plain.weight)
+    layer: Any = copy.deepcopy(plain)
+    layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
+    for rows in (48, 4096, 3):
+        x = draw(1, 64, 1, rows) if isinstance(plain, nn.Conv2d) else draw(rows, 64)
+        wanted = copy.deepcopy(plain).double()(x.double())
+        assert error(layer(x), wanted) < ROUNDING
+        residual = draw(*wanted.shape, seed=1)
+        assert error(layer.add_to(residual, x), residual.double() + wanted) < ROUNDING
+        assert in_panels(layer.weight)
+    unpack(layer)
+    assert torch.equal(layer.weight, plain.weight)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_layer_packs_its_halves_together_and_gives_them_back(bias: bool) -> None:
+    plain = GEGLU(64, 48).bfloat16().requires_grad_(False)
+    plain.proj.bias = plain.proj.bias if bias else None
+    fast: Any = copy.deepcopy(plain)
+    use_native_kernels(nn.Sequential(fast))
+    fast.proj.__class__ = PackedLinear
+    for x in (draw(2, 77, 64), draw(3, 64)):
+        assert error(fast(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
+        assert in_gated_panels(fast.proj.weight)
+    assert error(fast.proj(x), copy.deepcopy(plain.proj).double()(x.double())) < ROUNDING
+    assert not in_gated_panels(fast.proj.weight)
+    fast(x)
+    unpack(fast.proj)
+    assert torch.equal(fast.proj.weight, plain.proj.weight)
 
 
 def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None:

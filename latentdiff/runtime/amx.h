@@ -17,6 +17,7 @@ constexpr int64_t DEPTH = 32;  // bfloat16 in a row of a tile: what one product 
 constexpr int64_t TILE_BITS = TILE * DEPTH;
 constexpr int64_t PANEL = 2 * TILE;            // columns of weights that lie together
 constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // of one depth and tap
+constexpr int64_t LINE = 64 / sizeof(bits);    // of the cache
 
 // Compilers do not all know that tiles are loaded from memory: what was written before must be there.
 inline void written() { asm volatile("" ::: "memory"); }
@@ -25,16 +26,17 @@ int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 
-// All eight tiles as 16 rows of 64 bytes while it lives; then as the thread had them.
+// All eight tiles as 16 rows of 64 bytes while it lives, all but the last with fewer if asked for; then as the thread had
+// them.
 class Tiles {
   public:
-    Tiles() {
+    explicit Tiles(int64_t rows = TILE) {
         _tile_storeconfig(before_);
         alignas(64) Config ours{};
         ours.palette = 1;
         for (int i = 0; i < 8; ++i) {
             ours.bytes[i] = 64;
-            ours.rows[i] = TILE;
+            ours.rows[i] = i < 7 ? rows : TILE;
         }
         written();
         _tile_loadconfig(&ours);
@@ -97,6 +99,15 @@ void store_sums(float* sums) {
     }
 }
 
+// What is read later, asked for meanwhile: `lines` of the cache at each step.
+struct Ahead {
+    const bits *at, *end;
+    int64_t lines;
+    void step() {
+        for (int64_t i = 0; i < lines && at < end; ++i, at += LINE) _mm_prefetch(at, _MM_HINT_T1);
+    }
+};
+
 inline __m512 widen(const bits* from) {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
@@ -107,6 +118,13 @@ struct Columns {
     int64_t columns, first;
     const bits *bias, *residual;
     bits* out;
+
+    // What `write` will read and write.
+    void ask(int64_t row) const {
+        const int64_t place = row * columns + first;
+        _mm_prefetch(out + place, _MM_HINT_T1);
+        if (residual) _mm_prefetch(residual + place, _MM_HINT_T1);
+    }
 
     // One row of sums, with bias and residual.
     void write(const float* sums, int64_t row) const {

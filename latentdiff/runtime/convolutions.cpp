@@ -18,8 +18,6 @@ namespace {
 constexpr int64_t TAPS = 9, GROUP = 3 * TILE;  // places whose sums are in tiles at once
 constexpr int64_t SUMS = GROUP * PANEL;
 constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB, and 0.2 MB of a panel
-constexpr int64_t LINE = 64 / sizeof(bits);                    // of the cache
-constexpr int64_t TAP_LINES = PANEL_BITS / LINE;               // in a tap's part of a panel
 
 struct Convolution {
     int64_t images, height, width, depths, columns;
@@ -53,15 +51,6 @@ void pack(const Convolution& c, const std::vector<int64_t>& pixels, int64_t dept
     }
 }
 
-// What is read later, asked for meanwhile: `lines` of the cache at each step.
-struct Ahead {
-    const bits* at;
-    int64_t lines;
-    void step() {
-        for (int64_t i = 0; i < lines; ++i, at += LINE) _mm_prefetch(at, _MM_HINT_T1);
-    }
-};
-
 // tap[i]: where the rows of a tap begin; depths lie `stride` apart.
 struct Taps {
     int64_t at[TAPS], stride;
@@ -94,10 +83,12 @@ void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t 
     written();
 }
 
-void write(const Convolution& c, const float* sums, const int64_t* pixels, int64_t panel) {
+void write(const Convolution& c, const float* sums, const int64_t* pixels, int64_t panel, bool more) {
     const Columns columns{c.columns, panel * PANEL, c.bias, c.residual, c.out};
-    for (int64_t i = 0; i < GROUP; ++i)
+    for (int64_t i = 0; i < GROUP; ++i) {
         if (pixels[i] >= 0) columns.write(sums + i * PANEL, pixels[i]);
+        if (more && pixels[i + GROUP] >= 0) columns.ask(pixels[i + GROUP]);
+    }
 }
 
 // A block of places and some panels of the weights: what one thread does at a time, and its memory.
@@ -127,11 +118,11 @@ class Block {
     void multiply(int64_t panel, int64_t depth, int64_t depths, bool more, float* own) {
         const bits* weight = c.weight + (panel * c.depths + depth) * TAPS * PANEL_BITS;
         const bits* next = weight + c.depths * TAPS * PANEL_BITS;
-        const int64_t lines = divide_up(TAP_LINES, groups), shares = more ? TAP_LINES / lines : 0;
+        const int64_t lines = more ? divide_up(PANEL, groups) : 0, steps = depths * TAPS;
         for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
-            const Ahead ahead{next + group * lines * depths * TAPS * LINE, group < shares ? lines : 0};
+            const Ahead ahead{next + group * lines * steps * LINE, next + steps * PANEL_BITS, lines};
             accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
-            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel);
+            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel, group + 1 < groups);
         }
     }
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from latentdiff.models.attention import GEGLU, attention
 from latentdiff.models.layers import GroupNormSiLU
 from latentdiff.runtime.native import call, has_amx, load_kernels
+from latentdiff.runtime.packed import PackedLinear
 
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -41,6 +42,9 @@ class NativeGroupNormSiLU(GroupNormSiLU):
 
 class NativeGEGLU(GEGLU):
     def forward(self, x: Tensor) -> Tensor:
+        gated = self.proj.gated(x) if isinstance(self.proj, PackedLinear) else None
+        if gated is not None:
+            return gated
         projected = self.proj(x)
         if not _fits(projected, torch.contiguous_format):
             return self.gate(projected)

@@ -16,9 +16,9 @@ from torch import Tensor
 from latentdiff.files import atomic_path
 
 SOURCES = [
-    Path(__file__).with_name(name) for name in ("norms.cpp", "attention.cpp", "products.cpp", "convolutions.cpp")
+    Path(__file__).with_name(f"{name}.cpp") for name in ("norms", "attention", "linear", "products", "convolutions")
 ]
-HEADERS = [Path(__file__).with_name(name) for name in ("amx.h", "attention.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("amx.h", "attention.h", "gelu.h")]
 FLAGS = [
     "-O3",
     "-march=native",

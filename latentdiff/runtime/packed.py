@@ -1,10 +1,9 @@
 """Products on the CPU with weights that stay in the order they are read in, and sums done in the same pass.
 
-torch brings a weight into oneDNN's order at each call; here it is done once. For 3x3 convolutions, and for few rows,
-the order is that of our own kernels (panels.py). It follows from the rows of a call alone, whatever came before, so
-that one call always gives the same; who calls linear layers with few rows and with many in turn pays for the change.
-`unpack` gives a weight back to the bit. Weights are packed at a model's first call, whose large blocks are mapped one
-by one; when a packed layer is called again, what is freed is kept.
+torch brings a weight into oneDNN's order at each call; here it is done once. Where our own kernels can take a layer,
+the order is theirs (panels.py), for any number of rows. `unpack` gives a weight back to the bit. Weights are packed at
+a model's first call, whose large blocks are mapped one by one; when a packed layer is called again, what is freed is
+kept.
 """
 
 from typing import Any
@@ -13,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
-from latentdiff.runtime.panels import convolution, few_rows, from_panels, in_panels, linear, suits, to_panels
+from latentdiff.runtime.panels import (
+    convolution,
+    from_panels,
+    gated_linear,
+    in_gated_panels,
+    in_panels,
+    linear,
+    suits,
+    to_gated_panels,
+    to_panels,
+)
 
 ops: Any = torch.ops.mkldnn
 
@@ -33,13 +42,18 @@ class PackedLinear(nn.Linear):
             return linear(x, weight, self.bias, residual)
         return ops._linear_pointwise.binary(x, residual, weight, self.bias, "add")
 
+    def gated(self, x: Tensor) -> Tensor | None:
+        """value * gelu(gate) of the answer's halves, or None where no kernel of ours can take this layer."""
+        weight = _in_order(self, ours=True, gated=True)
+        return gated_linear(x, weight, self.bias) if in_panels(weight) else None
+
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return self.out_features, self.in_features
 
     def _packed(self, x: Tensor) -> Tensor:
+        weight = _in_order(self, ours=True)
         rows = x.numel() // x.shape[-1]
-        weight = _in_order(self, few_rows(rows))
         return weight if _is_packed(weight) else _hold(self, ops._reorder_linear_weight(weight, rows))
 
 
@@ -67,7 +81,7 @@ class PackedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = _in_order(self, self._keeps_size() and self._suits(x))
+        weight = _in_order(self, ours=self._keeps_size() and x.numel() > 0)
         if _is_packed(weight):
             return weight
         return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
@@ -76,19 +90,18 @@ class PackedConv2d(nn.Conv2d):
         around = tuple(side // 2 for side in self.kernel_size)
         return self._geometry() == (around, (1, 1), (1, 1), 1) and self.kernel_size in ((1, 1), (3, 3))
 
-    def _suits(self, x: Tensor) -> bool:
-        pixels = len(x) * x.shape[-2] * x.shape[-1]
-        return pixels > 0 if self.kernel_size == (3, 3) else few_rows(pixels)
 
-
-def _in_order(layer: PackedLinear | PackedConv2d, ours: bool) -> Tensor:
+def _in_order(layer: PackedLinear | PackedConv2d, ours: bool, gated: bool = False) -> Tensor:
     """The weight in panels where they are wanted and can be; otherwise oneDNN's, or plain for it to reorder."""
     weight: Tensor = layer.weight
     (keep_freed_memory if _is_packed(weight) else map_large_blocks)()
     if in_panels(weight):
-        return weight if ours else _hold(layer, from_panels(weight, layer.weight_shape))
+        if ours and in_gated_panels(weight) == gated:
+            return weight
+        weight = _hold(layer, from_panels(weight, layer.weight_shape))
     if ours and suits(layer.weight_shape, weight.dtype):
-        return _hold(layer, to_panels(weight.to_dense() if weight.is_mkldnn else weight))
+        weight = weight.to_dense() if weight.is_mkldnn else weight
+        return _hold(layer, to_gated_panels(weight) if gated else to_panels(weight))
     return weight
 
 

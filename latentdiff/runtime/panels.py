@@ -1,8 +1,7 @@
 """Products in bfloat16 by our own kernels, whose weights lie in panels of 32 columns.
 
-With few rows (products.cpp) the weights are most of what is read: 29 MB for a 3x3 convolution of 1280 channels at 8x8
-pixels, against 0.3 MB of rows. With more, oneDNN's linear layers are as good or better; 3x3 convolutions have a kernel
-for that too (convolutions.cpp).
+Linear layers have one kernel (linear.cpp). 3x3 convolutions have two: of few pixels (products.cpp) the weights are most
+of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; of more, the map (convolutions.cpp).
 """
 
 import math
@@ -13,7 +12,7 @@ from torch import Tensor
 from latentdiff.runtime.native import call, has_amx
 
 COLUMNS, DEPTH, TILE = 32, 32, 16
-FEW_ROWS = 128  # up to here the kernel for few rows was the fastest on a CPU with AMX
+FEW_PIXELS = 128  # up to here the kernel for few pixels was the fastest on a CPU with AMX
 
 
 def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -22,13 +21,12 @@ def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in (1, 9) and has_amx()
 
 
-def few_rows(of_one: int, images: int = 1) -> bool:
-    """Whether the kernel for few rows is meant for `images` of as many rows."""
-    return of_one >= TILE and 0 < images * of_one <= FEW_ROWS
-
-
 def in_panels(weight: Tensor) -> bool:
-    return not weight.is_mkldnn and weight.dim() == 7
+    return not weight.is_mkldnn and weight.dim() in (6, 7)
+
+
+def in_gated_panels(weight: Tensor) -> bool:
+    return not weight.is_mkldnn and weight.dim() == 6
 
 
 def to_panels(weight: Tensor) -> Tensor:
@@ -38,9 +36,17 @@ def to_panels(weight: Tensor) -> Tensor:
     return parts.permute(0, 3, 6, 1, 4, 2, 5).contiguous()
 
 
+def to_gated_panels(weight: Tensor) -> Tensor:
+    """[2 * width, depth], values before gates, as [width / 16, depth / 32, 2, 16 pairs of depths, 16 columns, 2]."""
+    columns, depth = weight.shape
+    parts = weight.reshape(2, columns // COLUMNS, TILE, depth // DEPTH, TILE, 2)
+    return parts.permute(1, 3, 0, 4, 2, 5).contiguous()
+
+
 def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`to_panels` undone."""
-    return panels.permute(0, 3, 5, 1, 4, 6, 2).reshape(shape)
+    """`to_panels` or `to_gated_panels` undone."""
+    order = (2, 0, 4, 1, 3, 5) if in_gated_panels(panels) else (0, 3, 5, 1, 4, 6, 2)
+    return panels.permute(order).reshape(shape)
 
 
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -53,6 +59,18 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | No
     _check(x.shape[-1], panels, out, residual)
     residual = None if residual is None else residual.contiguous()
     call("linear_bf16", x.numel() // x.shape[-1], x.shape[-1], columns, x, panels, bias, residual, out)
+    return out
+
+
+def gated_linear(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+    """value * gelu(gate) of the two halves that `linear` gives: [..., columns / 2]; the weights in gated panels.
+
+    Raises ValueError as `linear` does.
+    """
+    x, columns = x.contiguous(), len(panels) * COLUMNS
+    out = x.new_empty(*x.shape[:-1], columns // 2)
+    _check(x.shape[-1], panels, out, None)
+    call("gated_linear_bf16", x.numel() // x.shape[-1], x.shape[-1], columns, x, panels, bias, out)
     return out
 
 
@@ -74,7 +92,8 @@ def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor
 def _kernel(taps: int, pixels: int, images: int) -> str:
     if taps == 1:
         return "linear_bf16"
-    return "convolution_bf16" if few_rows(pixels, images) else "large_convolution_bf16"
+    few = pixels >= TILE and images * pixels <= FEW_PIXELS
+    return "convolution_bf16" if few else "large_convolution_bf16"
 
 
 def _check(depth: int, panels: Tensor, out: Tensor, residual: Tensor | None) -> None:

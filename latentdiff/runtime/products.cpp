@@ -1,8 +1,8 @@
-// Products of bfloat16 on AMX for few rows: linear layers, and 3x3 convolutions of small maps.
+// 3x3 convolutions in bfloat16 on AMX for maps of few pixels.
 //
 // There the weights are many and the rows few, so that what counts is to read each weight once, in the order it lies in,
 // and to keep the rows near. A panel is 32 columns of the weights; its part for some depths stays in the second cache
-// while all rows pass by it.
+// while all rows pass by it, and the next part is asked for.
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
@@ -16,42 +16,45 @@
 namespace {
 
 constexpr int64_t SUMS = PANEL * PANEL;  // two tiles of rows by one panel
-constexpr int64_t NEAR = 1024 * 1024;    // bytes of rows that are to stay in the second cache
+constexpr int64_t TAPS = 9;
+constexpr int64_t NEAR = 256 * 1024;     // bytes of rows that are to stay in the second cache beside a panel
 
 // The rows of a product: `images` of `rows`, each row in pieces of DEPTH; each tap reads them from another place.
 struct Left {
     const bits* data;
-    int64_t images, rows, image_stride, row_bytes, depth_stride, taps;
-    int64_t tap[9];
+    int64_t images, rows, image_stride, depth_stride;
+    int64_t tap[TAPS];
     int64_t tiles() const { return divide_up(rows, TILE); }  // of an image; the last two may overlap
     int64_t start(int64_t tile) const { return std::min(tile % tiles() * TILE, rows - TILE); }
-    const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * row_bytes / 2; }
+    const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * DEPTH; }
     int64_t place(int64_t tile) const { return tile / tiles() * rows + start(tile); }
 };
 
 struct Product {
     Left left;
     int64_t depths, columns;
-    const bits* weight;  // [columns / PANEL, depths, taps, 2, TILE, DEPTH]
+    const bits* weight;  // [columns / PANEL, depths, TAPS, 2, TILE, DEPTH]
     const bits *bias, *residual;
     bits* out;
+    const bits* part(int64_t panel, int64_t depth) const { return weight + (panel * depths + depth) * TAPS * PANEL_BITS; }
 };
 
 // sums [PANEL, PANEL] (+)= two tiles of rows times `depths` of a panel.
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
-                float* sums) {
+                Ahead ahead, float* sums) {
     written();
     begin_sums<2>(sums, fresh);
     for (int64_t depth = 0; depth < depths; ++depth, first += left.depth_stride, second += left.depth_stride)
-        for (int64_t i = 0; i < left.taps; ++i, weight += PANEL_BITS) {
-            _tile_loadd(4, first + left.tap[i], left.row_bytes);
+        for (int64_t i = 0; i < TAPS; ++i, weight += PANEL_BITS) {
+            _tile_loadd(4, first + left.tap[i], 64);
             _tile_loadd(6, weight, 64);
             _tile_dpbf16ps(0, 4, 6);
             _tile_loadd(7, weight + TILE_BITS, 64);
             _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, second + left.tap[i], left.row_bytes);
+            _tile_loadd(5, second + left.tap[i], 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
+            ahead.step();
         }
     store_sums<2>(sums);
 }
@@ -64,7 +67,7 @@ void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
 
 void multiply(const Product& p) {
     const int64_t tiles = p.left.images * p.left.tiles(), blocks = (tiles + 1) / 2, panels = p.columns / PANEL;
-    const int64_t of_depth = std::max<int64_t>(1, p.left.taps / 3) * p.left.images * p.left.rows * DEPTH * sizeof(bits);
+    const int64_t of_depth = TAPS / 3 * p.left.images * p.left.rows * DEPTH * sizeof(bits);
     const int64_t chunk = std::clamp<int64_t>(NEAR / of_depth, 1, p.depths);
 #pragma omp parallel
     {
@@ -79,12 +82,18 @@ void multiply(const Product& p) {
             const int64_t depths = std::min(chunk, p.depths - depth);
             for (int64_t item = begin; item < end; ++item) {
                 const int64_t panel = item / splits, from = item % splits * share, to = std::min(from + share, blocks);
-                const bits* weight = p.weight + (panel * p.depths + depth) * p.left.taps * PANEL_BITS;
+                const bits* weight = p.part(panel, depth);
+                const bool more = item + 1 < end;
+                const bits* next = p.part(more ? (item + 1) / splits : begin / splits, more ? depth : depth + chunk);
+                const int64_t lines = more || depth + chunk < p.depths ? divide_up(PANEL, to - from) : 0;
                 for (int64_t block = from; block < to; ++block) {
                     const int64_t one = 2 * block, two = std::min(one + 1, tiles - 1);
                     float* own = sums.get() + (once ? 0 : ((item - begin) * share + block - from) * SUMS);
                     const int64_t offset = depth * p.left.depth_stride;
-                    accumulate(p.left, p.left.at(one) + offset, p.left.at(two) + offset, weight, depths, depth == 0, own);
+                    const bits *first = p.left.at(one) + offset, *second = p.left.at(two) + offset;
+                    const int64_t steps = depths * TAPS;
+                    const Ahead ahead{next + (block - from) * lines * steps * LINE, next + steps * PANEL_BITS, lines};
+                    accumulate(p.left, first, second, weight, depths, depth == 0, ahead, own);
                     if (depth + depths < p.depths) continue;
                     written();
                     write(p, own, one, panel);
@@ -125,22 +134,14 @@ void spread(const bits* x, int64_t images, int64_t height, int64_t width, int64_
 
 }  // namespace
 
-// x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are. At least 16 rows.
-extern "C" void linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
-                            const void* bias, const void* residual, void* out) {
-    const Left left{static_cast<const bits*>(x), 1, rows, 0, depth * 2, DEPTH, 1, {0}};
-    multiply({left, depth / DEPTH, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
-              static_cast<const bits*>(residual), static_cast<bits*>(out)});
-}
-
 // x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it. At least 16 pixels an image.
 extern "C" void convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
                                  const void* x, const void* weight, const void* bias, const void* residual, void* out) {
     const int64_t depths = depth / DEPTH, line = width * DEPTH, copy = (height + 2) * line;
     const auto spread_out = aligned<bits>(depths * images * 3 * copy);
     spread(static_cast<const bits*>(x), images, height, width, depths, spread_out.get());
-    Left left{spread_out.get(), images, height * width, 3 * copy, 64, images * 3 * copy, 9, {}};
-    for (int64_t i = 0; i < 9; ++i) left.tap[i] = i % 3 * copy + i / 3 * line;
+    Left left{spread_out.get(), images, height * width, 3 * copy, images * 3 * copy, {}};
+    for (int64_t i = 0; i < TAPS; ++i) left.tap[i] = i % 3 * copy + i / 3 * line;
     multiply({left, depths, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
               static_cast<const bits*>(residual), static_cast<bits*>(out)});
 }
