@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 
 from examples.command import exit_code
 
+COLUMNS = 5  # of panels
 SHOWN = {"loss": "training loss", "held_out_loss": "held-out loss", "psnr": "PSNR, dB", "recall_1": "retrieval R@1"}
 
 
@@ -29,8 +31,11 @@ def main() -> int:
 
 def plot(runs: list[Path], output: Path) -> None:
     """Losses on the left axis and figures of held-out pictures on the right, a panel for each run."""
-    figure, rows = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3), squeeze=False)
-    for axes, run in zip(rows[0], runs, strict=True):
+    columns, rows = min(len(runs), COLUMNS), math.ceil(len(runs) / COLUMNS)
+    figure, panels = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False)
+    for axes in panels.flat[len(runs) :]:
+        axes.set_axis_off()
+    for axes, run in zip(panels.flat, runs, strict=False):
         curves = {name: read(run, name) for name in SHOWN}
         held_out = axes.twinx() if curves["psnr"][0] or curves["recall_1"][0] else axes
         for k, (name, (steps, values)) in enumerate(curves.items()):
