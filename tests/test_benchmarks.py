@@ -17,10 +17,10 @@ from benchmarks.contest import Contest, Entry, hold
 from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
 from benchmarks.turns import Turn, Worker, alternate, passes
-from latentdiff.checkpoint import locate, read_weights
+from latentdiff.checkpoint import locate
 from latentdiff.config.model import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
-from tests.small import small_unet_config, small_vae_config
+from tests.small import read_weights, small_unet_config, small_vae_config
 
 
 def small_shape() -> Shape:
