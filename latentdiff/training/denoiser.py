@@ -101,7 +101,7 @@ class DenoiserTask:
             from latentdiff.training.picture_metrics import PictureMetrics  # transformers, which takes seconds
 
             self.metrics = PictureMetrics(config.metrics, config.data, held_out)
-        rows = [*as_often(rows, more), *as_often(more, rows)]
+        rows = [*_as_often(rows, more), *_as_often(more, rows)]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
@@ -167,6 +167,6 @@ class DenoiserTask:
         self.write(self.parts, folder)
 
 
-def as_often(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+def _as_often(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     """The rows, from the first on again where `others` are more, so that two kinds come equally often."""
     return list(islice(cycle(rows), max(len(rows), len(others) if rows else 0)))

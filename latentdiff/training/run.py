@@ -58,6 +58,8 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
     Out of memory, `auto_batch` halves the batch, doubles the accumulation, and goes on from the last checkpoint.
     Raises InputError without it.
     """
+    if auto_batch and process_state().num_processes > 1:  # one would begin anew while the others wait for it
+        raise InputError("--auto-batch is for one process; lower data.batch_size instead")
     check_tracker(config.run.tracker)
     if report is not None:
         _write(config, REPORT, json.dumps(report.to_json(), ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoint import read_vae
 from latentdiff.config.train import OptimConfig, train_config
 from latentdiff.errors import InputError, NonFiniteError
+from latentdiff.training import run as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
 from latentdiff.training.draws import Draws
@@ -248,6 +250,16 @@ def test_out_of_memory_names_the_setting_or_halves_the_batch(
     found = losses([json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()])
     assert found == pytest.approx(whole, rel=1e-4)
     assert set(calls) == {8, 4}
+
+
+def test_auto_batch_is_refused_among_several_processes(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "process_state", lambda: SimpleNamespace(num_processes=2, is_main_process=False))
+    config = train_config.validate_python(unet_config(tmp_path / "run", max_steps=1))
+    with pytest.raises(InputError, match="--auto-batch is for one process"):
+        training_run.start(config, None, auto_batch=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_huber_is_the_square_below_and_a_line_beyond() -> None:
