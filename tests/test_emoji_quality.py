@@ -20,6 +20,7 @@ from examples.emoji.drawing import Settings, impartiality, kinship
 from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
 from examples.emoji.split import CORE, is_validation
+from examples.emoji.textures import HARDLY_SEEN, Change
 from latentdiff.errors import InputError
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.features import FeatureNetwork
@@ -97,7 +98,7 @@ def corpus_of(folder: Path) -> Corpus:
 def make_bench(folder: Path, pipe: Any) -> benches.Bench:
     corpus = corpus_of(folder)
     features = look(pixels_of(corpus.train), NETWORK).features
-    judges = Judges(corpus, features, features, ColourClip())  # type: ignore[arg-type]
+    judges = Judges(corpus, features, features[None], ColourClip())  # type: ignore[arg-type]
     return benches.Bench(corpus, features, judges, NETWORK, NETWORK, ColourClip(), pipe)  # type: ignore[arg-type]
 
 
@@ -149,6 +150,16 @@ def test_prompts_are_even_over_pairs_and_languages(folder: Path) -> None:
     assert [p.language for p in english] == ["English"] * 12 and all("风格" in p.text for p in chinese)
     assert [(p.place, p.seed) for p in english] == [(p.place, p.seed) for p in chinese]
     assert len({p.seed for p in english}) == 12 and len({(p.text, p.seed) for p in prompts}) == 24
+
+
+@pytest.mark.parametrize("change", HARDLY_SEEN)
+def test_what_is_hardly_seen_changes_a_few_levels_and_the_same_each_time(change: Change) -> None:
+    pixels = torch.full((4, 3, 32, 32), 90, dtype=torch.uint8)
+    pixels[..., 16:] = 120
+    made, again = (change(pixels, torch.Generator().manual_seed(1)) for _ in range(2))
+    off = (made.double() - pixels.double()).abs()
+    assert made.dtype == torch.uint8 and torch.equal(made, again)
+    assert 0 < off.mean() < 4 and off.max() < 20
 
 
 def test_the_probe_finds_the_plane_and_the_candidates_are_fixed() -> None:

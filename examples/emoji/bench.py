@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from examples.emoji.judges import Judges, Seen, features_of, look
 from examples.emoji.pairs import Corpus, read_corpus
-from examples.emoji.textures import texture_network
+from examples.emoji.textures import HARDLY_SEEN, texture_network
 from latentdiff.metrics.clip import Clip, open_clip
 from latentdiff.metrics.features import FeatureNetwork, feature_network
 from latentdiff.pipeline import LatentDiffusionPipeline
@@ -43,5 +44,6 @@ def open_bench(given: argparse.Namespace) -> Bench:
     corpus = read_corpus(given.corpus, given.groups, given.styles)
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     clip, network, textures = open_clip(given.judge, pipe.device), feature_network(), texture_network()
-    features, drawn = (features_of(given.corpus, corpus.train, one) for one in (network, textures))
+    features = features_of(given.corpus, corpus.train, network)
+    drawn = torch.stack([features_of(given.corpus, corpus.train, textures, how) for how in (None, *HARDLY_SEEN)])
     return Bench(corpus, features, Judges(corpus, features, drawn, clip), network, textures, clip, pipe)

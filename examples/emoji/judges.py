@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from examples.emoji.captions import with_article
 from examples.emoji.pairs import Corpus, Picture, file_names, pixels_of
+from examples.emoji.textures import Change
 from latentdiff.files import atomic_path
 from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
@@ -53,13 +54,17 @@ def look(
     return Seen(torch.cat(pixels), torch.cat(features), *kept)
 
 
-def features_of(folder: Path, pictures: Sequence[Picture], network: FeatureNetwork) -> Tensor:
-    """Features [N, D] of pictures of the corpus in `folder`, which keeps them for the next command."""
-    names = file_names(folder, pictures)
+def features_of(
+    folder: Path, pictures: Sequence[Picture], network: FeatureNetwork, change: Change | None = None
+) -> Tensor:
+    """Features [N, D] of pictures of the corpus, or of them changed; `folder` keeps them for the next command."""
+    names = [*file_names(folder, pictures), *([change.__name__] if change else [])]
     digest = hashlib.sha256("\n".join([network.name, network.weights, *names]).encode()).hexdigest()[:12]
     kept = folder / f"features-{digest}.safetensors"
     if not kept.is_file():
-        features = look(pixels_of(pictures), network, what="training pictures").features
+        generator = torch.Generator().manual_seed(0)
+        batches = (change(batch, generator) if change else batch for batch in pixels_of(pictures))
+        features = look(batches, network, what="training pictures").features
         with atomic_path(kept) as partial:
             save_file({"features": features}, partial)
     return load_file(kept)["features"]
@@ -116,7 +121,10 @@ def first_of(similarity: Tensor, pool: Tensor) -> Tensor:
 
 
 class Judges:
-    """What was learnt of the training pictures, `features` [N, D] and `textures` [N, S], and the candidates' words."""
+    """What was learnt of the training pictures, and the candidates' words.
+
+    features: [N, D]; textures: [V, N, S] of V views of each, as it is and changed by what is hardly seen.
+    """
 
     def __init__(self, corpus: Corpus, features: Tensor, textures: Tensor, clip: Clip | None) -> None:
         self.trained = sorted({picture.concept for picture in corpus.train})
@@ -125,7 +133,7 @@ class Judges:
         self.pool = torch.tensor([[self.index[c] for c in pool] for pool in pools(self.concepts, self.trained)])
         self.styles = sorted({picture.style for picture in corpus.train})
         style = self._styles(corpus.train)
-        self.probe = fit_probe(textures, style)
+        self.probe = fit_probe(textures.flatten(0, 1), style.repeat(len(textures)))
         self.style_means = torch.stack([features[style == k].mean(0) for k in range(len(self.styles))])
         own = torch.tensor([self.index[picture.concept] for picture in corpus.train])
         shape = self._shape(features, style)

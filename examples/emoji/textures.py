@@ -4,13 +4,47 @@ The last features, pooled, are of what is shown: a linear probe on them named th
 that it had not learnt from, on these of 84 % (1,079 and 540 pictures of food and animals, one half against the other).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from latentdiff.metrics.features import FeatureNetwork, open_efficientnet
 from latentdiff.runtime import pick_device
 
 BLOCKS = (0, 2, 4, 7, 10, 14)
+BLUR = torch.tensor([1.0, 4.0, 1.0]) / 6
+Change = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 [B, 3, R, R] with noise, its deviation up to 3 of 255 levels."""
+    return _to_bytes(pixels + 3 * _strength(pixels, generator) * torch.randn(pixels.shape, generator=generator))
+
+
+def tinted(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 [B, 3, R, R] with smooth spots of 8 pixels, their deviation up to 4 levels."""
+    batch, channels, *size = pixels.shape
+    spots = torch.randn(batch, channels, *(side // 8 for side in size), generator=generator)
+    return _to_bytes(pixels + 4 * _strength(pixels, generator) * F.interpolate(spots, size, mode="bicubic"))
+
+
+def blurred(pixels: Tensor, _: torch.Generator) -> Tensor:
+    """uint8 [B, 3, R, R] blurred by 0.6 pixels."""
+    kernel = torch.outer(BLUR, BLUR).expand(pixels.shape[1], 1, 3, 3)
+    return _to_bytes(F.conv2d(F.pad(pixels.float(), (1, 1, 1, 1), "replicate"), kernel, groups=pixels.shape[1]))
+
+
+HARDLY_SEEN: tuple[Change, ...] = (noisy, tinted, blurred)
+
+
+def _strength(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(len(pixels), 1, 1, 1, generator=generator)
+
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    return pixels.clamp(0, 255).round().to(torch.uint8)
 
 
 def texture_network(device: str = "auto") -> FeatureNetwork:

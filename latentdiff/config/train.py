@@ -131,12 +131,14 @@ class VAETrainConfig(TrainConfig):
 
     From scratch, or from the weights in `init`. Without `train_encoder` only the decoder learns: latents, and what
     was trained on them, stay as they are. With `latent_noise` it decodes latents that are off by noise, as a denoiser's
-    are: by up to so many of the latents' deviations, evenly drawn for each picture.
+    are: by up to so many of the latents' deviations, evenly drawn for each picture. A `gradient_exponent` of
+    about a half makes plain areas plain.
     """
 
     task: Literal["vae"]
     model: VAEConfig
     gradient_weight: NonNegativeFloat = 1.0
+    gradient_exponent: Annotated[float, Field(gt=0, le=1)] = 1.0
     kl_weight: NonNegativeFloat = 1e-4
     adversarial_weight: NonNegativeFloat = 0.0
     adversarial_start: NonNegativeInt = 0

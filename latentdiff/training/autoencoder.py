@@ -47,7 +47,7 @@ class AutoencoderModule(nn.Module):
         reconstruction = self.vae.decode(latents).float()
         losses = {
             "l1": F.l1_loss(reconstruction, pixels),
-            "gradient": gradient_loss(reconstruction, pixels),
+            "gradient": gradient_loss(reconstruction, pixels, self.config.gradient_exponent),
             "kl": posterior.kl().float().mean() / posterior.mean[0].numel(),
         }
         config = self.config

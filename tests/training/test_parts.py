@@ -27,6 +27,18 @@ def test_gradient_loss_sees_edges_and_not_brightness() -> None:
     assert torch.allclose(gradient_loss(x, edge), torch.tensor(1 / 7 + 1 / 3), atol=1e-5)
 
 
+def test_an_exponent_below_one_weighs_a_ripple_more_than_its_size() -> None:
+    plain = torch.zeros(1, 1, 8, 8)
+    step, ripple = plain.clone(), plain.clone()
+    step[..., 4:] = 0.7
+    ripple[..., 1::2] = 0.1  # both are 0.1 a pixel at full size; at half size the ripple is gone
+    assert torch.allclose(gradient_loss(step, plain), torch.tensor(0.7 / 7 + 0.7 / 3), atol=1e-5)
+    assert torch.allclose(gradient_loss(ripple, plain), torch.tensor(0.1), atol=1e-5)
+    closed = (0.701**0.5 - 0.001**0.5) * (1 / 7 + 1 / 3), 0.101**0.5 - 0.001**0.5
+    assert torch.allclose(gradient_loss(step, plain, 0.5), torch.tensor(closed[0]), atol=1e-5)
+    assert torch.allclose(gradient_loss(ripple, plain, 0.5), torch.tensor(closed[1]), atol=1e-5)
+
+
 def test_discriminator_loss_is_the_hinge() -> None:
     assert discriminator_loss(torch.tensor([2.0]), torch.tensor([-2.0])) == 0
     assert discriminator_loss(torch.tensor([0.5]), torch.tensor([0.0])) == 0.75

@@ -1,0 +1,64 @@
+"""Give a trained U-Net attention on its largest maps too; it answers as before until it is trained on.
+
+`python -m examples.emoji.attend runs/emoji-unet-8/model/unet -o runs/emoji-unet-8/attending`
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from examples.command import exit_code
+from latentdiff.checkpoint import load_weights, write_model
+from latentdiff.config.model import UNetConfig
+from latentdiff.errors import InputError
+from latentdiff.files import check_writable_parent, read_json
+from latentdiff.models.unet import UNet2DConditionModel
+
+
+def attending(unet: UNet2DConditionModel, heads: int) -> UNet2DConditionModel:
+    """A U-Net like `unet` that attends on its largest maps, with `heads` heads.
+
+    What attention adds there is led through zeros, as what a ControlNet adds is (Zhang et al. 2023, sec. 3.1).
+    Raises InputError where `unet` attends there already, CheckpointError for heads that do not divide the width.
+    """
+    config = unet.config
+    if config.down_attention(0) or config.up_attention(0):
+        raise InputError("this U-Net attends on its largest maps already; train it as it is")
+    changes = {
+        "down_block_types": ("CrossAttnDownBlock2D", *config.down_block_types[1:]),
+        "up_block_types": (*config.up_block_types[:-1], "CrossAttnUpBlock2D"),
+        "attention_head_dim": (heads, *config.num_attention_heads[1:]),
+    }
+    wider = UNet2DConditionModel(UNetConfig.read(config.write() | changes, f"heads={heads}"))
+    wider.load_state_dict(unet.state_dict(), strict=False)
+    for block in (wider.down_blocks[0], wider.up_blocks[-1]):
+        for attention in block.attentions:
+            nn.init.zeros_(attention.proj_out.weight)
+            nn.init.zeros_(attention.proj_out.bias)
+    return wider
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("unet", type=Path, help="the folder of a U-Net whose largest maps have no attention")
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the new weights")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    return exit_code(run, parser.parse_args())
+
+
+def run(given: argparse.Namespace) -> None:
+    """Read, widen, write."""
+    check_writable_parent(given.output)
+    torch.manual_seed(given.seed)
+    unet = UNet2DConditionModel(UNetConfig.read(read_json(given.unet / "config.json"), str(given.unet)))
+    load_weights(unet, given.unet)
+    made = attending(unet, given.heads)
+    write_model(made, made.config.write(), given.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
