@@ -22,6 +22,7 @@ from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, draw, impartiality
 from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
+from examples.emoji.textures import HARDLY_SEEN
 from latentdiff.checkpoint import read_vae
 from latentdiff.data.latents import fingerprint
 from latentdiff.files import atomic_path, check_writable_parent, read_json
@@ -46,6 +47,7 @@ class Lab:
         self.context = [
             self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed,
             fingerprint(bench.clip.model.state_dict().items()), identity(given.corpus, bench.corpus),
+            [how.__name__ for how in HARDLY_SEEN],
         ]  # fmt: skip
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
 
