@@ -33,11 +33,10 @@ def attending(unet: UNet2DConditionModel, heads: int) -> UNet2DConditionModel:
         "attention_head_dim": (heads, *config.num_attention_heads[1:]),
     }
     wider = UNet2DConditionModel(UNetConfig.read(config.write() | changes, f"heads={heads}"))
-    wider.load_state_dict(unet.state_dict(), strict=False)
-    for block in (wider.down_blocks[0], wider.up_blocks[-1]):
-        for attention in block.attentions:
-            nn.init.zeros_(attention.proj_out.weight)
-            nn.init.zeros_(attention.proj_out.bias)
+    new = wider.load_state_dict(unet.state_dict(), strict=False).missing_keys
+    for key in new:
+        if ".proj_out." in key:
+            nn.init.zeros_(wider.get_parameter(key))
     return wider
 
 
