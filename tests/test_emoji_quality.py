@@ -267,7 +267,7 @@ def test_the_commands(opened: Path, model_folder: Path, tmp_path: Path, monkeypa
     printed = capsys.readouterr().out
     assert "| real held-out pairs |" in printed and "5 % would be no copying" in printed
     assert Image.open(tmp_path / "n.png").height > 5 * SIZE
-    assert len(list(opened.glob("features-*.safetensors"))) == 1
+    assert len(list(opened.glob("features-*.safetensors"))) == 1 + len(HARDLY_SEEN)
     assert call(copying, monkeypatch, *usual, "-o", tmp_path / "none" / "n.png") == 2
     assert capsys.readouterr().err.count("\n") == 1
 
