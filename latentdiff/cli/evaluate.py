@@ -62,7 +62,7 @@ def run(request: Request) -> None:
 
 def _two_sets(request: Request) -> Evaluation:
     names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
-    chosen = choose_metrics(names, set(LACKS) | {"patches"})  # a wrong name is told before anything is loaded
+    chosen = choose_metrics(names, set(LACKS))  # a wrong name is told before anything is loaded
     sets = _of_folder if request.generated is not None else _of_model
     generated, real = sets(request)
     check_counts(names or [], len(generated), len(real))

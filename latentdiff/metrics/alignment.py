@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentdiff.metrics.arrays import as_pairs
 
 AT_ONCE = 1024
+EQUAL = 1e-6  # cosines of one caption's embeddings, which other batches round otherwise, differ by less
 
 
 def alignment(image: Any, text: Any) -> float:
@@ -22,8 +24,21 @@ def alignment(image: Any, text: Any) -> float:
 def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> dict[str, float]:
     """`r1`, `r5`: how often a picture's own caption is first, or in the first five, of `candidates` captions.
 
-    The others are of pictures drawn by `seed`; equal captions do not compete; all captions where there are fewer.
-    R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError, NonFiniteError.
+    All captions where there are fewer. R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError,
+    NonFiniteError.
+    """
+    return precision_at(caption_ranks(image, text, candidates, seed))
+
+
+def precision_at(rank: Tensor) -> dict[str, float]:
+    """Shares of ranks [N] that are first, and in the first five."""
+    return {"r1": (rank < 1).double().mean().item(), "r5": (rank < 5).double().mean().item()}
+
+
+def caption_ranks(image: Any, text: Any, candidates: int, seed: int) -> Tensor:
+    """How many of the other captions suit a picture more than its own, [N], 0 at best.
+
+    The others are of pictures drawn by `seed`; equal captions do not compete.
     """
     first, second = as_pairs(image, text)
     count = len(first)
@@ -34,6 +49,5 @@ def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> di
     for rows in torch.arange(count).split(AT_ONCE):
         pool = (rows[:, None] + around) % count  # own caption first, then those of the pictures drawn after it
         similarity = (first[rows] @ second.T).gather(1, pool)
-        ranks.append((similarity > similarity[:, :1] + 1e-9).sum(1))
-    rank = torch.cat(ranks)
-    return {"r1": (rank < 1).double().mean().item(), "r5": (rank < 5).double().mean().item()}
+        ranks.append((similarity > similarity[:, :1] + EQUAL).sum(1))
+    return torch.cat(ranks)[order.argsort()]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
@@ -60,10 +61,14 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
     local = folder is not None
     try:
         with _no_progress_bars():
-            model = CLIPModel.from_pretrained(place, local_files_only=local, use_safetensors=True)
+            model, found = CLIPModel.from_pretrained(
+                place, local_files_only=local, use_safetensors=True, output_loading_info=True
+            )
+        if found["missing_keys"]:
+            raise ValueError(f"it lacks {min(found['missing_keys'])}")
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=local)
         mean, std = (torch.full((3, 1, 1), 0.5),) * 2 if own else _normalisation(place, local)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path_or_id} is no CLIP model that can be read ({reason}); give another") from error
     return Clip(model.eval().to(device), tokenizer, mean, std, path_or_id)

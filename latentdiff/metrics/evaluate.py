@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.errors import InputError, NonFiniteError, did_you_mean
+from latentdiff.metrics.alignment import caption_ranks
 from latentdiff.metrics.bootstrap import METHOD, Interval, check_resamples, intervals
 from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
-from latentdiff.metrics.measures import METRICS, PATCHES, Sample, label
+from latentdiff.metrics.measures import CANDIDATES, METRICS, PATCHES, Sample, label
 from latentdiff.metrics.pictures import Pictures
 from latentdiff.metrics.wasserstein import SMALLEST, draw_patches
 
@@ -78,7 +79,7 @@ def evaluate(
     seed: of patches, halves and candidates; one seed, one result. resamples: behind each interval.
     Raises InputError before any picture is looked at, NonFiniteError for features that are no numbers.
     """
-    names = choose_metrics(metrics, kinds(network, judge, generated.captions))
+    names = choose_metrics(metrics, kinds(network, judge, generated.captions, generated.resolution))
     check_counts(names, len(generated), len(real))
     check_resamples(resamples)
     seen = [
@@ -97,7 +98,7 @@ def evaluate(
     return Evaluation(
         generated=generated.source,
         real=real.source,
-        resolution=next(iter(seen[0].shown.values())).shape[-1],
+        resolution=generated.resolution,
         network={"name": network.name, "weights": network.weights, "dimensions": dimensions} if network else None,
         judge=None if judge is None else judge.weights,
         seed=seed,
@@ -113,12 +114,13 @@ LACKS = {
     "logits": "a network that names classes; use efficientnet-lite0 or inception",
     "image": "a judge; name a CLIP model",
     "text": "captions of the generated pictures; put .txt files beside them",
+    "patches": f"pictures of {SMALLEST} pixels or more; give larger ones",
 }
 
 
-def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str] | None) -> set[str]:
+def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str] | None, resolution: int) -> set[str]:
     """The parts of a Sample that can be had."""
-    kinds = {"patches"}
+    kinds = {"patches"} if resolution >= SMALLEST else set()
     if network:
         kinds |= {"features", "logits"} if network.classes else {"features"}
     if judge:
@@ -172,22 +174,22 @@ def look(
                 part["text"] = judge.embed_text(captions[start : start + len(pixels)])
             if "patches" in needs:
                 part |= _patches(pixels, generator)
-            parts.append({key: _finite(value.cpu().float(), f"{what}: {key}") for key, value in part.items()})
+            parts.append({key: finite(value.cpu().float(), f"{what}: {key}") for key, value in part.items()})
             shown |= {start + k: pixels[k] for k in range(len(pixels)) if start + k in places}
             start += len(pixels)
             bar.update(len(pixels))
-    return Seen({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, shown)
+    sample = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    if "retrieval" in metrics and "text" in sample:
+        sample["rank"] = caption_ranks(sample["image"], sample["text"], CANDIDATES, seed)
+    return Seen(sample, shown)
 
 
 def _patches(pixels: Tensor, generator: torch.Generator) -> Sample:
-    if pixels.shape[-1] < SMALLEST:
-        raise InputError(
-            f"sliced-wasserstein needs pictures of {SMALLEST} pixels, not {pixels.shape[-1]}; leave it out"
-        )
     return {f"patches_{size}": drawn for size, drawn in draw_patches(pixels, PATCHES, generator).items()}
 
 
-def _finite(values: Tensor, name: str) -> Tensor:
+def finite(values: Tensor, name: str) -> Tensor:
+    """`values`, of which `name` tells. Raises NonFiniteError for NaN or infinity among them."""
     if not torch.isfinite(values).all():
         raise NonFiniteError(f"{name} are not finite; give another network or other weights")
     return values

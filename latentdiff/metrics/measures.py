@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from latentdiff.metrics.alignment import alignment, retrieval
+from latentdiff.metrics.alignment import alignment, precision_at
 from latentdiff.metrics.classes import class_score
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.kernel import kernel_distance
@@ -17,7 +17,7 @@ DIRECTIONS = 128
 CANDIDATES = 100
 
 Sample = dict[str, Tensor]
-"""What was taken of a set: `features`, `logits`, `image`, `text`, `patches_<size>`; one row a picture."""
+"""What was taken of a set: `features`, `logits`, `image`, `text`, `rank`, `patches_<size>`; one row a picture."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def _each(generated: Sample, real: Sample, needs: str, value: Callable[[Sample],
 
 
 def _retrieval(sample: Sample) -> dict[str, float]:
-    found = retrieval(sample["image"], sample["text"], CANDIDATES)
-    return {f"retrieval_{key}": value for key, value in found.items()}
+    return {f"retrieval_{key}": value for key, value in precision_at(sample["rank"]).items()}
 
 
 METRICS: dict[str, Metric] = {
@@ -62,7 +61,7 @@ METRICS: dict[str, Metric] = {
     "precision-recall": Metric(("features",), 8, lambda g, r: precision_recall(g["features"], r["features"])),
     "density-coverage": Metric(("features",), 12, lambda g, r: density_coverage(g["features"], r["features"])),
     "class-score": Metric(
-        ("logits",), 2, lambda g, r: _each(g, r, "logits", lambda s: {"class_score": class_score(s["logits"])})
+        ("logits",), 4, lambda g, r: _each(g, r, "logits", lambda s: {"class_score": class_score(s["logits"])})
     ),
     "sliced-wasserstein": Metric(("patches",), 2, _textures),
     "alignment": Metric(
@@ -70,7 +69,7 @@ METRICS: dict[str, Metric] = {
         2,
         lambda g, r: _each(g, r, "text", lambda s: {"alignment": alignment(s["image"], s["text"])}),
     ),
-    "retrieval": Metric(("image", "text"), 12, lambda g, r: _each(g, r, "text", _retrieval)),
+    "retrieval": Metric(("image", "text"), 12, lambda g, r: _each(g, r, "rank", _retrieval)),
 }
 
 LABELS = {

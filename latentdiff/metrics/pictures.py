@@ -27,6 +27,8 @@ class Pictures(Protocol):
     def source(self) -> dict[str, Any]: ...
     @property
     def captions(self) -> list[str] | None: ...
+    @property
+    def resolution(self) -> int: ...
     def __len__(self) -> int: ...
     def batches(self) -> Iterator[Tensor]: ...
 
@@ -75,6 +77,10 @@ class ModelPictures:
             **self.settings.model_dump(),
             "seed": self.seed,
         }
+
+    @property
+    def resolution(self) -> int:
+        return self.pipe.default_size
 
     def __len__(self) -> int:
         return len(self.captions)

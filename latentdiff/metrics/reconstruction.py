@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from latentdiff.errors import InputError
 from latentdiff.metrics.bootstrap import check_resamples, intervals
-from latentdiff.metrics.evaluate import SHOWN, Evaluation
+from latentdiff.metrics.evaluate import SHOWN, Evaluation, finite
 from latentdiff.metrics.features import FeatureNetwork
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.pictures import Pictures
@@ -64,7 +64,7 @@ def reconstruct(
 
     latent_mean and latent_std are of all numbers of `scaling_factor * z`, z drawn from the posterior: 0 and 1 at best.
     name: what the result calls the VAE. Raises InputError for under 4 pictures, for pictures under 11 pixels, and for
-    under 2 resamples.
+    under 2 resamples, NonFiniteError for a VAE that makes NaN or infinity.
     """
     if len(pictures) < LEAST:
         raise InputError(f"{len(pictures)} pictures are too few to judge a VAE; give {LEAST} or more")
@@ -87,7 +87,7 @@ def reconstruct(
     return Evaluation(
         generated={"vae": name, "count": len(pictures), "scaling_factor": scale, **_channels(whole)},
         real=pictures.source,
-        resolution=shown[0][0].shape[-1],
+        resolution=pictures.resolution,
         network={"name": network.name, "weights": network.weights} if network else None,
         judge=None,
         seed=seed,
@@ -101,9 +101,11 @@ def reconstruct(
 def _look(vae: AutoencoderKL, real: Tensor, network: FeatureNetwork | None) -> tuple[Tensor, Parts]:
     """The reconstruction from the posterior's mean, uint8, and numbers of each picture; of latents the two moments."""
     posterior = vae.encode((real / 127.5 - 1).to(next(vae.parameters())))
-    decoded = vae.decode(posterior.mean).float().cpu().clamp(-1, 1)
-    made = ((decoded + 1) * 127.5).round().to(torch.uint8)
     mean, variance = posterior.mean.double().cpu(), posterior.logvar.double().exp().cpu()
+    decoded = vae.decode(posterior.mean).float().cpu()
+    for values, name in ((mean, "means"), (variance, "variances"), (decoded, "reconstructions")):
+        finite(values, f"the VAE's {name}")
+    made = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     scale = vae.config.scaling_factor
     part = {
         "psnr": psnr(made, real),

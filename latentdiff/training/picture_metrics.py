@@ -29,6 +29,10 @@ class _Held:
     captions: list[str]
     source: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def resolution(self) -> int:
+        return self.pixels.shape[-1]
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -44,7 +48,7 @@ class PictureMetrics:
 
     def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[Row]) -> None:
         self.data = data
-        needs = {need for name in choose_metrics(config.names, {*LACKS, "patches"}) for need in METRICS[name].needs}
+        needs = {need for name in choose_metrics(config.names, set(LACKS)) for need in METRICS[name].needs}
         if len(held_out) < config.num:
             raise InputError(f"metrics.num={config.num} is over the {len(held_out)} held-out pictures; lower it")
         self.rows = [held_out[k * len(held_out) // config.num] for k in range(config.num)]
@@ -53,7 +57,7 @@ class PictureMetrics:
         features = needs & {"features", "logits"}
         self.network = feature_network(config.features, config.weights, str(self.device)) if features else None
         self.judge = open_clip(config.judge, self.device) if config.judge else None
-        self.names = choose_metrics(config.names, kinds(self.network, self.judge, self.captions))
+        self.names = choose_metrics(config.names, kinds(self.network, self.judge, self.captions, data.resolution))
         check_counts(self.names, config.num, config.num)
         self.real: Sample | None = None
 

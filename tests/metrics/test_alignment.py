@@ -27,6 +27,17 @@ def test_retrieval_of_right_of_wrong_and_of_random_captions() -> None:
 def test_equal_captions_do_not_compete() -> None:
     text = torch.eye(10).repeat(5, 1)
     assert retrieval(text, text) == {"r1": 1.0, "r5": 1.0}
+    rounded = text + 1e-7 * torch.randn(text.shape)
+    assert retrieval(text, rounded) == {"r1": 1.0, "r5": 1.0}
+
+
+def test_candidates_are_drawn_and_not_the_neighbours() -> None:
+    """Of a folder sorted by class the neighbours have the same picture, and would all be as good."""
+    text = torch.nn.functional.normalize(torch.randn(400, 64))
+    classes = torch.eye(64)[torch.arange(40)].repeat_interleave(10, 0)
+    found = retrieval(classes, classes + 0.01 * text, candidates=10)
+    assert found["r1"] > 0.5
+    assert found != retrieval(classes, classes + 0.01 * text, candidates=10, seed=1)
 
 
 def test_as_many_candidates_as_there_are_agree_with_the_whole_ranking() -> None:

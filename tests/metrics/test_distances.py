@@ -119,6 +119,16 @@ def test_sliced_wasserstein_of_two_widths_of_a_gaussian() -> None:
     assert found == pytest.approx(2 * math.sqrt(2 / math.pi), rel=0.03)  # E |3x - x|
 
 
+def test_sliced_wasserstein_of_sets_of_other_sizes() -> None:
+    first, second = torch.tensor([[0.0], [1]]), torch.tensor([[0.0], [1], [5]])
+    assert sliced_wasserstein(first, second, 1) == pytest.approx(0 + 1 / 6 + 4 / 3)  # F^-1 apart by 0, 1, 0 and 4
+    many, few = normal(300, 3), normal(120, 3, 1)
+    twice = sliced_wasserstein(many.repeat(2, 1), few.repeat(5, 1), 64)
+    assert sliced_wasserstein(many, few, 64) == pytest.approx(twice, rel=1e-12)
+    sorted_by_class = torch.cat([torch.zeros(50, 3), torch.ones(50, 3)])
+    assert sliced_wasserstein(sorted_by_class[::2], sorted_by_class, 64) == pytest.approx(0, abs=1e-12)
+
+
 def test_the_pyramid_adds_up_to_the_picture() -> None:
     pixels = torch.rand(2, 3, 64, 64)
     levels = laplacian_pyramid(pixels)

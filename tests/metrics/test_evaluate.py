@@ -89,7 +89,20 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
     outs = [tmp_path / f"{k}.json" for k in range(3)]
     for out, seed in zip(outs, (1, 1, 2), strict=True):
         assert run("--generated", first, "--real", second, *OPTIONS, "--seed", seed, "-o", out) == 0
-    assert outs[0].read_bytes() == outs[1].read_bytes() != outs[2].read_bytes()
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    same, other = (json.loads(outs[k].read_text())["values"] for k in (1, 2))
+    assert same["sliced_wasserstein"]["value"] != other["sliced_wasserstein"]["value"]  # other patches
+    assert same["frechet_distance"]["value"] == other["frechet_distance"]["value"]
+    assert same["frechet_distance"]["std"] != other["frechet_distance"]["std"]  # other halves
+
+
+def test_small_pictures_have_all_metrics_but_textures(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture) -> None:
+    folder, out = pictures(tmp_path / "a", 20, 1, size=8), tmp_path / "out.json"
+    assert run("--generated", folder, "--real", folder, *OPTIONS, "-o", out) == 0
+    found = json.loads(out.read_text())["values"]
+    assert "frechet_distance" in found and "sliced_wasserstein" not in found
+    assert run("--generated", folder, "--real", folder, *OPTIONS, "--metrics", "sliced-wasserstein") == 2
+    assert "needs pictures of 16 pixels or more; give larger ones" in capsys.readouterr().err
 
 
 def test_textures_need_no_network(tmp_path: Path, run: Run) -> None:
@@ -133,6 +146,7 @@ def test_a_model_against_held_out_pictures(
     }  # fmt: skip
     assert found["real"]["count"] == 14 and found["resolution"] == 16 and found["judge"] == "a judge"
     values = {key: one["value"] for key, one in found["values"].items()}
+    assert found["values"]["retrieval_r1_real"]["std"] == 0  # each picture's rank is among all, in each half too
     assert values["retrieval_r1_real"] == 1 and values["alignment_real"] > 0.9 > values["alignment"]
     again = tmp_path / "again.json"
     assert run(*options, "-o", again) == 0

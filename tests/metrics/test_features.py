@@ -1,11 +1,13 @@
 """Feature networks by name, and a CLIP pair from the folders that there are."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from latentdiff.errors import CheckpointError, InputError
@@ -85,6 +87,19 @@ def test_a_clip_folder_without_its_preprocessor_is_refused(tmp_path: Path) -> No
     small_tokenizer().save(tmp_path / "x")
     with pytest.raises(CheckpointError, match="preprocessor_config"):
         open_clip(str(tmp_path / "x"), CPU)
+
+
+@pytest.mark.parametrize("damage", ["cut", "without a tensor"])
+def test_a_damaged_clip_is_refused(damage: str, hub_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(hub_folder, tmp_path / "clip")
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        kept = {key: value for key, value in load_file(weights).items() if key != "visual_projection.weight"}
+        save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="is no CLIP model that can be read"):
+        open_clip(str(folder), CPU)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "./a/b/c", "../clip"])

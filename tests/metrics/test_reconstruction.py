@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from latentdiff import cli
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.metrics import features, reconstruct
 from latentdiff.metrics.features import FeatureNetwork
 from latentdiff.metrics.pictures import FolderPictures, read_pictures
@@ -79,6 +79,20 @@ def test_a_vae_that_keeps_all(tmp_path: Path) -> None:
         reconstruct(vae, real, "keeps", resamples=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="3 pictures are too few"):
         reconstruct(vae, FolderPictures(folder, real.rows[:3], 32), "keeps")  # type: ignore[arg-type]
+
+
+class Breaks(Keeps):
+    """A VAE whose pictures have a pixel that is no number."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z.index_fill(3, torch.tensor([3]), float("nan"))
+
+
+def test_a_vae_that_makes_no_numbers_is_not_measured(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "real", 8, 1)
+    real = FolderPictures(folder, read_pictures(folder), 32)
+    with pytest.raises(NonFiniteError, match="the VAE's reconstructions are not finite"):
+        reconstruct(Breaks(1.0), real, "breaks")  # type: ignore[arg-type]
 
 
 def test_the_verb(

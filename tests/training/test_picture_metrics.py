@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentdiff.config.base import load_yaml
+from latentdiff.config.train import train_config
+from latentdiff.data.folder import load_pixels, read_parts
 from latentdiff.errors import InputError
 from latentdiff.metrics import features
 from latentdiff.metrics.features import FeatureNetwork
@@ -67,10 +70,10 @@ def test_the_pictures_are_of_fixed_captions_and_seeds(
     found = run(config)
     assert asked[0] == asked[1] and asked[0][1] == list(range(8))
     assert {caption.split()[2] for caption in asked[0][0]} == {"disc", "square"}
-    first, second = (line["frechet_distance"] for line in found if "frechet_distance" in line)
-    assert first == second
-    rows = [means((held[0] * 255).round())["features"]] * 2
-    assert first > frechet_distance(*rows)
+    _, held_out = read_parts(load_yaml(train_config, tmp_path / "run" / "config.yaml").data)
+    real = torch.stack([load_pixels(held_out[2 * k], 16) / 2 + 0.5 for k in range(8)])
+    expected = frechet_distance(*(means((one * 255).round())["features"] for one in (held[0], real)))
+    assert [line["frechet_distance"] for line in found if "frechet_distance" in line] == [pytest.approx(expected)] * 2
 
 
 def test_what_fails_there_leaves_the_other_figures(unet_config: Make, tmp_path: Path) -> None:
@@ -97,6 +100,14 @@ def test_what_cannot_be_measured_is_told_before_training(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(measured(unet_config(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_textures_of_small_pictures_are_refused_before_training(unet_config: Make, tmp_path: Path) -> None:
+    config = measured(unet_config(tmp_path / "run"), names=["sliced-wasserstein"])
+    config["data"]["resolution"] = 8
+    with pytest.raises(InputError, match="needs pictures of 16 pixels or more"):
+        run(config)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
