@@ -104,7 +104,7 @@ class Schedule:
         config = self.config
         spacing, total = spacing or config.timestep_spacing, config.num_train_timesteps
         if not 1 <= num_inference_steps <= total:
-            raise InputError(f"num_inference_steps={num_inference_steps} must be from 1 to {total}; try 20")
+            raise InputError(f"num_inference_steps={num_inference_steps} (--steps) must be from 1 to {total}; try 20")
         if spacing == "karras":
             timesteps = self._karras(num_inference_steps)
         else:
@@ -184,7 +184,9 @@ def whole_timesteps(count: int, total: int, spacing: str, offset: int) -> Tensor
         case "lcm":
             origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
             if count > LCM_STEPS:
-                raise InputError(f"num_inference_steps={count} must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
+                raise InputError(
+                    f"num_inference_steps={count} (--steps) must be at most {LCM_STEPS} with sampler 'lcm'; try 4"
+                )
             steps = origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)].astype(np.float64)
         case _:
             known = ["leading", "trailing", "linspace", "karras", "lcm"]

@@ -101,6 +101,7 @@ def test_the_configs_train_resume_and_make_models(
     assert printed.out == "" and "missing does not exist; make it first" in printed.err
     monkeypatch.setattr(sys, "argv", ["likelihood", str(output), "--sheet", str(output / "sheet.png")])
     monkeypatch.setattr(likelihood, "SHOWN", 4)
+    monkeypatch.setattr(likelihood, "AT_ONCE", 12)
     monkeypatch.setattr(likelihood, "TOLERANCE", 0.1)  # hardly trained, the U-Net answers each timestep otherwise
     assert likelihood.main() == 0
     words = capsys.readouterr().out
@@ -144,6 +145,32 @@ def test_a_perfect_model_needs_the_entropy() -> None:
     found = likelihood.bits(knows_the_levels(schedule, values), schedule, grey, levels)
     assert found.mean().item() == pytest.approx(math.log2(levels), abs=4 * found.std().item() / 20)
     assert found.std() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((), "--levels 1 must be at least 2"),
+        (("vae: null", "vae: somewhere"), "is no model of grey pixels"),
+        (("held_out: ", "held_out: null #"), "held no pictures out"),
+    ],
+)
+def test_what_has_no_bits_a_pixel_is_one_line(
+    change: tuple[str, ...], message: str, digits: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = run("text_encoder", digits, "optim.max_steps=2")
+    small = ["model.block_out_channels=[16, 16]", "sample_steps=2", f"text_encoder={text}/model"]
+    output = run("unconditional", digits, *small, "optim.max_steps=1")
+    kept = output / "config.yaml"
+    if change:
+        kept.write_text(kept.read_text().replace(*change))
+    monkeypatch.setattr(likelihood, "read_parts", lambda data: (["a row"], []))
+    monkeypatch.setattr(sys, "argv", ["likelihood", str(output), *([] if change else ["--levels", "1"])])
+    capsys.readouterr()
+    assert likelihood.main() == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_pixels_that_know_nothing_of_each_other() -> None:

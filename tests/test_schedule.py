@@ -93,7 +93,7 @@ def test_karras_needs_signal() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 1001])
 def test_steps_out_of_range_are_refused(count: int) -> None:
-    with pytest.raises(InputError, match=f"num_inference_steps={count} must be from 1 to 1000"):
+    with pytest.raises(InputError, match=rf"num_inference_steps={count} \(--steps\) must be from 1 to 1000"):
         schedule().grid(count)
 
 

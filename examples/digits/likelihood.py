@@ -15,6 +15,7 @@ from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, train_config
 from latentdiff.data.folder import load_pixels, read_parts
 from latentdiff.data.layouts import Row
+from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
@@ -23,6 +24,7 @@ from latentdiff.training.grid import to_grid
 
 COLUMNS, SHOWN, ENLARGED = 16, 64, 6
 TOLERANCE = 1e-4
+AT_ONCE = 256
 NOISE = 1 / 6  # of the distance between two grey levels: 0.3 % of the pixels come nearer to another one
 
 
@@ -39,12 +41,23 @@ def measure(run: Path, levels: int, sheet: Path | None) -> None:
     """Print bits a pixel of the run's held-out pictures, and of pixels that know nothing of each other."""
     if sheet is not None:
         check_writable_parent(sheet)
-    config: UNetTrainConfig = load_yaml(train_config, run / "config.yaml")
+    config = load_yaml(train_config, run / "config.yaml")
+    if not isinstance(config, UNetTrainConfig) or config.vae is not None or config.model.in_channels != 1:
+        raise InputError(f"{run} is no model of grey pixels; train one by configs/digits")
+    if levels < 2:
+        raise InputError(f"--levels {levels} must be at least 2; give as many as the pictures have")
     pipe = LatentDiffusionPipeline.from_pretrained(run / "model", device="cpu", dtype="float32", optimize="off")
     parts = read_parts(config.data)
+    if not parts[1]:
+        raise InputError(f"{run} held no pictures out; train with data.held_out")
     train, held_out = (grey_levels(rows, config.data.resolution, levels) for rows in parts)
     captions = ["" if config.caption_dropout == 1 else row.captions[0] for row in parts[1]]
-    found = bits(with_words(pipe, captions), pipe.schedule, held_out, levels)
+    found = torch.cat(
+        [
+            bits(with_words(pipe, captions[k : k + AT_ONCE]), pipe.schedule, held_out[k : k + AT_ONCE], levels, k)
+            for k in range(0, len(held_out), AT_ONCE)
+        ]
+    )
     error = found.std().item() / len(found) ** 0.5
     print(f"{found.mean():.3f} +- {error:.3f} bits a pixel, at most, of {len(found)} held-out pictures")
     print(f"{independent_bits(train, held_out, levels):.3f} if pixels knew nothing of each other")
@@ -97,9 +110,9 @@ def _timestep(schedule: Schedule, ratio: float) -> float:
 
 def independent_bits(train: Tensor, held_out: Tensor, levels: int) -> float:
     """Bits a pixel of held-out pictures by how often each pixel has each level in `train`, each counted once more."""
-    counts = torch.nn.functional.one_hot(train, levels).sum(0) + 1.0  # [1, H, W, levels]
-    chances = (counts / counts.sum(-1, keepdim=True)).expand(len(held_out), *counts.shape)
-    return -chances.gather(-1, held_out[..., None]).log2().mean().item()
+    counts = torch.stack([(train == level).sum(0) for level in range(levels)]) + 1.0  # [levels, 1, H, W]
+    chances = counts / counts.sum(0)
+    return -chances.gather(0, held_out).log2().mean().item()
 
 
 def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -> None:

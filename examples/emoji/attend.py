@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from examples.command import exit_code
+from examples.folders import whole_folder
 from latentdiff.checkpoint import load_weights, write_model
 from latentdiff.config.model import UNetConfig
 from latentdiff.errors import InputError
-from latentdiff.files import check_writable_parent, read_json
+from latentdiff.files import read_json
 from latentdiff.models.unet import UNet2DConditionModel
 
 
@@ -51,12 +52,12 @@ def main() -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Read, widen, write."""
-    check_writable_parent(given.output)
     torch.manual_seed(given.seed)
     unet = UNet2DConditionModel(UNetConfig.read(read_json(given.unet / "config.json"), str(given.unet)))
     load_weights(unet, given.unet)
     made = attending(unet, given.heads)
-    write_model(made, made.config.write(), given.output)
+    with whole_folder(given.output) as partial:
+        write_model(made, made.config.write(), partial)
 
 
 if __name__ == "__main__":

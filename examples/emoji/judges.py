@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from examples.emoji import textures as drawn_how
 from examples.emoji.captions import with_article
 from examples.emoji.pairs import Corpus, Picture, file_names, pixels_of
 from examples.emoji.textures import Change
@@ -21,6 +22,8 @@ from latentdiff.metrics.features import FeatureNetwork
 
 CANDIDATES = 100
 RIDGE = 0.1
+JUDGE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, drawn_how.__file__))).hexdigest()[:12]
+"""What measurements that are kept belong to: this file and the textures' as they were written."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def features_of(
 ) -> Tensor:
     """Features [N, D] of pictures of the corpus, or of them changed; `folder` keeps them for the next command."""
     names = [*file_names(folder, pictures), *([change.__name__] if change else [])]
-    digest = hashlib.sha256("\n".join([network.name, network.weights, *names]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join([JUDGE, network.name, network.weights, *names]).encode()).hexdigest()[:12]
     kept = folder / f"features-{digest}.safetensors"
     if not kept.is_file():
         generator = torch.Generator().manual_seed(0)

@@ -20,11 +20,12 @@ from torch import Tensor
 from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, draw, impartiality
+from examples.emoji.judges import JUDGE
 from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
-from examples.emoji.textures import HARDLY_SEEN
 from latentdiff.checkpoint import read_vae
 from latentdiff.data.latents import fingerprint
+from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent, read_json
 from latentdiff.metrics.alignment import alignment
 from latentdiff.metrics.bootstrap import NORMAL_95, intervals
@@ -34,7 +35,7 @@ from latentdiff.models.vae import AutoencoderKL
 from latentdiff.recipe import hash_model
 from latentdiff.samplers import SAMPLERS, plan
 
-FLOOR_DRAWS = 5
+FLOOR_DRAWS, LEAST = 5, 4
 
 
 class Lab:
@@ -47,8 +48,9 @@ class Lab:
         self.context = [
             self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed,
             fingerprint(bench.clip.model.state_dict().items()), identity(given.corpus, bench.corpus),
-            [how.__name__ for how in HARDLY_SEEN],
+            JUDGE,
         ]  # fmt: skip
+        self.used: set[str] = set()
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
 
     def cell(self, count: int, settings: Settings) -> Cell:
@@ -67,12 +69,21 @@ class Lab:
 
     def _kept(self, what: Any, make: Any, words: str) -> Cell:
         key = hashlib.sha256(json.dumps([what, self.context]).encode()).hexdigest()[:16]
+        self.used.add(key)
         if key not in self.cells:
             print(words, file=sys.stderr)
             self.cells[key] = make() | {"of": words}
-            with atomic_path(self.store) as partial:
-                partial.write_text(json.dumps(self.cells, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            self._write()
         return self.cells[key]
+
+    def forget_others(self) -> None:
+        """Keep only what was asked for since it was opened, not cells of other models and judges."""
+        self.cells = {key: cell for key, cell in self.cells.items() if key in self.used}
+        self._write()
+
+    def _write(self) -> None:
+        with atomic_path(self.store) as partial:
+            partial.write_text(json.dumps(self.cells, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _measure(self, count: int, settings: Settings) -> Cell:
         pictures = self.bench.corpus.validation
@@ -116,6 +127,7 @@ class _Shown:
     def __init__(self, pictures: list[Picture]) -> None:
         self.pictures = pictures
         self.source = {"count": len(pictures)}
+        self.resolution = next(pixels_of(pictures[:1])).shape[-1]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -126,7 +138,7 @@ class _Shown:
 
 def collect(lab: Lab, given: argparse.Namespace) -> Results:
     """All cells of all tables. The DDIM table draws half as many pictures, and without guidance: it has 2,360 steps."""
-    quick, count, few = given.quick, given.num, max(4, given.num // 2)
+    quick, count, few = given.quick, given.num, max(LEAST, given.num // 2)
     guidance = lab.bench.pipe.generation.asked(guidance_scale=given.guidance_scale).guidance_scale
     usual = Settings(4 if quick else 25, guidance)
     lengths = (2, 4) if quick else (10, 20, 50, 100, 1000)
@@ -175,10 +187,13 @@ def main() -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Measure what is not kept, and write the page."""
+    if given.num < LEAST:
+        raise InputError(f"--num {given.num} must be at least {LEAST}, two pairs in two languages; try 96")
     check_writable_parent(given.output)
     lab = Lab(open_bench(given), given, given.output.with_suffix(".json"))
     with torch.no_grad():
         write_page(collect(lab, given), given.output)
+    lab.forget_others()
 
 
 if __name__ == "__main__":

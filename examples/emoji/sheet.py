@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 
 from examples.command import exit_code
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_validation
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path, check_writable_parent
 
 ALWAYS = (
     ("a red apple", "a red apple"),
@@ -21,7 +23,7 @@ ALWAYS = (
     ("a rocket, fluent 3d style", "a rocket, fluent 3d"),
     ("猫", "(zh) cat"),
 )
-COLUMNS = 8
+COLUMNS, TRAINED = 8, 28
 
 
 def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | None = None) -> Image.Image:
@@ -44,7 +46,9 @@ def prompts(corpus: Path, seed: int, groups: list[str], styles: list[str]) -> li
     train, held_out = (_rows(corpus / part, groups, styles) for part in ("train", "held_out"))
     seen = [row for row in held_out if is_validation(row["concept"], row["style"])]  # the others are only reported on
     pairs = [row for row in seen if row["concept"] not in HELD_OUT_CONCEPTS]
-    chosen = [_prompt(row, rng) for row in rng.sample(train, 28)]
+    if len(train) < TRAINED:
+        raise InputError(f"{len(train)} training pictures of {groups} in {styles}; name those that metadata.jsonl has")
+    chosen = [_prompt(row, rng) for row in rng.sample(train, TRAINED)]
     return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, min(32, len(pairs))))]
 
 
@@ -81,8 +85,9 @@ def run(given: argparse.Namespace) -> None:
     """Draw the prompts and write the sheet."""
     from latentdiff import LatentDiffusionPipeline
 
-    pipe = LatentDiffusionPipeline.from_pretrained(given.model)
+    check_writable_parent(given.output)
     texts = prompts(given.corpus, given.seed, given.groups, given.styles)
+    pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     images = pipe(
         [prompt for prompt, _ in texts],
         num_inference_steps=given.steps,
@@ -90,7 +95,8 @@ def run(given: argparse.Namespace) -> None:
         sampler=given.sampler,
         seed=given.seed,
     ).images
-    contact_sheet(images, COLUMNS, [label for _, label in texts]).save(given.output)
+    with atomic_path(given.output) as partial:
+        contact_sheet(images, COLUMNS, [label for _, label in texts]).save(partial)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def generate(
         float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
     ] = None,
     guidance_interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="Guide between these parts of the noise. [default: 0 1]")
+        tuple[float, float] | None,
+        typer.Option(help="Guide between these parts of all timesteps, 0 clean. [default: 0 1]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
     num_images: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,

@@ -59,12 +59,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path) or "the file"
+    if first["type"].startswith("union_tag"):
+        tasks = ", ".join(schema.json_schema()["discriminator"]["mapping"])
+        return f"task={first['input'].get('task')!r} is none of {tasks}; name the one that the file is of"
+    path = [str(part) for part in first["loc"][1:]]  # the first is the task
+    key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
     if first["type"] == "value_error":  # of ours, which says what was wrong
-        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+        told = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {told}" if key else told
     return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"
 
 

@@ -14,6 +14,7 @@ from latentdiff.errors import InputError
 
 VISITS = 40
 SMALL_MODEL = 256
+OPTIONS = {"folder": "FOLDER", "base": "--model", "text_encoder": "--train-text"}  # others are typed as they are named
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def going_on(folder: str | Path, output: Path, steps: int | None = None, **given
     }  # fmt: skip
     for name, value in (given | {"folder": Path(folder)}).items():
         if value != begun[name]:
-            raise InputError(
-                f"{name}={value}, and {output} was begun with {begun[name]}; leave it out, or name another folder"
-            )
+            option = OPTIONS.get(name, "--" + name.replace("_", "-"))
+            before = "none" if begun[name] is None else begun[name]
+            raise InputError(f"{option} {value}, and {output} was begun with {before}; give the same, or another -o")
     return config

@@ -86,7 +86,7 @@ def test_finetune_goes_on_as_it_was_planned(
     plan = (output / "config.yaml").read_text()
     first = load_file(output / "model" / FILE)
     assert run(monkeypatch, "finetune", folder, "-o", output, "--rank", 4, "--resume") == 2
-    assert f"rank=4, and {output} was begun with 3; leave it out" in capsys.readouterr().err
+    assert f"--rank 4, and {output} was begun with 3; give the same, or another -o" in capsys.readouterr().err
     assert run(monkeypatch, "finetune", folder, "-o", output, "--steps", 4, "--resume") == 0
     assert 'latentdiff generate "sks"' in capsys.readouterr().out
     assert (output / "config.yaml").read_text() == plan.replace("max_steps: 2", "max_steps: 4")
