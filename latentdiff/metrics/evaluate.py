@@ -179,7 +179,7 @@ def look(
             start += len(pixels)
             bar.update(len(pixels))
     sample = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    if "retrieval" in metrics and "text" in sample:
+    if "text" in sample:
         sample["rank"] = caption_ranks(sample["image"], sample["text"], CANDIDATES, seed)
     return Seen(sample, shown)
 
