@@ -20,13 +20,13 @@ from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import Turn, alternate
 from benchmarks.worker import take
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import locate
+from latentdiff.checkpoints.folder import locate
 from latentdiff.metrics import feature_network, frechet_distance, psnr
 from latentdiff.metrics.pictures import AT_ONCE, FolderPictures, choose_rows, read_pictures
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.runtime import reuse
+from latentdiff.runtime import deepcache
 from latentdiff.runtime.approximate import KNOWN, approximate
-from latentdiff.runtime.inference import prepare
+from latentdiff.runtime.optimize import prepare
 
 EXACT = "exact"
 BETWEEN = "reuse, a step between"
@@ -38,7 +38,7 @@ class Setting:
     """Names of approximations, how often reuse computes everything, and the steps if not those that are asked for."""
 
     names: tuple[str, ...]
-    every: int = reuse.EVERY
+    every: int = deepcache.EVERY
     steps: int | None = None
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Maker:
     def __init__(self, asked: Asked, setting: Setting) -> None:
         self.asked, self.setting = asked, setting
         self.pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, asked.device, approximate=setting.names)
-        self.pipe.way = replace(self.pipe.way, every=setting.every)
+        self.pipe.options = replace(self.pipe.options, every=setting.every)
 
     def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
         made: Tensor = self.pipe(
@@ -136,7 +136,7 @@ def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> 
     state = networks.weights(network, torch.bfloat16)
     runs: dict[str, Callable[..., Tensor]] = {EXACT: (exact := load(network, state))}
     runs |= {name: load(network, state, name) for name in names if name != "reuse"}
-    runs |= {BETWEEN: reuse.ReusedUNet(exact, every=2**62)} if "reuse" in names else {}
+    runs |= {BETWEEN: deepcache.DeepCacheUNet(exact, every=2**62)} if "reuse" in names else {}
     sample, timesteps, text = network.inputs()
     given = (sample.bfloat16(), timesteps[:1], text.bfloat16())
     calls = {name: partial(run, *given) for name, run in runs.items()}
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--every", type=int, nargs="+", default=[reuse.EVERY], help="of reuse")
+    parser.add_argument("--every", type=int, nargs="+", default=[deepcache.EVERY], help="of reuse")
     parser.add_argument("--fewer", type=int, nargs="*", default=[], help="exact pictures of so many steps beside them")
     parser.add_argument("--names", nargs="*", default=KNOWN, choices=KNOWN)
     parser.add_argument("--real", type=Path, help="captioned held-out pictures: their words are drawn too")
@@ -181,7 +181,6 @@ def main() -> None:
     settings = [Setting(()), *(Setting((), steps=steps) for steps in given.fewer)]
     settings += [Setting(("reuse",), n) for n in given.every if "reuse" in given.names]
     settings += [Setting(("int8",)), Setting(("reuse", "int8"))] if "int8" in given.names else []
-    settings += [Setting(("merge",))] if "merge" in given.names else []
     body = compare_pictures(Asked(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
     about = (
         f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "

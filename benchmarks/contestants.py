@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from benchmarks.networks import Network, weights
-from latentdiff.runtime.inference import prepare
+from latentdiff.runtime.optimize import prepare
 
 Call = Callable[[], Tensor]
 BASE = "diffusers bfloat16 channels_last"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import networks
 from benchmarks.machine import device_option
 from benchmarks.report import table, write
-from latentdiff.checkpoint import load_weights, locate
+from latentdiff.checkpoints.folder import load_weights, locate
 from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
@@ -20,7 +20,7 @@ from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.pictures import FolderPictures, ModelPictures, choose_rows
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.compiled import compile_model
-from latentdiff.runtime.inference import prepare, restore
+from latentdiff.runtime.optimize import prepare, restore
 
 STEPS = 10
 PLAIN = ("off", "bfloat16")

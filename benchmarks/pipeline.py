@@ -14,13 +14,13 @@ from benchmarks.machine import device_option, free_memory
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.training_shapes import Shape
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import Components, locate, write_pipeline
+from latentdiff.checkpoints.folder import Components, locate, write_pipeline
 from latentdiff.config.base import Config
-from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import DTYPES
 from latentdiff.schedule import Schedule
+from latentdiff.text.conditioning import TextConditioner
 
 PROMPT = "a red apple"
 SIDES = ["diffusers float32", "latentdiff float32", "diffusers bfloat16", "latentdiff bfloat16"]

@@ -9,11 +9,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from latentdiff.checkpoint import locate
+from latentdiff.checkpoints.folder import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
-from latentdiff.models.clip_text import CLIPTextModel
-from latentdiff.models.tokenizer import CLIPTokenizer, read_tokenizer
+from latentdiff.text.clip import CLIPTextModel
+from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji" / "unet.yaml"
 

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks.training_shapes import Shape
-from latentdiff.checkpoint import Components, locate
+from latentdiff.checkpoints.folder import Components, locate
 from latentdiff.config.train import DenoiserConfig
-from latentdiff.data.folder import load_pixels, read_rows
+from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row
-from latentdiff.models.text import TextConditioner
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.schedule import Schedule
+from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.loop import Run
 

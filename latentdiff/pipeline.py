@@ -14,22 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.asked import for_each_image, negatives_for, noise_given, seeds_for
-from latentdiff.checkpoint import Components, fill, locate, read_pipeline, write_pipeline
+from latentdiff.checkpoints.folder import Components, fill, locate, read_pipeline, write_pipeline
+from latentdiff.checkpoints.lora import merge_lora
+from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.files import partial_path
 from latentdiff.guidance import guide
-from latentdiff.lora import merge_lora
-from latentdiff.models.text import TextEmbedding
+from latentdiff.inputs import for_each_image, negatives_for, noise_given, seeds_for
+from latentdiff.models.tiled_decode import decode_parts
 from latentdiff.models.unet import AddedCond
 from latentdiff.runtime import pick_dtype, send
 from latentdiff.runtime.approximate import for_one_run
-from latentdiff.runtime.inference import restore
-from latentdiff.runtime.lending import lend_weights
-from latentdiff.runtime.tiles import decode_parts
-from latentdiff.runtime.way import Way, choose_way
+from latentdiff.runtime.offload import offload_weights
+from latentdiff.runtime.optimize import restore
+from latentdiff.runtime.options import RuntimeOptions, choose_options
 from latentdiff.samplers import Denoiser, plan, sample
-from latentdiff.textual_inversion import load_learned
+from latentdiff.text.conditioning import TextEmbedding
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Callback = Callable[[int, int, Tensor], None]
@@ -61,7 +61,7 @@ class LatentDiffusionPipeline:
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.generation = parts.generation
         self.device, self.dtype, self.folder = device, dtype, folder
-        self.way = Way()
+        self.options = RuntimeOptions()
         self._texts: dict[Any, TextEmbedding] = {}
 
     @classmethod
@@ -83,15 +83,15 @@ class LatentDiffusionPipeline:
         stay in their files and are read there at each call, a block at a time; nothing can change or save them.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
-        way = choose_way(optimize, approximate, low_memory)
-        chosen_device = way.device(device)
+        options = choose_options(optimize, approximate, low_memory)
+        chosen_device = options.device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
         folder = locate(path_or_id)
-        way.await_weights(chosen_device, chosen_dtype)
-        give = partial(lend_weights, fast=optimize == "auto") if low_memory else fill
+        options.await_weights(chosen_device, chosen_dtype)
+        give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
         pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
-        pipe.way = way
-        way.make_ready(pipe.unet, pipe.vae)
+        pipe.options = options
+        options.make_ready(pipe.unet, pipe.vae)
         return pipe
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
@@ -107,7 +107,7 @@ class LatentDiffusionPipeline:
     @contextmanager
     def _plain(self) -> Iterator[Components]:
         """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
-        if self.way.low_memory:
+        if self.options.low_memory:
             raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
         restore(self.unet)
         restore(self.vae)
@@ -115,7 +115,7 @@ class LatentDiffusionPipeline:
         try:
             yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt, self.generation)
         finally:
-            self.way.make_ready(self.unet, self.vae)
+            self.options.make_ready(self.unet, self.vae)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -226,7 +226,7 @@ class LatentDiffusionPipeline:
         both = self._text(prompts, negatives, guided)
         texts = {len(text.hidden): text for text in (both.last(len(prompts)), both)}
         ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-        unet = for_one_run(self.unet, self.way.approximate, self.way.every)
+        unet = for_one_run(self.unet, self.options.approximate, self.options.every)
 
         def denoiser(latents: Tensor, timestep: float) -> Tensor:
             text, timesteps = texts[len(latents)], torch.full((1,), timestep, device=self.device)

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 import transformers
 
-from latentdiff.checkpoint import WEIGHTS, Components, write_text_encoder
+from latentdiff.checkpoints.folder import WEIGHTS, Components, write_text_encoder
+from latentdiff.checkpoints.tensors import find_tensors, read_tensors
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
-from latentdiff.models.clip_text import CLIPTextModel
-from latentdiff.models.text import TextConditioner
-from latentdiff.models.tokenizer import CLIPTokenizer
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.schedule import Schedule
-from latentdiff.stored import find_tensors, read_tensors
+from latentdiff.text.clip import CLIPTextModel
+from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.tokenizer import CLIPTokenizer
 from latentdiff.training.tokenizer import train_tokenizer
 
 WORDS = ["a red apple", "a cat face", "a rocket, fluent 3d style", "猫", "wrong colours"]

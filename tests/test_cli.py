@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from latentdiff import LatentDiffusionPipeline, cli
-from latentdiff.checkpoint import GENERATION
+from latentdiff.checkpoints.folder import GENERATION
 from latentdiff.recipe import hash_model, read_recipe
 
 PROMPT = "a red apple"
@@ -49,13 +49,13 @@ def test_picture_recipe_and_the_same_pixels_again(
 ) -> None:
     first, again, other = tmp_path / "apple.png", tmp_path / "again.png", tmp_path / "other.png"
     options = ["--model", model_folder, "--steps", 3, "--eta", 0.5, "--guidance-scale", 2, "--height", 24, "--seed", 9]
-    options += ["--guidance-interval", 0.2, 1.0, "--dtype", "float32", "--approximate", "merge,reuse"]
+    options += ["--guidance-interval", 0.2, 1.0, "--dtype", "float32", "--approximate", "reuse"]
     assert run("generate", PROMPT, "--negative-prompt", "猫", "-o", first, *options, monkeypatch=monkeypatch) == 0
     recipe = read_recipe(first)
     assert recipe.model_dump() | {"version": ""} == {
         "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5, "steps": 3,
         "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16, "dtype": "float32",
-        "optimize": "auto", "approximate": ("reuse", "merge"), "low_memory": False, "model": str(model_folder),
+        "optimize": "auto", "approximate": ("reuse",), "low_memory": False, "model": str(model_folder),
         "lora": None, "lora_scale": 1.0, "embedding": None, "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
@@ -64,7 +64,7 @@ def test_picture_recipe_and_the_same_pixels_again(
         run("generate", "--from-image", first, "--seed", 10, "--approximate", "", "-o", other, monkeypatch=monkeypatch)
         == 0
     )
-    assert read_recipe(other).approximate == () and read_recipe(again).approximate == ("reuse", "merge")
+    assert read_recipe(other).approximate == () and read_recipe(again).approximate == ("reuse",)
     assert not np.array_equal(pixels(first), pixels(other))
 
 

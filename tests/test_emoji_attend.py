@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from examples.emoji import attend
-from latentdiff.checkpoint import load_weights, write_model
+from latentdiff.checkpoints.folder import load_weights, write_model
 from latentdiff.config.model import UNetConfig
 from latentdiff.files import read_json
 from latentdiff.models.unet import UNet2DConditionModel

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import GENERATION, bundled_model
+from latentdiff.checkpoints.folder import GENERATION, bundled_model
 from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.models.unet import UNet2DConditionModel

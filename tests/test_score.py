@@ -9,8 +9,7 @@ from torch import Tensor
 from latentdiff.config.model import PredictionType, ScheduleConfig
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
-from latentdiff.score import flow, level_at, log_likelihood, score
-from latentdiff.solver import solve
+from latentdiff.score import flow, level_at, log_likelihood, score, solve
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)

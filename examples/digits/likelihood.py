@@ -13,14 +13,14 @@ from examples.digits.prepare import LEVELS, to_bytes
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, train_config
-from latentdiff.data.folder import load_pixels, read_parts
+from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.data.layouts import Row
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
+from latentdiff.images.image_grid import image_grid
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood
-from latentdiff.training.grid import to_grid
 
 COLUMNS, SHOWN, ENLARGED = 16, 64, 6
 TOLERANCE = 1e-4
@@ -121,7 +121,7 @@ def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -
     noise = torch.randn(SHOWN, 1, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))
-    grid = to_grid(torch.nn.functional.pad(pixels, (1, 1, 1, 1)), COLUMNS)  # apart by grey
+    grid = image_grid(torch.nn.functional.pad(pixels, (1, 1, 1, 1)), COLUMNS)  # apart by grey
     with atomic_path(path) as partial:
         grid.resize((grid.width * ENLARGED, grid.height * ENLARGED), 0).save(partial)
 

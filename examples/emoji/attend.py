@@ -12,7 +12,7 @@ from torch import nn
 
 from examples.command import exit_code
 from examples.folders import whole_folder
-from latentdiff.checkpoint import load_weights, write_model
+from latentdiff.checkpoints.folder import load_weights, write_model
 from latentdiff.config.model import UNetConfig
 from latentdiff.errors import InputError
 from latentdiff.files import read_json

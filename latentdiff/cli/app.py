@@ -58,7 +58,7 @@ def generate(
         str | None, typer.Option(help="auto, off, or compile: minutes at first, then kept. [default: auto]")
     ] = None,
     approximate: Annotated[
-        str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8, merge; by commas. [default: none]")
+        str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
     ] = None,
     low_memory: Annotated[
         bool | None,

@@ -2,7 +2,7 @@
 
 import json
 
-from latentdiff.checkpoint import locate, read_limits
+from latentdiff.checkpoints.folder import locate, read_limits
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 

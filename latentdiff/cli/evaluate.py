@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoint import read_vae
+from latentdiff.checkpoints.folder import read_vae
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.metrics.clip import Clip, open_clip
 from latentdiff.metrics.evaluate import LACKS, Evaluation, check_counts, choose_metrics, evaluate
 from latentdiff.metrics.features import feature_network
-from latentdiff.metrics.measures import METRICS
 from latentdiff.metrics.pictures import (
     FolderPictures,
     ModelPictures,
@@ -20,6 +19,7 @@ from latentdiff.metrics.pictures import (
     short_side,
 )
 from latentdiff.metrics.reconstruction import reconstruct
+from latentdiff.metrics.registry import METRICS
 from latentdiff.metrics.report import in_words, write_html, write_json
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import LatentDiffusionPipeline

@@ -13,7 +13,7 @@ from latentdiff.files import check_writable_parent
 from latentdiff.recipe import Recipe, hash_model, read_recipe, write_png
 
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
-DEFAULT_WAY: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
+DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
 
 
@@ -42,20 +42,20 @@ def run(request: Request) -> None:
         check_writable_parent(path)
     old = {} if recipe is None else recipe.model_dump(exclude={"prompt", "model_hash", "version"}, exclude_none=True)
 
-    from latentdiff.lora import find_lora
+    from latentdiff.checkpoints.lora import find_lora
+    from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.pipeline import LatentDiffusionPipeline
     from latentdiff.runtime.memory import peak_memory
-    from latentdiff.textual_inversion import find_learned
 
     if recipe and recipe.model and "model" not in request.given and not Path(recipe.model).is_dir():
         raise InputError(
             f"{request.from_image} was made by {recipe.model}, which is no folder here; name it by --model"
         )
-    settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_WAY | old | request.given
+    settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
-    way = {key: settings.pop(key) for key in DEFAULT_WAY}
-    pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, **way)
+    options = {key: settings.pop(key) for key in DEFAULT_OPTIONS}
+    pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, **options)
     usual = pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
@@ -78,7 +78,7 @@ def run(request: Request) -> None:
         bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
     same |= {"lora": lora, "lora_scale": lora_scale, "embedding": embedding}
-    same |= {key: getattr(pipe.way, key) for key in DEFAULT_WAY}
+    same |= {key: getattr(pipe.options, key) for key in DEFAULT_OPTIONS}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
         write_png(image, Recipe.model_validate(same | own | {"version": latentdiff.__version__}), path)
@@ -87,10 +87,10 @@ def run(request: Request) -> None:
 
 def _check_together(request: Request, settings: dict[str, Any]) -> None:
     """Raise InputError for what does not go together; where a recipe holds half of it, say what undoes that."""
-    from latentdiff.runtime.way import choose_way
+    from latentdiff.runtime.options import choose_options
 
     def check(asked: dict[str, Any]) -> None:
-        choose_way(**{key: asked.get(key, value) for key, value in DEFAULT_WAY.items()})
+        choose_options(**{key: asked.get(key, value) for key, value in DEFAULT_OPTIONS.items()})
         added = [key for key in ("lora", "embedding") if asked.get(key) is not None]
         if added and asked.get("low_memory"):
             raise InputError(
@@ -101,7 +101,7 @@ def _check_together(request: Request, settings: dict[str, Any]) -> None:
     try:
         check(settings)
     except InputError as error:
-        held = [key for key, value in DEFAULT_WAY.items() if settings[key] != value and key not in request.given]
+        held = [key for key, value in DEFAULT_OPTIONS.items() if settings[key] != value and key not in request.given]
         if not held:
             raise
         undo = " ".join(UNDO[key] for key in held)

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from latentdiff.config.train import CLASS_NAME
 from latentdiff.data.buckets import Fitting, Size
-from latentdiff.data.images import decode
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
+from latentdiff.images.decoding import decode
 
 ERRORS = ("unreadable", "too small", "too narrow", "no caption")
 EXAMPLES = 4

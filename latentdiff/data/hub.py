@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from latentdiff.data.containers import MAX_FILE, Container
+from latentdiff.data.archives import MAX_FILE, Container
 from latentdiff.data.layouts import CAPTION_KEYS
 from latentdiff.errors import InputError, did_you_mean
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from latentdiff.config.train import CLASS_NAME, check_template
-from latentdiff.data.containers import PICTURES, Container, is_text
+from latentdiff.data.archives import PICTURES, Container, is_text
 from latentdiff.errors import InputError
 
 TEXTS = (".txt", ".caption")

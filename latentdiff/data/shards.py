@@ -13,7 +13,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from latentdiff.data.containers import Container, join, open_container
+from latentdiff.data.archives import Container, join, open_container
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
 from latentdiff.runtime.native import cache_folder

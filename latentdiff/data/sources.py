@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentdiff.data.containers import Container, join, open_container
+from latentdiff.data.archives import Container, join, open_container
 from latentdiff.data.hub import is_saved, open_hub, open_saved
 from latentdiff.data.shards import open_shards
 from latentdiff.errors import InputError

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.metrics.arrays import as_pairs
+from latentdiff.metrics.validation import as_pairs
 
 AT_ONCE = 1024
 EQUAL = 1e-6  # cosines of one caption's embeddings, which other batches round otherwise, differ by less

@@ -14,8 +14,8 @@ from latentdiff.metrics.alignment import caption_ranks
 from latentdiff.metrics.bootstrap import METHOD, Interval, check_resamples, intervals
 from latentdiff.metrics.clip import Clip
 from latentdiff.metrics.features import FeatureNetwork
-from latentdiff.metrics.measures import CANDIDATES, METRICS, PATCHES, Sample, label
 from latentdiff.metrics.pictures import Pictures
+from latentdiff.metrics.registry import CANDIDATES, METRICS, PATCHES, Sample, label
 from latentdiff.metrics.wasserstein import SMALLEST, draw_patches
 
 SHOWN = 24

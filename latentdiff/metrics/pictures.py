@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.model import GenerationConfig
-from latentdiff.data.containers import open_container
-from latentdiff.data.images import decode, fit
+from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
+from latentdiff.images.decoding import decode, fit
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe import hash_model
 

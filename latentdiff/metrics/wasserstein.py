@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentdiff.metrics.arrays import as_two
+from latentdiff.metrics.validation import as_two
 
 SMALLEST = 16
 PATCH = 7

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.runtime.deepcache import EVERY, DeepCacheUNet
 from latentdiff.runtime.int8 import quantise
-from latentdiff.runtime.merge import merge_tokens
-from latentdiff.runtime.reuse import EVERY, ReusedUNet
 
-KNOWN = ("reuse", "int8", "merge")
+KNOWN = ("reuse", "int8")
 
 
 def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
@@ -26,10 +25,8 @@ def approximate(unet: UNet2DConditionModel, names: Sequence[str]) -> None:
     """Change the layers of a U-Net that `prepare` has seen; `restore` undoes it. Raises InputError where it cannot."""
     if "int8" in names:
         quantise(unet)
-    if "merge" in names:
-        merge_tokens(unet)
 
 
 def for_one_run(unet: UNet2DConditionModel, names: Sequence[str], every: int = EVERY) -> Callable[..., Tensor]:
     """What the steps of one run are to call; with reuse every `every`-th computes all of it."""
-    return ReusedUNet(unet, every) if "reuse" in names else unet
+    return DeepCacheUNet(unet, every) if "reuse" in names else unet

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from latentdiff.errors import InputError
 from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.runtime import cpu_has
-from latentdiff.runtime.kernels import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.native import load_kernels
+from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d
 
 quantised: Any = torch.ops.onednn

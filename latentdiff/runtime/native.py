@@ -15,10 +15,9 @@ from torch import Tensor
 
 from latentdiff.files import atomic_path
 
-SOURCES = [
-    Path(__file__).with_name(f"{name}.cpp") for name in ("norms", "attention", "linear", "products", "convolutions")
-]
-HEADERS = [Path(__file__).with_name(name) for name in ("amx.h", "attention.h", "gelu.h")]
+KERNELS = Path(__file__).parent / "kernels"
+SOURCES = [KERNELS / f"{name}.cpp" for name in ("norms", "attention", "linear", "conv3x3_small", "conv3x3_large")]
+HEADERS = [KERNELS / name for name in ("amx.h", "attention.h", "gelu.h")]
 FLAGS = [
     "-O3",
     "-march=native",

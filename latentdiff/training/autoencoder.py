@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoint import load_weights, read_vae_config, write_model
+from latentdiff.checkpoints.folder import load_weights, read_vae_config, write_model
 from latentdiff.config.train import VAETrainConfig
-from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
+from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.training.draws import Draws
-from latentdiff.training.evaluation import Share
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
 from latentdiff.training.processes import process_state
+from latentdiff.training.rng import Draws
+from latentdiff.training.task import Share
 
 HELD_OUT = 64
 SHOWN = 16

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoint import Components, write_pipeline
+from latentdiff.checkpoints.folder import Components, write_pipeline
 from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
-from latentdiff.data.folder import read_parts
-from latentdiff.data.latents import Encoded, LatentImages, encode_rows
+from latentdiff.data.dataset import read_parts
+from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
-from latentdiff.models.text import TextConditioner, TextEmbedding
 from latentdiff.models.unet import AddedCond
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
-from latentdiff.training.draws import Draws
-from latentdiff.training.evaluation import Share, reason
+from latentdiff.text.conditioning import TextConditioner, TextEmbedding
 from latentdiff.training.processes import process_state
+from latentdiff.training.rng import Draws
+from latentdiff.training.task import Share, reason
 from latentdiff.training.text_cache import TextCache
 
 HELD_OUT = 128

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoint import locate, read_limits
+from latentdiff.checkpoints.folder import locate, read_limits
 from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
-from latentdiff.data.folder import prefixed
+from latentdiff.data.dataset import prefixed
 from latentdiff.errors import InputError
 
 VISITS = 40

@@ -20,17 +20,16 @@ from latentdiff.config.train import FineTuneConfig, RunConfig, TrainConfig, VAET
 from latentdiff.data.batches import Batches
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.files import atomic_path
-from latentdiff.runtime.kernels import use_native_kernels
 from latentdiff.runtime.memory import peak_memory
+from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
 from latentdiff.training.ema import EMA
-from latentdiff.training.evaluation import evaluate
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
 from latentdiff.training.processes import on_many_cpus
 from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_another_layout, sharding_plugin
-from latentdiff.training.stop import StopRequest
-from latentdiff.training.task import Task
+from latentdiff.training.signals import StopSignal
+from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
 
 
@@ -216,7 +215,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
     run.module.train()
     main = run.accelerator.is_main_process
     bar = tqdm(total=config.optim.max_steps, initial=run.progress.step, disable=not main, smoothing=0.05)
-    with closing(run.tracker), StopRequest() as request:
+    with closing(run.tracker), StopSignal() as request:
         while not run.finished:
             losses = run.step()
             bar.update()

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.train import DataConfig, MetricsConfig
-from latentdiff.data.folder import load_pixels
+from latentdiff.data.dataset import load_pixels
 from latentdiff.data.layouts import Row
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
 from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, look
 from latentdiff.metrics.features import feature_network
-from latentdiff.metrics.measures import METRICS, Sample
 from latentdiff.metrics.pictures import AT_ONCE
+from latentdiff.metrics.registry import METRICS, Sample
 from latentdiff.training.processes import process_state
 
 Draw = Callable[[list[str], list[int]], Tensor]

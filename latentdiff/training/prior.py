@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from latentdiff.checkpoint import Components
+from latentdiff.checkpoints.folder import Components
 from latentdiff.config.train import FineTuneConfig, PriorConfig
-from latentdiff.data.containers import open_container
+from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.pipeline import LatentDiffusionPipeline

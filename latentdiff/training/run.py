@@ -10,7 +10,7 @@ import yaml
 from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 
-from latentdiff.checkpoint import locate, read_limits, read_text, read_vae_config
+from latentdiff.checkpoints.folder import locate, read_limits, read_text, read_vae_config
 from latentdiff.config.model import IdentityVAEConfig, side_multiple
 from latentdiff.config.train import (
     DenoiserConfig,
@@ -135,11 +135,11 @@ def _task(config: TrainConfig) -> Task:
 
             return TextEncoderTask(config)
         case UNetTrainConfig():
-            from latentdiff.training.methods import scratch_task
+            from latentdiff.training.build import scratch_task
 
             return scratch_task(config)
         case FineTuneConfig():
-            from latentdiff.training.methods import finetune_task
+            from latentdiff.training.build import finetune_task
 
             return finetune_task(config)
     raise TypeError(type(config))

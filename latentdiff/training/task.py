@@ -1,11 +1,30 @@
-"""What the loop asks of a task, and a task of its pictures."""
+"""What the training loop requires of a task, and how a task is evaluated across processes."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
 
-from latentdiff.training.evaluation import Share
+from latentdiff.images.image_grid import image_grid
+
+
+@dataclass
+class Share:
+    """What one process found: of each figure the sum and the count, and by place pictures, in [-1, 1], on the CPU."""
+
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    pictures: dict[int, Tensor] = field(default_factory=dict)
+    failure: str = ""
+
+    def add(self, name: str, value: float, count: float = 1) -> None:
+        """Count one more value of a figure, or the sum of `count` of them."""
+        total, number = self.figures.get(name, (0.0, 0.0))
+        self.figures[name] = (total + value, number + count)
 
 
 class Data(Protocol):
@@ -35,3 +54,33 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what the module holds as a model that can be used."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All shares together: means of the figures, a sheet of the pictures, and what went wrong."""
+
+    figures: dict[str, float]
+    grid: Image.Image | None
+    failures: list[str]
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def evaluate(task: Task, accelerator: Accelerator) -> Findings:
+    """Have every process do its share; a share that fails is reported, the others count."""
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            share = task.evaluate(accelerator.process_index, accelerator.num_processes)
+    except Exception as error:
+        share = Share(failure=reason(error))
+    shares: list[Share] = gather_object([share])
+    names = dict.fromkeys(name for s in shares for name in s.figures)
+    totals = {name: [s.figures[name] for s in shares if name in s.figures] for name in names}
+    figures = {name: sum(v for v, _ in parts) / sum(n for _, n in parts) for name, parts in totals.items()}
+    pictures = {place: picture for s in shares for place, picture in s.pictures.items()}
+    grid = image_grid(torch.stack([pictures[place] for place in sorted(pictures)]), 8) if pictures else None
+    return Findings(figures, grid, [s.failure for s in shares if s.failure])

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latentdiff.data.latents import fingerprint
+from latentdiff.data.latent_cache import fingerprint
 from latentdiff.files import atomic_path
-from latentdiff.models.text import TextConditioner, TextEmbedding
+from latentdiff.text.conditioning import TextConditioner, TextEmbedding
 
 BATCH = 64
 MOST_BYTES = 2**30

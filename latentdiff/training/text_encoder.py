@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
-from latentdiff.checkpoint import write_text_encoder
+from latentdiff.checkpoints.folder import write_text_encoder
 from latentdiff.config.model import CLIPTextConfig
 from latentdiff.config.train import TextTrainConfig
-from latentdiff.data.folder import CaptionedImages, load_pixels, read_parts
-from latentdiff.models.clip_text import CLIPTextModel
-from latentdiff.models.tokenizer import CLIPTokenizer, read_tokenizer
-from latentdiff.training.evaluation import Share
+from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
+from latentdiff.text.clip import CLIPTextModel
+from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 from latentdiff.training.losses import contrastive_loss
+from latentdiff.training.task import Share
 from latentdiff.training.tokenizer import train_tokenizer
 
 JUDGED = 256

@@ -5,7 +5,7 @@ import json
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from latentdiff.models.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_pairs
+from latentdiff.text.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_pairs
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CLIPTokenizer:

@@ -9,7 +9,7 @@ import pytest
 from latentdiff.config.train import DataConfig
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
-from latentdiff.data.folder import read_rows
+from latentdiff.data.dataset import read_rows
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 from tests.data.test_layouts import picture

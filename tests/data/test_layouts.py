@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from latentdiff.data import containers
-from latentdiff.data.containers import open_container
+from latentdiff.data import archives
+from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import read_layout
 from latentdiff.errors import InputError
 
@@ -266,7 +266,7 @@ def test_containers_that_cannot_be_opened(name: str, data: bytes | None, message
 def test_archives_cannot_reach_outside_or_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = open_container(as_tar({"../a.png": PNG, "/b.png": PNG, "c.png": PNG}, tmp_path)).names
     assert names == ("c.png",)
-    monkeypatch.setattr(containers, "MAX_FILE", 10)
+    monkeypatch.setattr(archives, "MAX_FILE", 10)
     for pack in (as_zip, as_tar):
         with pytest.raises(InputError, match="would unpack to"):
             open_container(pack({"a.png": PNG}, tmp_path))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.metrics import density_coverage, frechet_distance, kernel_distance, precision_recall, sliced_wasserstein
-from latentdiff.metrics.classes import class_score
+from latentdiff.metrics.inception_score import class_score
 from latentdiff.metrics.wasserstein import draw_patches, laplacian_pyramid, texture_distance, upscale
 
 

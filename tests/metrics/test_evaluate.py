@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff import cli
-from latentdiff.checkpoint import GENERATION
+from latentdiff.checkpoints.folder import GENERATION
 from latentdiff.metrics import features
 from latentdiff.metrics.features import FeatureNetwork
 

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from latentdiff.checkpoint import read_vae, write_model
+from latentdiff.checkpoints.folder import read_vae, write_model
 from latentdiff.config.model import IdentityVAEConfig, VAEConfig
 from latentdiff.errors import CheckpointError
 from latentdiff.models.vae import AutoencoderKL, DiagonalGaussian, IdentityVAE

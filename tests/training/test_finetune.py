@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latentdiff import cli
-from latentdiff.checkpoint import read_pipeline
+from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.lora import FILE
 from latentdiff.errors import InputError
-from latentdiff.lora import FILE
 from latentdiff.training.finetune import plan_finetune
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import read_vae
+from latentdiff.checkpoints.folder import read_vae
+from latentdiff.checkpoints.lora import FILE
 from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError
-from latentdiff.lora import FILE
 from latentdiff.training import sharding
 from latentdiff.training.checkpoints import Staged
 from tests.training.small_runs import Make, losses, run, vae_config

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from latentdiff.images.image_grid import image_grid
 from latentdiff.training.ema import EMA
-from latentdiff.training.grid import to_grid
 from latentdiff.training.losses import PatchDiscriminator, contrastive_loss, discriminator_loss, gradient_loss
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -68,6 +68,6 @@ def test_any_text_can_be_written_in_a_trained_vocabulary() -> None:
 
 def test_grid_places_pictures_in_rows() -> None:
     pixels = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 1.0)])
-    sheet = np.asarray(to_grid(pixels, columns=2))
+    sheet = np.asarray(image_grid(pixels, columns=2))
     assert sheet.shape == (4, 4, 3)
     assert (sheet[0, 0] == 0).all() and (sheet[0, 3] == 128).all() and (sheet[3] == 255).all()

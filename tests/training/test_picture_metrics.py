@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import train_config
-from latentdiff.data.folder import load_pixels, read_parts
+from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.errors import InputError
 from latentdiff.metrics import features
 from latentdiff.metrics.features import FeatureNetwork

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from latentdiff.checkpoint import read_pipeline
-from latentdiff.models.text import TextConditioner
+from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training import text_cache
 from latentdiff.training.text_cache import TextCache
 

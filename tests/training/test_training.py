@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoint import read_vae
+from latentdiff.checkpoints.folder import read_vae
 from latentdiff.config.train import OptimConfig, train_config
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.training import run as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
-from latentdiff.training.draws import Draws
 from latentdiff.training.optimizers import learning_rate
+from latentdiff.training.rng import Draws
 from latentdiff.training.run import train
 from tests.training.small_runs import Make, losses, run, text_config, vae_config
 

@@ -1,0 +1,1 @@
+"""Model files: tensors, diffusers folders, the hub, LoRA and textual inversion."""

@@ -1,0 +1,1 @@
+"""Images outside the model: guarded decoding, resizing, grids."""

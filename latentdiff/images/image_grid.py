@@ -1,0 +1,16 @@
+"""Pictures side by side, to see what a model does."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def image_grid(pixels: Tensor, columns: int) -> Image.Image:
+    """[N, 3, H, W] in [-1, 1] to one RGB image of rows of `columns`; missing places are white."""
+    count, _, height, width = pixels.shape
+    rows = -(-count // columns)
+    canvas = torch.ones(rows * columns, 3, height, width)
+    canvas[:count] = pixels.float().cpu().clamp(-1, 1)
+    sheet = canvas.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    return Image.fromarray(((sheet + 1) * 127.5).round().numpy().astype(np.uint8))

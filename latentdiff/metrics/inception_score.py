@@ -1,0 +1,17 @@
+"""Class score: sure about each picture, and many classes over all of them."""
+
+import math
+from typing import Any
+
+from latentdiff.metrics.validation import as_rows
+
+
+def class_score(logits: Any) -> float:
+    """exp of the mean KL divergence between a picture's classes and the mean over all: 1 is worst, C is best.
+
+    logits [N, C] of a classifier; with Inception's this is the Inception Score, with one split.
+    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4. Raises InputError, NonFiniteError.
+    """
+    log_each = as_rows(logits, "logits").log_softmax(1)
+    log_mean = log_each.logsumexp(0) - math.log(len(log_each))
+    return float((log_each.exp() * (log_each - log_mean)).sum(1).mean().exp())

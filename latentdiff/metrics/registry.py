@@ -1,0 +1,90 @@
+"""Which metrics there are, what each is computed from, and what its values are called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentdiff.metrics.alignment import alignment, precision_at
+from latentdiff.metrics.frechet import frechet_distance
+from latentdiff.metrics.inception_score import class_score
+from latentdiff.metrics.kernel import kernel_distance
+from latentdiff.metrics.prdc import density_coverage, precision_recall
+from latentdiff.metrics.wasserstein import texture_distance
+
+PATCHES = 16  # a picture, and directions: Karras et al. take 128 and 512; fewer so that intervals can be had
+DIRECTIONS = 128
+CANDIDATES = 100
+
+Sample = dict[str, Tensor]
+"""What was taken of a set: `features`, `logits`, `image`, `text`, `rank`, `patches_<size>`; one row a picture."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """needs: the parts of a Sample it reads. least: pictures of each set that make its value and interval possible.
+
+    compute: the generated set and the real one to values.
+    """
+
+    needs: tuple[str, ...]
+    least: int
+    compute: Callable[[Sample, Sample], dict[str, float]]
+
+
+def _textures(generated: Sample, real: Sample) -> dict[str, float]:
+    sizes = sorted(int(key.removeprefix("patches_")) for key in generated if key.startswith("patches_"))
+    values = {
+        f"sliced_wasserstein_{size}": texture_distance(
+            generated[f"patches_{size}"], real[f"patches_{size}"], DIRECTIONS
+        )
+        for size in sizes
+    }
+    return {"sliced_wasserstein": sum(values.values()) / len(values), **values}
+
+
+def _each(generated: Sample, real: Sample, needs: str, value: Callable[[Sample], dict[str, float]]) -> dict[str, float]:
+    """A number about one set, for the generated pictures and, as a measure for it, the real ones."""
+    theirs = {f"{key}_real": number for key, number in value(real).items()} if needs in real else {}
+    return value(generated) | theirs
+
+
+def _retrieval(sample: Sample) -> dict[str, float]:
+    return {f"retrieval_{key}": value for key, value in precision_at(sample["rank"]).items()}
+
+
+METRICS: dict[str, Metric] = {
+    "frechet": Metric(
+        ("features",), 4, lambda g, r: {"frechet_distance": frechet_distance(g["features"], r["features"])}
+    ),
+    "kernel": Metric(("features",), 4, lambda g, r: {"kernel_distance": kernel_distance(g["features"], r["features"])}),
+    "precision-recall": Metric(("features",), 8, lambda g, r: precision_recall(g["features"], r["features"])),
+    "density-coverage": Metric(("features",), 12, lambda g, r: density_coverage(g["features"], r["features"])),
+    "class-score": Metric(
+        ("logits",), 4, lambda g, r: _each(g, r, "logits", lambda s: {"class_score": class_score(s["logits"])})
+    ),
+    "sliced-wasserstein": Metric(("patches",), 2, _textures),
+    "alignment": Metric(
+        ("image", "text"),
+        2,
+        lambda g, r: _each(g, r, "text", lambda s: {"alignment": alignment(s["image"], s["text"])}),
+    ),
+    "retrieval": Metric(("image", "text"), 12, lambda g, r: _each(g, r, "rank", _retrieval)),
+}
+
+LABELS = {
+    "frechet_distance": "Frechet distance",
+    "kernel_distance": "kernel distance",
+    "class_score": "class score",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+}
+INCEPTION_LABELS = LABELS | {"frechet_distance": "FID", "kernel_distance": "KID", "class_score": "Inception Score"}
+
+
+def label(key: str, network: str | None) -> str:
+    """A value's name for people. Only with FID's Inception is it FID, KID or Inception Score."""
+    stem = key.removesuffix("_real")
+    names = INCEPTION_LABELS if network == "inception" else LABELS
+    words = names.get(stem, stem.replace("_", " ").replace("retrieval r", "retrieval R@"))
+    return f"{words} of the real pictures" if stem != key else words

@@ -1,0 +1,261 @@
+// Linear layers in bfloat16 on AMX, of any number of rows, and with them 1x1 convolutions of channels-last maps.
+//
+// As many panels of the weights as the second cache holds stay there while the rows pass by, two or three tiles of
+// them at a time; these stay in the first cache, past which the panels are loaded. Sums become an answer while the next
+// are summed: tiles and vectors only work at once where their instructions alternate.
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "amx.h"
+#include "gelu.h"
+
+namespace {
+
+constexpr int64_t MOST_TILES = 3;  // of rows whose sums are in tiles at once
+constexpr int64_t SUMS = MOST_TILES * TILE * PANEL;
+constexpr int64_t NEAR = 840 * 1024;         // bytes of weights that are to stay in the second cache
+constexpr int64_t NEAREST = 40;              // tiles of rows, 1 kB each, that are to stay in the first
+constexpr int64_t LEAST = 10;                // panels that are worth a pass over the rows
+constexpr int64_t BLOCK = 16;                // groups of rows that are worth one over the weights
+
+enum class RuntimeOptions { plain, adding, gated };
+
+struct Linear {
+    int64_t rows, depths, columns;
+    const bits *x, *weight, *bias, *residual;  // weight: [columns / PANEL, depths, 2, TILE, DEPTH]
+    bits* out;
+    int64_t panel_size() const { return depths * PANEL_BITS; }
+    int64_t tiles() const { return divide_up(rows, TILE); }  // the last two may overlap
+    int64_t start(int64_t tile) const { return std::clamp<int64_t>(tile * TILE, 0, std::max<int64_t>(0, rows - TILE)); }
+    const bits* at(int64_t tile) const { return x + start(tile) * depths * DEPTH; }
+    // Tiles of rows in a group, and how many depths of them are met before the next panel comes.
+    int64_t group() const { return 3 * depths <= NEAREST ? 3 : 2; }
+    int64_t piece() const { return divide_up(depths, divide_up(depths, NEAREST / group())); }
+    int64_t groups() const { return divide_up(tiles(), group()); }
+};
+
+// Tiles of rows: where they begin, among the rows and in memory.
+struct Group {
+    int64_t tiles = 0, start[MOST_TILES] = {};
+    const bits* at[MOST_TILES] = {};
+    Group() = default;
+    Group(const Linear& p, int64_t first) : tiles(std::min(p.group(), p.tiles() - first)) {
+        for (int64_t i = 0; i < MOST_TILES; ++i) {
+            start[i] = p.start(first + i);
+            at[i] = p.at(first + i);
+        }
+    }
+};
+
+// Sums [tiles * TILE, PANEL] on their way to an answer, a row at each step.
+template <RuntimeOptions way>
+class Finish {
+  public:
+    Finish(const Linear& p, const Gelu& gelu) : p_(p), gelu_(gelu), width_(way == RuntimeOptions::gated ? p.columns / 2 : p.columns) {}
+
+    void start(const float* sums, const Group& group, int64_t panel) {
+        group_ = group;
+        sums_ = sums;
+        row_ = 0;
+        rows_ = group.tiles * std::min(TILE, p_.rows);
+        column_ = panel * COLUMNS;
+        if (!p_.bias) return;
+        first_ = widen(p_.bias + column_);
+        second_ = widen(p_.bias + column_ + (way == RuntimeOptions::gated ? width_ : TILE));
+    }
+
+    void step() {
+        if (row_ == rows_) return;
+        const int64_t place = (group_.start[row_ / TILE] + row_ % TILE) * width_ + column_;
+        __m512 left = _mm512_add_ps(_mm512_load_ps(sums_), first_);
+        __m512 right = _mm512_add_ps(_mm512_load_ps(sums_ + TILE), second_);
+        ++row_;
+        sums_ += PANEL;
+        _mm_prefetch(p_.out + place + COLUMNS, _MM_HINT_T1);  // where the next panel's columns go
+        if constexpr (way == RuntimeOptions::gated) {
+            const __m256bh gated = _mm512_cvtneps_pbh(_mm512_mul_ps(left, gelu_(right)));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p_.out + place), (__m256i)gated);
+            return;
+        }
+        if constexpr (way == RuntimeOptions::adding) {
+            _mm_prefetch(p_.residual + place + COLUMNS, _MM_HINT_T0);
+            left = _mm512_add_ps(left, widen(p_.residual + place));
+            right = _mm512_add_ps(right, widen(p_.residual + place + TILE));
+        }
+        _mm512_storeu_si512(p_.out + place, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+    }
+
+    void complete() {
+        while (row_ < rows_) step();
+    }
+
+  private:
+    static constexpr int64_t COLUMNS = way == RuntimeOptions::gated ? TILE : PANEL;  // that a panel's sums become
+
+    const Linear& p_;
+    const Gelu& gelu_;
+    int64_t width_, row_ = 0, rows_ = 0, column_ = 0;
+    Group group_;
+    const float* sums_ = nullptr;
+    __m512 first_ = _mm512_setzero_ps(), second_ = _mm512_setzero_ps();  // the bias
+};
+
+// sums [tiles * TILE, PANEL] (+)= rows, which lie `stride` bytes apart, times `depths` of a panel. Calls `meanwhile` after each
+// product, `further` at each depth.
+template <int tiles, typename Meanwhile, typename Further>
+void accumulate(const Group& rows, int64_t stride, const bits* weight, int64_t depth, int64_t depths, float* sums,
+                Meanwhile meanwhile, Further further) {
+    const int64_t offset = depth * DEPTH;
+    const bits *a = rows.at[0] + offset, *b = rows.at[1] + offset, *c = rows.at[2] + offset;
+    written();
+    begin_sums<tiles>(sums, depth == 0);
+    for (; depths > 0; --depths, a += DEPTH, b += DEPTH, c += DEPTH, weight += PANEL_BITS) {
+        _tile_stream_loadd(7, weight, 64);
+        _tile_loadd(6, a, stride);
+        _tile_dpbf16ps(0, 6, 7);
+        meanwhile();
+        if constexpr (tiles > 1) {
+            _tile_loadd(6, b, stride);
+            _tile_dpbf16ps(2, 6, 7);
+            meanwhile();
+        }
+        if constexpr (tiles > 2) {
+            _tile_loadd(6, c, stride);
+            _tile_dpbf16ps(4, 6, 7);
+            meanwhile();
+        }
+        further();
+        _tile_stream_loadd(7, weight + TILE_BITS, 64);
+        if constexpr (tiles > 2) {
+            _tile_dpbf16ps(5, 6, 7);
+            meanwhile();
+            _tile_loadd(6, b, stride);
+        }
+        if constexpr (tiles > 1) {
+            _tile_dpbf16ps(3, 6, 7);
+            meanwhile();
+            _tile_loadd(6, a, stride);
+        }
+        _tile_dpbf16ps(1, 6, 7);
+        meanwhile();
+    }
+    store_sums<tiles>(sums);
+    written();
+}
+
+// What one thread does: the groups of rows from `first` on by the panels from `begin` on. Panels that stay near are met by one
+// group after the other; where too few would, a piece of more of them is, by a block of groups whose sums wait for the next.
+template <RuntimeOptions way>
+class Share {
+  public:
+    Share(const Linear& p, const Gelu& gelu, int64_t first, int64_t last, int64_t begin, int64_t end)
+        : p(p), first(first), last(last), begin(begin), end(end), piece(p.piece()), finish(p, gelu) {
+        const int64_t part = last - first > BLOCK ? 1 : 2;  // few rows would wait for the first panels: less of them
+        const int64_t near = NEAR / part / (p.panel_size() * 2), least = std::min(end - begin, LEAST / part);
+        block = near < least ? BLOCK : 1;
+        chunk = divide_up(end - begin, divide_up(end - begin, std::max(near, least)));
+        slots = piece == p.depths ? 2 : block * chunk + 1;
+        sums = aligned<float>(slots * SUMS);
+    }
+
+    void compute() {
+        for (int64_t panel = begin; panel < end; panel += chunk)
+            for (int64_t group = first; group < last; group += block)
+                multiply(group, std::min(last, group + block), panel, std::min(end, panel + chunk));
+        finish.complete();
+    }
+
+  private:
+    const bits* weight(int64_t panel, int64_t depth) const { return p.weight + panel * p.panel_size() + depth * PANEL_BITS; }
+
+    void multiply(int64_t group, int64_t groups, int64_t panel, int64_t panels) {
+        const int64_t count = panels - panel, turns = block > 1 ? groups - group : last - first;
+        for (int64_t depth = 0; depth < p.depths; depth += piece)
+            for (int64_t g = group; g < groups; ++g) {
+                const int64_t next = (g + 1) * p.group(), turn = block > 1 ? g - group : g - first;
+                const bool more = block == 1 && g + 1 < last;
+                rows = {p.at(next), p.at(next + p.group()), more ? divide_up(p.group() * TILE, count) : 0};
+                const Group now(p, g * p.group());
+                for (int64_t i = 0; i < count; ++i) {
+                    ask(panel + i, depth, turn, turns);
+                    add(now, panel + i, depth, sums.get() + (slot + (g - group) * count + i) % slots * SUMS);
+                }
+            }
+        slot = (slot + (groups - group) * count) % slots;
+    }
+
+    // A part of what comes next in this panel's place.
+    void ask(int64_t panel, int64_t depth, int64_t turn, int64_t turns) {
+        const bool on = block > 1 && depth + piece < p.depths;
+        const bits* next = on ? weight(panel, depth + piece) : weight(panel + chunk, block > 1 ? 0 : depth);
+        const int64_t lines = on || panel + chunk < end ? divide_up(PANEL, turns) : 0;
+        weights = {next + turn * lines * piece * LINE, next + piece * PANEL_BITS, lines};
+    }
+
+    void add(const Group& group, int64_t panel, int64_t depth, float* own) {
+        const int64_t stride = p.depths * DEPTH * sizeof(bits), depths = std::min(piece, p.depths - depth);
+        const bits* from = weight(panel, depth);
+        const auto meanwhile = [this] { finish.step(); };
+        const auto further = [this] { rows.step(), weights.step(); };
+        if (group.tiles == 1) accumulate<1>(group, stride, from, depth, depths, own, meanwhile, further);
+        if (group.tiles == 2) accumulate<2>(group, stride, from, depth, depths, own, meanwhile, further);
+        if (group.tiles == 3) accumulate<3>(group, stride, from, depth, depths, own, meanwhile, further);
+        finish.complete();
+        if (depth + depths == p.depths) finish.start(own, group, panel);
+    }
+
+    const Linear& p;
+    int64_t first, last, begin, end;
+    int64_t piece;         // depths of a panel that are met at once
+    int64_t chunk, block;  // panels and groups that take turns
+    int64_t slots;         // for sums: of all of these and of one that is being finished, or where they are whole at once, 2
+    int64_t slot = 0;      // that is next
+    decltype(aligned<float>(0)) sums{nullptr, &std::free};
+    Finish<way> finish;
+    Ahead rows{}, weights{};
+};
+
+// Threads share the rows as long as each has enough of them to read all weights for, then the panels too.
+template <RuntimeOptions way>
+void multiply(const Linear& p) {
+    static const Gelu gelu;
+    const int64_t groups = p.groups(), panels = p.columns / PANEL, threads = omp_get_max_threads();
+    int64_t rows = std::clamp<int64_t>(groups / BLOCK, 1, threads);
+    while (threads % rows) --rows;
+    const int64_t columns = threads / rows;
+#pragma omp parallel for
+    for (int64_t i = 0; i < threads; ++i) {
+        const int64_t row = i / columns, column = i % columns;
+        const int64_t begin = column * panels / columns, end = (column + 1) * panels / columns;
+        if (begin == end) continue;
+        const Tiles state(std::min(TILE, p.rows));
+        Share<way>(p, gelu, row * groups / rows, (row + 1) * groups / rows, begin, end).compute();
+    }
+}
+
+}  // namespace
+
+// x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are.
+extern "C" void linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+                            const void* bias, const void* residual, void* out) {
+    const Linear p{rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
+                   static_cast<const bits*>(bias), static_cast<const bits*>(residual), static_cast<bits*>(out)};
+    if (rows == 0) return;
+    if (residual) multiply<RuntimeOptions::adding>(p);
+    else multiply<RuntimeOptions::plain>(p);
+}
+
+// value * gelu(gate) (Shazeer 2020), [rows, columns / 2]. TILE columns of values and as many of gates take turns in the
+// weights; the bias [columns] has all values first.
+extern "C" void gated_linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+                                  const void* bias, void* out) {
+    const Linear p{rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
+                   static_cast<const bits*>(bias), nullptr, static_cast<bits*>(out)};
+    if (rows > 0) multiply<RuntimeOptions::gated>(p);
+}
+
+#endif

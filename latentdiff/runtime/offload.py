@@ -1,0 +1,89 @@
+"""Weights that stay in their files: a block of a network is lent its own while it runs."""
+
+from collections.abc import Iterator
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.checkpoints.tensors import TensorLocation, map_tensors
+from latentdiff.models.attention import Attention
+from latentdiff.runtime.native_layers import fast_attention, use_native_kernels
+
+BLOCK_BYTES = 32 * 1024 * 1024
+ALIGNMENT = 64  # bytes
+
+
+def offload_weights(model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype, fast: bool) -> None:
+    """Have a model without memory take its weights from their files at each call, a block at a time; on the CPU.
+
+    Aligned weights in the file's dtype are read where the file is mapped, without a copy. fast: compute the same by
+    the kernels that this machine has. Threads may call the model; a block serves one at a time.
+    """
+    empty = {key: _placeholder(place.shape, dtype) for key, place in places.items()}
+    model.load_state_dict(empty, assign=True)
+    if fast:
+        _use_kernels(model)
+    for name, block in _blocks(model):
+        _lend(block, [(weight, places[f"{name}.{key}"]) for key, weight in block.named_parameters()])
+
+
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """One number that stands for all: not a number, so that a weight which was not lent is seen in the pictures."""
+    return torch.full((), float("nan"), dtype=dtype).expand(shape)
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The largest parts that hold no more than `BLOCK_BYTES`, or are single layers. The model itself is none."""
+    for name, part in model.named_children():
+        size = sum(weight.nbytes for weight in part.parameters())
+        never_called = type(part).forward is nn.Module.forward
+        if never_called or (size > BLOCK_BYTES and any(True for _ in part.children())):
+            yield from ((f"{name}.{inner}", block) for inner, block in _blocks(part))
+        elif size:
+            yield name, part
+
+
+def _lend(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -> None:
+    empty = [weight.data for weight, _ in own]
+    free = RLock()
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        with free:
+            try:
+                for (weight, _), tensor in zip(own, map_tensors(place for _, place in own), strict=True):
+                    weight.data = _aligned(tensor.to(weight.dtype))
+                return type(block).forward(block, *arguments, **options)
+            finally:
+                for (weight, _), nothing in zip(own, empty, strict=True):
+                    weight.data = nothing
+
+    block.forward = forward
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied unless it begins at a multiple of 64 bytes, as torch's own tensors do.
+
+    Matrix products may round differently for other addresses (MKL in float32 on AMD processors does).
+    """
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+class KernelAttention(Attention):
+    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        return fast_attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+
+
+def _use_kernels(model: nn.Module) -> None:
+    """Native kernels, and maps in their order from the first convolution on; weights stay in the file's."""
+    use_native_kernels(model)
+    for name, module in model.named_modules():
+        if type(module) is Attention:
+            module.__class__ = KernelAttention
+        elif name.rpartition(".")[2] == "conv_in":
+            module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(_: nn.Module, arguments: tuple[Tensor]) -> Tensor:
+    return arguments[0].contiguous(memory_format=torch.channels_last)

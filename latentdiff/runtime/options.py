@@ -1,0 +1,69 @@
+"""Execution options: optimisation level, approximations and memory offload."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import VAE
+from latentdiff.runtime import pick_device
+from latentdiff.runtime.approximate import approximate as approximate_layers
+from latentdiff.runtime.approximate import check_approximations
+from latentdiff.runtime.compiled import compile_model
+from latentdiff.runtime.deepcache import EVERY
+from latentdiff.runtime.optimize import make_room, prepare
+
+LEVELS = ("auto", "off", "compile")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """optimize: one of `LEVELS`. approximate: of `runtime.approximate`. low_memory: weights stay in their files.
+
+    every: the steps of which `reuse` computes one whole.
+    """
+
+    optimize: str = "off"
+    approximate: tuple[str, ...] = ()
+    low_memory: bool = False
+    every: int = EVERY
+
+    def await_weights(self, device: torch.device, dtype: torch.dtype) -> None:
+        """To be called before the networks are read."""
+        if self.optimize == "auto" and not self.low_memory:
+            make_room(torch.empty(0, device=device, dtype=dtype))
+
+    def make_ready(self, unet: UNet2DConditionModel, vae: VAE) -> None:
+        """In place, until `runtime.optimize.restore`. Raises InputError where this machine cannot."""
+        if self.low_memory:
+            return
+        if self.optimize == "auto":
+            prepare(unet)
+            prepare(vae)
+            approximate_layers(unet, self.approximate)
+        elif self.optimize == "compile":
+            compile_model(unet, otherwise=prepare)
+            compile_model(vae.decoder, otherwise=prepare)
+
+    def device(self, name: str) -> torch.device:
+        """`pick_device`, and the CPU for weights that stay in their files. Raises InputError."""
+        device = pick_device("cpu" if self.low_memory and name == "auto" else name)
+        if self.low_memory and device.type != "cpu":
+            raise InputError(f"low_memory=True runs on the CPU, not on device={name!r}; try device='cpu'")
+        return device
+
+
+def choose_options(optimize: str, approximate: Sequence[str] = (), low_memory: bool = False) -> RuntimeOptions:
+    """Raises InputError for a name that is unknown, and for two that do not go together."""
+    if optimize not in LEVELS:
+        raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, LEVELS)}")
+    if optimize == "compile" and low_memory:
+        raise InputError("optimize='compile' does not go with low_memory=True; leave one of them out")
+    names = check_approximations(approximate)
+    if names and optimize != "auto":
+        raise InputError(f"approximate={list(names)} needs optimize='auto'; leave one of them out")
+    if names and low_memory:
+        raise InputError(f"approximate={list(names)} does not go with low_memory=True; leave one of them out")
+    return RuntimeOptions(optimize, names, low_memory)

@@ -1,0 +1,1 @@
+"""Text conditioning: tokenizer, CLIP text encoder, prompt embeddings."""

@@ -1,0 +1,69 @@
+"""From prompts to what the U-Net attends to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.text.clip import CLIPTextModel
+from latentdiff.text.tokenizer import CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """`hidden` [B, S, D] for cross-attention; `pooled` [B, P] for SDXL, else None."""
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+    def last(self, count: int) -> "TextEmbedding":
+        """That of the last `count` texts."""
+        return TextEmbedding(self.hidden[-count:], None if self.pooled is None else self.pooled[-count:])
+
+    def join(self, other: "TextEmbedding") -> "TextEmbedding":
+        """This and then `other` as one batch."""
+        pooled = None
+        if self.pooled is not None and other.pooled is not None:
+            pooled = torch.cat([self.pooled, other.pooled])
+        return TextEmbedding(torch.cat([self.hidden, other.hidden]), pooled)
+
+
+class TextConditioner(nn.Module):
+    """One CLIP text encoder (SD 1 and 2), or two whose states are joined along the width (SDXL).
+
+    SD reads the last layer after its norm; SDXL reads the layer before the last of each, and the second encoder's
+    projected pooled vector (Podell et al. 2023, sec. 2.1).
+    """
+
+    def __init__(self, tokenizers: list[CLIPTokenizer], encoders: Sequence[CLIPTextModel]) -> None:
+        super().__init__()
+        self.tokenizers = tokenizers
+        self.encoders = nn.ModuleList(encoders)
+        self.longer_words: dict[str, str] = {}  # learnt words of several tokens, as they are written out
+
+    def tokenize(self, prompts: list[str]) -> list[Tensor]:
+        """Token ids [B, S], padded and cut to the model's length, for each encoder."""
+        for word, tokens in self.longer_words.items():
+            prompts = [prompt.replace(word, tokens) for prompt in prompts]
+        return [tokenizer(prompts) for tokenizer in self.tokenizers]
+
+    def lost_words(self, prompt: str) -> str:
+        """The end of the prompt that does not fit the token limit, or an empty string."""
+        tokenizer = self.tokenizers[0]
+        return tokenizer.decode(tokenizer.encode(prompt)[tokenizer.model_max_length - 2 :])
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """Encode prompts on the device the encoders are on."""
+        return self.embed(prompts)
+
+    def embed(self, prompts: list[str]) -> TextEmbedding:
+        """The same with gradients, for what is trained of the encoders."""
+        device = next(self.parameters()).device
+        ids = [batch.to(device) for batch in self.tokenize(prompts)]
+        outputs = [encoder(i) for encoder, i in zip(self.encoders, ids, strict=True)]
+        if len(outputs) == 1:
+            return TextEmbedding(outputs[0].last_hidden_state)
+        hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
+        return TextEmbedding(hidden, outputs[-1].text_embeds)

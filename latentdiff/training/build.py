@@ -1,0 +1,68 @@
+"""What of a model is trained, by each method, and what is saved of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentdiff.checkpoints.folder import Components, load_weights, locate, read_pipeline, read_text, read_vae
+from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.textual_inversion import add_token, save_learned
+from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
+from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
+from latentdiff.errors import InputError
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import VAE, IdentityVAE
+from latentdiff.schedule import Schedule
+from latentdiff.text.conditioning import TextConditioner
+from latentdiff.training.denoiser import DenoiserTask
+from latentdiff.training.prior import prior_rows
+
+
+def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
+    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names, or between pixels."""
+    text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
+    text.requires_grad_(config.train_text_encoder)
+    unet = UNet2DConditionModel(config.model)
+    if config.init is not None:
+        load_weights(unet, config.init)
+    pixels = IdentityVAEConfig(latent_channels=1 if config.model.in_channels == 1 else 3)
+    vae = IdentityVAE(pixels) if config.vae is None else read_vae(config.vae)
+    _refuse_other_widths(config, text, vae)
+    usual = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
+    parts = Components(unet, vae, text, Schedule(config.schedule), generation=usual)
+    return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
+
+
+def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VAE) -> None:
+    """Raise InputError where the U-Net's inputs are not as wide as what is to go into them."""
+    encoder: Any = text.encoders[0]
+    width, channels = encoder.config.hidden_size, vae.config.latent_channels
+    if config.model.cross_attention_dim != width:
+        asked = f"model.cross_attention_dim={config.model.cross_attention_dim}"
+        raise InputError(f"{asked}, and {config.text_encoder} gives {width} numbers a token; make it {width}")
+    if (needs := (config.model.in_channels, config.model.out_channels)) != (channels, channels):
+        raise InputError(f"model.in_channels, out_channels={needs}, and latents have {channels}; make both {channels}")
+
+
+def finetune_task(config: FineTuneConfig) -> DenoiserTask:
+    """The base model with all of its U-Net, low-rank pairs beside it, or a new word's rows, set to be trained."""
+    parts = read_pipeline(locate(config.base), torch.float32)
+    more = prior_rows(parts, config, config.prior) if config.prior else []
+    if config.method == "full":
+        parts.unet.requires_grad_(True)
+        return DenoiserTask(config, parts, more=more)
+    if config.method == "textual_inversion":
+        return _inversion_task(config, parts)
+    add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
+    return DenoiserTask(config, parts, save_lora, more, config.text_encoder)
+
+
+def _inversion_task(config: FineTuneConfig, parts: Components) -> DenoiserTask:
+    token = config.data.prefix
+    rows = add_token(parts.text, token, config.vectors, config.init_word)
+
+    def write(_: Components, folder: Path) -> None:
+        save_learned(rows, token, folder)
+
+    return DenoiserTask(config, parts, write, trains_text=True)

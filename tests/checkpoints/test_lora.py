@@ -1,0 +1,182 @@
+"""LoRA files: merged as peft computes them, read by diffusers, kohya's too; nothing matched in silence."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.checkpoints.folder import Components, read_pipeline
+from latentdiff.checkpoints.lora import FILE, KOHYA, add_lora, merge_lora, save_lora
+from latentdiff.errors import CheckpointError
+
+
+def outcome(unet: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    sample, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
+    with torch.no_grad():
+        return unet(sample, torch.tensor([3, 700]), hidden)
+
+
+def trained(model_folder: Path, dora: bool = False, text: bool = False) -> Components:
+    """A model whose low-rank pairs have learnt something."""
+    parts = read_pipeline(model_folder, torch.float32)
+    add_lora(parts, rank=4, dora=dora, text_encoder=text)
+    for name, p in [*parts.unet.named_parameters(), *parts.text.named_parameters()]:
+        if p.requires_grad:
+            assert "lora" in name
+            p.data += 0.1 * torch.randn_like(p)
+    return parts
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_equals_trained(model_folder: Path, tmp_path: Path, dora: bool) -> None:
+    parts = trained(model_folder, dora)
+    save_lora(parts, tmp_path)
+    fresh = read_pipeline(model_folder, torch.float32)
+    before = outcome(fresh.unet)
+    layers = len([key for key in load_file(tmp_path / FILE) if key.endswith("lora_A.weight")])
+    assert merge_lora(fresh, tmp_path) == layers > 20
+    assert (outcome(fresh.unet) - outcome(parts.unet)).abs().max() < 1e-5
+    assert (before - outcome(fresh.unet)).abs().max() > 1e-2
+
+
+def test_diffusers_reads_ours_and_makes_the_same_picture(model_folder: Path, tmp_path: Path) -> None:
+    save_lora(trained(model_folder), tmp_path)
+    ours = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
+    ours.load_lora(tmp_path)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
+    theirs.load_lora_weights(tmp_path)
+    assert (outcome(ours.unet) - diffusers_outcome(theirs.unet)).abs().max() < 1e-5
+
+
+def diffusers_outcome(unet: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    sample, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
+    with torch.no_grad():
+        return unet(sample, torch.tensor([3, 700]), hidden).sample
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path, dora: bool) -> None:
+    save_lora(trained(model_folder, dora), tmp_path)
+    keys = set(load_file(tmp_path / KOHYA))
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= keys
+    first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
+    assert merge_lora(first, tmp_path / FILE) == merge_lora(second, tmp_path / KOHYA)
+    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kohya", [False, True])
+def test_the_text_encoders_pairs_go_along(model_folder: Path, tmp_path: Path, kohya: bool) -> None:
+    parts = trained(model_folder, text=True)
+    save_lora(parts, tmp_path)
+    file = tmp_path / (KOHYA if kohya else FILE)
+    if kohya:
+        assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight" in load_file(file)
+    fresh = read_pipeline(model_folder, torch.float32)
+    before = fresh.text.encode(["a red apple"]).hidden
+    merge_lora(fresh, file)
+    after, wanted = (p.text.encode(["a red apple"]).hidden for p in (fresh, parts))
+    assert (after - wanted).abs().max() < 1e-5 and (after - before).abs().max() > 1e-3
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
+    theirs.load_lora_weights(file)
+    ids = theirs.tokenizer(["a red apple"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert (theirs.text_encoder(ids).last_hidden_state - wanted).abs().max() < 1e-5
+
+
+def test_kohyas_alpha_scales(model_folder: Path, tmp_path: Path) -> None:
+    save_lora(trained(model_folder), tmp_path)
+    state = load_file(tmp_path / KOHYA)
+    save_file({k: v / 2 if k.endswith(".alpha") else v for k, v in state.items()}, tmp_path / "half.safetensors")
+    first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
+    merge_lora(first, tmp_path / FILE, scale=0.5)
+    merge_lora(second, tmp_path / "half.safetensors")
+    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
+
+
+def test_alpha_in_diffusers_metadata_scales(model_folder: Path, tmp_path: Path) -> None:
+    save_lora(trained(model_folder), tmp_path)
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})}
+    save_file(load_file(tmp_path / FILE), tmp_path / "half.safetensors", metadata=metadata)
+    first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
+    merge_lora(first, tmp_path / FILE, scale=0.5)
+    merge_lora(second, tmp_path / "half.safetensors")
+    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-6
+
+
+def test_a_text_encoder_is_changed_too(model_folder: Path, tmp_path: Path) -> None:
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    name = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / FILE)
+    parts = read_pipeline(model_folder, torch.float32)
+    key = next(k for k in parts.text.encoders[0].state_dict() if k.endswith("layers.0.self_attn.q_proj.weight"))
+    before = parts.text.encoders[0].state_dict()[key].clone()
+    assert merge_lora(parts, tmp_path, scale=0.5) == 1
+    assert torch.allclose(parts.text.encoders[0].state_dict()[key], before + 0.5 * up @ down, atol=1e-6)
+
+
+def test_scale_zero_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
+    save_lora(trained(model_folder), tmp_path)
+    parts = read_pipeline(model_folder, torch.float32)
+    before = outcome(parts.unet)
+    merge_lora(parts, tmp_path, scale=0.0)
+    assert torch.equal(outcome(parts.unet), before)
+
+
+def test_what_matches_nothing_is_an_error_and_a_part_is_told(
+    model_folder: Path, xl_folder: Path, tmp_path: Path
+) -> None:
+    save_lora(trained(model_folder), tmp_path)
+    state = load_file(tmp_path / FILE)
+    parts = read_pipeline(model_folder, torch.float32)
+    elsewhere = {key.replace("unet.", "unet.far."): value for key, value in state.items()}
+    save_file(elsewhere, tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="matches none of this model's layers"):
+        merge_lora(parts, tmp_path / "none.safetensors")
+    renamed = {key.replace("unet.mid_block", "unet.far"): value for key, value in state.items()}
+    save_file(renamed, tmp_path / "part.safetensors")
+    with pytest.warns(UserWarning, match=r"of \d+ layers match nothing, unet\.far"):
+        merge_lora(parts, tmp_path / "part.safetensors")
+
+
+@pytest.mark.parametrize("name", ["gone", "empty", "text.safetensors", "other.safetensors"])
+def test_what_is_no_lora(name: str, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        merge_lora(read_pipeline(model_folder, torch.float32), tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_only_pairs_are_saved(model_folder: Path, tmp_path: Path) -> None:
+    parts = trained(model_folder)
+    save_lora(parts, tmp_path)
+    assert len(load_file(tmp_path / FILE)) == len(get_peft_model_state_dict(parts.unet))
+    assert all(".lora_" in key for key in load_file(tmp_path / FILE))
+
+
+def test_a_magnitude_has_the_dimensions_of_its_weight(model_folder: Path, tmp_path: Path) -> None:
+    """Those of the web interfaces divide it by norms [out, 1] or [out, 1, 1, 1]; [out] would spread over the inputs."""
+    parts = trained(model_folder, dora=True)
+    save_lora(parts, tmp_path)
+    state = load_file(tmp_path / KOHYA)
+    scales = {key.removesuffix(".dora_scale"): value for key, value in state.items() if key.endswith(".dora_scale")}
+    assert scales
+    for name, scale in scales.items():
+        up, down = state[f"{name}.lora_up.weight"], state[f"{name}.lora_down.weight"]
+        assert scale.shape == (len(up), *[1] * (down.dim() - 1))
+    of_inputs = {
+        key: value.T if key.endswith(".dora_scale") and value.dim() == 2 else value for key, value in state.items()
+    }
+    save_file({key: value.contiguous() for key, value in of_inputs.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="dora_scale is of no layer, or not of its outputs"):
+        merge_lora(read_pipeline(model_folder, torch.float32), tmp_path / "other.safetensors")

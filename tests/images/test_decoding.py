@@ -1,0 +1,140 @@
+"""Decoding: every mode becomes the right colours, and damage is named."""
+
+import io
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentdiff.errors import InputError
+from latentdiff.images import decoding
+from latentdiff.images.decoding import decode, fit, measure
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RED = Image.new("RGB", (8, 8), (200, 30, 40))
+DEEP = Image.fromarray(np.full((8, 8), 200 * 257, dtype=np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (encode(RED, "PNG"), (200, 30, 40)),
+        (encode(RED, "JPEG", quality=98), (200, 30, 40)),
+        (encode(RED, "WEBP", lossless=True), (200, 30, 40)),
+        (encode(RED, "BMP"), (200, 30, 40)),
+        (encode(RED, "TIFF"), (200, 30, 40)),
+        (encode(RED, "AVIF", quality=95), (200, 30, 40)),
+        (encode(RED, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]), (200, 30, 40)),
+        (encode(RED, "PNG", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]), (200, 30, 40)),
+        (encode(RED.convert("CMYK"), "JPEG", quality=98), (200, 30, 40)),
+        (encode(RED.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), (200, 30, 40)),
+        (encode(Image.new("L", (8, 8), 77), "PNG"), (77, 77, 77)),
+        (encode(Image.new("1", (8, 8), 1), "PNG"), (255, 255, 255)),
+        (encode(DEEP, "PNG"), (200, 200, 200)),
+        (encode(DEEP, "TIFF"), (200, 200, 200)),
+        (encode(Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)), "TIFF"), (128, 128, 128)),
+        (encode(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("LA", (8, 8), (0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("P", (8, 8), 0), "PNG", transparency=0), (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_its_colour(data: bytes, colour: tuple[int, int, int]) -> None:
+    image = decode(data, "x")
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int)[4, 4] - colour).max() <= 4
+
+
+def test_transparency_lies_on_the_colour_of_choice() -> None:
+    assert decode(encode(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "PNG"), "x", "blue").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_exif_turns() -> None:
+    half = Image.new("RGB", (16, 16))
+    half.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    found = np.asarray(decode(encode(half, "PNG", exif=exif), "x"))
+    assert found[:8].max() == 0 and found[8:].min() == 255
+
+
+def test_the_centre_is_cropped() -> None:
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste("white", (10, 0, 20, 10))
+    assert np.asarray(fit(image, 10)).min() == 255
+
+
+NOISE = Image.effect_noise((64, 64), 80).convert("RGB")
+
+
+def cut(kind: str, share: float) -> bytes:
+    data = encode(NOISE, kind)
+    return data[: int(len(data) * share)]
+
+
+def scrambled_png() -> bytes:
+    data = bytearray(encode(NOISE, "PNG"))
+    data[200:220] = bytes(20)
+    return bytes(data)
+
+
+DAMAGE: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "zeros": lambda: bytes(1000),
+    "text": lambda: b"<html>404</html>",
+    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
+    "pdf": lambda: b"%PDF-1.7\n",
+    "png head only": lambda: encode(NOISE, "PNG")[:24],
+    "png cut": lambda: cut("PNG", 0.5),
+    "png scrambled": scrambled_png,
+    "jpeg cut": lambda: cut("JPEG", 0.5),
+    "webp cut": lambda: cut("WEBP", 0.5),
+    "gif cut": lambda: cut("GIF", 0.2),
+    "bmp cut": lambda: cut("BMP", 0.5),
+    "tiff cut": lambda: cut("TIFF", 0.5),
+    "avif cut": lambda: cut("AVIF", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_are_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=r"bad\.png: not a readable image .*; replace or remove it") as caught:
+        decode(DAMAGE[name](), "bad.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_no_damage_gets_through(kind: str) -> None:
+    """Pillow raises RuntimeError, struct.error and more where bytes are wrong."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    whole, rng = encode(NOISE.resize((16, 16)), kind, exif=exif), random.Random(0)
+    said: list[str] = []
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
+        for read in (decode, measure):
+            try:
+                read(bytes(data), "bad")
+            except InputError as error:
+                said.append(str(error))
+    assert len(said) > 20 and not any("\n" in line or " at 0x" in line for line in said)
+
+
+def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (20, 20)), "BMP")
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="20x20 is over 100 pixels"):
+        decode(data, "x")

@@ -1,0 +1,109 @@
+"""Tiles of a picture: what they cover, how they are blended, and how far that is from decoding at once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.errors import NonFiniteError
+from latentdiff.models import tiled_decode
+from latentdiff.models.vae import AutoencoderKL
+from tests.small import small_vae_config
+
+
+@pytest.mark.parametrize("length", [5, 16, 17, 18, 27, 28, 29, 40, 100])
+@pytest.mark.parametrize("overlap", [2, 3, 8])
+def test_weights_of_every_pixel_sum_to_1(length: int, overlap: int) -> None:
+    total = torch.zeros(8 * length)
+    found = tiled_decode.cuts(length, 16, overlap, 8)
+    for cut in found:
+        assert cut.latents.stop - cut.latents.start == min(16, length)
+        assert cut.weights.min() > 0
+        assert cut.inner.start == cut.kept.start - 8 * cut.latents.start >= 0
+        assert cut.inner.stop == cut.kept.stop - 8 * cut.latents.start <= 8 * min(16, length)
+        total[cut.kept] += cut.weights
+    assert (total - 1).abs().max() < 1e-6
+    assert (len(found) == 1) == (length <= 16)
+
+
+def test_edges_inside_the_picture_count_for_nothing() -> None:
+    first, second = tiled_decode.cuts(28, 16, 4, 8)
+    assert first.inner == slice(0, 8 * 15) and second.inner == slice(8, 8 * 16)
+
+
+def nearest(z: Tensor) -> Tensor:
+    return F.interpolate(z[:, :3], scale_factor=8.0, mode="nearest")
+
+
+def gather(decode: object, z: Tensor, factor: int) -> Tensor:
+    out = torch.full((len(z), 3, factor * z.shape[-2], factor * z.shape[-1]), float("nan"))
+    for images, rows, pixels in tiled_decode.decode_parts(decode, z, factor):  # type: ignore[arg-type]
+        out[images, :, rows] = pixels
+    return out
+
+
+@pytest.mark.parametrize("size", [(150, 150), (300, 97), (97, 401)])
+def test_a_decoder_that_looks_no_further_than_a_latent_is_decoded_exactly(size: tuple[int, int]) -> None:
+    z = torch.randn(2, 4, *size)
+    seen: list[Tensor] = []
+
+    def decode(part: Tensor) -> Tensor:
+        seen.append(part)
+        return nearest(part)
+
+    torch.testing.assert_close(gather(decode, z, 8), nearest(z), rtol=0, atol=1e-6)
+    assert len(seen) > 2 * len(z)
+    assert all(max(part.shape[-2:]) <= tiled_decode.TILE // 8 and len(part) == 1 for part in seen)
+
+
+def test_up_to_a_megapixel_pictures_are_decoded_whole_and_together() -> None:
+    sizes: list[torch.Size] = []
+
+    def decode(part: Tensor) -> Tensor:
+        sizes.append(part.shape)
+        return nearest(part)
+
+    for side in (64, 96, 128):
+        gather(decode, torch.randn(5, 4, side, side), 8)
+    whole = [(4, 64), (1, 64), *[(1, 96)] * 5, *[(1, 128)] * 5]
+    assert sizes == [(count, 4, side, side) for count, side in whole]
+
+
+def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
+    kernel = torch.randn(3, 4, 5, 5)
+
+    def decode(z: Tensor) -> Tensor:
+        return F.interpolate(F.conv2d(z, kernel, padding=2), scale_factor=8.0, mode="nearest")
+
+    z = torch.randn(1, 4, 160, 140)
+    torch.testing.assert_close(gather(decode, z, 8), decode(z), rtol=0, atol=1e-4)
+
+
+def test_a_vae_in_tiles_is_near_to_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms and attention see a tile instead of the picture, so the two differ; seams are no worse than the rest."""
+    monkeypatch.setattr(tiled_decode, "AT_ONCE", 64 * 64)
+    monkeypatch.setattr(tiled_decode, "TILE", 64)
+    monkeypatch.setattr(tiled_decode, "OVERLAP", 16)
+    vae = AutoencoderKL(small_vae_config()).requires_grad_(False)
+    z = torch.randn(1, 4, 60, 60)
+    whole = vae.decode(z)
+    error = (gather(vae.decode, z, 2) - whole).abs()
+    assert 0 < error.mean() < 0.1 * whole.std()
+    assert error[..., 48:72, :].mean() < 2 * error.mean()
+
+
+def test_a_large_picture_is_tiled_and_a_broken_one_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
+    latents = torch.randn(2, 4, 24, 32)
+    whole = pipe.decode(latents)
+    for name, value in (("AT_ONCE", 32 * 32), ("TILE", 32), ("OVERLAP", 8)):
+        monkeypatch.setattr(tiled_decode, name, value)
+    tiled = pipe.decode(latents)
+    assert tiled.shape == whole.shape == (2, 3, 48, 64) and tiled.dtype == torch.float32
+    assert 0 < (tiled - whole).abs().mean() < 0.05
+    latents[1, 0, -1, -1] = float("nan")
+    with pytest.raises(NonFiniteError, match="VAE"):
+        pipe.decode(latents)

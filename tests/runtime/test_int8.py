@@ -1,0 +1,111 @@
+"""Convolutions on 8 bits: near to float32, the same for a picture alone, and gone after `restore`."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.errors import InputError
+from latentdiff.models.layers import GroupNormSiLU, ResnetBlock2D
+from latentdiff.runtime.int8 import TOP, ZERO, Int8Conv2d, Int8GroupNormSiLU, quantise
+from latentdiff.runtime.native import load_kernels
+from latentdiff.runtime.native_layers import quantised_group_norm
+from latentdiff.runtime.optimize import prepare, restore
+from tests.runtime.test_optimize import answer, error, small_unet
+
+can = load_kernels() is not None and torch.cpu.get_capabilities().get("avx512_vnni")
+needs_vnni = pytest.mark.skipif(not can, reason="no AVX-512 VNNI, or no compiler")
+
+
+def block(channels: int = 32, out: int = 48) -> ResnetBlock2D:
+    made = ResnetBlock2D(channels, out, 16, groups=8).requires_grad_(False)
+    for norm in (made.norm1, made.norm2):
+        nn.init.normal_(norm.weight, 1.0, 0.3)
+        nn.init.normal_(norm.bias, 0.0, 0.3)
+    return made
+
+
+def on_8_bits(plain: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(plain).bfloat16()
+    prepare(changed)
+    quantise(changed)
+    return changed
+
+
+@needs_vnni
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
+@torch.no_grad()
+def test_a_block_is_near_to_float32_at_its_borders_too(size: tuple[int, int]) -> None:
+    plain = block()
+    changed = on_8_bits(plain)
+    assert isinstance(changed.conv1, Int8Conv2d) and isinstance(changed.conv2, Int8Conv2d)
+    x, temb = torch.randn(3, 32, *size), torch.randn(3, 16)
+    wanted, found = plain(x, temb).double(), changed(x.bfloat16(), temb.bfloat16())
+    assert error(found, wanted) < 0.03
+    assert error(found[..., 0, :], wanted[..., 0, :]) < 0.04 and error(found[..., -1], wanted[..., -1]) < 0.04
+
+
+@needs_vnni
+@torch.no_grad()
+def test_the_norm_writes_the_whole_numbers_that_its_formula_says() -> None:
+    norm = GroupNormSiLU(4, 16)
+    nn.init.normal_(norm.bias)
+    steps, x = torch.linspace(5, 200, 16), torch.randn(2, 16, 3, 5).bfloat16()
+    shift = torch.randn(2, 16).bfloat16()
+    found = quantised_group_norm(norm, x, shift, steps, ZERO)
+    exact = norm(x.float() + shift.float()[:, :, None, None]) * steps[:, None, None] + ZERO
+    inner = found[:, :, 1:-1, 1:-1].float()
+    assert found.dtype == torch.uint8 and (inner - exact.clamp(0, TOP)).abs().max() < 0.51
+    assert (exact > TOP).any() and (exact < ZERO).any()
+    frame = found.clone()
+    frame[:, :, 1:-1, 1:-1] = ZERO
+    assert (frame == ZERO).all()
+
+
+@needs_vnni
+@torch.no_grad()
+def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
+    changed = on_8_bits(block())
+    x, temb = torch.randn(3, 32, 8, 8).bfloat16(), torch.randn(1, 16).bfloat16()
+    together = changed(x, temb)
+    x[1:] *= 100
+    assert torch.equal(changed(x, temb)[0], together[0])
+
+
+@needs_vnni
+def test_a_unet_is_near_and_restored_to_the_bit() -> None:
+    plain = small_unet("sd2")
+    changed = on_8_bits(plain)
+    wanted: Tensor = answer(copy.deepcopy(plain).double())
+    found = answer(changed)
+    plain.bfloat16()
+    assert error(answer(plain), wanted) < error(found, wanted) < 0.05
+    restore(changed)
+    assert not any(isinstance(m, Int8Conv2d | Int8GroupNormSiLU) for m in changed.modules())
+    state, back = plain.state_dict(), changed.state_dict()
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+    assert torch.allclose(answer(changed), answer(plain), atol=0.05)
+    assert {type(m) for m in changed.modules() if isinstance(m, GroupNormSiLU)} == {GroupNormSiLU}
+
+
+@needs_vnni
+def test_a_lora_that_comes_later_is_seen(model_folder: Path) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="bfloat16", approximate=["int8"])
+    with pipe._plain() as parts:
+        assert not any(isinstance(m, Int8Conv2d) for m in parts.unet.modules())
+        parts.unet.down_blocks[0].resnets[0].conv1.weight.data.mul_(3)
+    changed = pipe.unet.down_blocks[0].resnets[0].conv1
+    scale = changed.quantised[1].clone()
+    with pipe._plain() as parts:
+        parts.unet.down_blocks[0].resnets[0].conv1.weight.data.mul_(2)
+    assert torch.allclose(changed.quantised[1], 2 * scale)
+
+
+def test_float32_is_refused_in_one_line(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16'"):
+        LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", approximate=["int8"])
+    with pytest.raises(InputError, match="needs optimize='auto'"):
+        LatentDiffusionPipeline.from_pretrained(model_folder, optimize="off", approximate=["reuse"])

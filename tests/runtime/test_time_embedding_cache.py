@@ -1,0 +1,76 @@
+"""Projections of a timestep: computed once, right for every other timestep and text, and given back."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.runtime import time_embedding_cache as module
+from latentdiff.runtime.time_embedding_cache import KeptTimeUNet, keep_time, restore_time
+from tests.runtime.test_optimize import small_unet
+
+TIMES = [torch.tensor([7]), torch.tensor([901.5]), torch.tensor([7, 901])]
+
+
+def kept(name: str) -> tuple[UNet2DConditionModel, KeptTimeUNet]:
+    plain = small_unet(name)
+    changed = copy.deepcopy(plain)
+    keep_time(changed)
+    assert isinstance(changed, KeptTimeUNet)
+    return plain, changed
+
+
+def projections(unet: UNet2DConditionModel, timesteps: Tensor, added: AddedCond | None = None) -> Tensor:
+    temb = unet.embed_time(timesteps, added)
+    return torch.cat([m.time_emb_proj(temb) for m in unet.modules() if hasattr(m, "time_emb_proj")], dim=1)
+
+
+def test_projections_are_those_of_the_plain_blocks_whatever_was_asked_before() -> None:
+    plain, changed = kept("sd1")
+    for timesteps in [*TIMES, *TIMES]:
+        assert torch.allclose(projections(changed, timesteps), projections(plain, timesteps), atol=1e-6)
+
+
+def test_another_text_or_size_is_another_embedding() -> None:
+    plain, changed = kept("xl")
+    first = AddedCond(torch.randn(2, 20), torch.tensor([[64, 64, 0, 0, 64, 64]]).repeat(2, 1))
+    other_text, other_size = (
+        AddedCond(2 * first.text_embeds, first.time_ids),
+        AddedCond(first.text_embeds, first.time_ids + 8),
+    )
+    for added in (first, other_text, other_size, first):
+        wanted = projections(plain, TIMES[0], added)
+        assert torch.allclose(projections(changed, TIMES[0], added), wanted, atol=1e-6)
+    assert len(changed.kept) == 3
+
+
+def test_a_timestep_is_embedded_once_and_only_the_last_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 3)
+    _, changed = kept("sd1")
+    calls: list[int] = []
+    changed.projections.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        for time in range(3):
+            changed.embed_time(torch.tensor([time]), None)
+    assert len(calls) == 3
+    changed.embed_time(torch.tensor([3]), None)
+    assert len(changed.kept) == 3
+    changed.embed_time(torch.tensor([0]), None)
+    assert len(calls) == 5
+
+
+def test_restoring_gives_back_every_bit() -> None:
+    plain, changed = kept("sd2")
+    restore_time(changed)
+    assert type(changed) is UNet2DConditionModel and "kept" not in changed.__dict__
+    wanted, found = plain.state_dict(), changed.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_layers_that_are_not_plain_are_left_alone() -> None:
+    unet = small_unet("sd1")
+    unet.mid_block.resnets[0].time_emb_proj = nn.Sequential(unet.mid_block.resnets[0].time_emb_proj)
+    keep_time(unet)
+    assert type(unet) is UNet2DConditionModel

@@ -1,0 +1,118 @@
+"""What each fine-tuning method trains, and that the rest keeps its bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.lora import FILE
+from latentdiff.checkpoints.textual_inversion import FILE as LEARNED
+from latentdiff.config.train import train_config
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.training import loop
+from latentdiff.training.run import train
+from tests.small import small_unet_config
+
+
+@pytest.fixture
+def config(model_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(4):
+        Image.effect_noise((16, 16), 20 + 20 * k).convert("RGB").save(folder / f"grey noise {k}.png")
+    return {
+        "task": "finetune", "base": str(model_folder), "sample_steps": 2,
+        "data": {"train": str(folder), "resolution": 16, "batch_size": 4, "prefix": "<toy>"},
+        "optim": {"learning_rate": 1e-2, "warmup_steps": 0, "max_steps": 4, "weight_decay": 0.0, "ema_decay": 0.5},
+        "run": {"output": str(tmp_path / "run"), "mixed_precision": "no", "tracker": "none"},
+    }  # fmt: skip
+
+
+def trained(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The task as it is after training."""
+    seen: list[Any] = []
+    start = loop.Run.__init__
+
+    def kept(self: Any, task: Any, *rest: Any) -> None:
+        seen.append(task)
+        start(self, task, *rest)
+
+    monkeypatch.setattr(loop.Run, "__init__", kept)
+    train(train_config.validate_python(config))
+    return seen[0]
+
+
+def test_inversion_changes_the_new_rows_and_not_a_bit_more(
+    config: dict[str, Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config |= {"method": "textual_inversion", "init_word": "apple", "vectors": 2}
+    task = trained(config, monkeypatch)
+    base = read_pipeline(model_folder, torch.float32)
+    for part in ("unet", "vae"):
+        pairs = zip(getattr(base, part).parameters(), getattr(task.parts, part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    state = {
+        name.replace("token_embedding.table", "token_embedding"): p for name, p in task.parts.text.state_dict().items()
+    }
+    old = base.text.state_dict()
+    new = {name for name in state if name not in old}
+    assert [name.rsplit(".", 1)[1] for name in new] == ["learned"]
+    assert all(torch.equal(state[name], value) for name, value in old.items())
+    (learnt,) = load_file(tmp_path / "run" / "model" / LEARNED).values()
+    ids = base.text.tokenizers[0].encode("apple")
+    begun = base.text.encoders[0].text_model.embeddings.token_embedding.weight[ids].mean(0)
+    assert learnt.shape == (2, 32) and (learnt - begun).abs().min() > 0
+
+
+def test_the_text_encoders_pairs_are_trained_when_asked(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(config | {"text_encoder": True}, monkeypatch)
+    state = load_file(tmp_path / "run" / "model" / FILE)
+    ups = [value for key, value in state.items() if key.startswith("text_encoder.") and "lora_B" in key]
+    assert ups and all(value.abs().max() > 0 for value in ups)
+
+
+def test_class_pictures_are_drawn_once_and_come_as_often(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["prior"] = {"prompt": "a red apple", "images": 9, "weight": 0.5}
+    task = trained(config, monkeypatch)
+    pictures = sorted((tmp_path / "run" / "prior").iterdir())
+    assert [path.name for path in pictures] == [f"{k:05d}.png" for k in range(9)]
+    items = [task.data[k, k] for k in range(len(task.data))]
+    of_class = [item for item in items if item["caption"] == "a red apple"]
+    assert len(of_class) == 9 and len(items) - 9 == 9
+    assert {item["weight"].item() for item in of_class} == {0.5}
+    assert {item["weight"].item() for item in items if item["caption"] != "a red apple"} == {1.0}
+    before = [path.read_bytes() for path in pictures]
+    pictures[3].unlink()
+    config["run"]["output"] = str(tmp_path / "again")
+    config["prior"]["folder"] = str(tmp_path / "run" / "prior")
+    trained(config, monkeypatch)
+    assert [path.read_bytes() for path in pictures] == before
+
+
+@pytest.mark.parametrize("settings", [{"noise_offset": 0.1}, {"huber_delta": 0.5}, {"min_snr_gamma": 5.0}])
+def test_the_losses_that_can_be_chosen(
+    config: dict[str, Any], settings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["run"]["log_every"] = 1
+    trained(config | settings, monkeypatch)
+    assert (tmp_path / "run" / "model" / FILE).is_file()
+
+
+def test_gradient_checkpointing_keeps_the_gradients() -> None:
+    unet = UNet2DConditionModel(small_unet_config())
+    arguments = (torch.randn(2, unet.config.in_channels, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 32))
+    gradients = []
+    for on in (False, True):
+        unet.gradient_checkpointing = on
+        unet.zero_grad()
+        unet(*arguments).square().mean().backward()
+        gradients.append([p.grad.clone() for p in unet.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
