@@ -46,6 +46,7 @@ def test_accelerate_knows_every_key(file: Path) -> None:
     assert load_config_from_file(str(file)).num_processes == 2
 
 
+@pytest.mark.slow
 def test_fsdp_makes_the_run_of_one_process_and_goes_on(unet_config: Make, tmp_path: Path) -> None:
     def config(name: str, batch: int, steps: int) -> dict[str, Any]:
         made = unet_config(tmp_path / name, max_steps=steps, lr_schedule="constant")
@@ -66,6 +67,7 @@ def test_fsdp_makes_the_run_of_one_process_and_goes_on(unet_config: Make, tmp_pa
     assert pipeline("a red disc", num_inference_steps=2, height=16, width=16).images[0].size == (16, 16)
 
 
+@pytest.mark.slow
 def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: Path) -> None:
     base = unet_config(tmp_path / "base", max_steps=1)
     run(base)
@@ -82,6 +84,7 @@ def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: P
     assert (tmp_path / "fsdp" / "model" / FILE).is_file()
 
 
+@pytest.mark.slow
 def test_fsdp_trains_a_vae_and_its_critic(folder: Path, tmp_path: Path) -> None:
     def config(name: str, batch: int) -> dict[str, Any]:
         made = vae_config(folder, tmp_path / name, max_steps=4)
@@ -95,6 +98,7 @@ def test_fsdp_trains_a_vae_and_its_critic(folder: Path, tmp_path: Path) -> None:
     assert read_vae(tmp_path / "fsdp" / "model").config.scaling_factor > 0
 
 
+@pytest.mark.slow
 def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) -> None:
     done = launch("cpu.yaml", unet_config(tmp_path / "run", max_steps=2))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -120,6 +120,7 @@ def test_a_package_that_is_missing_is_told_before_training(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_once(unet_config: Make, tmp_path: Path) -> None:
     def config(name: str, batch: int) -> dict[str, Any]:
         made = measured(unet_config(tmp_path / name, max_steps=2), names=["sliced-wasserstein"])

@@ -54,6 +54,7 @@ def test_two_processes_make_the_run_of_one(unet_config: Make, tmp_path: Path, ac
     assert all((first[key] - second[key]).norm() < 1e-3 * first[key].norm() + 1e-5 for key in first)
 
 
+@pytest.mark.slow
 def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "two", max_steps=5)
     config["data"]["batch_size"] = 4
@@ -63,6 +64,7 @@ def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
     assert [line["step"] for line in logged(tmp_path / "two") if "loss" in line] == list(range(1, 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, first: int) -> None:
     """Weights and all: the steps after it have the losses of a run that one process made."""
@@ -79,6 +81,7 @@ def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, 
     assert losses(logged(tmp_path / "run")) == pytest.approx(losses(whole), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_has_no_gradient_yet(folder: Path, tmp_path: Path) -> None:
     config = vae_config(folder, tmp_path / "run", max_steps=4) | {"adversarial_weight": 0.1, "adversarial_start": 2}
     config["data"]["batch_size"] = 4
@@ -86,6 +89,7 @@ def test_two_processes_train_what_has_no_gradient_yet(folder: Path, tmp_path: Pa
     assert [("critic" in line) for line in logged(tmp_path / "run") if "loss" in line] == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_sigterm_has_all_processes_save(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run", max_steps=100_000)
     path = tmp_path / "run.yaml"

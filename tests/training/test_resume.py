@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.training import checkpoints
 from latentdiff.training.checkpoints import Staged, newest_good
+from latentdiff.training.denoiser import DenoiserModule
+from latentdiff.training.loop import Stopped
 from latentdiff.training.run import train
 from tests.training.small_runs import Make, losses, run, weights
 
@@ -45,6 +48,7 @@ def logged(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_at_any_place_it_gives_the_same_losses_and_weights_to_the_bit(unet_config: Make, tmp_path: Path) -> None:
     whole, cut = (configured(unet_config, tmp_path / name) for name in ("whole", "cut"))
     assert process(whole, "never", resume=False) == 0
@@ -57,11 +61,21 @@ def test_killed_at_any_place_it_gives_the_same_losses_and_weights_to_the_bit(une
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-def test_sigterm_saves_the_step_it_came_in(unet_config: Make, tmp_path: Path) -> None:
-    config = configured(unet_config, tmp_path / "run", accumulation=1)
-    assert process(config, "terminated:5", resume=False) == 128 + signal.SIGTERM
-    assert json.loads((newest_good(tmp_path / "run") / checkpoints.MANIFEST).read_text())["step"] == 5  # type: ignore[operator]
+def test_sigterm_saves_the_current_step(unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = DenoiserModule.forward, count(1)
+
+    def terminated(self: DenoiserModule, batch: dict[str, Any]) -> Any:
+        if next(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(DenoiserModule, "forward", terminated)
+    with pytest.raises(Stopped) as stopped:
+        run(configured(unet_config, tmp_path / "run", accumulation=1))
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert logged(tmp_path / "run")[-1]["step"] == 5
+    checkpoint = newest_good(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "step-00000005"
 
 
 def test_a_run_is_neither_overwritten_nor_gone_on_with_unasked(unet_config: Make, tmp_path: Path) -> None:
@@ -96,18 +110,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unet_config: M
         run(config, resume=True)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
 def test_a_full_disk_leaves_the_checkpoint_before(
-    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = unet_config(tmp_path / "cut", max_steps=10)
     whole = losses(run(unet_config(tmp_path / "whole", max_steps=10)))
-    saves = []
 
     def full(folder: Path, step: int, write: Any = checkpoints._write_manifest) -> None:
-        saves.append(step)
         if step == 10:
-            raise error
+            raise OSError(28, "No space left on device")
         write(folder, step)
 
     monkeypatch.setattr(checkpoints, "_write_manifest", full)
@@ -117,6 +128,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000005"]
     assert losses(run(config, resume=True)) == whole
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("PytorchStreamWriter failed")])
+def test_files_that_cannot_be_written_are_one_line(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(LatentDiffError, match="what was saved before is"), Staged(True, tmp_path / "model"):
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:

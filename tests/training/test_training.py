@@ -14,7 +14,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.folder import read_vae
-from latentdiff.config.train import OptimConfig, train_config
+from latentdiff.config.train import DataConfig, OptimConfig, train_config
+from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.training import run as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
@@ -38,6 +39,10 @@ def test_the_vae_learns_and_its_folder_opens(folder: Path, tmp_path: Path) -> No
     with torch.no_grad():
         assert torch.allclose(ours.encode(x).mean, theirs.encode(x).latent_dist.mean, atol=1e-5)
     assert ours.config.scaling_factor == theirs.config.scaling_factor != 0.18215
+    pixels = torch.stack([load_pixels(row, 16) for row in read_rows(folder, DataConfig(train=folder))])
+    with torch.no_grad():
+        loss = (ours.decode(ours.encode(pixels).mean).clamp(-1, 1) - pixels).abs().mean().item()
+    assert lines[-1]["held_out_loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_patch_critic_takes_part_when_its_time_has_come(folder: Path, tmp_path: Path) -> None:
@@ -87,11 +92,13 @@ def test_the_text_encoder_learns_and_its_folder_opens(folder: Path, tmp_path: Pa
 def test_the_denoiser_learns_and_its_folder_makes_pictures(unet_config: Make, tmp_path: Path) -> None:
     found = run(unet_config(tmp_path / "run", max_steps=60))
     assert sum(losses(found)[-10:]) < 0.9 * sum(losses(found)[:10])
-    assert found[-1]["held_out_loss"] > 0
     pipe = LatentDiffusionPipeline.from_pretrained(tmp_path / "run" / "model", device="cpu", dtype="float32")
     image = pipe("a red disc", num_inference_steps=2, seed=0).images[0]
     assert image.size == (16, 16)
-    assert diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model") is not None
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 16, 32)
+    with torch.no_grad():
+        assert torch.allclose(pipe.unet(*inputs), theirs.unet(*inputs).sample, atol=1e-4)
 
 
 def test_only_the_unet_is_trained(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
@@ -127,11 +134,9 @@ def test_a_vae_needs_no_captions(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [vae_config, text_config])
 def test_every_task_has_a_held_out_loss_to_stop_by(make: Make, folder: Path, tmp_path: Path) -> None:
-    config = make(folder, tmp_path / "run", learning_rate=1e-12, max_steps=30)
+    config = make(folder, tmp_path / "run", learning_rate=1e-30, max_steps=30)
     config["run"] |= {"sample_every": 2, "early_stopping": 2}
-    found = run(config)
-    assert 0 < found[-1]["held_out_loss"] == pytest.approx(found[0]["loss"], rel=0.9)
-    assert found[-1]["step"] < 30
+    assert run(config)[-1]["step"] == 6
 
 
 def test_early_stopping_asks_for_held_out_pictures(unet_config: Make, tmp_path: Path) -> None:
@@ -191,7 +196,7 @@ def test_the_text_encoder_learns_along_when_asked(unet_config: Make, frozen: Pat
 
 def test_prodigy_trains(unet_config: Make, tmp_path: Path) -> None:
     pytest.importorskip("prodigyopt")
-    found = losses(run(unet_config(tmp_path / "run", name="prodigy", learning_rate=1.0, max_steps=60)))
+    found = losses(run(unet_config(tmp_path / "run", name="prodigy", learning_rate=1.0, max_steps=30)))
     assert sum(found[-10:]) < sum(found[:10])
 
 
@@ -204,11 +209,10 @@ def test_eight_bit_adamw_is_refused_without_a_gpu(
 
 
 def test_early_stopping_ends_a_run_that_learns_nothing_more(unet_config: Make, tmp_path: Path) -> None:
-    config = unet_config(tmp_path / "run", learning_rate=1e-12, max_steps=30)
-    config["run"] |= {"sample_every": 2, "early_stopping": 3, "log_every": 1}
-    config["optim"]["ema_decay"] = 0.0
-    found = run(config)
-    assert found[-1]["step"] < 30 and (tmp_path / "run" / "model" / "unet").is_dir()
+    config = unet_config(tmp_path / "run", learning_rate=1e-30, max_steps=30)
+    config["run"] |= {"sample_every": 2, "early_stopping": 3}
+    assert run(config)[-1]["step"] == 8
+    assert (tmp_path / "run" / "model" / "unet").is_dir()
 
 
 def test_a_look_that_fails_does_not_end_the_run(
