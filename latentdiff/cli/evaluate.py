@@ -1,6 +1,6 @@
 """`latentdiff evaluate`: from options to numbers, a JSON file and an HTML page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from latentdiff.metrics.pictures import (
     Pictures,
     choose_rows,
     read_pictures,
-    short_side,
+    short_sides,
+    size_notes,
 )
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.registry import METRICS
@@ -69,7 +70,8 @@ def _two_sets(request: Request) -> Evaluation:
     seen = {need for name in chosen for need in METRICS[name].needs} & {"features", "logits"}
     network = feature_network(request.features, request.weights, request.device) if seen else None
     judge = _judge(request)
-    return evaluate(generated, real, network, judge, names, request.seed, request.resamples)
+    result = evaluate(generated, real, network, judge, names, request.seed, request.resamples)
+    return _with_size_notes(result, generated, real)
 
 
 def _vae_alone(request: Request) -> Evaluation:
@@ -86,7 +88,12 @@ def _vae_alone(request: Request) -> Evaluation:
     vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
     network = feature_network(request.features, request.weights, request.device)
-    return reconstruct(vae, real, str(request.vae), network, request.seed, request.resamples)
+    return _with_size_notes(reconstruct(vae, real, str(request.vae), network, request.seed, request.resamples), real)
+
+
+def _with_size_notes(result: Evaluation, *sets: Pictures) -> Evaluation:
+    notes = [note for pictures in sets if isinstance(pictures, FolderPictures) for note in size_notes(pictures)]
+    return replace(result, notes=[*notes, *result.notes])
 
 
 def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
@@ -95,7 +102,7 @@ def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
         option = next(iter(request.of_model)).replace("_", "-")
         raise InputError(f"--{option} belongs to a model, and --generated is a folder; give one of the two")
     rows, others = read_pictures(request.generated), read_pictures(request.real)
-    resolution = short_side(rows[0])
+    resolution = min(short_sides(rows))
     return FolderPictures(request.generated, rows, resolution), FolderPictures(request.real, others, resolution)
 
 

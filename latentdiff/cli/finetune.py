@@ -11,7 +11,7 @@ from latentdiff.training.run import start, train
 
 def run(resume: bool, auto_batch: bool, skip_bad: bool, output: Path, **options: Any) -> None:
     """Plan, say what will be done, do it, say how to use it; or go on as was planned."""
-    refuse_another_run(output, resume)
+    refuse_another_run(output, resume, "finetune")
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         config = going_on(output=output, **given)

@@ -1,5 +1,6 @@
 """How every YAML file is read: once, at the edge, with errors that name the key."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,28 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+BOOLEAN = "tag:yaml.org,2002:bool"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with the booleans of version 1.2, `true` and `false`: `no`, `off` and `on` are strings, as in captions."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Loader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = ()) -> Any:
     """Read a YAML file, apply `key.sub=value` overrides, and check it against `schema`.
 
     Raises InputError naming the file, the key, the value and the rule; a mistyped key gets the nearest known one.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -52,7 +68,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw, dict):
             raise InputError(f"--set {override!r}: {key!r} is a value, not a group; see the file for its groups")
     try:
-        raw[last] = yaml.safe_load(value)
+        raw[last] = yaml.load(value, Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override!r}: the value is not YAML ({' '.join(str(error).split())})") from error
 

@@ -115,6 +115,7 @@ class RunConfig(Config):
 class TrainConfig(Config):
     """What all tasks share."""
 
+    task: str
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     run: RunConfig

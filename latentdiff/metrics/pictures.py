@@ -13,7 +13,7 @@ from latentdiff.config.model import GenerationConfig
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
-from latentdiff.images.decoding import decode, fit
+from latentdiff.images.decoding import decode, fit, measure
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe import hash_model
 
@@ -101,9 +101,24 @@ def read_pictures(path: Path) -> list[Row]:
     return rows
 
 
-def short_side(row: Row) -> int:
-    """Pixels of the shorter side. Raises InputError for what is no picture."""
-    return min(decode(row.read(), row.where).size)
+def short_sides(rows: list[Row]) -> list[int]:
+    """Pixels of each picture's shorter side. Raises InputError for a file that is not an image."""
+    return [min(measure(row.read(), row.where)) for row in rows]
+
+
+def size_notes(pictures: FolderPictures) -> list[str]:
+    """A note when pictures are smaller than the size they are compared at, or larger while others are not."""
+    sides, resolution = short_sides(pictures.rows), pictures.resolution
+    enlarged, reduced = (sum(map(test, sides)) for test in (resolution.__gt__, resolution.__lt__))
+    where = f"of {len(sides)} pictures in {pictures.path}"
+    notes = []
+    if enlarged:
+        notes.append(
+            f"{enlarged} {where} are smaller than {resolution} pixels and were enlarged; better leave them out"
+        )
+    if 0 < reduced < len(sides):
+        notes.append(f"{reduced} {where} are larger than {resolution} pixels and were reduced, others were not")
+    return notes
 
 
 def choose_rows(path: Path, count: int | None, seed: int) -> list[Row]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME, extract_model_from_parallel
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from latentdiff.files import atomic_path, sync
 KEPT = 2
 MANIFEST = "manifest.json"
 REPORT = "data.json"  # the first file of a run
+CONFIG = "config.yaml"
 OF_MANY = "module."  # what DistributedDataParallel puts before each name
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
@@ -76,15 +78,28 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(output.glob("checkpoints/step-*[0-9]"), reverse=True)
 
 
-def refuse_another_run(output: Path, resume: bool) -> None:
-    """Raise InputError for a checkpoint nobody asked to go on from, `resume` without one, and files of others."""
+def refuse_another_run(output: Path, resume: bool, task: str) -> None:
+    """Raise InputError unless `output` can take this run: new or empty, or with `resume` a begun run of this task."""
     found = checkpoints(output)
+    if resume and found and (other := _task(output)) not in (task, None):
+        raise InputError(
+            f"{output} is a run of task {other}, not {task}; resume it with latentdiff train {output / CONFIG} --resume"
+        )
     if resume and not found:
         raise InputError(f"{output} holds no checkpoint to go on from; leave out --resume to start a run there")
     if found and not resume:
         raise InputError(f"{found[0]} is there; go on from it with --resume, or name another folder for a new run")
     if output.is_dir() and not found and not (output / REPORT).exists() and (others := _visible(output)):
         raise InputError(f"{output} holds {others[0].name}, which is not of a run; name a new or an empty folder")
+
+
+def _task(output: Path) -> str | None:
+    """The task of the run in `output`, None if its config does not tell."""
+    try:
+        config = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return str(config["task"]) if isinstance(config, dict) and "task" in config else None
 
 
 def _visible(folder: Path) -> list[Path]:

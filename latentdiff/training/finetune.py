@@ -83,7 +83,7 @@ def plan_finetune(
             },
             "run": {
                 "output": output, "seed": given.get("seed", 0), "sample_every": max(1, steps // 4),
-                "checkpoint_every": max(1, steps // 4), "log_every": 10,
+                "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
             },
             **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
         },

@@ -220,7 +220,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
             losses = run.step()
             bar.update()
             step = run.progress.step
-            if step % every.log_every == 0:
+            if step % every.log_every == 0 or step == config.optim.max_steps:
                 run.report(losses, bar)
             if step % every.sample_every == 0 or step == config.optim.max_steps:
                 run.evaluate()

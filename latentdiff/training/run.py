@@ -24,7 +24,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.files import atomic_path
-from latentdiff.training.checkpoints import REPORT, checkpoints, refuse_another_run
+from latentdiff.training.checkpoints import CONFIG, REPORT, checkpoints, refuse_another_run
 from latentdiff.training.loop import fit
 from latentdiff.training.processes import process_state
 from latentdiff.training.report import write_report
@@ -39,7 +39,7 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
 
     Raises InputError when pictures cannot be used and `skip_bad` is not set.
     """
-    refuse_another_run(config.run.output, resume)
+    refuse_another_run(config.run.output, resume, config.task)
     report = None
     if process_state().is_main_process:
         report = check(config.data.train, *_limits(config), config.data.caption_template)
@@ -65,7 +65,7 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
         _write(config, REPORT, json.dumps(report.to_json(), ensure_ascii=False))
     while True:
         if process_state().is_main_process:
-            _write(config, "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
+            _write(config, CONFIG, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
         try:
             set_seed(config.run.seed)
             fit(_task(config), config, resume)

@@ -11,9 +11,12 @@ from latentdiff.checkpoints.folder import write_text_encoder
 from latentdiff.config.model import CLIPTextConfig
 from latentdiff.config.train import TextTrainConfig
 from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
+from latentdiff.errors import InputError
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
+from latentdiff.training.checkpoints import Staged
 from latentdiff.training.losses import contrastive_loss
+from latentdiff.training.processes import process_state
 from latentdiff.training.task import Share
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -87,11 +90,22 @@ class TextEncoderTask:
 
 
 def _tokenizer(config: TextTrainConfig, captions: list[str]) -> CLIPTokenizer:
-    """Learnt when the run starts and kept beside its state: the rows of the embedding belong to it."""
+    """Trained by the first process when the run starts and kept with the run: the embedding's rows depend on it.
+
+    Raises InputError when the run began with another length.
+    """
     folder = config.run.output / "tokenizer"
-    if not folder.is_dir():
-        train_tokenizer(captions, config.vocab_size, config.max_length).save(folder)
-    return read_tokenizer(folder)
+    with process_state().main_process_first():
+        if process_state().is_main_process and not folder.exists():
+            with Staged(True, folder) as staged:
+                train_tokenizer(captions, config.vocab_size, config.max_length).save(staged)
+        tokenizer = read_tokenizer(folder)
+    if tokenizer.model_max_length != config.max_length:
+        raise InputError(
+            f"max_length={config.max_length}, but {folder} was trained with {tokenizer.model_max_length}; keep it, or "
+            "start another run.output"
+        )
+    return tokenizer
 
 
 def text_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPTextConfig:

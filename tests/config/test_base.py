@@ -25,6 +25,12 @@ def test_overrides_reach_into_groups() -> None:
     assert (config.optim.max_steps, config.model.block_out_channels, config.kl_weight) == (7, (8, 16), 1e-3)
 
 
+def test_only_true_and_false_are_booleans() -> None:
+    config = load_yaml(train_config, VAE, ["run.mixed_precision=no", "data.prefix=off", "data.keep={style: [no, on]}"])
+    assert (config.run.mixed_precision, config.data.prefix, config.data.keep) == ("no", "off", {"style": ("no", "on")})
+    assert not load_yaml(train_config, VAE, ["data.buckets=false"]).data.buckets
+
+
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     path = tmp_path / "u.yaml"
     path.write_text("{task: unet, vae: v, text_encoder: t, data: {train: a, held_out: b}, run: {output: o}, model: {}}")

@@ -84,6 +84,21 @@ def test_a_folder_against_a_folder(tmp_path: Path, run: Run, capsys: pytest.Capt
     assert "http" not in html and len(html) < 300_000
 
 
+def test_the_smallest_generated_picture_sets_the_size_and_other_sizes_are_noted(tmp_path: Path, run: Run) -> None:
+    first, second, out = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 20, 2), tmp_path / "out.json"
+    for folder, sizes in ((first, (48, 40)), (second, (20, 33))):
+        for k, side in enumerate(sizes):
+            Image.effect_noise((side, side + 9), 50).convert("RGB").save(folder / f"{k:02}.png")
+    assert run("--generated", first, "--real", second, *OPTIONS, "-o", out) == 0
+    found = json.loads(out.read_text())
+    assert found["resolution"] == 32
+    assert found["notes"] == [
+        f"2 of 20 pictures in {first} are larger than 32 pixels and were reduced, others were not",
+        f"1 of 20 pictures in {second} are smaller than 32 pixels and were enlarged; better leave them out",
+        f"1 of 20 pictures in {second} are larger than 32 pixels and were reduced, others were not",
+    ]
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
     first, second = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 20, 2)
     outs = [tmp_path / f"{k}.json" for k in range(3)]

@@ -82,7 +82,8 @@ def test_class_pictures_are_drawn_once_and_come_as_often(
 ) -> None:
     config["prior"] = {"prompt": "a red apple", "images": 9, "weight": 0.5}
     task = trained(config, monkeypatch)
-    pictures = sorted((tmp_path / "run" / "prior").iterdir())
+    (drawn,) = (tmp_path / "run" / "prior").iterdir()
+    pictures = sorted(drawn.iterdir())
     assert [path.name for path in pictures] == [f"{k:05d}.png" for k in range(9)]
     items = [task.data[k, k] for k in range(len(task.data))]
     of_class = [item for item in items if item["caption"] == "a red apple"]
@@ -95,6 +96,12 @@ def test_class_pictures_are_drawn_once_and_come_as_often(
     config["prior"]["folder"] = str(tmp_path / "run" / "prior")
     trained(config, monkeypatch)
     assert [path.read_bytes() for path in pictures] == before
+    config["run"]["output"] = str(tmp_path / "other prompt")
+    config["prior"]["prompt"] = "a cat face"
+    trained(config, monkeypatch)
+    assert [path.read_bytes() for path in pictures] == before
+    others = [path for path in (tmp_path / "run" / "prior").glob("*/*.png") if path not in pictures]
+    assert len(others) == 9 and not {path.read_bytes() for path in others} & set(before)
 
 
 @pytest.mark.parametrize("settings", [{"noise_offset": 0.1}, {"huber_delta": 0.5}, {"min_snr_gamma": 5.0}])

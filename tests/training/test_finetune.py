@@ -95,6 +95,12 @@ def test_finetune_goes_on_as_it_was_planned(
     assert run(monkeypatch, *begun, "--steps", 5, "--resume") == 0
 
 
+def test_a_short_run_logs_its_losses(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    for steps, every in ((8, 1), (50, 5), (500, 10)):
+        plan = plan_finetune(folder, tmp_path / "run", str(model_folder), steps=steps)
+        assert plan.config.run.log_every == every
+
+
 def test_bad_pictures_are_refused_or_skipped(
     folder: Path,
     model_folder: Path,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.training.small_runs import Make, losses, run, vae_config
+from tests.training.small_runs import Make, losses, run, text_config, vae_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +79,14 @@ def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, 
             run(config, resume=bool(words))
         config["optim"]["max_steps"] = 6
     assert losses(logged(tmp_path / "run")) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_tokenizer(folder: Path, tmp_path: Path) -> None:
+    config = text_config(folder, tmp_path / "run", max_steps=2)
+    config["data"]["batch_size"] = 4
+    train_in_two(config)
+    assert [line["step"] for line in logged(tmp_path / "run") if "loss" in line] == [1, 2]
 
 
 @pytest.mark.slow

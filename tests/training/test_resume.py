@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from latentdiff.cli import finetune
 from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.training import checkpoints
@@ -20,7 +22,7 @@ from latentdiff.training.checkpoints import Staged, newest_good
 from latentdiff.training.denoiser import DenoiserModule
 from latentdiff.training.loop import Stopped
 from latentdiff.training.run import train
-from tests.training.small_runs import Make, losses, run, weights
+from tests.training.small_runs import Make, losses, run, vae_config, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +91,18 @@ def test_a_run_is_neither_overwritten_nor_gone_on_with_unasked(unet_config: Make
     config["optim"]["max_steps"] = 7
     with pytest.raises(InputError, match=r"took 8 pictures a step, now 4; keep data\.batch_size times"):
         run(config, resume=True)
+
+
+def test_a_run_of_another_task_is_not_resumed(folder: Path, unet_config: Make, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(unet_config(output, max_steps=1))
+    before = (output / "config.yaml").read_text()
+    named = f"{output} is a run of task unet, not {{}}; resume it with latentdiff train {output}/config.yaml --resume"
+    with pytest.raises(InputError, match=re.escape(named.format("vae"))):
+        run(vae_config(folder, output, max_steps=2), resume=True)
+    with pytest.raises(InputError, match=re.escape(named.format("finetune"))):
+        finetune.run(resume=True, auto_batch=False, skip_bad=False, output=output, folder=folder)
+    assert (output / "config.yaml").read_text() == before
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unet_config: Make, tmp_path: Path) -> None:

@@ -132,6 +132,26 @@ def test_a_vae_needs_no_captions(folder: Path, tmp_path: Path) -> None:
     assert losses(run(config | {"data": config["data"] | {"held_out": str(tmp_path / "pictures")}}))
 
 
+def test_the_last_step_is_logged(folder: Path, tmp_path: Path) -> None:
+    config = vae_config(folder, tmp_path / "run", max_steps=5)
+    config["run"]["log_every"] = 4
+    assert [line["step"] for line in run(config) if "loss" in line] == [4, 5]
+
+
+def test_the_tokenizer_is_kept_with_the_run(folder: Path, tmp_path: Path) -> None:
+    """A folder that was not finished is not read: it has another name until it is."""
+    config = text_config(folder, tmp_path / "run", max_steps=1)
+    (tmp_path / "run" / "tokenizer.partial").mkdir(parents=True)
+    (tmp_path / "run" / "data.json").write_text("{}")
+    run(config)
+    kept = (tmp_path / "run" / "tokenizer" / "vocab.json").read_bytes()
+    config["optim"]["max_steps"] = 2
+    run(config, resume=True)
+    assert (tmp_path / "run" / "tokenizer" / "vocab.json").read_bytes() == kept
+    with pytest.raises(InputError, match=r"max_length=12, but .*tokenizer was trained with 16; keep it"):
+        run(config | {"max_length": 12}, resume=True)
+
+
 @pytest.mark.parametrize("make", [vae_config, text_config])
 def test_every_task_has_a_held_out_loss_to_stop_by(make: Make, folder: Path, tmp_path: Path) -> None:
     config = make(folder, tmp_path / "run", learning_rate=1e-30, max_steps=30)
