@@ -189,8 +189,8 @@ def evaluate(
         float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="As generate has them. [default: the model's, else ddim]")] = None,
-    features: Annotated[str, typer.Option(help="efficientnet-lite0, inception or clip.")] = "efficientnet-lite0",
-    weights: Annotated[str | None, typer.Option(help="Of inception: file, or hub. Of clip: folder or hub id.")] = None,
+    features: Annotated[str, typer.Option(help="efficientnet-lite0 or clip.")] = "efficientnet-lite0",
+    weights: Annotated[str | None, typer.Option(help="Weights of clip: a folder or hub id.")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP folder, text_encoder run or hub id, for captions.")] = None,
     metrics: Annotated[
         str | None,

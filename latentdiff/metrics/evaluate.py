@@ -40,8 +40,7 @@ class Evaluation:
     shown: list[tuple[Tensor, Tensor, str, str]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        name = self.network["name"] if self.network else None
-        values = {key: {"label": label(key, name), **asdict(value)} for key, value in self.values.items()}
+        values = {key: {"label": label(key), **asdict(value)} for key, value in self.values.items()}
         return {
             "version": latentdiff.__version__,
             "generated": self.generated,
@@ -111,7 +110,7 @@ def evaluate(
 
 LACKS = {
     "features": "a feature network; name one",
-    "logits": "a network that names classes; use efficientnet-lite0 or inception",
+    "logits": "a network that names classes; use efficientnet-lite0",
     "image": "a judge; name a CLIP model",
     "text": "captions of the generated pictures; put .txt files beside them",
     "patches": f"pictures of {SMALLEST} pixels or more; give larger ones",

@@ -12,8 +12,9 @@ AT_ONCE = 1024
 def kernel_distance(generated: Any, real: Any) -> float:
     """Unbiased squared maximum mean discrepancy of features [N, D] and [M, D] under k(x, y) = (x.y / D + 1)^3.
 
-    With Inception features this is KID, over all pictures at once instead of subsets. About 0, and as often below,
-    for equal distributions. Binkowski et al. 2018, "Demystifying MMD GANs", section 4; Gretton et al. 2012, eq. 3.
+    KID over all pictures at once instead of random subsets (torchmetrics' takes sets of one size only). It averages 0
+    for equal distributions, so that it is negative about as often. Binkowski et al. 2018, "Demystifying MMD GANs",
+    section 4; Gretton et al. 2012, eq. 3.
     Raises InputError, NonFiniteError.
     """
     first, second = as_two(generated, real, least=2)

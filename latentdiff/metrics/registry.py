@@ -79,12 +79,10 @@ LABELS = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
 }
-INCEPTION_LABELS = LABELS | {"frechet_distance": "FID", "kernel_distance": "KID", "class_score": "Inception Score"}
 
 
-def label(key: str, network: str | None) -> str:
-    """A value's name for people. Only with FID's Inception is it FID, KID or Inception Score."""
+def label(key: str) -> str:
+    """A value's name for people."""
     stem = key.removesuffix("_real")
-    names = INCEPTION_LABELS if network == "inception" else LABELS
-    words = names.get(stem, stem.replace("_", " ").replace("retrieval r", "retrieval R@"))
+    words = LABELS.get(stem, stem.replace("_", " ").replace("retrieval r", "retrieval R@"))
     return f"{words} of the real pictures" if stem != key else words

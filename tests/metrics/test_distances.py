@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import poly_mmd
 
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.metrics import density_coverage, frechet_distance, kernel_distance, precision_recall, sliced_wasserstein
@@ -94,14 +97,11 @@ def test_class_score_of_certain_and_of_unsure_pictures() -> None:
 
 
 def test_torchmetrics_agrees() -> None:
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    kid = pytest.importorskip("torchmetrics.image.kid")
-    inception = pytest.importorskip("torchmetrics.image.inception")
     first, second = normal(90, 16, 1) * 1.3, normal(90, 16, 2) + 0.2
     statistics: list[Any] = [value for one in (first, second) for value in (one.mean(0), one.T.cov())]
-    assert frechet_distance(first, second) == pytest.approx(fid._compute_fid(*statistics).item(), rel=1e-6)
-    assert kernel_distance(first, second) == pytest.approx(kid.poly_mmd(second, first).item(), rel=1e-9)
-    score = inception.InceptionScore(feature=torch.nn.Identity(), splits=1)
+    assert frechet_distance(first, second) == pytest.approx(_compute_fid(*statistics).item(), rel=1e-6)
+    assert kernel_distance(first, second) == pytest.approx(poly_mmd(second, first).item(), rel=1e-9)
+    score = InceptionScore(feature=torch.nn.Identity(), splits=1)
     score.update(first)
     assert class_score(first) == pytest.approx(score.compute()[0].item(), rel=1e-5)
 

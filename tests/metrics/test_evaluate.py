@@ -122,7 +122,7 @@ def test_small_pictures_have_all_metrics_but_textures(tmp_path: Path, run: Run, 
 
 def test_textures_need_no_network(tmp_path: Path, run: Run) -> None:
     folder, out = pictures(tmp_path / "a", 4, 1), tmp_path / "out.json"
-    options = ["--metrics", "sliced-wasserstein", "--features", "inception", "--resamples", 2]
+    options = ["--metrics", "sliced-wasserstein", "--features", "clip", "--resamples", 2]
     assert run("--generated", folder, "--real", folder, *options, "-o", out) == 0
     assert json.loads(out.read_text())["features"] is None
 
