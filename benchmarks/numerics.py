@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks import networks
 from benchmarks.machine import device_option
 from benchmarks.report import table, write
-from latentdiff.checkpoints.folder import load_weights, locate
+from latentdiff.checkpoints.folder import load_weights
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip

@@ -14,7 +14,8 @@ from benchmarks.machine import device_option, free_memory
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.training_shapes import Shape
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import Components, locate, write_pipeline
+from latentdiff.checkpoints.components import Components, write_pipeline
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import Config
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from latentdiff.checkpoints.folder import locate
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.text.clip import CLIPTextModel

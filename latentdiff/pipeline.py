@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoints.folder import Components, fill, locate, read_pipeline, write_pipeline
+from latentdiff.checkpoints.components import Components, fill, read_pipeline, write_pipeline
+from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.lora import merge_lora
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean

@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from latentdiff.checkpoints.folder import write_pipeline
+from latentdiff.checkpoints.components import write_pipeline
 from tests.small import small_components
 
 

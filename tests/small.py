@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import transformers
 
-from latentdiff.checkpoints.folder import WEIGHTS, Components, write_text_encoder
+from latentdiff.checkpoints.components import Components
+from latentdiff.checkpoints.folder import WEIGHTS, write_text_encoder
 from latentdiff.checkpoints.tensors import find_tensors, read_tensors
 from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.models.unet import UNet2DConditionModel

@@ -150,7 +150,7 @@ def test_little_memory_makes_the_same_picture_and_the_bar_tells_the_most(
         ([PROMPT, "-o", "x.png", "--device", "cuda:99"], "device='cuda:99' is not usable here"),
         ([PROMPT, "-o", "x.png", "--optimize", "turbo", "--model", "gone"], "known: auto, compile, off"),
         ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
-        ([PROMPT, "-o", "x.png", "--model", "."], "it is no model folder"),
+        ([PROMPT, "-o", "x.png", "--model", "."], "give a folder that a pipeline was saved to"),
         ([PROMPT, "-o", "x.png", "--low-memory", "--lora", "x"], "--low-memory does not go with --lora"),
         ([PROMPT, "-o", "x.png", "--low-memory", "--embedding", "x"], "--low-memory does not go with --embedding"),
         ([PROMPT, "-o", "x.png", "--low-memory", "--device", "meta"], "low_memory=True runs on the CPU"),

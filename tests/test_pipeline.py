@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import GENERATION, bundled_model
+from latentdiff.checkpoints.folder import GENERATION
+from latentdiff.checkpoints.hub import bundled_model
 from latentdiff.config.model import GenerationConfig
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.models.unet import UNet2DConditionModel

@@ -23,7 +23,7 @@ from examples.emoji.drawing import Settings, draw, impartiality
 from examples.emoji.judges import JUDGE
 from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
-from latentdiff.checkpoints.folder import read_vae
+from latentdiff.checkpoints.components import read_vae
 from latentdiff.data.latent_cache import fingerprint
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent, read_json

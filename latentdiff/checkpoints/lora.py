@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latentdiff.checkpoints.folder import Components
+from latentdiff.checkpoints.components import Components
 from latentdiff.errors import CheckpointError
 from latentdiff.files import atomic_path
 

@@ -1,14 +1,20 @@
-"""The tensors of a network in its safetensors files: found without being read, and read a few at a time."""
+"""Where the tensors of a network are stored, and reading them a few at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentdiff.checkpoints.tensor_files import (
+    PICKLES,
+    READ_ERRORS,
+    SAFETENSORS,
+    TensorFile,
+    damaged,
+    open_tensor_file,
+)
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json
 
@@ -17,74 +23,125 @@ MAPPED_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a tensor lies, and its shape there."""
+    """A stored tensor, or the part of it that one weight is: its shape is that of the weight.
+
+    rows: (start, end) of a tensor that joins several weights. transposed: stored as [in, out]. squeeze: 1x1
+    convolutions stored where the weight is a matrix.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    type: str = "F32"
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def take(self, stored: Tensor) -> Tensor:
+        """The weight, a view of the stored tensor."""
+        part = stored if self.rows is None else stored[self.rows[0] : self.rows[1]]
+        return part.t() if self.transposed else part.reshape(self.shape)
 
 
-def find_tensors(folder: Path, stem: str, rename: Callable[[str], str | None]) -> dict[str, TensorLocation]:
-    """The tensors of a component by their name here, but for those that `rename` calls None.
+def find_tensors(
+    folder: Path, stem: str, rename: Callable[[str], str | None], variant: str | None = None, allow_pickle: bool = False
+) -> dict[str, TensorLocation]:
+    """The tensors of a component by the names that `rename` gives them, without those it returns None for.
 
-    They lie in one file, its fp16 variant, or the shards that an index lists; pickles are not read. Raises
-    CheckpointError naming what is missing or damaged.
+    They are in one file or in the shards that an index lists, either of them of a variant (`fp16`); without `variant`
+    the plain files are preferred. Raises CheckpointError naming what is missing or damaged.
     """
     found = {}
-    for file in _files(folder, stem):
-        for name, shape in _shapes(file):
+    for file, listed in _component_files(folder, stem, variant, allow_pickle).items():
+        opened = open_tensor_file(file, allow_pickle)
+        for name in opened.shapes if listed is None else listed:
+            if name not in opened.shapes:
+                raise CheckpointError(f"{file} lacks tensor {name}, which its index lists; download the model again")
             if (key := rename(name)) is not None:
-                found[key] = TensorLocation(file, name, shape)
+                found[key] = TensorLocation(file, name, opened.shapes[name], opened.types[name])
     return found
 
 
 def read_tensors(places: Iterable[TensorLocation], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-    """Copies in `dtype`, by default the file's; no more than `MAPPED_BYTES` and a tensor of a file are held beside."""
+    """Contiguous copies in `dtype`, by default the file's; at most `MAPPED_BYTES` of a file stay mapped meanwhile."""
     few: list[TensorLocation] = []
     size = 0
     for place in places:
         few.append(place)
         size += 4 * torch.Size(place.shape).numel()
         if size > MAPPED_BYTES:
-            yield from (tensor.to(dtype or tensor.dtype, copy=True) for tensor in map_tensors(few))
+            yield from _copies(few, dtype)
             few, size = [], 0
-    yield from (tensor.to(dtype or tensor.dtype, copy=True) for tensor in map_tensors(few))
+    yield from _copies(few, dtype)
+
+
+def _copies(places: list[TensorLocation], dtype: torch.dtype | None) -> Iterator[Tensor]:
+    for tensor in map_tensors(places):
+        yield torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
 
 
 def map_tensors(places: Iterable[TensorLocation]) -> Iterator[Tensor]:
-    """The tensors as they lie in the files, mapped: what is touched counts as memory until all of them are gone."""
-    opened: dict[Path, Any] = {}
+    """The tensors as stored, mapped: pages that are read count as memory until all of these tensors are released."""
+    opened: dict[Path, TensorFile] = {}
     for place in places:
         try:
             if place.file not in opened:
-                opened[place.file] = safe_open(place.file, "pt")
-            tensor = opened[place.file].get_tensor(place.name)
-        except (OSError, SafetensorError) as error:
-            raise _damaged(place.file, error) from error
+                opened[place.file] = open_tensor_file(place.file, allow_pickle=True)  # allowed when it was found
+            tensor = place.take(opened[place.file].get(place.name))
+        except READ_ERRORS as error:
+            raise damaged(place.file, error) from error
         yield tensor
 
 
-def _files(folder: Path, stem: str) -> list[Path]:
-    for name in (stem, f"{stem}.fp16"):
-        if (single := folder / f"{name}.safetensors").is_file():
-            return [single]
-    if (index := folder / f"{stem}.safetensors.index.json").is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
+def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle: bool) -> dict[Path, list[str] | None]:
+    """Files of a component with the tensors to take from each, all of them for None."""
+    stems, suffixes = {stem, stem.replace("diffusion_", "")}, [SAFETENSORS]
+    if allow_pickle:
+        stems.add("pytorch_model")
+        suffixes.append(".bin")
+    for suffix in suffixes:
+        for name in sorted(stems):
+            if (files := _single_or_shards(folder, name, suffix, variant)) is not None:
+                return files
+    if any(path.suffix in PICKLES for path in folder.glob("*")):
+        raise CheckpointError(
+            f"{folder} holds only pickles, which can contain code; convert them to safetensors, or pass --allow-pickle"
+        )
+    missing = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    raise CheckpointError(f"{folder / missing} is missing; download or save the model again")
+
+
+def _single_or_shards(folder: Path, stem: str, suffix: str, variant: str | None) -> dict[Path, list[str] | None] | None:
+    for name in [variant] if variant is not None else _variants(folder, stem, suffix):
+        inner = f".{name}" if name else ""
+        if (single := folder / f"{stem}{inner}{suffix}").is_file():
+            return {single: None}
+        for index in (f"{stem}{suffix}.index{inner}.json", f"{stem}{inner}{suffix}.index.json"):
+            if (folder / index).is_file():
+                return _shards(folder / index)
+    return None
+
+
+def _variants(folder: Path, stem: str, suffix: str) -> list[str]:
+    """Variants of the files in a folder: the plain one first, then fp16, then the others by name."""
+    found = set()
+    for path in folder.glob(f"{stem}*"):
+        inner = path.name.removeprefix(stem)
+        for before, after in (("", suffix), (f"{suffix}.index", ".json"), ("", f"{suffix}.index.json")):
+            if inner.startswith(before) and inner.endswith(after):
+                found.add(inner[len(before) : len(inner) - len(after)].removeprefix("."))
+    return sorted(found, key=lambda name: (name != "", name != "fp16", name))
+
+
+def _shards(index: Path) -> dict[Path, list[str] | None]:
+    """Tensors by shard. Raises CheckpointError for an index that is damaged or names a file outside its folder."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()) or not names:
+        raise CheckpointError(f"{index} has no weight_map of tensors to files; download the model again")
+    files: dict[Path, list[str] | None] = {}
+    for key, name in names.items():
+        if Path(name).name != name:
             raise CheckpointError(f"{index} names a shard outside its folder; download the model again")
-        return [folder / name for name in names]
-    if list(folder.glob("*.bin")):
-        raise CheckpointError(f"{folder} holds only .bin pickles, which can run code; convert them to safetensors")
-    raise CheckpointError(f"{folder / stem}.safetensors is missing; download or save the model again")
-
-
-def _shapes(file: Path) -> list[tuple[str, tuple[int, ...]]]:
-    try:
-        with safe_open(file, "pt") as opened:
-            return [(name, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{file} is missing or damaged ({error}); download or save the model again")
+        listed = files.setdefault(index.parent / name, [])
+        assert listed is not None
+        listed.append(key)
+    return files

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentdiff.checkpoints.folder import Components
+from latentdiff.checkpoints.components import Components
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import atomic_path
 from latentdiff.text.conditioning import TextConditioner

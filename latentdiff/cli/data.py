@@ -2,7 +2,8 @@
 
 import json
 
-from latentdiff.checkpoints.folder import locate, read_limits
+from latentdiff.checkpoints.components import read_limits
+from latentdiff.checkpoints.hub import locate
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.folder import read_vae
+from latentdiff.checkpoints.components import read_vae
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.metrics.clip import Clip, open_clip

@@ -1,11 +1,23 @@
-"""The shapes of the networks and of the noise, in the words of diffusers' and transformers' `config.json` files."""
+"""Configs of the networks and of the noise schedule, in the vocabulary of diffusers' and transformers' JSON files.
 
-from typing import Any, ClassVar, Literal, Self
+Every number is bounded: a file from anywhere must not make the package build for hours or overflow.
+"""
 
-from pydantic import PositiveInt, ValidationError, model_validator
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from latentdiff.config.base import Config
 from latentdiff.errors import CheckpointError
+
+Channels = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=256)]
+Depth = Annotated[int, Field(ge=0, le=256)]
+Heads = Annotated[int, Field(ge=1, le=1024)]
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
+TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Epsilon = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=1e-6, lt=1e6)]
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -30,8 +42,9 @@ class ModelConfig(Config):
             return cls.model_validate({k: v for k, v in raw.items() if k in cls.model_fields})
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{where}: {key}={first['input']!r}: {first['msg']}; mend the file") from error
+            key, value = ".".join(str(part) for part in first["loc"]), repr(first["input"])[:80]
+            problem = first["msg"] if first["type"] == "value_error" else f"{key}={value}: {first['msg']}"
+            raise CheckpointError(f"{where}: {problem.removeprefix('Value error, ')}; correct the file") from error
 
     def write(self) -> dict[str, Any]:
         """The dictionary that diffusers reads back."""
@@ -50,9 +63,9 @@ class ModelConfig(Config):
 class UNetConfig(ModelConfig):
     """`UNet2DConditionModel`: the defaults are those of Stable Diffusion 1.5."""
 
-    sample_size: int = 64
-    in_channels: int = 4
-    out_channels: int = 4
+    sample_size: Channels = 64
+    in_channels: Channels = 4
+    out_channels: Channels = 4
     down_block_types: tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...] = (
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
@@ -65,19 +78,21 @@ class UNetConfig(ModelConfig):
         "CrossAttnUpBlock2D",
         "CrossAttnUpBlock2D",
     )
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    num_attention_heads: tuple[int, ...] = (8, 8, 8, 8)
-    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
-    cross_attention_dim: int = 768
+    block_out_channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)] = (320, 640, 1280, 1280)
+    layers_per_block: Layers = 2
+    num_attention_heads: tuple[Heads, ...] = (8, 8, 8, 8)
+    transformer_layers_per_block: tuple[Depth | tuple[Depth, ...], ...] = (1, 1, 1, 1)
+    reverse_transformer_layers_per_block: tuple[Depth | tuple[Depth, ...], ...] | None = None
+    mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = "UNetMidBlock2DCrossAttn"
+    cross_attention_dim: Channels = 768
     use_linear_projection: bool = False
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    norm_num_groups: Channels = 32
+    norm_eps: Epsilon = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0
+    freq_shift: Annotated[float, Field(ge=-1, le=1)] = 0
     addition_embed_type: Literal["text_time"] | None = None
-    addition_time_embed_dim: int = 256
-    projection_class_embeddings_input_dim: int = 2816
+    addition_time_embed_dim: Channels = 256
+    projection_class_embeddings_input_dim: Channels = 2816
 
     @property
     def downscale(self) -> int:
@@ -91,12 +106,44 @@ class UNetConfig(ModelConfig):
         """Levels count from the largest map down; the checkpoint lists the way up in reverse."""
         return self.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
 
+    def down_depths(self, level: int) -> tuple[int, ...]:
+        """Transformer blocks in each attention of a level on the way down."""
+        depth = self.transformer_layers_per_block[level]
+        return (depth,) * self.layers_per_block if isinstance(depth, int) else depth
+
+    def up_depths(self, level: int) -> tuple[int, ...]:
+        """Transformer blocks in each attention of a level on the way up."""
+        reverse = self.reverse_transformer_layers_per_block or self.transformer_layers_per_block[::-1]
+        depth = reverse[len(reverse) - 1 - level]
+        return (depth,) * (self.layers_per_block + 1) if isinstance(depth, int) else depth
+
+    @property
+    def mid_depth(self) -> int:
+        """Transformer blocks in the attention of the smallest map."""
+        depth = self.transformer_layers_per_block[-1]
+        return depth if isinstance(depth, int) else depth[0]
+
+    @property
+    def residual_blocks(self) -> int:
+        """How many there are in all."""
+        mid = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0}[self.mid_block_type]
+        return mid + len(self.block_out_channels) * (2 * self.layers_per_block + 1)
+
+    @property
+    def transformer_blocks(self) -> int:
+        """How many there are in all."""
+        levels = range(len(self.block_out_channels))
+        down = sum(sum(self.down_depths(level)) for level in levels if self.down_attention(level))
+        up = sum(sum(self.up_depths(level)) for level in levels if self.up_attention(level))
+        return down + up + (self.mid_depth if self.mid_block_type == "UNetMidBlock2DCrossAttn" else 0)
+
     @model_validator(mode="before")
     @classmethod
     def _one_value_a_level(cls, raw: Any) -> Any:
         """Spread single numbers over the levels. diffusers' `attention_head_dim` means the *number* of heads."""
         raw = dict(raw)
-        levels = len(raw.get("block_out_channels", cls.model_fields["block_out_channels"].default))
+        widths = raw.get("block_out_channels", cls.model_fields["block_out_channels"].default)
+        levels = len(widths) if isinstance(widths, list | tuple) else 1
         for key, default in (("num_attention_heads", 8), ("transformer_layers_per_block", 1)):
             value = raw.get(key, default)
             raw[key] = (value,) * levels if isinstance(value, int) else value
@@ -108,12 +155,23 @@ class UNetConfig(ModelConfig):
         for key in ("down_block_types", "up_block_types", "num_attention_heads", "transformer_layers_per_block"):
             if len(getattr(self, key)) != levels:
                 raise ValueError(f"{key} needs {levels} entries, one for each of block_out_channels")
+        self._check_depths(levels)
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % self.norm_num_groups or width % heads:
                 raise ValueError(
                     f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups}, heads={heads}"
                 )
         return self
+
+    def _check_depths(self, levels: int) -> None:
+        reverse = self.reverse_transformer_layers_per_block
+        nested = any(isinstance(depth, tuple) for depth in self.transformer_layers_per_block)
+        if len(reverse or self.block_out_channels) != levels or (nested and reverse is None):
+            raise ValueError(f"reverse_transformer_layers_per_block={reverse} needs {levels} entries, one a level")
+        for level in range(levels):
+            for depths, count in ((self.down_depths(level), 0), (self.up_depths(level), 1)):
+                if len(depths) != self.layers_per_block + count:
+                    raise ValueError(f"transformer_layers_per_block={depths} needs one entry per attention")
 
     @classmethod
     def read(cls, raw: dict[str, Any], where: str) -> Self:
@@ -137,7 +195,6 @@ class UNetConfig(ModelConfig):
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         off = (None, False)
         return {
-            "mid_block_type": ("UNetMidBlock2DCrossAttn",),
             "act_fn": ("silu", "swish"),
             "resnet_time_scale_shift": ("default",),
             "time_embedding_type": ("positional",),
@@ -162,21 +219,20 @@ class UNetConfig(ModelConfig):
             "conv_out_kernel": (3,),
             "downsample_padding": (1,),
             "mid_block_scale_factor": (1,),
-            "reverse_transformer_layers_per_block": off,
         }
 
 
 class VAEConfig(ModelConfig):
     """`AutoencoderKL`: the defaults are those of Stable Diffusion 1.5."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    sample_size: int = 512
-    scaling_factor: float = 0.18215
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    latent_channels: Channels = 4
+    block_out_channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)] = (128, 256, 512, 512)
+    layers_per_block: Layers = 2
+    norm_num_groups: Channels = 32
+    sample_size: Channels = 512
+    scaling_factor: Scale = 0.18215
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -234,18 +290,18 @@ class CLIPTextConfig(ModelConfig):
     """
 
     architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"]] = ("CLIPTextModel",)
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
+    vocab_size: Tokens = 49408
+    hidden_size: Channels = 512
+    intermediate_size: Channels = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 8
+    max_position_embeddings: Channels = 77
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 512
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
-    pad_token_id: int = 1
+    layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Channels = 512
+    bos_token_id: TokenId = 49406
+    eos_token_id: TokenId = 49407
+    pad_token_id: TokenId = 1
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

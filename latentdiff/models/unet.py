@@ -46,7 +46,9 @@ class DownBlock(nn.Module):
             for i in range(config.layers_per_block)
         ]
         self.resnets = nn.ModuleList(resnets)
-        self.attentions = _attentions(config, level, len(resnets)) if config.down_attention(level) else None
+        self.attentions = (
+            _attentions(config, level, config.down_depths(level)) if config.down_attention(level) else None
+        )
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample2D(out_channels)])
 
@@ -64,16 +66,19 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual, attention, residual at the smallest size."""
+    """Residual, attention, residual at the smallest size; pruned models have only the first, or nothing here."""
 
     def __init__(self, config: UNetConfig, temb_channels: int) -> None:
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = nn.ModuleList([_resnet(config, channels, channels, temb_channels) for _ in range(2)])
-        self.attentions = _attentions(config, -1, 1)
+        attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        resnets = [_resnet(config, channels, channels, temb_channels) for _ in range(1 + attends)]
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = _attentions(config, -1, (config.mid_depth,)) if attends else None
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), context), temb)
+        x = self.resnets[0](x, temb)
+        return x if self.attentions is None else self.resnets[1](self.attentions[0](x, context), temb)
 
 
 class UpBlock(nn.Module):
@@ -89,7 +94,7 @@ class UpBlock(nn.Module):
             for i, skip in enumerate(skip_channels)
         ]
         self.resnets = nn.ModuleList(resnets)
-        self.attentions = _attentions(config, level, len(resnets)) if config.up_attention(level) else None
+        self.attentions = _attentions(config, level, config.up_depths(level)) if config.up_attention(level) else None
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(out_channels)])
 
     def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, size: torch.Size | None) -> Tensor:
@@ -129,7 +134,7 @@ class UNet2DConditionModel(nn.Module):
             pooled = level < len(channels) - 1
             skip_channels += [width] * (config.layers_per_block + pooled)
 
-        self.mid_block = MidBlock(config, temb_channels)
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, temb_channels)
 
         self.up_blocks = nn.ModuleList()
         width = channels[-1]
@@ -163,7 +168,8 @@ class UNet2DConditionModel(nn.Module):
         for down in self.down_blocks[1:]:
             x, new = self._run(down, x, temb, context)
             skips += new
-        x = self._run(self.mid_block, x, temb, context)
+        if self.mid_block is not None:
+            x = self._run(self.mid_block, x, temb, context)
         for up in self.up_blocks[:-1]:
             own = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
             x = self._run(up, x, own, temb, context, skips[-1].shape[-2:] if skips else size)
@@ -195,16 +201,16 @@ def _resnet(config: UNetConfig, in_channels: int, out_channels: int, temb_channe
     return ResnetBlock2D(in_channels, out_channels, temb_channels, config.norm_num_groups, config.norm_eps)
 
 
-def _attentions(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
+def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.ModuleList:
     channels = config.block_out_channels[level]
     return nn.ModuleList(
         Transformer2DModel(
             channels,
             heads=config.num_attention_heads[level],
-            depth=config.transformer_layers_per_block[level],
+            depth=depth,
             cross_attention_dim=config.cross_attention_dim,
             groups=config.norm_num_groups,
             linear_projection=config.use_linear_projection,
         )
-        for _ in range(count)
+        for depth in depths
     )

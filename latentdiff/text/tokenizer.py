@@ -54,6 +54,11 @@ class CLIPTokenizer:
     def __len__(self) -> int:
         return self._backend.get_vocab_size()
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id, which is more than `len(self) - 1` where ids are missing."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values())
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [B, S] with both ends, padded and cut to the model's length."""
         length, rows = self.model_max_length, []

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
-from latentdiff.checkpoints.folder import Components, load_weights, locate, read_pipeline, read_text, read_vae
+from latentdiff.checkpoints.components import Components, read_pipeline, read_text_encoder, read_vae
+from latentdiff.checkpoints.folder import load_weights
+from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
@@ -21,7 +23,7 @@ from latentdiff.training.prior import prior_rows
 
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
     """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names, or between pixels."""
-    text = read_text(config.text_encoder, {"text_encoder": ["transformers", "CLIPTextModel"]})
+    text = read_text_encoder(config.text_encoder)
     text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
     if config.init is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.checkpoints.folder import Components, write_pipeline
+from latentdiff.checkpoints.components import Components, write_pipeline
 from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import read_parts

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.folder import locate, read_limits
+from latentdiff.checkpoints.components import read_limits
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from latentdiff.checkpoints.folder import Components, locate
+from latentdiff.checkpoints.components import Components
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row

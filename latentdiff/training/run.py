@@ -10,7 +10,9 @@ import yaml
 from accelerate.utils import broadcast_object_list, set_seed
 from tqdm import tqdm
 
-from latentdiff.checkpoints.folder import locate, read_limits, read_text, read_vae_config
+from latentdiff.checkpoints.components import read_limits, read_text_encoder
+from latentdiff.checkpoints.folder import read_vae_config
+from latentdiff.checkpoints.hub import locate
 from latentdiff.config.model import IdentityVAEConfig, side_multiple
 from latentdiff.config.train import (
     DenoiserConfig,
@@ -30,8 +32,6 @@ from latentdiff.training.processes import process_state
 from latentdiff.training.report import write_report
 from latentdiff.training.task import Task
 from latentdiff.training.trackers import check_tracker
-
-TEXT = {"text_encoder": ["transformers", "CLIPTextModel"]}
 
 
 def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, auto_batch: bool = False) -> None:
@@ -117,7 +117,7 @@ def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
     if isinstance(config, UNetTrainConfig):
         vae = IdentityVAEConfig() if config.vae is None else read_vae_config(config.vae)
         multiple = side_multiple(config.model, vae)
-        return Fitting.of(config.data, multiple), read_text(config.text_encoder, TEXT).lost_words
+        return Fitting.of(config.data, multiple), read_text_encoder(config.text_encoder).lost_words
     if isinstance(config, FineTuneConfig):
         limits = read_limits(locate(config.base))
         return Fitting.of(config.data, limits.multiple), limits.text.lost_words

@@ -13,7 +13,9 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from latentdiff.checkpoints.folder import WEIGHTS, bundled_model, load_weights, locate, read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
+from latentdiff.checkpoints.folder import WEIGHTS, load_weights
+from latentdiff.checkpoints.hub import bundled_model, locate
 from latentdiff.errors import CheckpointError
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import read_weights, small_components, small_unet_config
@@ -117,7 +119,7 @@ def shard_elsewhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove("model_index.json"), "model_index.json cannot be read .* it is no model folder"),
+        (remove("model_index.json"), "model_index.json cannot be read .* give a folder that a pipeline was saved to"),
         (remove("unet/config.json"), "unet/config.json cannot be read"),
         (remove(f"unet/{WEIGHTS}.safetensors"), f"unet/{WEIGHTS}.safetensors is missing"),
         (cut(f"unet/{WEIGHTS}.safetensors"), "missing or damaged"),
@@ -127,7 +129,7 @@ def shard_elsewhere(folder: Path) -> None:
         (cut("tokenizer/tokenizer.json"), "tokenizer/tokenizer.json is not JSON"),
         (rewrite("vae/config.json", "{"), "is not JSON"),
         (rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'), "T5 is not supported"),
-        (only_pickle, "only .bin pickles"),
+        (only_pickle, "holds only pickles"),
         (other_width, "by its config.json"),
         (extra_tensor, "unknown tensor surprise"),
         (shard_elsewhere, "a shard outside its folder"),
@@ -146,7 +148,7 @@ def test_damage_is_named(damage: Callable[[Path], None], message: str, folder: P
         ("no such model", "does not exist; give a model folder"),
         ("./a/b", "does not exist"),
         ("../b", "does not exist"),
-        ("owner/name", "could not be had from the hub"),
+        ("owner/name", "nor an accessible Hugging Face repository"),
     ],
 )
 def test_what_is_no_model(name: str, message: str) -> None:
@@ -165,7 +167,9 @@ def test_of_the_hub_only_what_is_read_is_fetched(variant: str, tmp_path: Path, m
     ]
     there = ["model_index.json", "unet/config.json", "tokenizer/merges.txt"]
 
-    def snapshot(_: str, **patterns: Any) -> str:
+    def snapshot(_: str, revision: str | None, local_files_only: bool = False, **patterns: Any) -> str:
+        if local_files_only:
+            raise FileNotFoundError
         for name in filter_repo_objects([*weights, *others, *there], **patterns):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
@@ -181,12 +185,6 @@ def test_weights_of_another_config_are_refused(folder: Path) -> None:
     model = UNet2DConditionModel(small_unet_config().model_copy(update={"cross_attention_dim": 16}))
     with pytest.raises(CheckpointError, match=r"by the run's config; the two must be of one model"):
         load_weights(model, folder / "unet")
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "x.ckpt").touch()
-    with pytest.raises(CheckpointError, match="is a file, not a diffusers model folder"):
-        locate(tmp_path / "x.ckpt")
 
 
 def test_without_a_name_the_bundled_model_is_meant() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import Components, read_pipeline
+from latentdiff.checkpoints.components import Components, read_pipeline
 from latentdiff.checkpoints.lora import FILE, KOHYA, add_lora, merge_lora, save_lora
 from latentdiff.errors import CheckpointError
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.textual_inversion import FILE, add_token, load_learned, save_learned
 from latentdiff.errors import CheckpointError, InputError
 

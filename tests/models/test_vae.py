@@ -8,7 +8,8 @@ import diffusers
 import pytest
 import torch
 
-from latentdiff.checkpoints.folder import read_vae, write_model
+from latentdiff.checkpoints.components import read_vae
+from latentdiff.checkpoints.folder import write_model
 from latentdiff.config.model import IdentityVAEConfig, VAEConfig
 from latentdiff.errors import CheckpointError
 from latentdiff.models.vae import AutoencoderKL, DiagonalGaussian, IdentityVAE

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentdiff.checkpoints.folder import write_pipeline
+from latentdiff.checkpoints.components import write_pipeline
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.optimize import _can_pack

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.errors import InputError
 from tests.small import read_weights

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora import FILE
 from latentdiff.checkpoints.textual_inversion import FILE as LEARNED
 from latentdiff.config.train import train_config

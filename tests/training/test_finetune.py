@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latentdiff import cli
-from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora import FILE
 from latentdiff.errors import InputError
 from latentdiff.training.finetune import plan_finetune

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import read_vae
+from latentdiff.checkpoints.components import read_vae
 from latentdiff.checkpoints.lora import FILE
 from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError

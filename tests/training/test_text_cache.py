@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentdiff.checkpoints.folder import read_pipeline
+from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training import text_cache
 from latentdiff.training.text_cache import TextCache

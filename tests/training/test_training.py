@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.folder import read_vae
+from latentdiff.checkpoints.components import read_vae
 from latentdiff.config.train import DataConfig, OptimConfig, train_config
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError

@@ -1,0 +1,235 @@
+"""The components of a pipeline: opened from any layout, built, filled with weights, and written as a folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentdiff.checkpoints.families import SD1, XL, family_of
+from latentdiff.checkpoints.folder import (
+    GENERATION,
+    INDEX,
+    check_tensors,
+    folder_source,
+    text_files,
+    unet_files,
+    vae_files,
+    write_model,
+    write_text_encoder,
+)
+from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.single_file import read_contents, single_file_source, unet_network, vae_network
+from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
+from latentdiff.checkpoints.tensor_files import open_tensor_file
+from latentdiff.checkpoints.tensors import TensorLocation, read_tensors
+from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, UNetConfig, side_multiple
+from latentdiff.errors import CheckpointError
+from latentdiff.files import write_json
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
+from latentdiff.schedule import Schedule
+from latentdiff.text.clip import CLIPTextModel
+from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.tokenizer import read_tokenizer
+
+Fill = Callable[[nn.Module, dict[str, TensorLocation], torch.dtype], None]
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a pipeline is made of, and its usual settings.
+
+    zero_empty_prompt: SDXL replaces a missing negative prompt by zeros. source: the files that the weights were read
+    from, None for a model made in memory.
+    """
+
+    unet: UNet2DConditionModel
+    vae: VAE
+    text: TextConditioner
+    schedule: Schedule
+    zero_empty_prompt: bool = False
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    source: ModelSource | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model accepts: the size it was trained for, the multiple that sides must be of, and its tokenizers."""
+
+    resolution: int
+    multiple: int
+    text: TextConditioner
+
+
+def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions()) -> ModelSource:  # noqa: B008
+    """A model by folder, single file or hub id `owner/name[@revision]`; the bundled one for None.
+
+    Configs are read and checked, weights are not read yet. Raises CheckpointError.
+    """
+    path = locate(path_or_id, options.variant)
+    source = folder_source(path, options) if path.is_dir() else single_file_source(path, options)
+    if options.vae is not None:
+        source = replace(source, vae=open_vae(options.vae, options, source.unet.config))
+    if options.unet is not None:
+        source = replace(source, unet=open_unet(options.unet, options))
+        for name, files in source.networks().items():
+            if name == "vae" and getattr(files.config, "latent_channels", 0) != source.unet.config.out_channels:
+                raise CheckpointError(f"{options.unet} and {path} differ in latent channels; use files of one family")
+    return source
+
+
+def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetConfig | None = None) -> NetworkFiles:  # noqa: B008
+    """A VAE: its folder, a model's folder, a single file of a VAE or of a model, or a hub id.
+
+    unet: of the model that it is for, which tells the scale of latents where a file holds nothing but weights.
+    """
+    place = locate(path, options.variant)
+    if place.is_dir():
+        return vae_files(place / "vae" if (place / "vae").is_dir() else place, options)
+    opened = open_tensor_file(place, options.allow_pickle)
+    contents = read_contents(place, opened)
+    if contents.vae is None:
+        raise CheckpointError(f"{place} holds {contents.kind}, not a VAE; give a VAE or a model with one")
+    if contents.unet is not None:
+        return vae_network(place, contents.vae, family_of({k: t.shape for k, t in contents.unet.items()}))
+    return vae_network(place, contents.vae, XL if unet is not None and unet.addition_embed_type else SD1)
+
+
+def open_unet(path: str | Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
+    """A U-Net: its folder, a model's folder, or a single file, GGUF included."""
+    place = locate(path, options.variant)
+    if place.is_dir():
+        return unet_files(place / "unet" if (place / "unet").is_dir() else place, options)
+    contents = read_contents(place, open_tensor_file(place, options.allow_pickle))
+    if contents.unet is None:
+        raise CheckpointError(f"{place} holds {contents.kind}, not a U-Net; give a U-Net or a model with one")
+    return unet_network(place, contents.unet, family_of({k: t.shape for k, t in contents.unet.items()}))
+
+
+def fill(model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype) -> None:
+    """Give a model on the meta device its weights, read a few at a time."""
+    model.load_state_dict(dict(zip(places, read_tensors(places.values(), dtype), strict=True)), assign=True)
+
+
+def read_pipeline(source: ModelSource | Path, dtype: torch.dtype, give: Fill = fill) -> Components:
+    """Build every component; `give` decides how a model gets its weights.
+
+    Raises CheckpointError naming the file that is missing or damaged.
+    """
+    source = open_model(source) if isinstance(source, Path) else source
+    return Components(
+        unet=build(source.unet, dtype, give),
+        vae=build(source.vae, dtype, give),
+        text=read_text(source, dtype, give),
+        schedule=Schedule(source.schedule),
+        zero_empty_prompt=source.zero_empty_prompt,
+        generation=source.generation,
+        source=source,
+    )
+
+
+def read_limits(source: ModelSource | Path) -> Limits:
+    """A model's limits, read without any weight."""
+    source = open_model(source) if isinstance(source, Path) else source
+    unet, vae = source.unet.config, source.vae.config
+    text = TextConditioner(source.read_tokenizers(), [])
+    return Limits(unet.sample_size * vae.downscale, side_multiple(unet, vae), text)
+
+
+def read_text(source: ModelSource, dtype: torch.dtype = torch.float32, give: Fill = fill) -> TextConditioner:
+    """The text encoders of a model with their tokenizers. Raises CheckpointError where the two do not fit."""
+    tokenizers = source.read_tokenizers()
+    for files, tokenizer in zip(source.text_encoders, tokenizers, strict=True):
+        config = files.config
+        if tokenizer.model_max_length > config.max_position_embeddings:
+            raise CheckpointError(
+                f"{files.where}: the tokenizer's texts have {tokenizer.model_max_length} tokens, the encoder reads "
+                f"max_position_embeddings={config.max_position_embeddings}; use the tokenizer of this model"
+            )
+        if tokenizer.largest_id >= config.vocab_size:
+            raise CheckpointError(
+                f"{files.where}: the tokenizer has token {tokenizer.largest_id}, the encoder's vocab_size is "
+                f"{config.vocab_size}; use the tokenizer of this model"
+            )
+    return TextConditioner(tokenizers, [build(files, dtype, give) for files in source.text_encoders])
+
+
+def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextConditioner:
+    """A run's folder with one `text_encoder/` and `tokenizer/`."""
+    encoder = build(text_files(folder / "text_encoder", "CLIPTextModel"), dtype)
+    return TextConditioner([read_tokenizer(folder / "tokenizer")], [encoder])
+
+
+def read_vae(path: Path, dtype: torch.dtype = torch.float32) -> VAE:
+    """One VAE: its folder, or a single file; in float32 where its config says so."""
+    vae: VAE = build(open_vae(path), dtype)
+    return vae
+
+
+def build(files: NetworkFiles, dtype: torch.dtype, give: Fill = fill) -> Any:
+    """Build a network without memory, then have `give` fill it with the file's tensors, checked before."""
+    tensors = files.find()
+    check_counts(files, tensors)
+    with torch.device("meta"):
+        model = _network_class(files.config)(files.config)
+    check_tensors(model, tensors, files.where)
+    give(model, tensors, torch.float32 if getattr(files.config, "force_upcast", False) else dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _network_class(config: Any) -> Any:
+    if isinstance(config, UNetConfig):
+        return UNet2DConditionModel
+    if isinstance(config, IdentityVAEConfig):
+        return IdentityVAE
+    return CLIPTextModel if hasattr(config, "vocab_size") else AutoencoderKL
+
+
+def write_pipeline(parts: Components, folder: Path) -> None:
+    """Write every component so that diffusers opens the folder, if it is latent; `model_index.json` comes last."""
+    write_model(parts.unet, parts.unet.config.write(), folder / "unet")
+    write_model(parts.vae, parts.vae.config.write(), folder / "vae")
+    write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
+    names = text_encoder_names(parts.unet.config, len(parts.text.encoders))
+    for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
+        write_text_encoder(encoder, folder / name)
+        tokenizer.save(folder / name.replace("text_encoder", "tokenizer"))
+    if parts.generation != GenerationConfig():
+        write_json(folder / GENERATION, parts.generation.model_dump(mode="json"))
+    identity = isinstance(parts.vae, IdentityVAE)
+    write_json(folder / INDEX, pipeline_index(parts.unet.config, names, parts.zero_empty_prompt, identity))
+
+
+def pipeline_index(unet: UNetConfig, encoders: list[str], zero_empty_prompt: bool, identity: bool) -> dict[str, Any]:
+    """`model_index.json`, as the pipeline of diffusers that takes these components writes it."""
+    xl = unet.addition_embed_type is not None
+    absent = [None, None]
+    out: dict[str, Any] = {"_class_name": pipeline_class(unet, len(encoders)), "_diffusers_version": "0.30.0"}
+    out |= {"feature_extractor": absent, "image_encoder": absent}
+    if xl:
+        out |= {"force_zeros_for_empty_prompt": zero_empty_prompt}
+        out |= {"requires_aesthetics_score": True} if len(encoders) == 1 else {}
+    else:
+        out |= {"safety_checker": absent, "requires_safety_checker": False}
+    out["scheduler"] = ["diffusers", "DDIMScheduler"]
+    for name in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
+        kind = "CLIPTextModelWithProjection" if name == "text_encoder_2" else "CLIPTextModel"
+        out[name] = ["transformers", kind] if name in encoders else absent
+        out[name.replace("text_encoder", "tokenizer")] = (
+            ["transformers", "CLIPTokenizer"] if name in encoders else absent
+        )
+    out["unet"] = ["diffusers", "UNet2DConditionModel"]
+    out["vae"] = ["latentdiff", "IdentityVAE"] if identity else ["diffusers", "AutoencoderKL"]
+    return out
+
+
+def pipeline_class(unet: UNetConfig, encoders: int) -> str:
+    """The class of diffusers that opens a model with this U-Net."""
+    family = "StableDiffusionXL" if unet.addition_embed_type is not None else "StableDiffusion"
+    if family == "StableDiffusionXL" and encoders == 1:
+        return "StableDiffusionXLImg2ImgPipeline"
+    task = {9: "Inpaint", 8: "InstructPix2Pix"}.get(unet.in_channels if unet.out_channels == 4 else 4, "")
+    return f"{family}{task}Pipeline"

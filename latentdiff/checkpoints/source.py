@@ -1,0 +1,113 @@
+"""A model on disk, whatever its layout: the checked configs of its networks and where their tensors are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from latentdiff.checkpoints.tensors import TensorLocation
+from latentdiff.config.model import (
+    CLIPTextConfig,
+    GenerationConfig,
+    IdentityVAEConfig,
+    ScheduleConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from latentdiff.errors import CheckpointError, InputError, did_you_mean
+from latentdiff.text.tokenizer import CLIPTokenizer
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a model is opened.
+
+    allow_pickle: read tensors, and nothing else, of pickles. prediction_type: instead of what the files say. variant:
+    of the files in a folder (`fp16`). vae, unet: files or folders whose VAE or U-Net takes the place of the model's.
+    """
+
+    allow_pickle: bool = False
+    prediction_type: str | None = None
+    variant: str | None = None
+    vae: str | Path | None = None
+    unet: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction_type is not None and self.prediction_type not in PREDICTIONS:
+            near = did_you_mean(self.prediction_type, PREDICTIONS)
+            raise InputError(f"prediction_type={self.prediction_type!r} is unknown; {near}")
+
+
+@dataclass(frozen=True)
+class NetworkFiles:
+    """One network: its config, what to call it in messages, and how to find its tensors (without reading them)."""
+
+    config: Any
+    where: str
+    find: Callable[[], dict[str, TensorLocation]]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be read. `family` is known for single files; `notes` say how things were determined."""
+
+    path: Path
+    unet: NetworkFiles
+    vae: NetworkFiles
+    text_encoders: tuple[NetworkFiles, ...]
+    read_tokenizers: Callable[[], list[CLIPTokenizer]]
+    schedule: ScheduleConfig
+    zero_empty_prompt: bool = False
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    notes: tuple[str, ...] = ()
+
+    def networks(self) -> dict[str, NetworkFiles]:
+        """The networks by the names that diffusers' folders give them."""
+        names = text_encoder_names(self.unet.config, len(self.text_encoders))
+        return {"unet": self.unet, "vae": self.vae, **dict(zip(names, self.text_encoders, strict=True))}
+
+    def with_prediction(self, prediction_type: str | None) -> "ModelSource":
+        """The same model with another prediction type, if one is given."""
+        if prediction_type is None or prediction_type == self.schedule.prediction_type:
+            return self
+        return replace(
+            self,
+            schedule=self.schedule.model_copy(update={"prediction_type": prediction_type}),
+            notes=(*self.notes, f"prediction type {prediction_type}: as given"),
+        )
+
+
+def text_encoder_names(unet: UNetConfig, count: int) -> list[str]:
+    """diffusers' names: the one encoder of an SDXL refiner is the second."""
+    if count == 1 and unet.addition_embed_type is not None:
+        return ["text_encoder_2"]
+    return ["text_encoder", "text_encoder_2"][:count]
+
+
+def check_counts(files: NetworkFiles, tensors: dict[str, TensorLocation]) -> None:
+    """Compare the numbers of layers in a config with those in the weights, before anything is built.
+
+    Raises CheckpointError naming what differs.
+    """
+    config = files.config
+    expected: dict[str, tuple[str, int]] = {}
+    if isinstance(config, UNetConfig):
+        expected["residual blocks"] = (".conv1.weight", config.residual_blocks)
+        expected["transformer blocks"] = (".norm1.weight", config.transformer_blocks)
+        tensors = {key: value for key, value in tensors.items() if ".resnets." not in key or ".conv1." in key}
+    elif isinstance(config, VAEConfig):
+        blocks = len(config.block_out_channels) * (2 * config.layers_per_block + 1) + 4
+        expected["residual blocks"] = (".conv1.weight", blocks)
+    elif isinstance(config, CLIPTextConfig):
+        expected["layers"] = (".layer_norm1.weight", config.num_hidden_layers)
+    elif not isinstance(config, IdentityVAEConfig):
+        raise TypeError(f"unknown config {type(config).__name__}")
+    for what, (ending, count) in expected.items():
+        found = sum(key.endswith(ending) for key in tensors)
+        if found != count:
+            raise CheckpointError(
+                f"{files.where}: the config describes {count} {what} and the weights have {found}; "
+                "the two must be of one model"
+            )
