@@ -31,3 +31,13 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small-xl"
     write_pipeline(small_components(xl=True), folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the variants of the CPU kernels that were not tested, if any kernels were."""
+    from tests.runtime.variants import TESTABLE, untestable
+
+    if any(report.nodeid.startswith("tests/runtime/") for report in terminalreporter.stats.get("passed", [])):
+        tested = ", ".join(TESTABLE) or "none"
+        others = ", ".join(f"{name} ({why})" for name, why in untestable().items())
+        terminalreporter.write_line(f"CPU kernels tested: {tested}; not tested on this machine: {others or 'none'}")

@@ -1,14 +1,13 @@
 """Where the numbers are computed, and in what precision. About speed, nothing about maths."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentdiff.errors import InputError, did_you_mean
+from latentdiff.runtime.processor import cpu_has
 
 SHORT_ATTENTION = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,9 +26,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and on CPUs that multiply it (AMX), else float32. Raises InputError if unknown."""
+    """`auto` is bfloat16 on CUDA and on CPUs that multiply it, else float32. Raises InputError for an unknown name.
+
+    CPUs multiply it with AVX-512 BF16, which those with AMX have too; docs/speed.md has the measurements.
+    """
     if name == "auto":
-        multiplies = device.type == "cuda" or (device.type == "cpu" and cpu_has("amx_bf16"))
+        multiplies = device.type == "cuda" or (device.type == "cpu" and cpu_has("avx512_bf16"))
         return torch.bfloat16 if multiplies else torch.float32
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is unknown; {did_you_mean(name, ['auto', *DTYPES])}")
@@ -39,12 +41,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def send(x: Tensor, device: torch.device) -> Tensor:
     """x on `device`, without waiting for what that still computes: CUDA copies from pinned memory meanwhile."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def cpu_has(capability: str) -> bool:
-    """Whether torch knows that this CPU has, say, `amx_bf16`."""
-    ask: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
-    return bool(ask().get(capability))
 
 
 def attention_for_training(latents: Tensor) -> AbstractContextManager[None]:

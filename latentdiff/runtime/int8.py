@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from latentdiff.errors import InputError
 from latentdiff.models.layers import ResnetBlock2D
-from latentdiff.runtime import cpu_has
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d
+from latentdiff.runtime.processor import cpu_has
 
 quantised: Any = torch.ops.onednn
 DEVIATIONS = 6.0

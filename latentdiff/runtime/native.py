@@ -1,75 +1,65 @@
-"""Our C++ kernels: compiled once for this processor by the compiler that is here, or not there at all."""
+"""Load our C++ kernels: one library for each variant, chosen by what the processor can do and never by its maker.
+
+A wheel holds the variants of its platform. Without them the one that is needed is compiled by `c++` at first use and
+kept in the user's cache folder; without a compiler torch's own layers run, and a warning says so.
+"""
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path
+from latentdiff.runtime.kernel_build import KERNELS, Variant, compile_variant, library_name, seal, variants_of
+from latentdiff.runtime.processor import capabilities
 
-KERNELS = Path(__file__).parent / "kernels"
-SOURCES = [KERNELS / f"{name}.cpp" for name in ("norms", "attention", "linear", "conv3x3_small", "conv3x3_large")]
-HEADERS = [KERNELS / name for name in ("amx.h", "attention.h", "gelu.h")]
-FLAGS = [
-    "-O3",
-    "-march=native",
-    "-mprefer-vector-width=512",
-    "-std=c++17",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-]
 C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
-SWITCH = "LATENTDIFF_NATIVE"
-ON = ("Linux", "x86_64")
+SWITCH = "LATENTDIFF_KERNELS"
+INSTALLED = KERNELS / "lib"
 _ONE_AT_A_TIME = Lock()
 
 
 def load_kernels() -> ctypes.CDLL | None:
-    """The kernels, or None: on another system than Linux on x86-64, without `c++`, or with LATENTDIFF_NATIVE=0."""
-    with _ONE_AT_A_TIME:
-        return _load()
+    """The fastest variant that runs here, or the one that LATENTDIFF_KERNELS names; None where there is none.
+
+    Raises InputError for a name that is unknown.
+    """
+    return _loaded()[1]
 
 
-@cache
-def _load() -> ctypes.CDLL | None:
-    compiler = shutil.which("c++")
-    if os.environ.get(SWITCH) == "0" or compiler is None or (platform.system(), platform.machine()) != ON:
-        return None
-    path = cache_folder() / f"native-{_key(compiler)}.so"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as temporary:
-                subprocess.run([compiler, *FLAGS, "-o", temporary, *SOURCES], check=True, capture_output=True)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def kernel_variant() -> str | None:
+    """The variant in use."""
+    return _loaded()[0]
 
 
-@cache
-def has_amx() -> bool:
-    """Whether there are kernels for AMX: on processors that have it, where the system lets it be used."""
-    ready = getattr(load_kernels(), "amx_ready", None)  # not compiled in on other processors
-    return ready is not None and ready() == 1
+def variants() -> dict[str, tuple[str, ...]]:
+    """The variants for this kind of machine, and which capabilities of each this processor lacks."""
+    here = capabilities()
+    return {v.name: tuple(need for need in v.needs if need not in here) for v in variants_of(platform.machine())}
+
+
+def provides(kernel: str) -> bool:
+    """Whether the variant in use has this kernel."""
+    return hasattr(load_kernels(), kernel)
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel. A tensor stands for its address, None for none; which there must be is the kernel's to say."""
+    """Run a kernel on torch's number of threads. A tensor stands for its address, None for a missing one."""
     kernel = getattr(load_kernels(), name)
     if kernel.argtypes is None:
-        kernel.argtypes = [C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments]
-    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        kernel.argtypes = [ctypes.c_int64, *(C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments)]
+        kernel.restype = None
+    kernel(torch.get_num_threads(), *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 def cache_folder() -> Path:
@@ -77,25 +67,96 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentdiff"
 
 
-def _key(compiler: str) -> str:
-    """What the compiled file depends on: the source, the flags, the compiler and what this processor can do."""
-    found = Path(compiler).stat()
-    parts = [
-        *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)),
-        *FLAGS,
-        compiler,
-        f"{found.st_size} {found.st_mtime_ns}",
-        processor(),
-    ]
-    return _hash("\n".join(parts))
+def _loaded() -> tuple[str | None, ctypes.CDLL | None]:
+    with _ONE_AT_A_TIME:
+        return _load()
 
 
-def processor() -> str:
-    """The kind of processor, and a hash of what it can do where the system tells: what code for it depends on."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
-    return f"{platform.machine()}-{_hash(next((line for line in lines if line.startswith('flags')), lines[0]))}"
+@cache
+def _load() -> tuple[str | None, ctypes.CDLL | None]:
+    candidates = _candidates()
+    problems: list[str] = []
+    for variant in candidates:
+        for find in (_installed, _compiled):
+            try:
+                library = find(variant)
+                if library is not None:
+                    return _with_notice(variant.name, problems), ctypes.CDLL(str(library))
+            except (OSError, _UnusableError) as error:
+                problems.append(str(error))
+    return _with_notice(None, problems), None
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class _UnusableError(Exception):
+    """Why a library cannot be used, in a sentence without its end."""
+
+
+def _with_notice(name: str | None, problems: list[str]) -> str | None:
+    if problems:
+        used = "torch's own layers run instead" if name is None else f"the variant {name} is used"
+        warnings.warn(f"CPU kernels: {problems[0]}; {used}", stacklevel=6)
+    return name
+
+
+def _installed(variant: Variant) -> Path | None:
+    """The library that came with the package, None where there is none."""
+    library = INSTALLED / library_name(variant)
+    if not library.exists():
+        return None
+    if not _is_sealed(library):
+        raise _UnusableError(f"{library} is damaged or of another version, install latentdiff again")
+    return library
+
+
+def _compiled(variant: Variant) -> Path:
+    """The library in the cache folder, compiled if it is not there."""
+    library = cache_folder() / "kernels" / library_name(variant)
+    if _is_sealed(library):
+        return library
+    compiler = shutil.which("c++")
+    if compiler is None:
+        raise _UnusableError("no library came with the package and no compiler (c++) is on the PATH")
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(library) as temporary:
+            compile_variant(variant, [compiler], temporary)
+            sealed = seal(temporary)
+        with atomic_path(_seal_path(library)) as temporary:
+            temporary.write_text(sealed)
+    except subprocess.CalledProcessError as error:
+        raise _UnusableError(f"{compiler} cannot compile {variant.name} ({_first_line(error.stderr)})") from error
+    except OSError as error:
+        raise _UnusableError(f"{library.parent} cannot be written ({error.strerror}), set XDG_CACHE_HOME") from error
+    return library
+
+
+def _is_sealed(library: Path) -> bool:
+    """Whether a library is whole and of these very sources."""
+    try:
+        return _seal_path(library).read_text() == seal(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _seal_path(library: Path) -> Path:
+    return library.with_name(library.name + ".sha256")
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if "error" in line), text[:80])
+
+
+def _candidates() -> list[Variant]:
+    wanted, lacking = os.environ.get(SWITCH), variants()
+    usable = [v for v in variants_of(platform.machine()) if not lacking[v.name]]
+    if wanted == "off":
+        return []
+    if not wanted:
+        return usable
+    if wanted not in lacking:
+        raise InputError(f"{SWITCH}={wanted!r} is unknown here; {did_you_mean(wanted, [*lacking, 'off'])}")
+    if lacking[wanted]:
+        best = f"the variant {usable[0].name} is used" if usable else "torch's own layers run instead"
+        warnings.warn(f"{SWITCH}={wanted} needs {lacking[wanted][0]}, which this processor lacks; {best}", stacklevel=6)
+        return usable
+    return [v for v in usable if v.name == wanted]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU, attention
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import call, has_amx, load_kernels
+from latentdiff.runtime.native import call, load_kernels, provides
 from latentdiff.runtime.packed import PackedLinear
 
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -66,13 +66,14 @@ def _fits(x: Tensor, layout: torch.memory_format = torch.channels_last) -> bool:
 
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`models.attention.attention`, which see, by our kernel where there is one. No gradients."""
-    dim = q.shape[-1] // heads
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dim % 2 or len(k) != len(q) or not has_amx():
+    dim, suffix = q.shape[-1] // heads, SUFFIX.get(q.dtype)
+    odd = q.dtype == torch.bfloat16 and dim % 2 == 1  # the kernel reads pairs
+    if q.device.type != "cpu" or suffix is None or odd or len(k) != len(q) or not provides(f"attention_{suffix}"):
         return attention(q, k, v, heads)
     out = q.new_empty(q.shape)
     (q_batch, q_row), (k_batch, k_row), (v_batch, v_row) = (t.stride()[:2] for t in (q, k, v))
     sizes = (len(q), heads, q.shape[1], k.shape[1], dim, dim**-0.5)
-    call("attention_bf16", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
+    call(f"attention_{suffix}", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
     return out
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
-from latentdiff.runtime.native import call, has_amx
+from latentdiff.runtime.native import call, provides
 
 ops: Any = torch.ops.mkldnn
 COLUMNS, DEPTH, TILE = 32, 32, 16
@@ -41,7 +41,7 @@ class PackedLinear(nn.Linear):
 
     def gated(self, x: Tensor) -> Tensor | None:
         """value * gelu(gate) of the answer's halves, or None where no kernel of ours can take this layer."""
-        weight = _in_order(self, ours=True, gated=True)
+        weight = _in_order(self, ours=provides("gated_linear_bf16"), gated=True)
         return gated_linear(x, weight, self.bias) if in_panels(weight) else None
 
     @property
@@ -49,7 +49,7 @@ class PackedLinear(nn.Linear):
         return self.out_features, self.in_features
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = _in_order(self, ours=True)
+        weight = _in_order(self, ours=provides("linear_bf16"))
         rows = x.numel() // x.shape[-1]
         return weight if _is_packed(weight) else _hold(self, ops._reorder_linear_weight(weight, rows))
 
@@ -78,10 +78,13 @@ class PackedConv2d(nn.Conv2d):
         return self.padding, self.stride, self.dilation, self.groups
 
     def _packed(self, x: Tensor) -> Tensor:
-        weight = _in_order(self, ours=self._keeps_size() and x.numel() > 0)
+        weight = _in_order(self, ours=self._keeps_size() and x.numel() > 0 and provides(self._kernel(x)))
         if _is_packed(weight):
             return weight
         return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
+
+    def _kernel(self, x: Tensor) -> str:
+        return _convolution_kernel(math.prod(self.kernel_size), x.shape[2] * x.shape[3], len(x))
 
     def _keeps_size(self) -> bool:
         around = tuple(side // 2 for side in self.kernel_size)
@@ -130,9 +133,9 @@ def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the kernels are there and can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
+    """Whether the kernels can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
     whole = shape[0] % COLUMNS == 0 and shape[1] % DEPTH == 0
-    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in (1, 9) and has_amx()
+    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in (1, 9)
 
 
 def in_panels(weight: Tensor) -> bool:
@@ -199,11 +202,21 @@ def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor
     residual = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     _check(depth, panels, out, residual)
     sizes = (batch, height, width) if panels.shape[2] == 9 else (batch * height * width,)
-    call(_kernel(panels.shape[2], height * width, batch), *sizes, depth, out.shape[-1], x, panels, bias, residual, out)
+    call(
+        _convolution_kernel(panels.shape[2], height * width, batch),
+        *sizes,
+        depth,
+        out.shape[-1],
+        x,
+        panels,
+        bias,
+        residual,
+        out,
+    )
     return out.permute(0, 3, 1, 2)
 
 
-def _kernel(taps: int, pixels: int, images: int) -> str:
+def _convolution_kernel(taps: int, pixels: int, images: int) -> str:
     if taps == 1:
         return "linear_bf16"
     few = pixels >= TILE and images * pixels <= FEW_PIXELS

@@ -1,8 +1,6 @@
 """The native kernels against float64, and that they are left alone where they do not fit."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +9,11 @@ from torch import Tensor, nn
 from latentdiff.models.attention import GEGLU
 from latentdiff.models.layers import GroupNormSiLU
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.runtime import native
 from latentdiff.runtime.native_layers import NATIVE, use_native_kernels
+from tests.runtime.variants import on_variants
 from tests.small import small_unet_config
 
-needs_kernels = pytest.mark.skipif(
-    native.load_kernels() is None, reason="no compiler, or another system than Linux x86-64"
-)
+pytestmark = [on_variants(), pytest.mark.usefixtures("variant")]
 
 
 def with_kernels(model: nn.Module) -> nn.Module:
@@ -50,7 +46,6 @@ def relative_errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
     return [((f.double() - w).norm() / w.norm()).item() for f, w in zip(found, wanted, strict=True)]
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("index", range(7))
 def test_values_and_gradients_are_as_near_to_float64_as_torchs(index: int, dtype: torch.dtype) -> None:
@@ -67,7 +62,6 @@ def test_values_and_gradients_are_as_near_to_float64_as_torchs(index: int, dtype
     assert all(o <= max(1.5 * t, floor) for o, t in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
-@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_spare_map_takes_the_answer_but_where_there_are_gradients(dtype: torch.dtype) -> None:
     norm = with_kernels(GroupNormSiLU(8, 48).to(dtype))
@@ -80,7 +74,6 @@ def test_a_spare_map_takes_the_answer_but_where_there_are_gradients(dtype: torch
     assert torch.equal(found, wanted) and found.data_ptr() == x.data_ptr()
 
 
-@needs_kernels
 def test_large_and_infinite_values() -> None:
     norm = GroupNormSiLU(1, 4)
     x = torch.tensor([[1e4, -1e4, 3e4, -3e4]])[..., None, None].contiguous(memory_format=torch.channels_last)
@@ -94,7 +87,6 @@ def test_large_and_infinite_values() -> None:
     assert not with_kernels(geglu)(gate * torch.inf).isfinite().all()
 
 
-@needs_kernels
 @pytest.mark.parametrize("make", [lambda x: x.contiguous(), lambda x: x.double(), lambda x: x[:, ::2]])
 def test_other_maps_take_torchs_way(make: object) -> None:
     x = make(torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
@@ -102,7 +94,6 @@ def test_other_maps_take_torchs_way(make: object) -> None:
     assert torch.equal(with_kernels(norm)(x), norm(x))
 
 
-@needs_kernels
 def test_a_unet_computes_the_same_with_them() -> None:
     unet = UNet2DConditionModel(small_unet_config()).to(memory_format=torch.channels_last)
     fast = with_kernels(unet)
@@ -111,34 +102,3 @@ def test_a_unet_computes_the_same_with_them() -> None:
     x = torch.randn(2, config.in_channels, 8, 8).contiguous(memory_format=torch.channels_last)
     arguments = (x, torch.tensor([3, 900]), torch.randn(2, 5, config.cross_attention_dim))
     assert torch.allclose(fast(*arguments), unet(*arguments), atol=1e-5)
-
-
-@needs_kernels
-def test_threads_that_come_at_once_get_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._load.cache_clear()
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: native.load_kernels(), range(4)))
-        assert found[0] is not None and all(kernels is found[0] for kernels in found)
-        assert len(list((tmp_path / "latentdiff").iterdir())) == 1
-    finally:
-        native._load.cache_clear()
-
-
-def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.SWITCH, "0")
-    native._load.cache_clear()
-    try:
-        assert type(with_kernels(GroupNormSiLU(2, 8))) is GroupNormSiLU
-    finally:
-        native._load.cache_clear()
-
-
-def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    native._load.cache_clear()
-    try:
-        assert native.load_kernels() is None
-    finally:
-        native._load.cache_clear()

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from latentdiff.models.attention import GEGLU
 from latentdiff.runtime import packed
-from latentdiff.runtime.native import has_amx
 from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.runtime.packed import (
     PackedConv2d,
@@ -25,8 +24,9 @@ from latentdiff.runtime.packed import (
     to_panels,
     unpack,
 )
+from tests.runtime.variants import EMULATED, on_variants
 
-pytestmark = pytest.mark.skipif(not has_amx(), reason="no AMX, or no compiler")
+pytestmark = [on_variants("amx", EMULATED), pytest.mark.usefixtures("variant")]
 ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
 
 
@@ -212,7 +212,7 @@ def test_what_the_kernel_cannot_take_stays_with_onednn(layer: nn.Module) -> None
 
 
 def test_without_the_kernel_all_stays_with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "has_amx", lambda: False)
+    monkeypatch.setattr(packed, "provides", lambda kernel: False)
     layer: Any = nn.Linear(64, 32).bfloat16().requires_grad_(False)
     layer.__class__ = PackedLinear
     layer(draw(48, 64))

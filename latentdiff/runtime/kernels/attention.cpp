@@ -1,263 +1,352 @@
-// Attention (Vaswani et al. 2017, eq. 1) for bfloat16 on AMX, a few queries by a few keys at a time, so that no map of
-// queries by keys is ever written to memory (Dao et al. 2022).
+// Attention (Vaswani et al. 2017, eq. 1) with vector instructions, a few queries by a few keys at a time, so that no map
+// of queries by keys is written to memory (Dao et al. 2022).
 //
-// Both products are computed transposed, S' = K Q' and O' = V' P': then a query is a column, and exp(S') is already in the
-// layout in which the second product reads it. A row of ones in V' gives the sums of the very weights that are multiplied.
+// Both products are computed transposed, S' = K Q' and O' = V' P': a lane is a query, so softmax needs no sums across
+// lanes, and exp(S') is already in the layout that the second product reads.
 //
-// Softmax is the same for scores moved by a constant, and bfloat16 reaches from 2^-126 to 2^127. So no maximum is looked for:
-// scores are moved by what the lengths of queries and keys bound them to. Where the bound is so far off that sums come out
-// too small, a pass over the keys finds the maximum after all.
+// Softmax does not change when a constant is subtracted from all scores of a query. Instead of a maximum, which needs a
+// pass of its own or rescaled sums, the bound |q| |k| (Cauchy-Schwarz) decides how much is subtracted: no weight is then
+// above 2^MOST. Where that leaves sums that are too small, the maximum is computed after all.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <vector>
-
-#include "attention.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace {
 
-constexpr int64_t KEYS = 256;  // whose weights are kept before they meet the values
+constexpr int VECTORS = LANES == 4 ? 4 : 2;          // of queries in a block
+constexpr int QUERIES = VECTORS * LANES;
+constexpr int ROWS = REGISTERS / VECTORS / 2;        // of keys or values whose sums are in registers at once
+constexpr int64_t KEYS = 256;                        // whose weights are computed before they meet the values
+constexpr float MOST = 80.0f;      // powers of two; sums of values have room up to 2^128
+constexpr float FAR = 230.0f;      // powers of two: a larger bound would leave sums that are too small
+constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of that much, weights below 2^-126 do not matter
+constexpr float LEAST_POWER = -126.0f;
+constexpr float LOG2_E = 1.44269504f;
 
-// scores [DEPTH, QUERIES] of the keys from `key` on, minus infinity of those that there are not. Between the products it calls
-// `meanwhile`, four times for DEPTH of the dimensions: tiles and vectors only work at once where their instructions alternate.
-template <typename Meanwhile>
-void score(const Problem& p, const bits* keys, int64_t key, const bits* queries, float* scores, Meanwhile meanwhile) {
-    const int64_t depth = p.key_depth();
-    keys += key * depth;
-    written();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t d = 0; d < depth; d += DEPTH) {
-        _tile_loadd(4, keys + d, depth * sizeof(bits));
-        _tile_loadd(6, queries + d * QUERIES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        meanwhile();
-        _tile_loadd(7, queries + d * QUERIES + TILE_BITS, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        meanwhile();
-        _tile_loadd(5, keys + TILE * depth + d, depth * sizeof(bits));
-        _tile_dpbf16ps(2, 5, 6);
-        meanwhile();
-        _tile_dpbf16ps(3, 5, 7);
-        meanwhile();
+// [batch, length, heads, dim] of T inside a larger tensor; the last two are dense.
+struct Rows {
+    const char* data;
+    int64_t batch_stride, row_stride;  // in bytes
+    template <typename T>
+    static Rows of(const void* data, int64_t batch_stride, int64_t row_stride) {
+        return {static_cast<const char*>(data), batch_stride * int64_t{sizeof(T)}, row_stride * int64_t{sizeof(T)}};
     }
-    _tile_stored(0, scores, QUERIES * 4);
-    _tile_stored(1, scores + TILE, QUERIES * 4);
-    _tile_stored(2, scores + TILE * QUERIES, QUERIES * 4);
-    _tile_stored(3, scores + TILE * QUERIES + TILE, QUERIES * 4);
-    if (p.keys - key < DEPTH) std::fill(scores + (p.keys - key) * QUERIES, scores + DEPTH * QUERIES, -INFINITY);
-}
-
-// Moves a query's weights so that the largest is above 1/2 and at most 1. Those of a query with a score that is no number, or
-// beyond what single precision can be subtracted in, become zeros, and their ratio to their sum no number.
-void look_for_maximum(const Problem& p, const bits* keys, Block& block) {
-    alignas(64) float scores[DEPTH * QUERIES];
-    __m512 top[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
-    __mmask16 strange[2] = {};
-    for (int64_t key = 0; key < p.keys; key += DEPTH) {
-        score(p, keys, key, block.queries, scores, [] {});
-        for (int64_t i = 0; i < 2 * DEPTH; ++i) {
-            const __m512 x = _mm512_load_ps(scores + i * TILE);
-            top[i % 2] = _mm512_max_ps(top[i % 2], x);
-            strange[i % 2] |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        }
+    const char* at(int64_t batch, int64_t offset, int64_t row) const {
+        return data + batch * batch_stride + row * row_stride + offset;
     }
-    block.unmoved = false;
-    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36, rounded by 2^12 at most: 16 powers of two
-    for (int64_t half = 0; half < 2; ++half) {
-        const __m512 steps = _mm512_mul_ps(top[half], _mm512_set1_ps(p.slope()));
-        strange[half] |= _mm512_cmp_ps_mask(_mm512_abs_ps(steps), limit, _CMP_NLT_UQ);
-        const __m512 bias = moved_by(_mm512_mul_ps(steps, _mm512_set1_ps(1 / STEPS)));
-        block.bias[half] = _mm512_mask_mov_ps(bias, strange[half], _mm512_set1_ps(-INFINITY));
-    }
-}
+};
 
-// How much 256 (1 + f) is above 256 * 2^f, for f from 0 on in steps of 1/64: the whole numbers that leave the least error.
-alignas(64) constexpr uint8_t BEND[64] = {
-    1, 2, 3, 4, 5, 6, 8, 8, 10, 10, 11, 12, 13, 14, 15, 16, 16, 17, 18, 18, 19, 19, 20, 20, 21, 21, 21, 22, 22, 22, 22, 22,
-    22, 23, 23, 23, 22, 22, 22, 22, 22, 21, 21, 21, 20, 20, 19, 19, 18, 17, 17, 16, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5, 3, 2};
+struct Problem {
+    int64_t threads, batch, heads, queries, keys, dim;
+    float scale;
+    Rows q, k, v;
+    char* out;  // [batch, queries, heads, dim]
+};
 
-// Scores of QUERIES queries on their way to 2^(score * slope / STEPS), moved, in the layout of the second product.
-//
-// The bits of a bfloat16 2^x, read as a whole number, are 128 (127 + x) where x is whole; between, they are less by what its
-// fraction alone tells (Schraudolph 1999). One fma makes twice that number, rounded, in the low half of a word; a table takes
-// away what it is too much; and half of it, rounded, is the weight: to a relative 0.0019, where rounding alone leaves 0.0017.
-template <bool unmoved>
-class Weights {
+// How a tensor's words, each two bfloat16 or one float, become the words that are multiplied, each `Operand::VALUES` values.
+struct Bfloat16Source {
+    using Type = bits;
+    static constexpr int VALUES = 2;
+    static words pack(floats first, floats second) { return round_pair(first, second); }
+};
+
+struct FloatSource {
+    using Type = float;
+    static constexpr int VALUES = 1;
+};
+
+template <typename Operand, typename Source>
+class Attention {
   public:
-    Weights(const Problem& p, const Block& block) : block_(block), slope_(_mm512_set1_ps(p.slope())) {}
+    explicit Attention(const Problem& p) : p(p) {}
 
-    void start(const float* scores, bits* weights) {
-        scores_ = scores;
-        weights_ = weights;
-        left_ = TILE;
-    }
-
-    // Of the next pairs of rows, as many as there still are.
-    void compute(int64_t pairs) {
-        pairs = std::min(pairs, left_);
-        left_ -= pairs;
-        for (; pairs > 0; --pairs, scores_ += 2 * QUERIES, weights_ += 2 * TILE) {
-            _mm512_store_si512(weights_, pair(scores_, block_.bias[0]));
-            _mm512_store_si512(weights_ + TILE_BITS, pair(scores_ + TILE, block_.bias[1]));
-        }
+    void compute() const {
+        const int64_t maps = p.batch * p.heads, blocks = divide_up(p.queries, QUERIES);
+        const Buffer<uint32_t> keys(maps * key_size()), values(maps * value_size());
+        const Buffer<float> longest(maps);
+        parallel_for(p.threads, maps, [&](int64_t i) {
+            longest[i] = pack_keys(i, keys.get() + i * key_size());
+            pack_values(i, values.get() + i * value_size());
+        });
+        parallel_ranges(p.threads, maps * blocks, 16, [&](int64_t begin, int64_t end) {
+            const Buffer<uint32_t> queries(depth() * QUERIES), weights(KEYS / Operand::VALUES * QUERIES);
+            const Buffer<float> sums(value_rows() * QUERIES);
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t map = i / blocks;
+                Block block{map, i % blocks * QUERIES, keys.get() + map * key_size(), values.get() + map * value_size(),
+                            longest[map], queries.get(), weights.get(), sums.get(), {}, {}};
+                attend(block);
+            }
+        });
     }
 
   private:
-    __m512i pair(const float* scores, __m512 bias) const {
-        const __m512i to_high_half = _mm512_set4_epi32(0x0d0c0000, 0x09080000, 0x05040000, 0x01000000);
-        const __m512i even = line(scores, bias), odd = line(scores + QUERIES, bias);
-        const __m512i both = _mm512_mask_shuffle_epi8(even, 0xCCCCCCCCCCCCCCCC, odd, to_high_half);
-        const __m512i place = _mm512_srli_epi16(both, 2);
-        const __m512i bend = _mm512_maskz_permutexvar_epi8(0x5555555555555555, place, _mm512_load_si512(BEND));
-        return _mm512_srli_epi16(_mm512_subs_epu16(both, bend), 1);
+    // QUERIES queries of one head on their way over the keys.
+    struct Block {
+        int64_t map, first;
+        const uint32_t *keys, *values;
+        float longest;
+        uint32_t *queries, *weights;
+        float* sums;             // [value_rows, QUERIES]
+        floats moved[VECTORS];   // what is subtracted from scores
+        floats total[VECTORS];   // of the weights
+    };
+
+    static constexpr bool SPLIT = Source::VALUES > Operand::VALUES;  // a tensor's word becomes two
+
+    const Problem& p;
+
+    int64_t row_words() const { return p.dim / Source::VALUES; }
+    int64_t depth() const { return p.dim / Operand::VALUES; }
+    int64_t value_rows() const { return round_up(p.dim, ROWS); }
+    int64_t key_size() const { return round_up(p.keys, LANES) * depth(); }
+    int64_t value_size() const { return divide_up(p.keys, Operand::VALUES) * value_rows() + LANES; }
+    int64_t offset(int64_t map) const { return map % p.heads * p.dim * int64_t{sizeof(typename Source::Type)}; }
+    float slope() const { return p.scale * LOG2_E; }
+
+    // LANES rows from `row` on, zeros from `end` on, as [depth, LANES]. Returns the squares of their lengths.
+    floats pack_rows(const Rows& rows, int64_t map, int64_t row, int64_t end, uint32_t* to) const {
+        floats squares{};
+        const char* from = rows.at(map / p.heads, offset(map), row);
+        for (int64_t word = 0; word < row_words(); word += LANES) {
+            const int64_t count = smaller<int64_t>(LANES, row_words() - word);
+            words block[LANES];
+            for (int i = 0; i < LANES; ++i)
+                block[i] = row + i < end ? load_first(from + i * rows.row_stride + word * 4, count) : words{};
+            transpose(block);
+            for (int64_t i = 0; i < count; ++i) {
+                uint32_t* place = to + (word + i) * LANES;
+                if constexpr (SPLIT) {
+                    const words even = (words)low(block[i]), odd = (words)high(block[i]);
+                    store(place, even);
+                    store(place + row_words() * LANES, odd);
+                    squares = Operand::dot(Operand::dot(squares, even, even), odd, odd);
+                } else {
+                    store(place, block[i]);
+                    squares = Operand::dot(squares, block[i], block[i]);
+                }
+            }
+        }
+        return squares;
     }
 
-    __m512i line(const float* scores, __m512 bias) const {
-        const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores), slope_, bias);
-        return _mm512_castps_si512(unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE)));  // the smallest are 0
+    // [keys / LANES, depth, LANES]. Returns the square of the longest key's length, infinity where one is not finite.
+    float pack_keys(int64_t map, uint32_t* to) const {
+        float longest = 0;
+        for (int64_t key = 0; key < p.keys; key += LANES, to += depth() * LANES) {
+            const floats squares = pack_rows(p.k, map, key, p.keys, to);
+            for (int i = 0; i < LANES; ++i) longest = squares[i] < INFINITY ? larger(longest, squares[i]) : INFINITY;
+        }
+        return longest;
     }
 
-    const Block& block_;
-    __m512 slope_;
-    const float* scores_ = nullptr;
-    bits* weights_ = nullptr;
-    int64_t left_ = 0;
+    // [keys / Operand::VALUES, value_rows], all even dimensions before all odd ones where the tensor is bfloat16.
+    void pack_values(int64_t map, uint32_t* to) const {
+        const int64_t half = p.dim / Source::VALUES;
+        for (int64_t key = 0; key < p.keys; key += Operand::VALUES, to += value_rows()) {
+            const char* from = p.v.at(map / p.heads, offset(map), key);
+            const bool pair = key + 1 < p.keys;
+            for (int64_t word = 0; word < half; word += LANES) {
+                const int64_t count = smaller<int64_t>(LANES, half - word);
+                const words first = load_first(from + word * 4, count);
+                if constexpr (Source::VALUES == 1) {
+                    store_first(to + word, first, count);
+                } else if constexpr (Operand::VALUES == 1) {
+                    store_first(to + word, (words)low(first), count);
+                    store_first(to + half + word, (words)high(first), count);
+                } else {
+                    const words second = pair ? load_first(from + p.v.row_stride + word * 4, count) : words{};
+                    store_first(to + word, (first & 0xffffu) | second << 16, count);
+                    store_first(to + half + word, first >> 16 | (second & 0xffff0000u), count);
+                }
+            }
+            memset(to + p.dim, 0, (value_rows() - p.dim) * 4);
+        }
+    }
+
+    // Scores' bounds decide what is subtracted. Returns whether they are near enough.
+    bool pack_queries(Block& block) const {
+        bool near = true;
+        for (int v = 0; v < VECTORS; ++v) {
+            float bound[LANES];
+            store(bound, pack_rows(p.q, block.map, block.first + v * LANES, p.queries, block.queries + v * depth() * LANES));
+            for (int i = 0; i < LANES; ++i) bound[i] = sqrtf(bound[i] * block.longest) * slope();
+            for (int i = 0; i < LANES; ++i) near &= bound[i] <= FAR;
+            block.moved[v] = (at_least(load(bound), MOST) - MOST) / slope();
+        }
+        return near;
+    }
+
+    // sums [ROWS, VECTORS] = `steps` words of ROWS rows times those of QUERIES columns.
+    static void multiply(const uint32_t* left, int64_t left_step, const uint32_t* const (&right)[VECTORS], int64_t right_step,
+                         int64_t steps, floats (&sums)[ROWS][VECTORS]) {
+        for (auto& row : sums)
+            for (floats& sum : row) sum = floats{};
+        for (int64_t step = 0; step < steps; ++step, left += left_step) {
+            words columns[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) columns[v] = load(right[v] + step * right_step);
+#pragma GCC unroll 16
+            for (int row = 0; row < ROWS; ++row) {
+                const words value = splat(left[row]);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; ++v) sums[row][v] = Operand::dot(sums[row][v], columns[v], value);
+            }
+        }
+    }
+
+    // Scores, before they are scaled, of ROWS keys from `key` on.
+    void score(const Block& block, int64_t key, floats (&scores)[ROWS][VECTORS]) const {
+        const uint32_t* keys = block.keys + key / LANES * depth() * LANES + key % LANES;
+        const uint32_t* queries[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) queries[v] = block.queries + v * depth() * LANES;
+        multiply(keys, LANES, queries, LANES, depth(), scores);
+    }
+
+    // 2^((score - moved) * slope), to what an operand holds: 2^whole by the exponent's bits, 2^rest, |rest| <= 1/2, by a
+    // polynomial of least relative error (1e-4 and 2e-7).
+    floats weight(floats score, floats moved) const {
+        const floats to_whole = splat(12582912.0f);  // 1.5 * 2^23: a sum with it is whole, its low bits are the number
+        const floats distance = at_least(score - moved, LEAST_POWER / slope());
+        const floats shifted = distance * slope() + to_whole, rest = distance * slope() - (shifted - to_whole);
+        floats power;
+        if constexpr (Operand::VALUES == 2) {
+            power = ((0.0558282f * rest + 0.2401526f) * rest + 0.6931440f) * rest + 0.9999253f;
+        } else {
+            power = ((1.54035e-4f * rest + 1.33336e-3f) * rest + 9.6181291e-3f) * rest + 5.5504109e-2f;
+            power = ((power * rest + 0.24022651f) * rest + 0.69314718f) * rest + 1.0f;
+        }
+        return (floats)((words)power + ((words)shifted << 23));
+    }
+
+    // Weights of ROWS keys from `key` on, added to the total and stored as operands [ROWS / VALUES, QUERIES].
+    void weigh(const Block& block, int64_t key, uint32_t* to, floats (&total)[VECTORS]) const {
+        floats scores[ROWS][VECTORS];
+        score(block, key, scores);
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; ++row) {
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v)
+                scores[row][v] = weight(scores[row][v], block.moved[v]);
+        }
+        if (key + ROWS > p.keys)
+            for (int64_t row = p.keys - key; row < ROWS; ++row)
+                for (floats& value : scores[row]) value = floats{};
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; row += Operand::VALUES) {
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) {
+                words word;
+                if constexpr (Operand::VALUES == 2) word = round_pair(scores[row][v], scores[row + 1][v]);
+                else word = (words)scores[row][v];
+                total[v] = Operand::dot(total[v], word, splat(Operand::ONES));
+                store(to + (row / Operand::VALUES * VECTORS + v) * LANES, word);
+            }
+        }
+    }
+
+    // The weights and their products with the values of all keys. Sums of KEYS keys are added to the sums so far, which
+    // rounds less than adding key by key.
+    void add_keys(Block& block) const {
+        memset(block.sums, 0, value_rows() * QUERIES * sizeof(float));
+        for (floats& total : block.total) total = floats{};
+        const uint32_t* right[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) right[v] = block.weights + v * LANES;
+        for (int64_t first = 0; first < p.keys; first += KEYS) {
+            const int64_t end = smaller(p.keys, first + KEYS), count = divide_up(end - first, Operand::VALUES);
+            floats total[VECTORS] = {};
+            for (int64_t key = first; key < end; key += ROWS)
+                weigh(block, key, block.weights + (key - first) / Operand::VALUES * QUERIES, total);
+            for (int v = 0; v < VECTORS; ++v) block.total[v] += total[v];
+            const uint32_t* values = block.values + first / Operand::VALUES * value_rows();
+            for (int64_t row = 0; row < value_rows(); row += ROWS) {
+                floats sums[ROWS][VECTORS];
+                multiply(values + row, value_rows(), right, QUERIES, count, sums);
+#pragma GCC unroll 16
+                for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+                    for (int v = 0; v < VECTORS; ++v) {
+                        float* place = block.sums + (row + i) * QUERIES + v * LANES;
+                        store(place, load(place) + sums[i][v]);
+                    }
+            }
+        }
+    }
+
+    void look_for_maximum(Block& block) const {
+        for (floats& moved : block.moved) moved = splat(-INFINITY);
+        for (int64_t key = 0; key < p.keys; key += ROWS) {
+            floats scores[ROWS][VECTORS];
+            score(block, key, scores);
+            for (int64_t row = 0; row < smaller<int64_t>(ROWS, p.keys - key); ++row)
+                for (int v = 0; v < VECTORS; ++v) block.moved[v] = maximum(scores[row][v], block.moved[v]);
+        }
+    }
+
+    static bool enough(const Block& block) {
+        bool all = true;
+        for (const floats& total : block.total)
+            for (int i = 0; i < LANES; ++i) all &= total[i] >= ENOUGH;
+        return all;
+    }
+
+    void attend(Block& block) const {
+        const bool near = pack_queries(block);
+        if (near) add_keys(block);
+        if (!near || !enough(block)) {
+            look_for_maximum(block);
+            add_keys(block);
+        }
+        write(block);
+    }
+
+    // The sums over the totals, as rows of the answer.
+    void write(const Block& block) const {
+        const int64_t size = sizeof(typename Source::Type), stride = p.heads * p.dim * size, half = row_words();
+        for (int v = 0; v < VECTORS; ++v) {
+            const int64_t query = block.first + v * LANES, count = smaller<int64_t>(LANES, p.queries - query);
+            const floats factor = 1.0f / block.total[v];
+            const float* sums = block.sums + v * LANES;
+            char* to = p.out + (block.map / p.heads * p.queries + query) * stride + offset(block.map);
+            for (int64_t word = 0; word < half; word += LANES) {
+                words rows[LANES] = {};
+                for (int64_t i = 0; i < smaller<int64_t>(LANES, half - word); ++i) {
+                    const floats even = load(sums + (word + i) * QUERIES) * factor;
+                    if constexpr (Source::VALUES == 1) rows[i] = (words)even;
+                    else rows[i] = round_pair(even, load(sums + (half + word + i) * QUERIES) * factor);
+                }
+                transpose(rows);
+                for (int64_t i = 0; i < count; ++i) store_first(to + i * stride + word * 4, rows[i], half - word);
+            }
+        }
+    }
 };
 
-// weights [count / DEPTH, 2, TILE pairs, TILE] of `count` keys from `key` on: the scores of DEPTH of them are computed while
-// those before become weights.
-template <bool unmoved>
-void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const Block& block, bits* to) {
-    alignas(64) float scores[2][DEPTH * QUERIES];
-    const int64_t calls = 4 * p.key_depth() / DEPTH, share = divide_up(TILE, calls);
-    Weights<unmoved> weights(p, block);
-    for (int64_t row = 0; row < count; row += DEPTH) {
-        float* next = scores[row / DEPTH % 2];
-        score(p, keys, key + row, block.queries, next, [&] { weights.compute(share); });
-        weights.start(next, to + row * QUERIES);
-    }
-    weights.compute(TILE);
+template <typename Operand, typename Source>
+void attention(int64_t threads, int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t dim, float scale,
+               const Rows& q, const Rows& k, const Rows& v, void* out) {
+    const Problem p{threads, batch, heads, queries, keys, dim, scale, q, k, v, static_cast<char*>(out)};
+    Attention<Operand, Source>(p).compute();
 }
 
-// sums [TILE * tiles, QUERIES] += values times weights, over `count` keys.
-template <int tiles>
-void accumulate(const bits* values, int64_t value_rows, const bits* weights, int64_t count, float* sums) {
-    static_assert(QUERIES == PANEL);
-    written();
-    begin_sums<tiles>(sums, false);
-    for (int64_t key = 0; key < count; key += DEPTH, values += value_rows * DEPTH, weights += 2 * TILE_BITS) {
-        _tile_loadd(4, values, 64);
-        _tile_loadd(6, weights, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, weights + TILE_BITS, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        if constexpr (tiles > 1) {
-            _tile_loadd(5, values + TILE_BITS, 64);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    store_sums<tiles>(sums);
-}
-
-// Takes KEYS keys, or what is left of them, from `key` on into one block.
-void take_in(const Problem& p, const Map& map, int64_t key, const Block& block) {
-    alignas(64) bits weights[KEYS * QUERIES];
-    const int64_t rows = p.value_rows(), count = std::min(KEYS, p.padded_keys() - key);
-    if (block.unmoved) weigh<true>(p, map.keys, key, count, block, weights);
-    else weigh<false>(p, map.keys, key, count, block, weights);
-    for (int64_t row = 0; row < rows; row += 2 * TILE) {
-        const bits* from = map.values + key * rows + row * DEPTH;
-        if (rows - row > TILE) accumulate<2>(from, rows, weights, count, block.sums + row * QUERIES);
-        else accumulate<1>(from, rows, weights, count, block.sums + row * QUERIES);
-    }
-}
-
-// The sums of `block` over the sums of its weights, as rows of the answer from query `first` on.
-void write(const Problem& p, const Map& map, const Block& block, int64_t first) {
-    const auto rounded = [](const float* row, __m512 factor) {
-        const __m256bh halves = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(row), factor));
-        return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves));
-    };
-    for (int64_t half = 0; half < 2; ++half) {
-        const int64_t query = first + half * TILE, stride = p.heads * p.dim;
-        const float* sums = block.sums + half * TILE;
-        const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_load_ps(sums + p.dim * QUERIES));
-        bits* to = p.out + (map.batch * p.queries + query) * stride + map.head * p.dim;
-        for (int64_t d = 0; d < p.dim; d += 2) {
-            const __m512i high = _mm512_slli_epi32(rounded(sums + (d + 1) * QUERIES, factor), 16);
-            const __m512i both = _mm512_or_si512(rounded(sums + d * QUERIES, factor), high);
-            _mm512_mask_i32scatter_epi32(to + d, present(p.queries - query), starts(stride), both, sizeof(bits));
-        }
-    }
-}
-
-// Whether the sum of each query's weights is large enough for all that matter to be in it.
-bool enough(const Problem& p, const Block& block) {
-    const float* sum = block.sums + p.dim * QUERIES;
-    const __m512 least = _mm512_min_ps(_mm512_load_ps(sum), _mm512_load_ps(sum + TILE));
-    return _mm512_cmp_ps_mask(least, _mm512_set1_ps(LEAST), _CMP_GE_OQ) == 0xffff;
-}
-
-void take_all_in(const Problem& p, const Map& map, const Block& block) {
-    std::memset(block.sums, 0, p.value_rows() * QUERIES * sizeof(float));
-    for (int64_t key = 0; key < p.keys; key += KEYS) take_in(p, map, key, block);
-}
-
-// The answer of QUERIES queries of one head from `first` on.
-void attend(const Problem& p, const Map& map, bits* queries, float* sums, int64_t first) {
-    Block block{queries, sums};
-    pack_queries(p, map, first, queries, block);
-    if (block.guessed) take_all_in(p, map, block);
-    if (!block.guessed || !enough(p, block)) {
-        look_for_maximum(p, map.keys, block);
-        take_all_in(p, map, block);
-    }
-    write(p, map, block, first);
-}
-
-void attention(const Problem& p) {
-    const int64_t count = p.batch * p.heads, blocks = divide_up(p.queries, QUERIES);
-    const int64_t key_size = p.padded_keys() * p.key_depth(), value_size = p.padded_keys() * p.value_rows();
-    const auto keys = aligned<bits>(count * key_size), values = aligned<bits>(count * value_size);
-    std::vector<Map> maps(count);
-#pragma omp parallel
-    {
-        const auto queries = aligned<bits>(p.key_depth() * QUERIES);
-        const auto sums = aligned<float>(p.value_rows() * QUERIES);
-#pragma omp for
-        for (int64_t i = 0; i < count; ++i) {
-            bits *k = keys.get() + i * key_size, *v = values.get() + i * value_size;
-            maps[i] = {i / p.heads, i % p.heads, k, v, pack_keys(p, i / p.heads, i % p.heads, k)};
-            pack_values(p, i / p.heads, i % p.heads, v);
-        }
-        const Tiles tiles;
-#pragma omp for
-        for (int64_t i = 0; i < count * blocks; ++i)
-            attend(p, maps[i / blocks], queries.get(), sums.get(), i % blocks * QUERIES);
-    }
-}
+#if defined(HAS_PAIR)
+using Bfloat16Operand = Pair;
+#else
+using Bfloat16Operand = Single;
+#endif
 
 }  // namespace
 
-// Whether the system lets this process use the tiles' registers (Linux asks for it once a process).
-extern "C" int amx_ready() {
-    constexpr long request_permission = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-}
+#define ATTENTION(name, Operand, Source)                                                                              \
+    EXPORT void name(int64_t threads, int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t dim,       \
+                     float scale, const void* q, int64_t q_batch, int64_t q_row, const void* k, int64_t k_batch,      \
+                     int64_t k_row, const void* v, int64_t v_batch, int64_t v_row, void* out) {                       \
+        using T = Source::Type;                                                                                       \
+        attention<Operand, Source>(threads, batch, heads, queries, keys, dim, scale, Rows::of<T>(q, q_batch, q_row),  \
+                                   Rows::of<T>(k, k_batch, k_row), Rows::of<T>(v, v_batch, v_row), out);              \
+    }
 
-extern "C" void attention_bf16(int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t dim, float scale,
-                               const void* q, int64_t q_batch, int64_t q_row, const void* k, int64_t k_batch,
-                               int64_t k_row, const void* v, int64_t v_batch, int64_t v_row, void* out) {
-    attention({batch, heads, queries, keys, dim, Rows{static_cast<const bits*>(q), q_batch, q_row},
-               Rows{static_cast<const bits*>(k), k_batch, k_row}, Rows{static_cast<const bits*>(v), v_batch, v_row},
-               static_cast<bits*>(out), scale});
-}
-
+#if !defined(__AMX_BF16__)  // attention_amx.cpp
+ATTENTION(attention_bf16, Bfloat16Operand, Bfloat16Source)
 #endif
+ATTENTION(attention_fp32, Single, FloatSource)

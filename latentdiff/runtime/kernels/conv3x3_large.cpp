@@ -6,10 +6,6 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-#include <omp.h>
-
-#include <algorithm>
-#include <vector>
 
 #include "amx.h"
 
@@ -20,7 +16,7 @@ constexpr int64_t SUMS = GROUP * PANEL;
 constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB, and 0.2 MB of a panel
 
 struct Convolution {
-    int64_t images, height, width, depths, columns;
+    int64_t threads, images, height, width, depths, columns;
     const bits *x, *weight, *bias, *residual;  // weight: [columns / PANEL, depths, TAPS, 2, TILE, DEPTH]
     bits* out;
     int64_t line() const { return width + 1; }
@@ -28,10 +24,10 @@ struct Convolution {
     int64_t places() const { return images * (height + 1) * line() - reach(); }  // from the first pixel to the last
 
     // The pixels at the places from `first` on, -1 for zeros.
-    void locate(int64_t first, std::vector<int64_t>& pixels) const {
+    void locate(int64_t first, const Buffer<int64_t>& pixels, int64_t count) const {
         int64_t x = first % line(), y = first / line() % (height + 1), image = first / line() / (height + 1);
-        for (int64_t& pixel : pixels) {
-            pixel = x == 0 || y == 0 || image >= images ? -1 : (image * height + y - 1) * width + x - 1;
+        for (int64_t i = 0; i < count; ++i) {
+            pixels[i] = x == 0 || y == 0 || image >= images ? -1 : (image * height + y - 1) * width + x - 1;
             if (++x < line()) continue;
             x = 0;
             if (++y > height) y = 0, ++image;
@@ -40,8 +36,7 @@ struct Convolution {
 };
 
 // Channels of the places whose pixels are listed: to [depths, pixels, DEPTH].
-void pack(const Convolution& c, const std::vector<int64_t>& pixels, int64_t depth, int64_t depths, bits* to) {
-    const int64_t count = pixels.size();
+void pack(const Convolution& c, const int64_t* pixels, int64_t count, int64_t depth, int64_t depths, bits* to) {
     for (int64_t i = 0; i < count; ++i, to += DEPTH) {
         const bits* from = c.x + (pixels[i] * c.depths + depth) * DEPTH;
         for (int64_t d = 0; d < depths; ++d) {
@@ -96,17 +91,17 @@ class Block {
   public:
     Block(const Convolution& c, int64_t places, int64_t panels)
         : c(c), groups(places / GROUP), count(places + 2 * c.reach()), pixels(count),
-          chunk(std::min(c.depths, MOST_DEPTHS)), once(chunk == c.depths), left(aligned<bits>(chunk * count * DEPTH)),
-          sums(aligned<float>((once ? 1 : groups * panels) * SUMS)) {
+          chunk(smaller(c.depths, MOST_DEPTHS)), once(chunk == c.depths), left(chunk * count * DEPTH),
+          sums((once ? 1 : groups * panels) * SUMS) {
         for (int64_t i = 0; i < TAPS; ++i) taps.at[i] = (i / 3 * c.line() + i % 3) * DEPTH;
         taps.stride = count * DEPTH;
     }
 
     void compute(int64_t first, int64_t begin, int64_t end) {
-        c.locate(first, pixels);
+        c.locate(first, pixels, count);
         for (int64_t depth = 0; depth < c.depths; depth += chunk) {
-            const int64_t depths = std::min(chunk, c.depths - depth);
-            pack(c, pixels, depth, depths, left.get());
+            const int64_t depths = smaller(chunk, c.depths - depth);
+            pack(c, pixels.get(), count, depth, depths, left.get());
             for (int64_t panel = begin; panel < end; ++panel) {
                 float* own = sums.get() + (once ? 0 : (panel - begin) * groups * SUMS);
                 multiply(panel, depth, depths, panel + 1 < end, own);
@@ -122,43 +117,41 @@ class Block {
         for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
             const Ahead ahead{next + group * lines * steps * LINE, next + steps * PANEL_BITS, lines};
             accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
-            if (depth + depths == c.depths) write(c, own, pixels.data() + c.reach() + group * GROUP, panel, group + 1 < groups);
+            if (depth + depths == c.depths) write(c, own, pixels.get() + c.reach() + group * GROUP, panel, group + 1 < groups);
         }
     }
 
     const Convolution& c;
     int64_t groups, count;
-    std::vector<int64_t> pixels;  // of the places, and of those that taps reach around them
+    Buffer<int64_t> pixels;  // of the places, and of those that taps reach around them
     int64_t chunk;
     bool once;  // whether sums are whole after one look at the block
-    decltype(aligned<bits>(0)) left;
-    decltype(aligned<float>(0)) sums;
+    Buffer<bits> left;
+    Buffer<float> sums;
     Taps taps;
 };
 
 void convolve(const Convolution& c) {
-    const int64_t threads = omp_get_max_threads(), all = c.columns / PANEL;
+    const int64_t threads = c.threads, all = c.columns / PANEL;
     int64_t blocks = divide_up(c.places(), MOST_PLACES);
     const int64_t panels = divide_up(all, divide_up(threads, blocks)), shares = divide_up(all, panels);
     if (shares == 1) blocks = round_up(blocks, threads);
     const int64_t places = round_up(divide_up(c.places(), blocks), GROUP);
-#pragma omp parallel
-    {
+    parallel_ranges(threads, blocks * shares, 1, [&](int64_t begin, int64_t end) {
         Block block(c, places, panels);
         const Tiles tiles;
-#pragma omp for
-        for (int64_t i = 0; i < blocks * shares; ++i)
-            block.compute(i / shares * places, i % shares * panels, std::min(all, (i % shares + 1) * panels));
-    }
+        for (int64_t i = begin; i < end; ++i)
+            block.compute(i / shares * places, i % shares * panels, smaller(all, (i % shares + 1) * panels));
+    });
 }
 
 }  // namespace
 
 // x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it, as `convolution_bf16`.
-extern "C" void large_convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
-                                       const void* x, const void* weight, const void* bias, const void* residual,
-                                       void* out) {
-    convolve({images, height, width, depth / DEPTH, columns, static_cast<const bits*>(x),
+EXPORT void large_convolution_bf16(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t depth,
+                                   int64_t columns, const void* x, const void* weight, const void* bias,
+                                   const void* residual, void* out) {
+    convolve({threads, images, height, width, depth / DEPTH, columns, static_cast<const bits*>(x),
               static_cast<const bits*>(weight), static_cast<const bits*>(bias), static_cast<const bits*>(residual),
               static_cast<bits*>(out)});
 }

@@ -4,14 +4,14 @@
 // and to keep the rows near. A panel is 32 columns of the weights; its part for some depths stays in the second cache
 // while all rows pass by it, and the next part is asked for.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(__AVX512BF16__)
 
-#include <omp.h>
 
-#include <algorithm>
-#include <cstring>
-
+#if defined(__AMX_BF16__)
 #include "amx.h"
+#else
+#include "panels.h"
+#endif
 
 namespace {
 
@@ -25,12 +25,13 @@ struct Left {
     int64_t images, rows, image_stride, depth_stride;
     int64_t tap[TAPS];
     int64_t tiles() const { return divide_up(rows, TILE); }  // of an image; the last two may overlap
-    int64_t start(int64_t tile) const { return std::min(tile % tiles() * TILE, rows - TILE); }
+    int64_t start(int64_t tile) const { return smaller(tile % tiles() * TILE, rows - TILE); }
     const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * DEPTH; }
     int64_t place(int64_t tile) const { return tile / tiles() * rows + start(tile); }
 };
 
 struct Product {
+    int64_t threads;
     Left left;
     int64_t depths, columns;
     const bits* weight;  // [columns / PANEL, depths, TAPS, 2, TILE, DEPTH]
@@ -40,6 +41,7 @@ struct Product {
 };
 
 // sums [PANEL, PANEL] (+)= two tiles of rows times `depths` of a panel.
+#if defined(__AMX_BF16__)
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
                 Ahead ahead, float* sums) {
     written();
@@ -57,7 +59,49 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
             ahead.step();
         }
     store_sums<2>(sums);
+    written();
 }
+#else
+constexpr int64_t ROWS = 8;  // whose sums are in registers at once
+
+// sums [ROWS, PANEL] += rows times one depth of a panel, all taps.
+void accumulate_rows(const Left& left, const bits* rows, const bits* weight, float* sums) {
+    floats own[ROWS][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+        own[i][0] = load(sums + i * PANEL);
+        own[i][1] = load(sums + i * PANEL + TILE);
+    }
+    for (int64_t tap = 0; tap < TAPS; ++tap, weight += PANEL_BITS)
+        for (int64_t pair = 0; pair < DEPTH; pair += 2) {
+            const words first = load_pairs(weight + pair * TILE), second = load_pairs(weight + TILE_BITS + pair * TILE);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; ++i) {
+                const words value = splat_pair(rows + left.tap[tap] + i * DEPTH + pair);
+                own[i][0] = Pair::dot(own[i][0], first, value);
+                own[i][1] = Pair::dot(own[i][1], second, value);
+            }
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) {
+        store(sums + i * PANEL, own[i][0]);
+        store(sums + i * PANEL + TILE, own[i][1]);
+    }
+}
+
+// A depth's part of the panel stays in the first cache while all rows pass by it.
+void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
+                Ahead ahead, float* sums) {
+    if (fresh) memset(sums, 0, SUMS * sizeof(float));
+    for (int64_t depth = 0; depth < depths; ++depth, weight += TAPS * PANEL_BITS) {
+        for (int64_t tap = 0; tap < TAPS; ++tap) ahead.step();
+        for (int64_t row = 0; row < PANEL; row += ROWS) {
+            const bits* rows = (row < TILE ? first : second) + row % TILE * DEPTH + depth * left.depth_stride;
+            accumulate_rows(left, rows, weight, sums + row * PANEL);
+        }
+    }
+}
+#endif
 
 // A tile's rows of sums, with bias and residual, into the answer.
 void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
@@ -65,58 +109,60 @@ void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
     for (int64_t row = 0; row < TILE; ++row) columns.write(sums + row * PANEL, p.left.place(tile) + row);
 }
 
-void multiply(const Product& p) {
-    const int64_t tiles = p.left.images * p.left.tiles(), blocks = (tiles + 1) / 2, panels = p.columns / PANEL;
+// One thread's panels and rows: items from `begin` to `end`, an item being a panel and one of `splits` parts of the blocks.
+void multiply(const Product& p, int64_t begin, int64_t end, int64_t splits) {
+    const int64_t tiles = p.left.images * p.left.tiles(), blocks = divide_up(tiles, 2), share = divide_up(blocks, splits);
     const int64_t of_depth = TAPS / 3 * p.left.images * p.left.rows * DEPTH * sizeof(bits);
-    const int64_t chunk = std::clamp<int64_t>(NEAR / of_depth, 1, p.depths);
-#pragma omp parallel
-    {
-        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t splits = std::min(blocks, divide_up(2 * threads, panels)), items = panels * splits;
-        const int64_t begin = me * items / threads, end = (me + 1) * items / threads;
-        const int64_t share = divide_up(blocks, splits);
-        const bool once = chunk == p.depths;
-        const auto sums = aligned<float>((once ? 1 : (end - begin) * share) * SUMS);
-        const Tiles state;
-        for (int64_t depth = 0; depth < p.depths; depth += chunk) {
-            const int64_t depths = std::min(chunk, p.depths - depth);
-            for (int64_t item = begin; item < end; ++item) {
-                const int64_t panel = item / splits, from = item % splits * share, to = std::min(from + share, blocks);
-                const bits* weight = p.part(panel, depth);
-                const bool more = item + 1 < end;
-                const bits* next = p.part(more ? (item + 1) / splits : begin / splits, more ? depth : depth + chunk);
-                const int64_t lines = more || depth + chunk < p.depths ? divide_up(PANEL, to - from) : 0;
-                for (int64_t block = from; block < to; ++block) {
-                    const int64_t one = 2 * block, two = std::min(one + 1, tiles - 1);
-                    float* own = sums.get() + (once ? 0 : ((item - begin) * share + block - from) * SUMS);
-                    const int64_t offset = depth * p.left.depth_stride;
-                    const bits *first = p.left.at(one) + offset, *second = p.left.at(two) + offset;
-                    const int64_t steps = depths * TAPS;
-                    const Ahead ahead{next + (block - from) * lines * steps * LINE, next + steps * PANEL_BITS, lines};
-                    accumulate(p.left, first, second, weight, depths, depth == 0, ahead, own);
-                    if (depth + depths < p.depths) continue;
-                    written();
-                    write(p, own, one, panel);
-                    write(p, own + TILE * PANEL, two, panel);
-                }
+    const int64_t chunk = smaller(larger<int64_t>(NEAR / of_depth, 1), p.depths);
+    const bool once = chunk == p.depths;
+    const Buffer<float> sums((once ? 1 : (end - begin) * share) * SUMS);
+#if defined(__AMX_BF16__)
+    const Tiles state;
+#endif
+    for (int64_t depth = 0; depth < p.depths; depth += chunk) {
+        const int64_t depths = smaller(chunk, p.depths - depth);
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t panel = item / splits, from = item % splits * share, to = smaller(from + share, blocks);
+            const bits* weight = p.part(panel, depth);
+            const bool more = item + 1 < end;
+            const bits* next = p.part(more ? (item + 1) / splits : begin / splits, more ? depth : depth + chunk);
+            const int64_t lines = more || depth + chunk < p.depths ? divide_up(PANEL, to - from) : 0;
+            for (int64_t block = from; block < to; ++block) {
+                const int64_t one = 2 * block, two = smaller(one + 1, tiles - 1);
+                float* own = sums.get() + (once ? 0 : ((item - begin) * share + block - from) * SUMS);
+                const int64_t offset = depth * p.left.depth_stride;
+                const bits *first = p.left.at(one) + offset, *second = p.left.at(two) + offset;
+                const int64_t steps = depths * TAPS;
+                const Ahead ahead{next + (block - from) * lines * steps * LINE, next + steps * PANEL_BITS, lines};
+                accumulate(p.left, first, second, weight, depths, depth == 0, ahead, own);
+                if (depth + depths < p.depths) continue;
+                write(p, own, one, panel);
+                write(p, own + TILE * PANEL, two, panel);
             }
         }
     }
 }
 
+void multiply(const Product& p) {
+    const int64_t tiles = p.left.images * p.left.tiles(), blocks = divide_up(tiles, 2), panels = p.columns / PANEL;
+    const int64_t splits = smaller(blocks, divide_up(2 * p.threads, panels));
+    parallel_ranges(p.threads, panels * splits, 1,
+                    [&](int64_t begin, int64_t end) { multiply(p, begin, end, splits); });
+}
+
 // A map [images, height, width, depth], each DEPTH of its channels apart, thrice: moved right, as it is and moved left by
 // one, zeros coming in; with a row of zeros above and below. Then a row of a tap lies behind the row before it.
-void spread(const bits* x, int64_t images, int64_t height, int64_t width, int64_t depths, bits* to) {
+void spread(int64_t threads, const bits* x, int64_t images, int64_t height, int64_t width, int64_t depths, bits* to) {
     const int64_t line = width * DEPTH, copy = (height + 2) * line;
     const __m512i zero = _mm512_setzero_si512();
-#pragma omp parallel for collapse(2)
-    for (int64_t depth = 0; depth < depths; ++depth)
-        for (int64_t image = 0; image < images; ++image) {
+    parallel_ranges(threads, depths * images, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t depth = i / images, image = i % images;
             const bits* from = x + image * height * width * depths * DEPTH + depth * DEPTH;
             bits* right = to + (depth * images + image) * 3 * copy;
             for (int64_t i = 0; i < 3; ++i) {
-                std::memset(right + i * copy, 0, line * sizeof(bits));
-                std::memset(right + (i + 1) * copy - line, 0, line * sizeof(bits));
+                memset(right + i * copy, 0, line * sizeof(bits));
+                memset(right + (i + 1) * copy - line, 0, line * sizeof(bits));
             }
             for (int64_t y = 0; y < height; ++y) {
                 right += line;
@@ -130,19 +176,20 @@ void spread(const bits* x, int64_t images, int64_t height, int64_t width, int64_
                 _mm512_store_si512(right + 2 * copy + line - DEPTH, zero);
             }
         }
+    });
 }
 
 }  // namespace
 
 // x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it. At least 16 pixels an image.
-extern "C" void convolution_bf16(int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
-                                 const void* x, const void* weight, const void* bias, const void* residual, void* out) {
+EXPORT void convolution_bf16(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
+                             const void* x, const void* weight, const void* bias, const void* residual, void* out) {
     const int64_t depths = depth / DEPTH, line = width * DEPTH, copy = (height + 2) * line;
-    const auto spread_out = aligned<bits>(depths * images * 3 * copy);
-    spread(static_cast<const bits*>(x), images, height, width, depths, spread_out.get());
+    const Buffer<bits> spread_out(depths * images * 3 * copy);
+    spread(threads, static_cast<const bits*>(x), images, height, width, depths, spread_out.get());
     Left left{spread_out.get(), images, height * width, 3 * copy, images * 3 * copy, {}};
     for (int64_t i = 0; i < TAPS; ++i) left.tap[i] = i % 3 * copy + i / 3 * line;
-    multiply({left, depths, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
+    multiply({threads, left, depths, columns, static_cast<const bits*>(weight), static_cast<const bits*>(bias),
               static_cast<const bits*>(residual), static_cast<bits*>(out)});
 }
 

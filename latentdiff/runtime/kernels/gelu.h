@@ -2,9 +2,7 @@
 
 #pragma once
 
-#include <immintrin.h>
-
-#include <cmath>
+#include "vec.h"
 
 namespace {
 
@@ -37,10 +35,10 @@ class alignas(64) Gelu {
   private:
     static constexpr int PLACES = 32;
     static constexpr float STEP = 5.0f / PLACES;
-    static double integral(int place) { return 0.5 * std::erf(place * STEP * std::sqrt(0.5)); }
+    static double integral(int place) { return 0.5 * erf(place * STEP * sqrt(0.5)); }
     static double slope(int place) {
         const double x = place * STEP;
-        return STEP * std::exp(-0.5 * x * x) * 0.3989422804014327;
+        return STEP * exp(-0.5 * x * x) * 0.3989422804014327;
     }
     __m512 at(int power, __m512i index) const {
         return _mm512_permutex2var_ps(_mm512_load_ps(table_[power]), index, _mm512_load_ps(table_[power] + 16));

@@ -6,9 +6,6 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-#include <omp.h>
-
-#include <algorithm>
 
 #include "amx.h"
 #include "gelu.h"
@@ -22,15 +19,15 @@ constexpr int64_t NEAREST = 40;              // tiles of rows, 1 kB each, that a
 constexpr int64_t LEAST = 10;                // panels that are worth a pass over the rows
 constexpr int64_t BLOCK = 16;                // groups of rows that are worth one over the weights
 
-enum class RuntimeOptions { plain, adding, gated };
+enum class Epilogue { plain, adding, gated };
 
 struct Linear {
-    int64_t rows, depths, columns;
+    int64_t threads, rows, depths, columns;
     const bits *x, *weight, *bias, *residual;  // weight: [columns / PANEL, depths, 2, TILE, DEPTH]
     bits* out;
     int64_t panel_size() const { return depths * PANEL_BITS; }
     int64_t tiles() const { return divide_up(rows, TILE); }  // the last two may overlap
-    int64_t start(int64_t tile) const { return std::clamp<int64_t>(tile * TILE, 0, std::max<int64_t>(0, rows - TILE)); }
+    int64_t start(int64_t tile) const { return smaller(tile * TILE, larger<int64_t>(0, rows - TILE)); }
     const bits* at(int64_t tile) const { return x + start(tile) * depths * DEPTH; }
     // Tiles of rows in a group, and how many depths of them are met before the next panel comes.
     int64_t group() const { return 3 * depths <= NEAREST ? 3 : 2; }
@@ -43,7 +40,7 @@ struct Group {
     int64_t tiles = 0, start[MOST_TILES] = {};
     const bits* at[MOST_TILES] = {};
     Group() = default;
-    Group(const Linear& p, int64_t first) : tiles(std::min(p.group(), p.tiles() - first)) {
+    Group(const Linear& p, int64_t first) : tiles(smaller(p.group(), p.tiles() - first)) {
         for (int64_t i = 0; i < MOST_TILES; ++i) {
             start[i] = p.start(first + i);
             at[i] = p.at(first + i);
@@ -52,20 +49,20 @@ struct Group {
 };
 
 // Sums [tiles * TILE, PANEL] on their way to an answer, a row at each step.
-template <RuntimeOptions way>
+template <Epilogue epilogue>
 class Finish {
   public:
-    Finish(const Linear& p, const Gelu& gelu) : p_(p), gelu_(gelu), width_(way == RuntimeOptions::gated ? p.columns / 2 : p.columns) {}
+    Finish(const Linear& p, const Gelu& gelu) : p_(p), gelu_(gelu), width_(epilogue == Epilogue::gated ? p.columns / 2 : p.columns) {}
 
     void start(const float* sums, const Group& group, int64_t panel) {
         group_ = group;
         sums_ = sums;
         row_ = 0;
-        rows_ = group.tiles * std::min(TILE, p_.rows);
+        rows_ = group.tiles * smaller(TILE, p_.rows);
         column_ = panel * COLUMNS;
         if (!p_.bias) return;
         first_ = widen(p_.bias + column_);
-        second_ = widen(p_.bias + column_ + (way == RuntimeOptions::gated ? width_ : TILE));
+        second_ = widen(p_.bias + column_ + (epilogue == Epilogue::gated ? width_ : TILE));
     }
 
     void step() {
@@ -76,12 +73,12 @@ class Finish {
         ++row_;
         sums_ += PANEL;
         _mm_prefetch(p_.out + place + COLUMNS, _MM_HINT_T1);  // where the next panel's columns go
-        if constexpr (way == RuntimeOptions::gated) {
+        if constexpr (epilogue == Epilogue::gated) {
             const __m256bh gated = _mm512_cvtneps_pbh(_mm512_mul_ps(left, gelu_(right)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p_.out + place), (__m256i)gated);
             return;
         }
-        if constexpr (way == RuntimeOptions::adding) {
+        if constexpr (epilogue == Epilogue::adding) {
             _mm_prefetch(p_.residual + place + COLUMNS, _MM_HINT_T0);
             left = _mm512_add_ps(left, widen(p_.residual + place));
             right = _mm512_add_ps(right, widen(p_.residual + place + TILE));
@@ -94,7 +91,7 @@ class Finish {
     }
 
   private:
-    static constexpr int64_t COLUMNS = way == RuntimeOptions::gated ? TILE : PANEL;  // that a panel's sums become
+    static constexpr int64_t COLUMNS = epilogue == Epilogue::gated ? TILE : PANEL;  // that a panel's sums become
 
     const Linear& p_;
     const Gelu& gelu_;
@@ -149,23 +146,23 @@ void accumulate(const Group& rows, int64_t stride, const bits* weight, int64_t d
 
 // What one thread does: the groups of rows from `first` on by the panels from `begin` on. Panels that stay near are met by one
 // group after the other; where too few would, a piece of more of them is, by a block of groups whose sums wait for the next.
-template <RuntimeOptions way>
+template <Epilogue epilogue>
 class Share {
   public:
     Share(const Linear& p, const Gelu& gelu, int64_t first, int64_t last, int64_t begin, int64_t end)
         : p(p), first(first), last(last), begin(begin), end(end), piece(p.piece()), finish(p, gelu) {
         const int64_t part = last - first > BLOCK ? 1 : 2;  // few rows would wait for the first panels: less of them
-        const int64_t near = NEAR / part / (p.panel_size() * 2), least = std::min(end - begin, LEAST / part);
+        const int64_t near = NEAR / part / (p.panel_size() * 2), least = smaller(end - begin, LEAST / part);
         block = near < least ? BLOCK : 1;
-        chunk = divide_up(end - begin, divide_up(end - begin, std::max(near, least)));
+        chunk = divide_up(end - begin, divide_up(end - begin, larger(near, least)));
         slots = piece == p.depths ? 2 : block * chunk + 1;
-        sums = aligned<float>(slots * SUMS);
+        sums.allocate(slots * SUMS);
     }
 
     void compute() {
         for (int64_t panel = begin; panel < end; panel += chunk)
             for (int64_t group = first; group < last; group += block)
-                multiply(group, std::min(last, group + block), panel, std::min(end, panel + chunk));
+                multiply(group, smaller(last, group + block), panel, smaller(end, panel + chunk));
         finish.complete();
     }
 
@@ -197,7 +194,7 @@ class Share {
     }
 
     void add(const Group& group, int64_t panel, int64_t depth, float* own) {
-        const int64_t stride = p.depths * DEPTH * sizeof(bits), depths = std::min(piece, p.depths - depth);
+        const int64_t stride = p.depths * DEPTH * sizeof(bits), depths = smaller(piece, p.depths - depth);
         const bits* from = weight(panel, depth);
         const auto meanwhile = [this] { finish.step(); };
         const auto further = [this] { rows.step(), weights.step(); };
@@ -214,48 +211,48 @@ class Share {
     int64_t chunk, block;  // panels and groups that take turns
     int64_t slots;         // for sums: of all of these and of one that is being finished, or where they are whole at once, 2
     int64_t slot = 0;      // that is next
-    decltype(aligned<float>(0)) sums{nullptr, &std::free};
-    Finish<way> finish;
+    Buffer<float> sums;
+    Finish<epilogue> finish;
     Ahead rows{}, weights{};
 };
 
+const Gelu gelu;
+
 // Threads share the rows as long as each has enough of them to read all weights for, then the panels too.
-template <RuntimeOptions way>
+template <Epilogue epilogue>
 void multiply(const Linear& p) {
-    static const Gelu gelu;
-    const int64_t groups = p.groups(), panels = p.columns / PANEL, threads = omp_get_max_threads();
-    int64_t rows = std::clamp<int64_t>(groups / BLOCK, 1, threads);
+    const int64_t groups = p.groups(), panels = p.columns / PANEL, threads = p.threads;
+    int64_t rows = smaller(larger<int64_t>(groups / BLOCK, 1), threads);
     while (threads % rows) --rows;
     const int64_t columns = threads / rows;
-#pragma omp parallel for
-    for (int64_t i = 0; i < threads; ++i) {
+    parallel_for(threads, threads, [&](int64_t i) {
         const int64_t row = i / columns, column = i % columns;
         const int64_t begin = column * panels / columns, end = (column + 1) * panels / columns;
-        if (begin == end) continue;
-        const Tiles state(std::min(TILE, p.rows));
-        Share<way>(p, gelu, row * groups / rows, (row + 1) * groups / rows, begin, end).compute();
-    }
+        if (begin == end) return;
+        const Tiles state(smaller(TILE, p.rows));
+        Share<epilogue>(p, gelu, row * groups / rows, (row + 1) * groups / rows, begin, end).compute();
+    });
 }
 
 }  // namespace
 
 // x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are.
-extern "C" void linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+EXPORT void linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                             const void* bias, const void* residual, void* out) {
-    const Linear p{rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
+    const Linear p{threads, rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
                    static_cast<const bits*>(bias), static_cast<const bits*>(residual), static_cast<bits*>(out)};
     if (rows == 0) return;
-    if (residual) multiply<RuntimeOptions::adding>(p);
-    else multiply<RuntimeOptions::plain>(p);
+    if (residual) multiply<Epilogue::adding>(p);
+    else multiply<Epilogue::plain>(p);
 }
 
 // value * gelu(gate) (Shazeer 2020), [rows, columns / 2]. TILE columns of values and as many of gates take turns in the
 // weights; the bias [columns] has all values first.
-extern "C" void gated_linear_bf16(int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+EXPORT void gated_linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                                   const void* bias, void* out) {
-    const Linear p{rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
+    const Linear p{threads, rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
                    static_cast<const bits*>(bias), nullptr, static_cast<bits*>(out)};
-    if (rows > 0) multiply<RuntimeOptions::gated>(p);
+    if (rows > 0) multiply<Epilogue::gated>(p);
 }
 
 #endif

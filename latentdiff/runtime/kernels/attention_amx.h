@@ -1,10 +1,6 @@
-// What attention on AMX (attention.cpp) reads: queries, keys and values of one head, in the layouts of tiles.
+// What attention on AMX (attention_amx.cpp) reads: queries, keys and values of one head, in the layouts of tiles.
 
 #pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "amx.h"
 
@@ -29,7 +25,7 @@ struct Rows {
 };
 
 struct Problem {
-    int64_t batch, heads, queries, keys, dim;
+    int64_t threads, batch, heads, queries, keys, dim;
     Rows q, k, v;
     bits* out;  // [batch, queries, heads, dim]
     float scale;
@@ -62,7 +58,7 @@ inline __m512i starts(int64_t row_stride) {
 }
 
 inline __mmask16 present(int64_t count) {
-    return count >= TILE ? 0xffff : static_cast<__mmask16>((1 << std::max<int64_t>(count, 0)) - 1);
+    return count >= TILE ? 0xffff : static_cast<__mmask16>((1 << larger<int64_t>(count, 0)) - 1);
 }
 
 // 16 rows' 32-bit word at `data`; zeros for rows from `count` on.
@@ -85,16 +81,16 @@ inline __m512 add_products(__m512 sum, __m512i a, __m512i b) {
 float pack_keys(const Problem& p, int64_t batch, int64_t head, bits* to) {
     const int64_t depth = p.key_depth();
     float longest = 0;
-    std::memset(to, 0, p.padded_keys() * depth * sizeof(bits));
+    memset(to, 0, p.padded_keys() * depth * sizeof(bits));
     for (int64_t i = 0; i < p.keys; ++i, to += depth) {
-        std::memcpy(to, p.k.row(batch, head, p.dim, i), p.dim * sizeof(bits));
+        memcpy(to, p.k.row(batch, head, p.dim, i), p.dim * sizeof(bits));
         __m512 sum = _mm512_setzero_ps();
         for (int64_t d = 0; d < depth; d += DEPTH) {
             const __m512i row = _mm512_loadu_si512(to + d);
             sum = add_products(sum, row, row);
         }
         const float squares = _mm512_reduce_add_ps(sum);
-        longest = squares < INFINITY ? std::max(longest, squares) : INFINITY;
+        longest = squares < INFINITY ? larger(longest, squares) : INFINITY;
     }
     return longest;
 }
@@ -107,8 +103,8 @@ void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
     const __m512i first = _mm512_load_si512(even), second = _mm512_load_si512(odd);
     for (int64_t key = 0; key < p.keys; key += DEPTH, to += rows * DEPTH) {
         const bits* from = p.v.row(batch, head, p.dim, key);
-        std::memset(to + p.dim * DEPTH, 0, (rows - p.dim) * DEPTH * sizeof(bits));
-        std::fill_n(to + p.dim * DEPTH, DEPTH, ONE);
+        memset(to + p.dim * DEPTH, 0, (rows - p.dim) * DEPTH * sizeof(bits));
+        for (int64_t i = 0; i < DEPTH; ++i) to[p.dim * DEPTH + i] = ONE;
         for (int64_t d = 0; d < p.dim; d += 2) {
             const __m512i low = gather(from + d, p.v.row_stride, p.keys - key);
             const __m512i high = gather(from + d + TILE * p.v.row_stride, p.v.row_stride, p.keys - key - TILE);
@@ -121,7 +117,7 @@ void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
 // QUERIES rows as the right-hand tiles of a product, pairs of dimensions as 32 bits: [key_depth / DEPTH, 2, TILE pairs, TILE].
 // Moves scores down by as much as their bound, |q| |k| (Cauchy-Schwarz), is above MOST, so that no weight is above 2^MOST.
 void pack_queries(const Problem& p, const Map& map, int64_t first, bits* to, Block& block) {
-    std::memset(to, 0, p.key_depth() * QUERIES * sizeof(bits));
+    memset(to, 0, p.key_depth() * QUERIES * sizeof(bits));
     __mmask16 unmoved = 0xffff, guessed = 0xffff;
     for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = first + half * TILE;

@@ -1,0 +1,51 @@
+"""Which variants of the kernels can be tested here."""
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from latentdiff.runtime import native
+from latentdiff.runtime.kernel_build import VARIANTS, library_name, variants_of
+
+EMULATION = Path(__file__).parent / "amx_emulation.h"
+EMULATED = (
+    "amx (emulated)"  # by amx_emulation.h, on processors with the vector instructions that these kernels also use
+)
+HAS_COMPILER = shutil.which("c++") is not None
+
+
+def testable() -> list[str]:
+    """Variants that run here; without a compiler only those that came with the package."""
+    lacking = native.variants()
+    runnable = [v for v in variants_of(platform.machine()) if not lacking[v.name]]
+    found = [v.name for v in runnable if HAS_COMPILER or (native.INSTALLED / library_name(v)).exists()]
+    needs = lacking.get("amx", ())
+    if HAS_COMPILER and needs and set(needs) <= {"amx_tile", "amx_bf16"}:
+        found.append(EMULATED)
+    return found
+
+
+def untestable() -> dict[str, str]:
+    """The variants that cannot be tested here, and why."""
+    found, lacking = testable(), native.variants()
+    reasons = {}
+    for variant in VARIANTS:
+        if variant.name not in lacking:
+            reasons[variant.name] = f"for {variant.machine}"
+        elif lacking[variant.name]:
+            emulated = ", emulated instead" if variant.name == "amx" and EMULATED in found else ""
+            reasons[variant.name] = f"no {lacking[variant.name][0]}{emulated}"
+        elif variant.name not in found:
+            reasons[variant.name] = "no compiler"
+    return reasons
+
+
+TESTABLE = testable()
+
+
+def on_variants(*names: str) -> pytest.MarkDecorator:
+    """Run a test once for each variant of these that can be tested here; for all of them without names."""
+    chosen = [name for name in TESTABLE if not names or name in names]
+    return pytest.mark.parametrize("variant", chosen, indirect=True)
