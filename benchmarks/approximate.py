@@ -23,6 +23,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.hub import locate
 from latentdiff.metrics import feature_network, frechet_distance, psnr
 from latentdiff.metrics.pictures import AT_ONCE, FolderPictures, choose_rows, read_pictures
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime import deepcache
 from latentdiff.runtime.approximate import KNOWN, approximate
@@ -138,7 +139,7 @@ def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> 
     runs |= {name: load(network, state, name) for name in names if name != "reuse"}
     runs |= {BETWEEN: deepcache.DeepCacheUNet(exact, every=2**62)} if "reuse" in names else {}
     sample, timesteps, text = network.inputs()
-    given = (sample.bfloat16(), timesteps[:1], text.bfloat16())
+    given = (sample.bfloat16(), timesteps[:1], Conditioning(text.bfloat16()))
     calls = {name: partial(run, *given) for name, run in runs.items()}
     outputs = {name: call().float() for name, call in calls.items()}
     seconds = alternate({name: turns(call) for name, call in calls.items()}, rounds)

@@ -59,7 +59,7 @@ class Alive(TorchDispatchMode):
 def need(folder: Path, dtype: str, size: int | None) -> tuple[int, int]:
     """Bytes of weights and of activations; see above. Steps need no more memory than one."""
     pipe = LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype=dtype, optimize="off")
-    weights = [weight for part in (pipe.unet, pipe.vae, pipe.text) for weight in part.parameters()]
+    weights = [weight for part in (pipe.denoiser, pipe.vae, pipe.text) for weight in part.parameters()]
     with Alive(weights) as alive:
         pipe(PROMPT, num_inference_steps=1, height=size, width=size)
     return sum(weight.nbytes for weight in weights), alive.peak

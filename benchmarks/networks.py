@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import UNetConfig, VAEConfig
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 
 SDXL = UNetConfig(
@@ -97,9 +98,13 @@ class OurUNet(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.conditioning: Conditioning | None = None
 
     def forward(self, sample: Tensor, timesteps: Tensor, context: Tensor, *added: Tensor) -> Tensor:
-        out: Tensor = self.model(sample, timesteps, context, AddedCond(*added) if added else None)
+        if self.conditioning is None or self.conditioning.hidden is not context:
+            pooled, ids = added or (None, None)
+            self.conditioning = Conditioning(context, pooled, ids)  # of one prompt, as in the steps of a sampling run
+        out: Tensor = self.model(sample, timesteps, self.conditioning)
         return out
 
 

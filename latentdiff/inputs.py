@@ -1,31 +1,120 @@
 """Normalise pipeline arguments to one prompt, negative prompt and seed per image."""
 
+import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from latentdiff.config.model import GenerationConfig
+from latentdiff.denoiser import Guidance
 from latentdiff.errors import InputError
+from latentdiff.samplers import Plan, plan
+from latentdiff.schedule import Schedule
+
+SEEDS = 2**63
+GENERATOR_SEEDS = 2**32  # torch's CPU generator reads no more of a seed
+STATE_OFFSET, STATE_WORDS = 24, 624  # of the Mersenne Twister in the bytes of the generator's state
 
 
-def for_each_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
-    """The text of every image. Raises InputError for none, and for what is no text."""
+@dataclass(frozen=True)
+class ModelLimits:
+    """What arguments depend on: the schedule and usual settings of a model, its latents' channels, and sizes in pixels.
+
+    downscale: pixels per latent along each side; sides are multiples of it. default_size: pixels a side.
+    """
+
+    schedule: Schedule
+    generation: GenerationConfig
+    latent_channels: int
+    downscale: int
+    default_size: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checked call. prompts, negatives and seeds: one per image; a negative of None is the model's unconditional.
+
+    latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without.
+    """
+
+    prompts: list[str]
+    negatives: list[str | None]
+    seeds: list[int]
+    height: int
+    width: int
+    plan: Plan
+    guidance: Guidance | None
+    latents: Tensor | None
+
+    @property
+    def drawn_from(self) -> list[int]:
+        """The seeds of the images whose noise depends on them."""
+        draws = self.latents is None or any(update.noise for update in self.plan.table)
+        return self.seeds if draws else []
+
+
+def read_inputs(
+    model: ModelLimits,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    height: int | None = None,
+    width: int | None = None,
+    num_images_per_prompt: int = 1,
+    seed: int | Sequence[int] | None = None,
+    sampler: str | None = None,
+    eta: float = 0.0,
+    latents: Tensor | None = None,
+) -> Inputs:
+    """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
+    prompts = texts_per_image(prompt, "prompt", num_images_per_prompt)
+    negatives = negatives_per_image(negative_prompt, prompts, num_images_per_prompt)
+    height, width = (_side(value, name, model) for value, name in ((height, "height"), (width, "width")))
+    usual = model.generation
+    steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
+    steps = whole(steps, "num_inference_steps")
+    scale = usual.guidance_scale if guidance_scale is None else guidance_scale
+    if latents is not None:
+        shape = (len(prompts), model.latent_channels, height // model.downscale, width // model.downscale)
+        latents = check_latents(latents, shape)
+    return Inputs(
+        prompts,
+        negatives,
+        seeds_per_image(seed, len(prompts)),
+        height,
+        width,
+        plan(model.schedule, sampler or usual.sampler, steps, eta),
+        _guidance(scale, guidance_interval, model),
+        latents,
+    )
+
+
+def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
+    """The text of each image. Raises InputError when there is none, and for anything that is not a string."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise InputError(f"{name}={prompts!r} is empty; give at least one")
     for value in prompts:
         if not isinstance(value, str):
-            raise InputError(f"{name} holds {value!r}, which is no text; give strings")
-    if times < 1:
-        raise InputError(f"num_images_per_prompt={times} must be at least 1; try 1")
+            raise InputError(f"{name} holds {value!r}, which is not a string; give strings")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name}={ascii(value)[:80]} holds half a surrogate pair, which is not text; remove it")
+    times = whole(times, "num_images_per_prompt", 1)
     return [value for value in prompts for _ in range(times)]
 
 
-def negatives_for(negative: str | Sequence[str] | None, prompts: list[str], times: int) -> list[str] | None:
-    """The negative text of every image, None for none. Raises InputError when they are not as many as the prompts."""
+def negatives_per_image(negative: str | Sequence[str] | None, prompts: list[str], times: int) -> list[str | None]:
+    """The negative prompt of each image. Raises InputError when there are not as many as prompts."""
     if negative is None:
-        return None
-    negatives = for_each_image(negative, "negative_prompt", times)
+        return [None] * len(prompts)
+    negatives: list[str | None] = [*texts_per_image(negative, "negative_prompt", times)]
     if isinstance(negative, str):
         return [negative] * len(prompts)
     if len(negatives) != len(prompts):
@@ -35,23 +124,71 @@ def negatives_for(negative: str | Sequence[str] | None, prompts: list[str], time
     return negatives
 
 
-def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """The seed of every image: from one on, drawn when None. Raises InputError for too many, few, or out of range."""
-    if isinstance(seed, Sequence):
-        seeds = list(seed)
-        if len(seeds) != count:
-            raise InputError(f"seed has {len(seeds)} numbers for {count} pictures; give as many, or one for all")
-    else:
-        first = secrets.randbelow(2**32) if seed is None else seed
-        seeds = [first + k for k in range(count)]
-    for one in seeds:
-        if not 0 <= one < 2**63:
-            raise InputError(f"seed={one} must be from 0 to 2**63 - 1; try 0")
-    return seeds
+def seeds_per_image(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """The seed of each image: from one on, random when None. Raises InputError for too many, few, or out of range."""
+    if seed is None:
+        first = secrets.randbelow(GENERATOR_SEEDS)
+        return [first + k for k in range(count)]
+    if isinstance(seed, Sequence | np.ndarray | Tensor) and not isinstance(seed, str) and np.ndim(seed):
+        if len(seed) != count:
+            raise InputError(f"seed has {len(seed)} numbers for {count} images; give as many, or one for all")
+        return [whole(one, "seed", 0, SEEDS - 1) for one in seed]
+    first = whole(seed, "seed", 0, SEEDS - 1)
+    return [whole(first + k, "seed", 0, SEEDS - 1) for k in range(count)]
 
 
-def noise_given(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+def generator_for(seed: int) -> torch.Generator:
+    """A CPU generator for a seed of up to 63 bits.
+
+    `manual_seed` reads 32 bits; above, the whole state follows from the seed (O'Neill 2015, as NumPy's SeedSequence).
+    """
+    generator = torch.Generator().manual_seed(seed % GENERATOR_SEEDS)
+    if seed >= GENERATOR_SEEDS:
+        words = np.random.SeedSequence(seed).generate_state(STATE_WORDS).astype(np.uint64)
+        state = generator.get_state()
+        state[STATE_OFFSET : STATE_OFFSET + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
+        generator.set_state(state)
+    return generator
+
+
+def whole(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> int:
+    """A whole number of any type, numpy's and torch's too. Raises InputError for another value, or one out of range."""
+    try:
+        number = int(value)
+        exact = not isinstance(value, str | bytes | bool) and number == value
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        exact = False
+    if not exact:
+        raise InputError(f"{name}={value!r} must be a whole number; try 1")
+    if not low <= number <= high:
+        rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise InputError(f"{name}={number} must be {rule}; try {min(max(number, low), high)}")
+    return number
+
+
+def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
     """float32. Raises InputError for another shape."""
     if latents.shape != shape:
         raise InputError(f"latents are {list(latents.shape)} and must be {list(shape)}; draw them with torch.randn")
     return latents.float()
+
+
+def _side(value: int | None, name: str, model: ModelLimits) -> int:
+    if value is None:
+        return model.default_size
+    factor, side = model.downscale, whole(value, name, 1)
+    if side % factor:
+        low = max(factor, side // factor * factor)
+        raise InputError(f"{name}={side} must be a multiple of {factor}; try {low} or {low + factor}")
+    return side
+
+
+def _guidance(scale: float, interval: tuple[float, float], model: ModelLimits) -> Guidance | None:
+    """None for a scale of 1 or less, which means no guidance, as in diffusers."""
+    if not math.isfinite(scale):
+        raise InputError(f"guidance_scale={scale} must be a finite number; try {model.generation.guidance_scale:g}")
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
+    total = model.schedule.config.num_train_timesteps
+    return Guidance(scale, low * total, high * total) if scale > 1 else None

@@ -1,11 +1,10 @@
-"""From a prompt to a picture: encode the words, walk the latents from noise, decode to pixels."""
+"""From a prompt to an image: encode the text, sample latents from noise, decode them to pixels."""
 
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,44 +17,46 @@ from latentdiff.checkpoints.components import Components, fill, read_pipeline, w
 from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.lora import merge_lora
 from latentdiff.checkpoints.textual_inversion import load_learned
+from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.files import partial_path
-from latentdiff.guidance import guide
-from latentdiff.inputs import for_each_image, negatives_for, noise_given, seeds_for
+from latentdiff.inputs import Inputs, ModelLimits, generator_for, read_inputs
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.tiled_decode import decode_parts
-from latentdiff.models.unet import AddedCond
-from latentdiff.runtime import pick_dtype, send
+from latentdiff.runtime import pick_dtype
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.runtime.offload import offload_weights
-from latentdiff.runtime.optimize import restore
+from latentdiff.runtime.optimize import report, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
-from latentdiff.samplers import Denoiser, plan, sample
-from latentdiff.text.conditioning import TextEmbedding
+from latentdiff.samplers import Callback, SamplerState, StepInfo, draw_noise, sample, step
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-Callback = Callable[[int, int, Tensor], None]
-KEPT_TEXTS = 4
+KEPT_TEXTS = 64  # encoded prompts, the most recently used
 
 
 @dataclass(frozen=True)
 class PipelineOutput:
     """`images`: a list of PIL images, float32 [B, H, W, 3] in [0, 1] for "np", [B, 3, H, W] for "pt", or latents.
 
-    `seeds`: what each image was drawn from; empty when latents were given.
+    `seeds`: what each image was drawn from; empty where nothing was drawn. `stopped`: a callback ended sampling early,
+    and the images are what the model predicted until then.
     """
 
     images: Any
     seeds: list[int]
+    stopped: bool = False
 
 
 class LatentDiffusionPipeline:
     """A text-to-image model that is ready to call. Threads may call one; loading and saving wants it alone."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
-        needs, gives = parts.unet.config.in_channels, parts.unet.config.out_channels
-        if needs != gives:
-            raise CheckpointError(f"the U-Net reads {needs} channels and predicts {gives}; give a text-to-image model")
-        self.unet = parts.unet.to(device, dtype)
+        reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
+        if reads != predicts:
+            raise CheckpointError(
+                f"the U-Net reads {reads} channels and predicts {predicts}; use a text-to-image model"
+            )
+        self.denoiser = parts.denoiser.to(device, dtype)
         self.vae = parts.vae.to(device, torch.float32 if parts.vae.config.force_upcast else dtype)
         self.text = parts.text.to(device, dtype)
         self.schedule = parts.schedule
@@ -63,7 +64,7 @@ class LatentDiffusionPipeline:
         self.generation = parts.generation
         self.device, self.dtype, self.folder = device, dtype, folder
         self.options = RuntimeOptions()
-        self._texts: dict[Any, TextEmbedding] = {}
+        self._texts: dict[str, Conditioning] = {}
 
     @classmethod
     def from_pretrained(
@@ -92,7 +93,7 @@ class LatentDiffusionPipeline:
         give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
         pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
         pipe.options = options
-        options.make_ready(pipe.unet, pipe.vae)
+        options.make_ready(pipe.denoiser, pipe.vae)
         return pipe
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
@@ -110,13 +111,13 @@ class LatentDiffusionPipeline:
         """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
         if self.options.low_memory:
             raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
-        restore(self.unet)
+        restore(self.denoiser)
         restore(self.vae)
         self._texts.clear()
         try:
-            yield Components(self.unet, self.vae, self.text, self.schedule, self.zero_empty_prompt, self.generation)
+            yield Components(self.denoiser, self.vae, self.text, self.schedule, self.zero_empty_prompt, self.generation)
         finally:
-            self.options.make_ready(self.unet, self.vae)
+            self.options.make_ready(self.denoiser, self.vae)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -134,7 +135,20 @@ class LatentDiffusionPipeline:
     @property
     def default_size(self) -> int:
         """Pixels a side that the model was trained for."""
-        return self.unet.config.sample_size * self.vae.config.downscale
+        return self.denoiser.default_size * self.vae.config.downscale
+
+    def runtime_report(self) -> list[str]:
+        """How the networks run: options, device, precision, and which layers fast ones replaced, or why not."""
+        lines = [f"optimize={self.options.optimize}, device={self.device}, dtype={self.dtype}"]
+        lines += [f"denoiser: {line}" for line in report(self.denoiser)]
+        return [*lines, *(f"vae: {line}" for line in report(self.vae))]
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What the arguments of a call depend on."""
+        return ModelLimits(
+            self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size
+        )
 
     @torch.no_grad()
     def __call__(
@@ -154,48 +168,90 @@ class LatentDiffusionPipeline:
         callback: Callback | None = None,
         output_type: OutputType = "pil",
     ) -> PipelineOutput:
-        """Make `num_images_per_prompt` pictures of each prompt.
+        """Make `num_images_per_prompt` images of each prompt.
 
         num_inference_steps, guidance_scale, sampler: the model's own (`self.generation`) when None.
-        guidance_interval: guide only at timesteps between these parts of all, 0 clean and 1 noise.
-        seed: image k is drawn from seed + k, or from seed[k], by a generator of its own; random when None.
-        latents: [B, C, H/f, W/f] noise to start from instead. callback(step, steps, latents) is told of each step.
-        Raises InputError for what cannot be asked, NonFiniteError when a number overflows.
+        guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
+        these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
+        generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead. callback: called with a
+        `StepInfo` after each step; returns True to stop.
+        Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
         """
-        prompts = for_each_image(prompt, "prompt", num_images_per_prompt)
-        negatives = negatives_for(negative_prompt, prompts, num_images_per_prompt)
-        height, width = self._size(height, "height"), self._size(width, "width")
-        usual = self.generation
-        settings = usual.asked(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
-        run = plan(self.schedule, settings.sampler, settings.num_inference_steps, eta)
-        guidance = settings.guidance_scale
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance_scale={guidance} must be a finite number; try {usual.guidance_scale:g}")
-        low, high = guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
-        seeds = [] if latents is not None else seeds_for(seed, len(prompts))
-        shape = (self.unet.config.out_channels, height // self.vae.config.downscale, width // self.vae.config.downscale)
-        generators = [torch.Generator().manual_seed(s) for s in seeds or seeds_for(seed, len(prompts))]
-
-        def noise() -> Tensor:
-            """Each image's own draw, made on the CPU so that it is the same on every device."""
-            return send(torch.stack([torch.randn(shape, generator=g) for g in generators]), self.device)
-
-        start = noise() if latents is None else noise_given(latents, (len(prompts), *shape)).to(self.device)
-        denoiser = self._denoiser(prompts, negatives, height, width, guided=guidance != 1)
-        if guidance != 1:
-            top = self.schedule.config.num_train_timesteps
-            denoiser = guide(denoiser, guidance, low * top, high * top)
+        inputs = read_inputs(
+            self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
+            height, width, num_images_per_prompt, seed, sampler, eta, latents,
+        )  # fmt: skip
+        rows = self.start(inputs)
+        network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
         watch = _FiniteWatch(callback)
-        done = sample(denoiser, start, run, noise, watch)
+        states, x0 = sample(self._guided(rows, network), [row.state for row in rows], watch)
         watch.check()
+        stopped = not states[0].finished
+        done = x0 if stopped else torch.stack([state.latents for state in states])
+        return PipelineOutput(self.finish(done, output_type), inputs.drawn_from, stopped)
+
+    @torch.no_grad()
+    def start(self, inputs: Inputs) -> list[Row]:
+        """The rows of a call before their first step, one per image: noise drawn, prompts encoded."""
+        factor, generators = self.vae.config.downscale, [generator_for(seed) for seed in inputs.seeds]
+        shape = torch.Size([self.denoiser.latent_channels, inputs.height // factor, inputs.width // factor])
+        latents = inputs.latents
+        if latents is None:
+            latents = draw_noise(generators, shape, torch.empty(0, device=self.device))
+        states = [
+            SamplerState(inputs.plan, noise, generator)
+            for noise, generator in zip(latents.to(self.device), generators, strict=True)
+        ]
+        sizes = (inputs.height, inputs.width, 0, 0, inputs.height, inputs.width)
+        positives = [self.encode(prompt).with_time_ids(*sizes) for prompt in inputs.prompts]
+        if inputs.guidance is None:
+            return [Row(*row) for row in zip(states, positives, strict=True)]
+        negatives = [self._unconditional(negative).with_time_ids(*sizes) for negative in inputs.negatives]
+        guidance = [inputs.guidance] * len(states)
+        return [Row(*row) for row in zip(states, positives, negatives, guidance, strict=True)]
+
+    @torch.no_grad()
+    def step(self, rows: Sequence[Row], batch: int | None = None) -> tuple[list[Row], Tensor]:
+        """Advance rows of one latent shape and token count by one step, each at its own position of its own plan.
+
+        batch: network evaluations are padded to this many, so that a row is computed to the same bits whichever rows
+        share its batch. Returns the rows after the step, and the predicted x0 [B, C, h, w]. Raises InputError for rows
+        that cannot share a batch, are finished, or belong to another model.
+        """
+        wanted = self.denoiser.latent_channels
+        for row in rows:
+            if (found := len(row.state.latents)) != wanted:
+                raise InputError(f"a row has {found} latent channels, this model {wanted}; step it by its own pipeline")
+        states, x0 = step(self._guided(rows, self.denoiser, batch), [row.state for row in rows])
+        return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
+
+    def _guided(self, rows: Sequence[Row], network: Network, batch: int | None = None) -> GuidedDenoiser:
+        return GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
+
+    def encode(self, prompt: str) -> Conditioning:
+        """One row of conditioning. Prompts are encoded one at a time and kept: no row depends on others."""
+        if (known := self._texts.pop(prompt, None)) is None:
+            if lost := self.text.lost_words(prompt):
+                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=4)
+            known = self.text.encode([prompt])
+            for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
+                self._texts.pop(oldest, None)
+        self._texts[prompt] = known
+        return known
+
+    def _unconditional(self, negative: str | None) -> Conditioning:
+        if negative is None and self.zero_empty_prompt:
+            return self.encode("").zeros_like()
+        return self.encode(negative or "")
+
+    @torch.no_grad()
+    def finish(self, latents: Tensor, output_type: OutputType = "pil") -> Any:
+        """Latents [B, C, h, w] decoded to what `output_type` names. Raises NonFiniteError."""
         if output_type == "latent":
-            return PipelineOutput(done, seeds)
-        pixels = self._decode(done, _bytes if output_type == "pil" else _unit)
-        return PipelineOutput(_to_output(pixels, output_type), seeds)
+            return latents
+        return _to_output(self._decode(latents, _bytes if output_type == "pil" else _unit), output_type)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
@@ -217,68 +273,20 @@ class LatentDiffusionPipeline:
         return made
 
     def _decode_plainly(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):  # of whoever calls: some decoders overflow in half precision
+        with torch.autocast(z.device.type, enabled=False):  # the caller's: some decoders overflow in half precision
             return self.vae.decode(z)
-
-    def _denoiser(
-        self, prompts: list[str], negatives: list[str] | None, height: int, width: int, guided: bool
-    ) -> Denoiser:
-        """The U-Net with its words bound to it: for a batch of prompts, or also of both halves that guidance needs."""
-        both = self._text(prompts, negatives, guided)
-        texts = {len(text.hidden): text for text in (both.last(len(prompts)), both)}
-        ids = torch.tensor([height, width, 0, 0, height, width], device=self.device)
-        unet = for_one_run(self.unet, self.options.approximate, self.options.every)
-
-        def denoiser(latents: Tensor, timestep: float) -> Tensor:
-            text, timesteps = texts[len(latents)], torch.full((1,), timestep, device=self.device)
-            added = None if text.pooled is None else AddedCond(text.pooled, ids.expand(len(latents), -1))
-            return unet(latents.to(self.dtype), timesteps, text.hidden, added).float()
-
-        return denoiser
-
-    def _text(self, prompts: list[str], negatives: list[str] | None, guided: bool) -> TextEmbedding:
-        """What the U-Net reads for these words, the unconditional half first; that of the last few calls is kept."""
-        for prompt in {*prompts, *(negatives or [])}:
-            if lost := self.text.lost_words(prompt):
-                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=5)
-        key = (*prompts, None, *(negatives or []), guided)
-        text = self._texts.pop(key, None)
-        if text is None:
-            text = self.text.encode(prompts)
-            if guided:
-                text = self._unconditional(negatives, text).join(text)
-        for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
-            self._texts.pop(oldest, None)
-        self._texts[key] = text
-        return text
-
-    def _unconditional(self, negatives: list[str] | None, text: TextEmbedding) -> TextEmbedding:
-        if negatives is None and self.zero_empty_prompt:
-            pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
-            return TextEmbedding(torch.zeros_like(text.hidden), pooled)
-        return self.text.encode(negatives or [""] * len(text.hidden))
-
-    def _size(self, value: int | None, name: str) -> int:
-        factor = self.vae.config.downscale
-        if value is None:
-            return self.default_size
-        if value < factor or value % factor:
-            low = max(factor, value // factor * factor)
-            raise InputError(f"{name}={value} must be a multiple of {factor}; try {low} or {low + factor}")
-        return value
 
 
 class _FiniteWatch:
-    """Notes after each step whether all latents are finite, without waiting for the device; asks once at the end."""
+    """Records after each step whether all latents are finite; reads it at the end, so that no step waits for it."""
 
     def __init__(self, callback: Callback | None) -> None:
         self.callback = callback
         self.flags: list[Tensor] = []
 
-    def __call__(self, step: int, steps: int, latents: Tensor) -> None:
-        self.flags.append(torch.isfinite(latents).all())
-        if self.callback:
-            self.callback(step, steps, latents)
+    def __call__(self, info: StepInfo) -> bool | None:
+        self.flags.append(torch.isfinite(info.latents).all())
+        return self.callback(info) if self.callback else None
 
     def check(self) -> None:
         finite = torch.stack(self.flags).tolist()

@@ -1,12 +1,15 @@
-"""Every sampler is a table: one row of four coefficients a step, a pure function of the levels visited.
+"""Every sampler is a table: one row of coefficients per network evaluation, a pure function of the levels visited.
 
-    latents = c_latent * latents + c_x0 * x0 + c_prev * x0_prev + c_noise * noise
+    latents = c_base * base + c_latent * latents + sum_j c_j * x0[-j] + c_noise * noise
 
-Levels are (alpha, sigma) with x_t = alpha * x0 + sigma * noise; the last one is where the run ends.
+x0[-0] is the current prediction, x0[-1] to x0[-3] are earlier ones. `base` is a point that a row may keep for later
+rows, as methods of two evaluations per step need. Levels are (alpha, sigma) with x_t = alpha * x0 + sigma * noise; the
+last level is where sampling ends.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +17,20 @@ from torch import Tensor
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.schedule import Grid, Schedule
 
-Denoiser = Callable[[Tensor, float], Tensor]
+EARLIER = 3  # x0 predictions that a row may read beside the current one
+
+
+class Update(NamedTuple):
+    """A row of a sampler's table. x0: factors of the current prediction and of `EARLIER` before it.
+
+    rebase: the latents that this row starts from become the base, before the row is applied.
+    """
+
+    base: float
+    latent: float
+    x0: tuple[float, ...]
+    noise: float
+    rebase: bool
 
 
 def ddim_table(grid: Grid, eta: float = 0.0) -> Tensor:
@@ -27,7 +43,30 @@ def ddim_table(grid: Grid, eta: float = 0.0) -> Tensor:
     variance = (s_next / s).square() * (s.square() - (a * s_next / a_next).square())
     c_noise = eta * variance.clamp_min(0).sqrt()
     direction = (s_next.square() - c_noise.square()).clamp_min(0).sqrt() / s
-    return _table(c_latent=direction, c_x0=a_next - a * direction, c_noise=c_noise)
+    return _table(latent=direction, x0=[a_next - a * direction], noise=c_noise)
+
+
+def heun_table(grid: Grid) -> Tensor:
+    """Heun's method on the probability flow (Karras et al. 2022, alg. 1), for a grid whose inner levels come twice.
+
+    A step predicts its end as DDIM does and keeps its start as the base; the evaluation at the predicted end corrects
+    it. In y = x / alpha and r = sigma / alpha, with a step h in r, that is y' = (y + predicted) / 2 + h / 2 * d', where
+    d' = (predicted - x0) / r'. The last step is of first order; from pure noise, where r is infinite, the correction
+    takes the mean of both predictions of x0.
+    """
+    table = ddim_table(grid)
+    for k in range(0, len(table) - 1, 2):
+        a, a_next, s, s_next = grid.alphas[k], grid.alphas[k + 1], grid.sigmas[k], grid.sigmas[k + 1]
+        if a == 0:
+            base, latent, x0 = s_next / s / 2, torch.tensor(0.5), a_next / 2
+        else:
+            pull = (1 - s / a * a_next / s_next) / 2  # h / 2 / r'
+            base, latent, x0 = a_next / a / 2, 0.5 + pull, -a_next * pull
+        table[k, COLUMNS.index("rebase")] = 1
+        table[k + 1] = 0
+        for name, factor in (("base", base), ("latent", latent), ("x0", x0)):
+            table[k + 1, COLUMNS.index(name)] = factor
+    return table
 
 
 def dpmpp_2m_table(grid: Grid) -> Tensor:
@@ -35,7 +74,7 @@ def dpmpp_2m_table(grid: Grid) -> Tensor:
     a_next, s, s_next = grid.alphas[1:], grid.sigmas[:-1], grid.sigmas[1:]
     gain = a_next * (1 - _decay(grid))
     extra = gain * _slope(grid) / 2
-    return _table(c_latent=s_next / s, c_x0=gain + extra, c_prev=-extra)
+    return _table(latent=s_next / s, x0=[gain + extra, -extra])
 
 
 def dpmpp_2m_sde_table(grid: Grid) -> Tensor:
@@ -45,7 +84,7 @@ def dpmpp_2m_sde_table(grid: Grid) -> Tensor:
     gain = a_next * (1 - decay.square())
     extra = gain * _slope(grid) / 2
     noise = s_next * (1 - decay.square()).sqrt()
-    return _table(c_latent=s_next / s * decay, c_x0=gain + extra, c_prev=-extra, c_noise=noise)
+    return _table(latent=s_next / s * decay, x0=[gain + extra, -extra], noise=noise)
 
 
 def lcm_table(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Tensor:
@@ -53,7 +92,7 @@ def lcm_table(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.
     time = grid.timesteps * timestep_scaling
     c_skip = sigma_data**2 / (time.square() + sigma_data**2)
     c_out = time / (time.square() + sigma_data**2).sqrt()
-    return _table(c_latent=grid.alphas[1:] * c_skip, c_x0=grid.alphas[1:] * c_out, c_noise=grid.sigmas[1:])
+    return _table(latent=grid.alphas[1:] * c_skip, x0=[grid.alphas[1:] * c_out], noise=grid.sigmas[1:])
 
 
 def _decay(grid: Grid) -> Tensor:
@@ -69,19 +108,31 @@ def _slope(grid: Grid) -> Tensor:
     return slope
 
 
-def _table(c_latent: Tensor, c_x0: Tensor, c_prev: Tensor | None = None, c_noise: Tensor | None = None) -> Tensor:
-    """float64 [N, 4]."""
-    zero = torch.zeros_like(c_latent)
-    return torch.stack([c_latent, c_x0, zero if c_prev is None else c_prev, zero if c_noise is None else c_noise], 1)
+COLUMNS = ("base", "latent", "x0", "x0_1", "x0_2", "x0_3", "noise", "rebase")
+
+
+def _table(latent: Tensor, x0: Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
+    """float64 [N, 8], in the order of `COLUMNS`."""
+    table = torch.zeros(len(latent), len(COLUMNS), dtype=torch.float64)
+    table[:, COLUMNS.index("latent")] = latent
+    for lag, factors in enumerate(x0):
+        table[:, COLUMNS.index("x0") + lag] = factors
+    if noise is not None:
+        table[:, COLUMNS.index("noise")] = noise
+    return table
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A table, whether its run ends at x0 whatever the checkpoint says, and its own spacing if it has one."""
+    """A table, whether sampling ends at x0 whatever the checkpoint says, and its own spacing if it has one.
+
+    evaluations: of the network per step; a grid for two visits each inner level twice.
+    """
 
     table: Callable[[Grid], Tensor]
     clean: bool = True
     spacing: str | None = None
+    evaluations: int = 1
 
 
 SAMPLERS = {
@@ -89,6 +140,7 @@ SAMPLERS = {
     "ddpm": Sampler(lambda grid: ddim_table(grid, eta=1.0)),
     "euler": Sampler(ddim_table),
     "euler_ancestral": Sampler(lambda grid: ddim_table(grid, eta=1.0)),
+    "heun": Sampler(heun_table, evaluations=2),
     "dpmpp_2m": Sampler(dpmpp_2m_table),
     "dpmpp_2m_sde": Sampler(dpmpp_2m_sde_table),
     "lcm": Sampler(lcm_table, spacing="lcm"),
@@ -97,52 +149,212 @@ SAMPLERS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run, known before it starts: timesteps [N], x0 coefficients [N, 2], sampler table [N, 4]."""
+    """All numbers of a sampling run of N evaluations, known before it starts.
+
+    timesteps: N. alphas, sigmas: N + 1 levels, of which the last is where sampling ends. table: N rows.
+    """
 
     timesteps: list[float]
-    to_x0: list[tuple[float, float]]
-    table: list[tuple[float, float, float, float]]
+    alphas: list[float]
+    sigmas: list[float]
+    table: list[Update]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def noisy(self, x0: Tensor, noise: Tensor, position: int = 0) -> Tensor:
+        """x0 at the level of a position from 0 to N: what sampling can start from in the middle of the plan."""
+        return self.alphas[position] * x0 + self.sigmas[position] * noise
 
 
 def plan(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0) -> Plan:
-    """Lay out a run. Raises InputError for an unknown sampler, steps out of range, or an eta that nothing reads."""
+    """Lay out a sampling run.
+
+    Raises InputError for an unknown sampler, steps out of range, or an eta that the sampler does not read.
+    """
     if sampler not in SAMPLERS:
         raise InputError(f"sampler={sampler!r} is unknown; {did_you_mean(sampler, SAMPLERS)}")
     if not 0 <= eta <= 1:
         raise InputError(f"eta={eta} must be from 0 to 1; 0 is deterministic")
     if eta and sampler != "ddim":
-        raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; name that one, or leave eta at 0")
+        raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; use that one, or leave eta at 0")
     chosen = SAMPLERS[sampler]
     grid = schedule.grid(num_inference_steps, chosen.spacing, chosen.clean)
+    if chosen.evaluations == 2:
+        grid = _inner_levels_twice(grid)
     table = ddim_table(grid, eta) if sampler == "ddim" else chosen.table(grid)
-    to_x0 = torch.stack(schedule.x0_coefficients(grid.alphas[:-1], grid.sigmas[:-1]), 1)
-    return Plan(grid.timesteps.tolist(), [tuple(row) for row in to_x0.tolist()], [tuple(row) for row in table.tolist()])
+    rows = [Update(base, latent, tuple(x0), noise, bool(rebase)) for base, latent, *x0, noise, rebase in table.tolist()]
+    return Plan(grid.timesteps.tolist(), grid.alphas.tolist(), grid.sigmas.tolist(), rows)
+
+
+def _inner_levels_twice(grid: Grid) -> Grid:
+    """Levels 0, 1, 1, 2, 2, … and the last: each inner level ends one step, is evaluated there, and starts the next."""
+    count = len(grid.timesteps)
+    twice = torch.arange(count).repeat_interleave(2)[1:]
+    ends = torch.cat([twice, torch.tensor([count])])
+    return Grid(grid.timesteps[twice], grid.alphas[ends], grid.sigmas[ends])
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """Where the sampling of one image stands: a value, from which `step` makes the next.
+
+    latents: [C, h, w]. history: the last predictions of x0, newest first. base: the point that the table keeps.
+    generator: draws this image's noise, on the CPU, so that it is the same on every device.
+    """
+
+    plan: Plan
+    latents: Tensor
+    generator: torch.Generator
+    position: int = 0
+    history: tuple[Tensor, ...] = ()
+    base: Tensor | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.position >= len(self.plan)
+
+    @property
+    def timestep(self) -> float:
+        return self.plan.timesteps[self.position]
+
+    @property
+    def update(self) -> Update:
+        return self.plan.table[self.position]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The noise level of each row of a batch; alphas and sigmas may be left out where x0 needs no conversion."""
+
+    timesteps: Sequence[float]
+    alphas: Sequence[float]
+    sigmas: Sequence[float]
+
+    @classmethod
+    def of(cls, states: Sequence[SamplerState]) -> "Levels":
+        return cls(
+            [state.timestep for state in states],
+            [state.plan.alphas[state.position] for state in states],
+            [state.plan.sigmas[state.position] for state in states],
+        )
+
+    def rows(self, chosen: Sequence[int]) -> "Levels":
+        """Those of the chosen rows, which may come more than once."""
+        return Levels(*([values[k] for k in chosen] for values in (self.timesteps, self.alphas, self.sigmas)))
+
+
+Denoiser = Callable[[Tensor, Levels], Tensor]
+"""Latents [B, C, h, w] and their levels to predicted x0 [B, C, h, w]."""
+
+
+def step(denoiser: Denoiser, states: Sequence[SamplerState]) -> tuple[list[SamplerState], Tensor]:
+    """Advance each state by one evaluation, by its own row of its own table; and the predicted x0 [B, C, h, w].
+
+    States may be at different positions of different plans. Raises InputError for latents of several shapes, and for a
+    state that is finished.
+    """
+    if len(shapes := {tuple(state.latents.shape) for state in states}) != 1:
+        raise InputError(f"latents of shapes {sorted(shapes)} cannot share a batch; step each shape by itself")
+    if any(state.finished for state in states):
+        raise InputError("a state at the end of its plan cannot be stepped; take its latents, or start a new one")
+    latents = torch.stack([state.latents for state in states])
+    x0 = denoiser(latents, Levels.of(states)).to(latents.dtype)
+    bases = [state.latents if state.update.rebase else state.base for state in states]
+    after = _apply([state.update for state in states], latents, bases, x0, states)
+    return [_advance(*one) for one in zip(states, after, x0, bases, strict=True)], x0
+
+
+def _apply(
+    updates: Sequence[Update],
+    latents: Tensor,
+    bases: Sequence[Tensor | None],
+    x0: Tensor,
+    states: Sequence[SamplerState],
+) -> Tensor:
+    """The rows of the tables: what no row reads is not computed, and no noise is drawn for rows without."""
+    out = column([u.latent for u in updates], latents) * latents + column([u.x0[0] for u in updates], x0) * x0
+    for lag in range(1, EARLIER + 1):
+        factors = [u.x0[lag] for u in updates]
+        if any(factors):
+            earlier = _stack([s.history[lag - 1] if f else None for s, f in zip(states, factors, strict=True)], x0)
+            out = out + column(factors, x0) * earlier
+    if any(factors := [u.base for u in updates]):
+        out = out + column(factors, x0) * _stack([b if f else None for b, f in zip(bases, factors, strict=True)], x0)
+    if any(factors := [u.noise for u in updates]):
+        generators = [s.generator if f else None for s, f in zip(states, factors, strict=True)]
+        out = out + column(factors, x0) * draw_noise(generators, x0[0].shape, x0)
+    return out
+
+
+def _advance(state: SamplerState, latents: Tensor, x0: Tensor, base: Tensor | None) -> SamplerState:
+    history = (x0, *state.history)[:EARLIER]
+    return replace(state, latents=latents, position=state.position + 1, history=history, base=base)
+
+
+def column(values: Sequence[float], like: Tensor) -> float | Tensor:
+    """A factor for each row of `like` [B, ...]: one number where rows agree, which needs no copy to the device."""
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def draw_noise(generators: Sequence[torch.Generator | None], shape: torch.Size, like: Tensor) -> Tensor:
+    """[B, *shape] as `like`: each image's own draw, made on the CPU; zeros for None.
+
+    CUDA copies it from pinned memory while it still computes.
+    """
+    zeros = torch.zeros(shape)
+    drawn = torch.stack([zeros if g is None else torch.randn(shape, generator=g) for g in generators])
+    if like.device.type == "cuda":
+        return drawn.pin_memory().to(like, non_blocking=True)
+    return drawn.to(like)
+
+
+def _stack(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(like[0]) if row is None else row for row in rows])
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback gets after each step: `step` of `steps`, the timestep it started from, latents and predicted x0.
+
+    latents, x0: [B, C, h, w].
+    """
+
+    step: int
+    steps: int
+    timestep: float
+    latents: Tensor
+    x0: Tensor
+
+
+Callback = Callable[[StepInfo], bool | None]
+"""Called after each step; True stops the run, None or False lets it go on."""
 
 
 def sample(
-    denoiser: Denoiser,
-    latents: Tensor,
-    plan: Plan,
-    noise: Callable[[], Tensor],
-    callback: Callable[[int, int, Tensor], None] | None = None,
-) -> Tensor:
-    """Walk `latents` [B, C, h, w], kept in their own precision, from noise to x0 along the plan.
+    denoiser: Denoiser, states: Sequence[SamplerState], callback: Callback | None = None
+) -> tuple[list[SamplerState], Tensor]:
+    """Step states that stand at the same position of plans of one length, to their end or until the callback stops.
 
-    denoiser(latents, timestep) gives the model's output; `noise()` draws like latents, only where the table asks;
-    callback(step, steps, latents) is told after each step.
+    Returns the states and the last predicted x0 [B, C, h, w]. Raises InputError for states that differ in what is left,
+    and for a callback that returns anything but a bool or None.
     """
-    x0_prev = torch.zeros_like(latents)
-    for step, (timestep, (c_sample, c_output), row) in enumerate(
-        zip(plan.timesteps, plan.to_x0, plan.table, strict=True), 1
-    ):
-        c_latent, c_x0, c_prev, c_noise = row
-        x0 = c_sample * latents + c_output * denoiser(latents, timestep).to(latents.dtype)
-        latents = c_latent * latents + c_x0 * x0
-        if c_prev:
-            latents = latents + c_prev * x0_prev
-        if c_noise:
-            latents = latents + c_noise * noise()
-        x0_prev = x0
-        if callback:
-            callback(step, len(plan.table), latents)
-    return latents
+    states = list(states)
+    lengths, positions = {len(state.plan) for state in states}, {state.position for state in states}
+    if len(lengths) != 1 or len(positions) != 1:
+        raise InputError(f"states at {positions} of {lengths} steps do not end together; advance them with step()")
+    x0 = torch.stack([state.latents for state in states])
+    while not states[0].finished:
+        timestep = states[0].timestep
+        states, x0 = step(denoiser, states)
+        if callback is None:
+            continue
+        latents = torch.stack([state.latents for state in states])
+        stop = callback(StepInfo(states[0].position, len(states[0].plan), timestep, latents, x0))
+        if stop not in (None, False, True):
+            raise InputError(f"the callback returned {stop!r}; return True to stop, or nothing to go on")
+        if stop:
+            break
+    return states, x0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import NonFiniteError
-from latentdiff.samplers import Denoiser
+from latentdiff.samplers import Denoiser, Levels
 from latentdiff.schedule import Schedule
 
 TOLERANCE = 1e-5
@@ -56,7 +56,7 @@ def level_at(schedule: Schedule, timestep: float) -> Level:
 def score(denoiser: Denoiser, schedule: Schedule, x: Tensor, timestep: float) -> Tensor:
     """Gradient of log p_t at x [B, ...]: (alpha x0 - x) / sigma^2, with the predicted x0 (eq. 7; Vincent 2011)."""
     level = level_at(schedule, timestep)
-    return (level.alpha * _x0(denoiser, schedule, x, level) - x) / level.sigma**2
+    return (level.alpha * _x0(denoiser, x, level) - x) / level.sigma**2
 
 
 def flow(
@@ -109,16 +109,16 @@ def _velocity(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, float
     def velocity(x: Tensor, place: float) -> Tensor:
         timestep = float(np.interp(place, places, np.arange(len(places))))
         level = _level(schedule, place, timestep)
-        x0 = _x0(denoiser, schedule, x, level)
+        x0 = _x0(denoiser, x, level)
         return level.alpha_slope * x0 + level.sigma_slope * (x - level.alpha * x0) / level.sigma
 
     return velocity
 
 
-def _x0(denoiser: Denoiser, schedule: Schedule, x: Tensor, level: Level) -> Tensor:
-    numbers = (torch.tensor(value, dtype=torch.float64) for value in (level.alpha, level.sigma))
-    c_sample, c_output = (float(c) for c in schedule.x0_coefficients(*numbers))
-    return c_sample * x + c_output * denoiser(x, level.timestep).to(x.dtype)
+def _x0(denoiser: Denoiser, x: Tensor, level: Level) -> Tensor:
+    count = len(x)
+    levels = Levels([level.timestep] * count, [level.alpha] * count, [level.sigma] * count)
+    return denoiser(x, levels).to(x.dtype)
 
 
 def _places(schedule: Schedule) -> np.ndarray:

@@ -19,7 +19,7 @@ from latentdiff.config.model import IdentityVAEConfig, ScheduleConfig, side_mult
 from latentdiff.config.train import train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
-from latentdiff.samplers import Denoiser
+from latentdiff.samplers import Denoiser, Levels
 from latentdiff.schedule import Schedule
 from latentdiff.score import level_at
 from latentdiff.training.run import train
@@ -129,8 +129,8 @@ def test_buckets_of_pixels_have_sides_that_the_unet_halves_evenly() -> None:
 def knows_the_levels(schedule: Schedule, values: Tensor) -> Denoiser:
     """A perfect model of pixels that have each level as often, and nothing to do with each other."""
 
-    def denoiser(x: Tensor, timestep: float) -> Tensor:
-        level = level_at(schedule, timestep)
+    def denoiser(x: Tensor, levels: Levels) -> Tensor:
+        level = level_at(schedule, levels.timesteps[0])
         distance = ((x[..., None] - level.alpha * values) / level.sigma).square()
         return (distance.mul(-0.5).softmax(-1) * values).sum(-1)
 

@@ -10,6 +10,7 @@ from examples.emoji import attend
 from latentdiff.checkpoints.folder import load_weights, write_model
 from latentdiff.config.model import UNetConfig
 from latentdiff.files import read_json
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import small_unet_config
 
@@ -17,7 +18,7 @@ from tests.small import small_unet_config
 def ask(unet: UNet2DConditionModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
-    return unet(latents, torch.tensor([10, 900]), context)
+    return unet(latents, torch.tensor([10, 900]), Conditioning(context))
 
 
 def test_it_answers_as_before_and_what_is_new_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "schedule", "samplers", "guidance", "score", "models", "text", "checkpoints",
+    "errors", "files", "config", "schedule", "samplers", "score", "models", "text", "checkpoints", "denoiser",
     "images", "runtime", "inputs", "pipeline", "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
@@ -17,7 +17,7 @@ SLOW = {
     "torch._dynamo", "torch._inductor", "torch.distributed.tensor",
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
-    "models": ["layers", "attention", "unet", "vae", "tiled_decode"],
+    "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode"],
     "text": ["tokenizer", "clip", "conditioning"],
 }
 

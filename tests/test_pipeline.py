@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,8 +18,12 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.folder import GENERATION
 from latentdiff.checkpoints.hub import bundled_model
 from latentdiff.config.model import GenerationConfig
+from latentdiff.denoiser import Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
+from latentdiff.inputs import generator_for, read_inputs
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.samplers import StepInfo
 from tests.small import small_components, small_unet_config
 
 PROMPT = "a red apple"
@@ -55,7 +60,7 @@ def test_bundled_model_equals_diffusers() -> None:
     """Velocity prediction, cosine schedule, zero terminal SNR, trailing steps, at the model's own size."""
     ours = LatentDiffusionPipeline.from_pretrained(device="cpu", dtype="float32")
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(bundled_model(), torch_dtype=torch.float32)
-    latents = torch.randn(1, ours.unet.config.in_channels, 16, 16)
+    latents = torch.randn(1, ours.denoiser.config.in_channels, 16, 16)
     settings = {"num_inference_steps": 20, "guidance_scale": 5.0, "latents": latents, "height": 128, "width": 128}
     mine = as_bytes(ours(PROMPT, sampler="ddim", **settings).images[0])
     reference = as_bytes(theirs(PROMPT, **settings).images[0])
@@ -144,7 +149,7 @@ def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.Mo
 
 def test_not_finite_numbers_say_where(model_folder: Path) -> None:
     broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
-    broken.unet.conv_out.bias.fill_(float("nan"))
+    broken.denoiser.conv_out.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="latents are not finite from step 1 of 3"):
         broken(PROMPT, num_inference_steps=3)
     broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
@@ -156,7 +161,7 @@ def test_not_finite_numbers_say_where(model_folder: Path) -> None:
 def test_callback_and_output_types(pipe: LatentDiffusionPipeline) -> None:
     seen: list[tuple[int, int]] = []
     settings = {"seed": 0, "num_inference_steps": 3, "height": 24, "width": 16}
-    image = pipe(PROMPT, callback=lambda step, steps, _: seen.append((step, steps)), **settings).images[0]
+    image = pipe(PROMPT, callback=lambda info: seen.append((info.step, info.steps)), **settings).images[0]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert image.size == (16, 24)
     assert pipe(PROMPT, output_type="np", **settings).images.shape == (1, 24, 16, 3)
@@ -173,14 +178,20 @@ def test_words_over_the_limit_are_named(pipe: LatentDiffusionPipeline) -> None:
     ("change", "message"),
     [
         ({"prompt": []}, r"prompt=\[\] is empty"),
-        ({"prompt": [1]}, "holds 1, which is no text"),
+        ({"prompt": [1]}, "holds 1, which is not a string"),
         ({"height": 15}, "height=15 must be a multiple of 2; try 14 or 16"),
         ({"sampler": "eulr"}, "did you mean 'euler'"),
         ({"num_inference_steps": 0}, r"num_inference_steps=0 \(--steps\) must be from 1 to 1000"),
         ({"num_inference_steps": 1001}, r"num_inference_steps=1001 \(--steps\) must be from 1 to 1000"),
         ({"eta": 0.5, "sampler": "euler"}, "only read by sampler='ddim'"),
         ({"num_images_per_prompt": 0}, "at least 1"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed=-1 must be from 0 to"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"seed": "1"}, "seed='1' must be a whole number"),
+        ({"seed": [1, 2]}, "seed has 2 numbers for 1 images"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 must be a whole number"),
+        ({"height": 16.5}, "height=16.5 must be a whole number"),
+        ({"prompt": "a \ud800"}, "half a surrogate pair"),
         ({"negative_prompt": ["a", "b"]}, "2 texts for 1 prompts"),
         ({"latents": torch.zeros(1, 4, 4, 4)}, "must be"),
         ({"output_type": "pli"}, "did you mean 'pil'"),
@@ -195,7 +206,7 @@ def test_an_inpainting_model_is_no_text_to_image_model() -> None:
     parts = small_components()
     unet = UNet2DConditionModel(small_unet_config(in_channels=9))
     with pytest.raises(CheckpointError, match="reads 9 channels and predicts 4"):
-        LatentDiffusionPipeline(replace(parts, unet=unet), torch.device("cpu"), torch.float32)
+        LatentDiffusionPipeline(replace(parts, denoiser=unet), torch.device("cpu"), torch.float32)
 
 
 def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -> None:
@@ -208,7 +219,7 @@ def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_guidance_that_is_no_number_is_refused_before_a_step(scale: float, pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=f"guidance_scale={scale} must be a finite number; try"):
-        pipe("a red apple", guidance_scale=scale, callback=lambda *_: pytest.fail("a step was made"))
+        pipe("a red apple", guidance_scale=scale, callback=lambda _: pytest.fail("a step was made"))
 
 
 def test_guidance_in_an_empty_interval_is_none(pipe: LatentDiffusionPipeline) -> None:
@@ -222,3 +233,126 @@ def test_guidance_in_an_empty_interval_is_none(pipe: LatentDiffusionPipeline) ->
 def test_an_interval_that_is_none_is_refused(interval: tuple[float, float], pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=r"guidance_interval=.* must rise within 0 and 1; try"):
         pipe(PROMPT, guidance_interval=interval)
+
+
+def rows_of(pipe: LatentDiffusionPipeline, prompt: str, **settings: Any) -> list[Row]:
+    return pipe.start(read_inputs(pipe.limits, prompt, **settings))
+
+
+JOBS: list[dict[str, Any]] = [
+    {"prompt": PROMPT, "seed": 1, "num_inference_steps": 3, "sampler": "ddim", "guidance_scale": 4.0},
+    {"prompt": "猫", "seed": 2, "num_inference_steps": 5, "sampler": "dpmpp_2m_sde", "guidance_scale": 1.0},
+    {"prompt": "a cat face", "seed": 3, "num_inference_steps": 4, "sampler": "heun", "guidance_interval": (0.3, 1.0)},
+]
+
+
+@pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
+@pytest.mark.parametrize(("dtype", "optimize"), [("float32", "off"), ("float32", "auto"), ("bfloat16", "auto")])
+def test_rows_that_join_at_different_times_give_the_bits_that_each_gives_alone(
+    folder: str, dtype: str, optimize: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever samplers, step counts, prompts and guidance share a batch, at one padded batch size."""
+    pipe = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), "cpu", dtype, optimize)
+    alone = []
+    for job in JOBS:
+        (row,) = rows_of(pipe, **job)
+        while not row.state.finished:
+            (row,), _ = pipe.step([row], batch=8)
+        alone.append(row.state.latents)
+    running: dict[int, Row] = {}
+    finished: dict[int, torch.Tensor] = {}
+    for turn in range(12):
+        if turn < len(JOBS):
+            (running[turn],) = rows_of(pipe, **JOBS[turn])
+        if running:
+            stepped, x0 = pipe.step(list(running.values()), batch=8)
+            assert len(x0) == len(stepped)
+            running = dict(zip(running, stepped, strict=True))
+        finished |= {k: row.state.latents for k, row in running.items() if row.state.finished}
+        running = {k: row for k, row in running.items() if not row.state.finished}
+    assert sorted(finished) == [0, 1, 2]
+    for k, wanted in enumerate(alone):
+        assert torch.equal(finished[k], wanted), JOBS[k]
+
+
+def test_rows_of_another_model_or_size_are_refused(pipe: LatentDiffusionPipeline) -> None:
+    (row,), (larger,) = rows_of(pipe, PROMPT), rows_of(pipe, PROMPT, height=32)
+    with pytest.raises(InputError, match="cannot share a batch"):
+        pipe.step([row, larger])
+    other = replace(row, state=replace(row.state, latents=torch.zeros(8, 8, 8)))
+    with pytest.raises(InputError, match="a row has 8 latent channels, this model 4; step it by its own pipeline"):
+        pipe.step([other])
+    longer = replace(row, positive=Conditioning(torch.zeros(1, 32, 32)), negative=None)
+    with pytest.raises(InputError, match=r"conditioning of \[16, 32\] tokens cannot share a batch"):
+        pipe.step([replace(row, negative=None), longer])
+
+
+def test_a_callback_sees_x0_and_may_stop_with_what_there_is(pipe: LatentDiffusionPipeline) -> None:
+    seen: list[StepInfo] = []
+
+    def stop_at_two(info: StepInfo) -> bool:
+        seen.append(info)
+        return info.step == 2
+
+    output = pipe(PROMPT, num_inference_steps=4, seed=1, callback=stop_at_two, output_type="latent")
+    assert output.stopped and [info.step for info in seen] == [1, 2]
+    assert torch.equal(output.images, seen[-1].x0) and seen[-1].latents.shape == seen[-1].x0.shape == (1, 4, 8, 8)
+    assert not pipe(PROMPT, num_inference_steps=1).stopped
+
+
+def test_a_callback_that_raises_ends_the_run_and_leaves_the_pipeline_usable(pipe: LatentDiffusionPipeline) -> None:
+    class MyError(Exception):
+        pass
+
+    def fail(_: StepInfo) -> None:
+        raise MyError
+
+    before = pipe(PROMPT, num_inference_steps=2, seed=1, output_type="np").images
+    with pytest.raises(MyError):
+        pipe(PROMPT, num_inference_steps=2, callback=fail)
+    assert np.array_equal(pipe(PROMPT, num_inference_steps=2, seed=1, output_type="np").images, before)
+
+
+def test_whole_numbers_of_any_type_are_taken(pipe: LatentDiffusionPipeline) -> None:
+    call = partial(pipe, PROMPT, output_type="latent")
+    wanted = call(seed=3, num_inference_steps=2, height=16).images
+    given = {"seed": np.int64(3), "num_inference_steps": 2.0, "height": torch.tensor(16)}
+    assert torch.equal(call(**given).images, wanted)  # type: ignore[arg-type]
+    assert torch.equal(call(seed=np.array([3]), num_inference_steps=2, height=16).images, wanted)
+
+
+def test_every_seed_is_an_image_of_its_own(pipe: LatentDiffusionPipeline) -> None:
+    """torch reads 32 bits of a CPU generator's seed."""
+    seeds = [1, 2**32 + 1, 2**40 + 1, 2**63 - 1]
+    noise = torch.stack([torch.randn(4096, generator=generator_for(seed)) for seed in seeds])
+    assert torch.equal(noise[0], torch.randn(4096, generator=torch.Generator().manual_seed(1)))
+    assert (torch.corrcoef(noise) - torch.eye(4)).abs().max() < 0.06
+    assert noise.std(1).sub(1).abs().max() < 0.05 and noise.mean(1).abs().max() < 0.06
+    assert torch.equal(noise[3], torch.randn(4096, generator=generator_for(seeds[3])))
+    assert pipe(PROMPT, seed=2**63 - 1, num_inference_steps=1).seeds == [2**63 - 1]
+
+
+def test_seeds_are_returned_where_anything_was_drawn(pipe: LatentDiffusionPipeline) -> None:
+    given = {"latents": torch.randn(1, 4, 8, 8), "num_inference_steps": 2, "seed": 5}
+    assert pipe(PROMPT, sampler="ddpm", **given).seeds == [5]  # type: ignore[arg-type]
+    assert pipe(PROMPT, sampler="ddim", **given).seeds == []  # type: ignore[arg-type]
+
+
+def test_guidance_of_one_or_less_is_none(pipe: LatentDiffusionPipeline) -> None:
+    call = partial(pipe, PROMPT, num_inference_steps=2, seed=1, output_type="latent")
+    assert torch.equal(call(guidance_scale=0.0).images, call(guidance_scale=1.0).images)
+
+
+def test_a_prompt_has_the_same_embedding_whatever_came_before(model_folder: Path) -> None:
+    first, second = (LatentDiffusionPipeline.from_pretrained(model_folder, "cpu", "float32") for _ in range(2))
+    first.encode("a cat face")
+    together = first([PROMPT, "猫"], seed=1, num_inference_steps=2, output_type="latent").images
+    assert torch.equal(together, second([PROMPT, "猫"], seed=1, num_inference_steps=2, output_type="latent").images)
+
+
+def test_the_runtime_report_counts_replaced_layers_and_says_why_others_were_not(model_folder: Path) -> None:
+    fast, plain = (LatentDiffusionPipeline.from_pretrained(model_folder, "cpu", "float32", o) for o in ("auto", "off"))
+    lines = fast.runtime_report()
+    assert lines[0] == "optimize=auto, device=cpu, dtype=torch.float32"
+    assert any(line.startswith("denoiser: Attention -> FusedAttention: 8 of 8") for line in lines)
+    assert "denoiser: Attention -> FusedAttention: 0 of 8; 8 not: not prepared" in plain.runtime_report()

@@ -2,17 +2,34 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from latentdiff.config.model import ScheduleConfig
+from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
-from latentdiff.samplers import SAMPLERS, Plan, ddim_table, dpmpp_2m_table, plan, sample
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.samplers import (
+    COLUMNS,
+    SAMPLERS,
+    Denoiser,
+    Levels,
+    Plan,
+    SamplerState,
+    StepInfo,
+    Update,
+    ddim_table,
+    dpmpp_2m_table,
+    heun_table,
+    plan,
+    sample,
+    step,
+)
 from latentdiff.schedule import Grid, Schedule
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -27,14 +44,15 @@ def levels(spacing: str, count: int, **changes: Any) -> Grid:
     return schedule(timestep_spacing=spacing, **changes).grid(count, clean=True)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "heun")])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras"])
 @pytest.mark.parametrize("count", [1, 2, *COUNTS])
 def test_every_step_lands_on_the_next_marginal(name: str, spacing: str, count: int) -> None:
     """Where x = a * x0 + s * noise and x0 is known, the next must be a' * x0 + s' * noise', whatever N and T."""
     grid = levels(spacing, count)
-    c_latent, c_x0, c_prev, c_noise = SAMPLERS[name].table(grid).unbind(1)
-    signal = c_latent * grid.alphas[:-1] + c_x0 + c_prev
+    c_base, c_latent, *c_x0, c_noise, _ = SAMPLERS[name].table(grid).unbind(1)
+    assert not c_base.any()
+    signal = c_latent * grid.alphas[:-1] + sum(c_x0)
     variance = (c_latent * grid.sigmas[:-1]).square() + c_noise.square()
     assert torch.allclose(signal, grid.alphas[1:], atol=1e-12)
     assert torch.allclose(variance, grid.sigmas[1:].square(), atol=1e-12)
@@ -44,7 +62,7 @@ def test_every_step_lands_on_the_next_marginal(name: str, spacing: str, count: i
 @pytest.mark.parametrize("count", COUNTS)
 def test_ddim_lands_on_the_next_marginal_for_any_eta_and_on_flow(eta: float, count: int) -> None:
     for grid in (levels("leading", count), schedule(prediction_type="flow").grid(count, "trailing")):
-        c_latent, c_x0, _, c_noise = ddim_table(grid, eta).unbind(1)
+        _, c_latent, c_x0, *_, c_noise, _ = ddim_table(grid, eta).unbind(1)
         assert torch.allclose(c_latent * grid.alphas[:-1] + c_x0, grid.alphas[1:], atol=1e-12)
         variance = (c_latent * grid.sigmas[:-1]).square() + c_noise.square()
         assert torch.allclose(variance, grid.sigmas[1:].square(), atol=1e-12)
@@ -54,12 +72,12 @@ def test_ddim_eta_is_equation_16() -> None:
     grid = levels("leading", 20)
     a, a_next = grid.alphas[:-1].square(), grid.alphas[1:].square()
     expected = 0.7 * ((1 - a_next) / (1 - a)).sqrt() * (1 - a / a_next).sqrt()
-    assert torch.allclose(ddim_table(grid, 0.7)[:, 3], expected, atol=1e-12)
+    assert torch.allclose(ddim_table(grid, 0.7)[:, COLUMNS.index("noise")], expected, atol=1e-12)
 
 
 def test_lcm_lands_on_the_next_marginal_but_for_its_boundary_weights() -> None:
     grid = schedule().grid(4, "lcm", clean=True)
-    c_latent, c_x0, _, c_noise = SAMPLERS["lcm"].table(grid).unbind(1)
+    _, c_latent, c_x0, *_, c_noise, _ = SAMPLERS["lcm"].table(grid).unbind(1)
     assert torch.allclose(c_latent * grid.alphas[:-1] + c_x0, grid.alphas[1:], atol=1e-5)
     assert torch.equal(c_noise, grid.sigmas[1:])
 
@@ -71,24 +89,35 @@ def gaussian_grid(count: int) -> Grid:
     return Grid(torch.arange(count, dtype=torch.float64).flip(0), alphas, alphas * ratio)
 
 
+def as_plan(table: Callable[[Grid], Tensor], grid: Grid) -> Plan:
+    rows = [Update(base, latent, tuple(x0), noise, bool(new)) for base, latent, *x0, noise, new in table(grid).tolist()]
+    return Plan(grid.timesteps.tolist(), grid.alphas.tolist(), grid.sigmas.tolist(), rows)
+
+
+def twice(grid: Grid) -> Grid:
+    """Every level but the first and the last two times, as Heun's method visits them."""
+    chosen = [0, *(k for k in range(1, len(grid.timesteps)) for _ in range(2))]
+    ends = [*chosen, len(grid.timesteps)]
+    return Grid(grid.timesteps[chosen], grid.alphas[ends], grid.sigmas[ends])
+
+
 def error_on_gaussian_data(table: Callable[[Grid], Tensor], count: int, mean: float = 0.4, std: float = 0.3) -> float:
     """Distance from the exact end of the probability flow, whose score is known for normal data."""
     grid = gaussian_grid(count)
     x = torch.tensor([1.3], dtype=torch.float64)
     spread = (grid.alphas.square() * std**2 + grid.sigmas.square()).sqrt()
     exact = grid.alphas[-1] * mean + spread[-1] / spread[0] * (x - grid.alphas[0] * mean)
-    position = {t: i for i, t in enumerate(grid.timesteps.tolist())}
 
-    def x0(latents: Tensor, timestep: float) -> Tensor:
-        i = position[timestep]
-        return mean + grid.alphas[i] * std**2 / spread[i].square() * (latents - grid.alphas[i] * mean)
+    def x0(latents: Tensor, levels: Levels) -> Tensor:
+        a, s = levels.alphas[0], levels.sigmas[0]
+        return mean + a * std**2 / (a**2 * std**2 + s**2) * (latents - a * mean)
 
-    rows = [tuple(row) for row in table(grid).tolist()]
-    found = sample(x0, x, Plan(grid.timesteps.tolist(), [(0.0, 1.0)] * count, rows), torch.Tensor)
-    return (found - exact).abs().item()
+    run = as_plan(table, twice(grid) if table is heun_table else grid)
+    (found,), _ = sample(x0, [SamplerState(run, x, torch.Generator())])
+    return (found.latents - exact).abs().item()
 
 
-@pytest.mark.parametrize(("table", "order"), [(ddim_table, 1), (dpmpp_2m_table, 2)])
+@pytest.mark.parametrize(("table", "order"), [(ddim_table, 1), (dpmpp_2m_table, 2), (heun_table, 2)])
 def test_order_of_convergence(table: Callable[[Grid], Tensor], order: int) -> None:
     errors = [error_on_gaussian_data(table, count) for count in (40, 80, 160, 320)]
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
@@ -107,7 +136,7 @@ def test_noisy_samplers_reach_the_data_they_know(name: str) -> None:
         x = torch.zeros(count + 1, dtype=torch.float64)
         x[0] = spread2[0].sqrt()
         x0_prev = torch.zeros_like(x)
-        for i, (c_latent, c_x0, c_prev, c_noise) in enumerate(SAMPLERS[name].table(grid).tolist()):
+        for i, (_, c_latent, c_x0, c_prev, _, _, c_noise, _) in enumerate(SAMPLERS[name].table(grid).tolist()):
             x0 = gain[i] * x
             x, x0_prev = c_latent * x + c_x0 * x0 + c_prev * x0_prev, x0
             x[i + 1] += c_noise
@@ -120,13 +149,24 @@ def model(x: Tensor, timestep: float) -> Tensor:
     return torch.tanh(0.7 * x + math.sin(timestep)) * 0.8
 
 
+def predicts_x0(s: Schedule) -> Denoiser:
+    """`model` as a network of the schedule's prediction type."""
+
+    def network(x: Tensor, timesteps: Tensor, _: Conditioning) -> Tensor:
+        return torch.stack([model(row, float(t)) for row, t in zip(x, timesteps, strict=True)])
+
+    return partial(NetworkDenoiser(network, s, torch.float64), conditioning=Conditioning(torch.zeros(1, 1, 1)))
+
+
 def ours_step_by_step(name: str, s: Schedule, timesteps: Tensor, start: Tensor, noises: list[Tensor]) -> list[Tensor]:
     grid = s.grid_at(timesteps, clean=True)
-    c = torch.stack(s.x0_coefficients(grid.alphas[:-1], grid.sigmas[:-1]), 1).tolist()
-    rows = [tuple(row) for row in SAMPLERS[name].table(grid).tolist()]
-    run = Plan(timesteps.tolist(), [tuple(pair) for pair in c], rows)
-    queue, seen = iter(noises), []
-    sample(model, start.double(), run, lambda: next(queue).double(), lambda *args: seen.append(args[2].float()))
+    seen: list[Tensor] = []
+    monkeypatch = pytest.MonkeyPatch()
+    queue = iter(noises)
+    monkeypatch.setattr("latentdiff.samplers.draw_noise", lambda *_: next(queue).double()[None])
+    state = SamplerState(as_plan(SAMPLERS[name].table, grid), start.double(), torch.Generator())
+    sample(predicts_x0(s), [state], lambda info: seen.append(info.latents[0].float()))
+    monkeypatch.undo()
     return seen
 
 
@@ -158,8 +198,8 @@ def compare(name: str, scheduler: Any, s: Schedule, noises: list[Tensor]) -> Non
     theirs = theirs_step_by_step(scheduler, start)
     ours = ours_step_by_step(name, s, scheduler.timesteps.double(), start, noises)
     assert len(ours) == len(theirs)
-    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        assert (a - b).abs().max() < 2e-4, f"step {step}"
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert (a - b).abs().max() < 2e-4, f"step {number}"
 
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
@@ -227,9 +267,8 @@ def test_zero_terminal_snr_stays_finite(name: str, beta_schedule: str, count: in
         timestep_spacing="trailing",
     )
     run = plan(s, name, count)
-    assert np.isfinite(run.table).all() and np.isfinite(run.to_x0).all()
-    done = sample(model, torch.randn(2, 3), run, lambda: torch.randn(2, 3))
-    assert torch.isfinite(done).all()
+    (done,), _ = sample(predicts_x0(s), [SamplerState(run, torch.randn(2, 3), torch.Generator())])
+    assert torch.isfinite(done.latents).all() and done.latents.abs().max() < 10
 
 
 @pytest.mark.parametrize(
@@ -245,3 +284,86 @@ def test_zero_terminal_snr_stays_finite(name: str, beta_schedule: str, count: in
 def test_what_cannot_be_planned(arguments: tuple[str, int, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(schedule(), *arguments)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("count", [7, 20])
+def test_heun_equals_diffusers_at_the_end_of_each_step(prediction: str, count: int) -> None:
+    scheduler = diffusers.HeunDiscreteScheduler(**SD, prediction_type=prediction, timestep_spacing="trailing")
+    scheduler.set_timesteps(count)
+    s = schedule(prediction_type=prediction, timestep_spacing="trailing")
+    grid = twice(s.grid(count, clean=True))
+    start = torch.randn(2, 3)
+    x, theirs = start * math.sqrt(float(scheduler.sigmas[0]) ** 2 + 1), []
+    for k, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(model(scheduler.scale_model_input(x, t), float(t)), t, x).prev_sample
+        theirs.append(x / math.sqrt(float(scheduler.sigmas[k + 1]) ** 2 + 1))
+    seen: list[Tensor] = []
+    state = SamplerState(as_plan(heun_table, grid), start.double(), torch.Generator())
+    sample(predicts_x0(s), [state], lambda info: seen.append(info.latents[0].float()))
+    assert len(seen) == len(theirs) == 2 * count - 1
+    for ours, wanted in zip(seen[1::2], theirs[1::2], strict=False):
+        assert (ours - wanted).abs().max() < 2e-4
+    assert (seen[-1] - theirs[-1]).abs().max() < 2e-4
+
+
+def states(*names: str, shape: tuple[int, ...] = (2, 3), count: int = 4) -> list[SamplerState]:
+    return [
+        SamplerState(plan(schedule(), name, count + k), torch.randn(shape), torch.Generator().manual_seed(k))
+        for k, name in enumerate(names)
+    ]
+
+
+def test_states_of_different_plans_step_together_as_each_does_alone() -> None:
+    denoiser, together = predicts_x0(schedule()), states("ddim", "dpmpp_2m_sde", "heun", "lcm")
+    generators = [state.generator.get_state() for state in together]
+    alone = []
+    for state, generator in zip(together, generators, strict=True):
+        (done,), _ = sample(denoiser, [state])
+        state.generator.set_state(generator)
+        alone.append(done.latents)
+    finished: dict[int, Tensor] = {}
+    left = dict(enumerate(together))
+    while left:
+        stepped, x0 = step(denoiser, list(left.values()))
+        assert x0.shape == (len(left), 2, 3)
+        left = dict(zip(left, stepped, strict=True))
+        finished |= {k: state.latents for k, state in left.items() if state.finished}
+        left = {k: state for k, state in left.items() if not state.finished}
+    for k, wanted in enumerate(alone):
+        assert torch.allclose(finished[k], wanted, atol=1e-6)
+
+
+def test_a_plan_can_start_in_the_middle_at_its_own_noise_level() -> None:
+    run, x0, noise = plan(schedule(), "ddim", 10), torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.equal(run.noisy(x0, noise, 10), run.alphas[10] * x0 + run.sigmas[10] * noise)
+    begun = run.noisy(x0, noise, 4)
+    state = SamplerState(run, begun, torch.Generator(), position=4)
+    (done,), _ = sample(lambda latents, _: x0.expand_as(latents), [state])
+    wanted = run.alphas[10] * x0 + run.sigmas[10] * noise
+    assert torch.allclose(done.latents, wanted, atol=1e-5)  # a perfect prediction leaves the same noise, at less level
+
+
+def test_what_cannot_step_together_is_named() -> None:
+    denoiser = predicts_x0(schedule())
+    with pytest.raises(InputError, match=r"shapes \[\(2, 3\), \(2, 4\)\] cannot share a batch"):
+        step(denoiser, [*states("ddim"), *states("ddim", shape=(2, 4))])
+    (done,), _ = sample(denoiser, states("ddim"))
+    with pytest.raises(InputError, match="at the end of its plan"):
+        step(denoiser, [done])
+    with pytest.raises(InputError, match="do not end together"):
+        sample(denoiser, states("ddim", "ddim"))
+
+
+def test_a_callback_may_stop_and_must_return_a_bool_or_nothing() -> None:
+    denoiser, seen = predicts_x0(schedule()), []
+
+    def stop_at_two(info: StepInfo) -> bool:
+        seen.append((info.step, info.steps, info.timestep))
+        return info.step == 2
+
+    (stopped,), x0 = sample(denoiser, states("ddim"), stop_at_two)
+    assert [s[:2] for s in seen] == [(1, 4), (2, 4)] and seen[0][2] > seen[1][2]
+    assert stopped.position == 2 and torch.equal(x0[0], stopped.history[0])
+    with pytest.raises(InputError, match="the callback returned 'yes'; return True to stop"):
+        sample(denoiser, states("ddim"), lambda info: "yes")  # type: ignore[arg-type, return-value]

@@ -1,12 +1,15 @@
 """The score and its flow against a Gaussian, for which all of it has a closed form."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from latentdiff.config.model import PredictionType, ScheduleConfig
+from latentdiff.denoiser import NetworkDenoiser
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.samplers import Denoiser
 from latentdiff.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood, score, solve
@@ -33,14 +36,15 @@ def marginal(levels: Schedule, timestep: float) -> torch.distributions.Multivari
 def exact(levels: Schedule) -> Denoiser:
     """What a perfect model of the Gaussian says."""
 
-    def denoiser(x: Tensor, timestep: float) -> Tensor:
+    def network(x: Tensor, timesteps: Tensor, _: Conditioning) -> Tensor:
+        timestep = float(timesteps[0])
         level, p = level_at(levels, timestep), marginal(levels, timestep)
         x0 = MEAN + level.alpha * (x - p.mean) @ p.precision_matrix @ COVARIANCE
         noise = (x - level.alpha * x0) / level.sigma
         answers = {"epsilon": noise, "sample": x0, "flow": noise - x0}
         return answers.get(levels.config.prediction_type, level.alpha * noise - level.sigma * x0)
 
-    return denoiser
+    return partial(NetworkDenoiser(network, levels, torch.float64), conditioning=Conditioning(torch.zeros(1, 1, 1)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

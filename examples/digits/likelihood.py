@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, train_config
 from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.data.layouts import Row
+from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.image_grid import image_grid
@@ -74,12 +76,8 @@ def grey_levels(rows: list[Row], resolution: int, levels: int) -> Tensor:
 
 def with_words(pipe: LatentDiffusionPipeline, captions: list[str]) -> Denoiser:
     """The U-Net for a batch of these captions."""
-    text = pipe.text.encode(captions).hidden
-
-    def denoiser(x: Tensor, timestep: float) -> Tensor:
-        return pipe.unet(x.float(), torch.full((len(x),), timestep), text)
-
-    return denoiser
+    network = NetworkDenoiser(pipe.denoiser, pipe.schedule, torch.float32)
+    return partial(network, conditioning=pipe.text.encode(captions))
 
 
 def bits(denoiser: Denoiser, schedule: Schedule, grey: Tensor, levels: int, seed: int = 0) -> Tensor:
@@ -117,7 +115,7 @@ def independent_bits(train: Tensor, held_out: Tensor, levels: int) -> float:
 
 def write_sheet(denoiser: Denoiser, pipe: LatentDiffusionPipeline, path: Path) -> None:
     """`SHOWN` pictures by the probability flow from one draw of noise, enlarged."""
-    size, last = pipe.unet.config.sample_size, pipe.schedule.config.num_train_timesteps - 1
+    size, last = pipe.denoiser.default_size, pipe.schedule.config.num_train_timesteps - 1
     noise = torch.randn(SHOWN, 1, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = pipe.decode(flow(denoiser, pipe.schedule, noise, last, 0, TOLERANCE))

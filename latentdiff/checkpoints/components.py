@@ -28,6 +28,7 @@ from latentdiff.checkpoints.tensors import TensorLocation, read_tensors
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, UNetConfig, side_multiple
 from latentdiff.errors import CheckpointError
 from latentdiff.files import write_json
+from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
 from latentdiff.schedule import Schedule
@@ -46,7 +47,7 @@ class Components:
     from, None for a model made in memory.
     """
 
-    unet: UNet2DConditionModel
+    denoiser: DenoisingNetwork
     vae: VAE
     text: TextConditioner
     schedule: Schedule
@@ -121,7 +122,7 @@ def read_pipeline(source: ModelSource | Path, dtype: torch.dtype, give: Fill = f
     """
     source = open_model(source) if isinstance(source, Path) else source
     return Components(
-        unet=build(source.unet, dtype, give),
+        denoiser=build(source.unet, dtype, give),
         vae=build(source.vae, dtype, give),
         text=read_text(source, dtype, give),
         schedule=Schedule(source.schedule),
@@ -190,17 +191,17 @@ def _network_class(config: Any) -> Any:
 
 def write_pipeline(parts: Components, folder: Path) -> None:
     """Write every component so that diffusers opens the folder, if it is latent; `model_index.json` comes last."""
-    write_model(parts.unet, parts.unet.config.write(), folder / "unet")
+    write_model(parts.denoiser, parts.denoiser.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")
     write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
-    names = text_encoder_names(parts.unet.config, len(parts.text.encoders))
+    names = text_encoder_names(parts.denoiser.config, len(parts.text.encoders))
     for name, encoder, tokenizer in zip(names, parts.text.encoders, parts.text.tokenizers, strict=True):
         write_text_encoder(encoder, folder / name)
         tokenizer.save(folder / name.replace("text_encoder", "tokenizer"))
     if parts.generation != GenerationConfig():
         write_json(folder / GENERATION, parts.generation.model_dump(mode="json"))
     identity = isinstance(parts.vae, IdentityVAE)
-    write_json(folder / INDEX, pipeline_index(parts.unet.config, names, parts.zero_empty_prompt, identity))
+    write_json(folder / INDEX, pipeline_index(parts.denoiser.config, names, parts.zero_empty_prompt, identity))
 
 
 def pipeline_index(unet: UNetConfig, encoders: list[str], zero_empty_prompt: bool, identity: bool) -> dict[str, Any]:

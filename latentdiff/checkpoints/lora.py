@@ -37,7 +37,7 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
         )
         inject_adapter_in_model(config, model)
 
-    inject(parts.unet, TARGETS)
+    inject(parts.denoiser, TARGETS)
     for encoder in parts.text.encoders if text_encoder else ():
         inject(encoder, TEXT_TARGETS)
 
@@ -46,7 +46,7 @@ def save_lora(parts: Components, folder: Path) -> None:
     """Write the pairs that `add_lora` put in, in diffusers' layout (alpha equals the rank) and in kohya's."""
     from peft import get_peft_model_state_dict
 
-    state = {f"unet.{key}": value for key, value in get_peft_model_state_dict(parts.unet).items()}
+    state = {f"unet.{key}": value for key, value in get_peft_model_state_dict(parts.denoiser).items()}
     for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
         if hasattr(encoder, "peft_config"):
             state |= {f"{part}.{key}": value for key, value in get_peft_model_state_dict(encoder).items()}
@@ -172,7 +172,7 @@ class _UNetBlocks:
     """What diffusers' converter asks of a U-Net's config."""
 
     def __init__(self, parts: Components) -> None:
-        self.layers_per_block = parts.unet.config.layers_per_block
+        self.layers_per_block = parts.denoiser.config.layers_per_block
 
 
 def _peft_name(key: str) -> str:
@@ -186,7 +186,7 @@ def _peft_name(key: str) -> str:
 
 def _layers(parts: Components) -> dict[str, nn.Module]:
     """Layers with a weight by the name a LoRA file gives them."""
-    found = {f"unet.{name}": layer for name, layer in parts.unet.named_modules() if hasattr(layer, "weight")}
+    found = {f"unet.{name}": layer for name, layer in parts.denoiser.named_modules() if hasattr(layer, "weight")}
     for part, encoder in zip(TEXT_PARTS, parts.text.encoders, strict=False):
         found |= {f"{part}.{name}": layer for name, layer in encoder.named_modules() if hasattr(layer, "weight")}
     return found

@@ -123,6 +123,6 @@ class _Progress:
     def __init__(self, bar: Any) -> None:
         self.bar = bar
 
-    def __call__(self, step: int, steps: int, _latents: Any) -> None:
-        self.bar.total = steps
-        self.bar.update(step - self.bar.n)
+    def __call__(self, info: Any) -> None:
+        self.bar.total = info.steps
+        self.bar.update(info.step - self.bar.n)

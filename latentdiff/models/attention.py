@@ -4,29 +4,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.layers import add
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, eq. 1) from `x` to `context`, or to itself when there is none.
+    """Multi-head attention (Vaswani et al. 2017, eq. 1) from `x` to the tokens of the conditioning, or to itself.
 
-    residual, x: [B, N, query_dim], context: [B, S, context_dim]. Returns residual + attention, [B, N, query_dim].
+    residual, x: [B, N, query_dim]; conditioning.hidden: [B, S, context_dim]. Returns residual + attention,
+    [B, N, query_dim]. context_dim: None for self-attention.
     """
 
-    def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, query_dim: int, context_dim: int | None, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
+        self.is_cross = context_dim is not None
+        context_dim = context_dim or query_dim
         self.to_q = nn.Linear(query_dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
 
-    def forward(self, residual: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return add(residual, self.to_out[0], self.attend(x, x if context is None else context))
+    def forward(self, residual: Tensor, x: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        return add(residual, self.to_out[0], self.attend(x, conditioning))
 
-    def attend(self, x: Tensor, context: Tensor) -> Tensor:
-        """The heads' answers side by side: [B, N, heads * head_dim]."""
+    def attend(self, x: Tensor, conditioning: Conditioning | None) -> Tensor:
+        """The output of the heads, concatenated: [B, N, heads * head_dim]."""
+        context = x if conditioning is None else conditioning.hidden
         return attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
 
 
@@ -68,22 +73,22 @@ class BasicTransformerBlock(nn.Module):
     def __init__(self, dim: int, heads: int, cross_attention_dim: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, dim, heads, dim // heads)
+        self.attn1 = Attention(dim, None, heads, dim // heads)
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, cross_attention_dim, heads, dim // heads)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         x = self.attn1(x, self.norm1(x))
-        x = self.attn2(x, self.norm2(x), encoder_hidden_states)
+        x = self.attn2(x, self.norm2(x), conditioning)
         return self.ff(x, self.norm3(x))  # [B, N, dim]
 
 
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, sec. 3.3).
 
-    x: [B, C, H, W], encoder_hidden_states: [B, S, cross_attention_dim]. Returns [B, C, H, W].
+    x: [B, C, H, W]; conditioning.hidden: [B, S, cross_attention_dim]. Returns [B, C, H, W].
     """
 
     def __init__(
@@ -97,12 +102,12 @@ class Transformer2DModel(nn.Module):
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         size, h = x.shape[-2:], self.norm(x)
         # The projections are 1x1 convolutions of the map in old checkpoints, linear layers of the pixels in new ones.
         h = self.proj_in(_pixels(h)) if self.linear_projection else _pixels(self.proj_in(h))
         for block in self.transformer_blocks:
-            h = block(h, encoder_hidden_states)
+            h = block(h, conditioning)
         if self.linear_projection:
             return _map(add(_pixels(x), self.proj_out, h), size)
         return add(x, self.proj_out, _map(h, size))

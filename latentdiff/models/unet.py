@@ -3,8 +3,6 @@
 Attribute names are the keys of diffusers' checkpoints, so `load_state_dict(strict=True)` needs no map.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.attention import Transformer2DModel
+from latentdiff.models.conditioning import Conditioning, DenoisingNetwork
 from latentdiff.models.layers import (
     Downsample2D,
     GroupNormSiLU,
@@ -22,17 +21,6 @@ from latentdiff.models.layers import (
     Upsample2D,
     timestep_embedding,
 )
-
-
-@dataclass(frozen=True)
-class AddedCond:
-    """What SDXL reads beside the prompt: pooled text [B, P] and sizes and crops in pixels [B, 6]."""
-
-    text_embeds: Tensor
-    time_ids: Tensor
-
-
-Inner = Callable[[Tensor, Tensor, Tensor, torch.Size], Tensor]
 
 
 class DownBlock(nn.Module):
@@ -52,12 +40,12 @@ class DownBlock(nn.Module):
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample2D(out_channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, temb: Tensor, conditioning: Conditioning) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
             if self.attentions is not None:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, conditioning)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -76,9 +64,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(resnets)
         self.attentions = _attentions(config, -1, (config.mid_depth,)) if attends else None
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, conditioning: Conditioning) -> Tensor:
         x = self.resnets[0](x, temb)
-        return x if self.attentions is None else self.resnets[1](self.attentions[0](x, context), temb)
+        return x if self.attentions is None else self.resnets[1](self.attentions[0](x, conditioning), temb)
 
 
 class UpBlock(nn.Module):
@@ -97,28 +85,32 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(config, level, config.up_depths(level)) if config.up_attention(level) else None
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(out_channels)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, context: Tensor, size: torch.Size | None) -> Tensor:
+    def forward(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, conditioning: Conditioning, size: torch.Size | None
+    ) -> Tensor:
         """skips: this level's, in the order they are read. size: (H, W) to enlarge to; None on the last level."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(torch.cat([x, skip], dim=1), temb)
             if self.attentions is not None:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, conditioning)
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, size)
         return x
 
 
-class UNet2DConditionModel(nn.Module):
+class UNet2DConditionModel(DenoisingNetwork):
     """A denoiser of latents, conditioned on the timestep and, by cross-attention, on text.
 
-    sample: [B, in_channels, h, w]; timesteps: [B], or [1] for all; encoder_hidden_states: [B, S, cross_attention_dim];
-    added_cond: for SDXL only; inner: called in place of `self.inner`. Returns [B, out_channels, h, w].
+    sample: [B, in_channels, h, w]; timesteps: [B], or [1] for all rows; conditioning: hidden
+    [B, S, cross_attention_dim], for SDXL also pooled text and sizes. Returns [B, out_channels, h, w].
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # True: keep only the blocks' inputs for the way back
+        self.latent_channels, self.default_size = config.out_channels, config.sample_size
+        self.side_multiple = config.downscale
+        self.gradient_checkpointing = False
         channels = config.block_out_channels
         temb_channels = 4 * channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
@@ -146,51 +138,37 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
-    def forward(
-        self,
-        sample: Tensor,
-        timesteps: Tensor,
-        encoder_hidden_states: Tensor,
-        added_cond: AddedCond | None = None,
-        inner: Inner | None = None,
-    ) -> Tensor:
-        temb = self.embed_time(timesteps, added_cond)  # [B, 4*C0]
+    def forward(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        temb = self.embed_time(timesteps, conditioning)  # [B, 4*C0]
         x = self.conv_in(sample)
-        deep, skips = self._run(self.down_blocks[0], x, temb, encoder_hidden_states)
-        deep = (inner or self.inner)(deep, temb, encoder_hidden_states, x.shape[-2:])
-        own = [x, *skips][self.config.layers_per_block :: -1]
-        x = self._run(self.up_blocks[-1], deep, own, temb, encoder_hidden_states, None)
-        return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
-
-    def inner(self, x: Tensor, temb: Tensor, context: Tensor, size: torch.Size) -> Tensor:
-        """All levels but the outermost, from its halved map to one enlarged to its `size` (H, W)."""
         skips = [x]
-        for down in self.down_blocks[1:]:
-            x, new = self._run(down, x, temb, context)
+        for down in self.down_blocks:
+            x, new = self.run_block(down, x, temb, conditioning)
             skips += new
         if self.mid_block is not None:
-            x = self._run(self.mid_block, x, temb, context)
-        for up in self.up_blocks[:-1]:
+            x = self.run_block(self.mid_block, x, temb, conditioning)
+        for up in self.up_blocks:
             own = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
-            x = self._run(up, x, own, temb, context, skips[-1].shape[-2:] if skips else size)
-        return x
+            x = self.run_block(up, x, own, temb, conditioning, skips[-1].shape[-2:] if skips else None)
+        return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
 
-    def _run(self, block: nn.Module, *arguments: Any) -> Any:
+    def run_block(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block's output; with gradient checkpointing its activations are computed again in the backward pass."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
+    def embed_time(self, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """SiLU of the timestep and, for SDXL (Podell et al. 2023, sec. 2.2), of pooled text and sizes, [B, 4*C0]."""
         dtype = self.conv_in.weight.dtype
         temb = self.time_embedding(self._sinusoids(timesteps, self.config.block_out_channels[0]).to(dtype))
         if self.add_embedding is None:
             return F.silu(temb)
-        if added_cond is None:
-            raise ValueError("this U-Net has addition_embed_type='text_time'; pass added_cond")
-        sizes = self._sinusoids(added_cond.time_ids.flatten(), self.config.addition_time_embed_dim)
-        sizes = sizes.reshape(len(added_cond.text_embeds), -1)
-        added = torch.cat([added_cond.text_embeds, sizes.to(added_cond.text_embeds.dtype)], dim=-1)
+        pooled, ids = conditioning.pooled, conditioning.time_ids
+        if pooled is None or ids is None:
+            raise ValueError("this U-Net has addition_embed_type='text_time'; pass pooled and time_ids as well")
+        sizes = self._sinusoids(ids.flatten(), self.config.addition_time_embed_dim).reshape(len(pooled), -1)
+        added = torch.cat([pooled, sizes.to(pooled.dtype)], dim=-1)
         return F.silu(temb + self.add_embedding(added.to(dtype)))
 
     def _sinusoids(self, values: Tensor, dim: int) -> Tensor:

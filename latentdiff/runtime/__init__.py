@@ -38,11 +38,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def send(x: Tensor, device: torch.device) -> Tensor:
-    """x on `device`, without waiting for what that still computes: CUDA copies from pinned memory meanwhile."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
 def attention_for_training(latents: Tensor) -> AbstractContextManager[None]:
     """The attention kernel whose backward pass is fastest for latents [B, C, h, w].
 

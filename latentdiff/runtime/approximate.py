@@ -1,10 +1,10 @@
 """Pictures sooner that are not quite the same: each is off unless it is asked for by its name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
-
+from latentdiff.denoiser import Network
 from latentdiff.errors import InputError, did_you_mean
+from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.deepcache import EVERY, DeepCacheUNet
 from latentdiff.runtime.int8 import quantise
@@ -21,12 +21,15 @@ def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in KNOWN if name in names)
 
 
-def approximate(unet: UNet2DConditionModel, names: Sequence[str]) -> None:
+def approximate(denoiser: DenoisingNetwork, names: Sequence[str]) -> None:
     """Change the layers of a U-Net that `prepare` has seen; `restore` undoes it. Raises InputError where it cannot."""
     if "int8" in names:
-        quantise(unet)
+        quantise(denoiser)
 
 
-def for_one_run(unet: UNet2DConditionModel, names: Sequence[str], every: int = EVERY) -> Callable[..., Tensor]:
+def for_one_run(denoiser: DenoisingNetwork, names: Sequence[str], every: int = EVERY) -> Network:
     """What the steps of one run are to call; with reuse every `every`-th computes all of it."""
-    return DeepCacheUNet(unet, every) if "reuse" in names else unet
+    if "reuse" not in names:
+        return denoiser
+    assert isinstance(denoiser, UNet2DConditionModel)
+    return DeepCacheUNet(denoiser, every)

@@ -3,31 +3,46 @@
 import torch
 from torch import Tensor
 
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.models.unet import UNet2DConditionModel
 
 EVERY = 2
 
 
 class DeepCacheUNet:
-    """A U-Net for the steps of one run, in their order; its deep features change little from one to the next.
+    """A U-Net for the steps of one sampling run, in their order: deep features change little from one to the next.
 
-    Every `every`-th call computes all levels; those between only the outermost, around what the others gave last. A
-    batch of another size computes all of them too: guidance that begins or ends doubles or halves it.
+    Every `every`-th call computes all levels; the others compute only the outermost, around the deep features of the
+    last full call. A batch of another size computes all levels too: guidance that begins or ends doubles or halves it.
     """
 
     def __init__(self, unet: UNet2DConditionModel, every: int) -> None:
         self.unet, self.every = unet, every
-        self.kept: Tensor | None = None
+        self.deep: Tensor | None = None
         self.age = 0
 
-    def __call__(
-        self, sample: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond: AddedCond | None = None
-    ) -> Tensor:
-        out: Tensor = self.unet(sample, timesteps, encoder_hidden_states, added_cond, self._inner)
-        return out
-
-    def _inner(self, x: Tensor, temb: Tensor, context: Tensor, size: torch.Size) -> Tensor:
-        if self.kept is None or len(self.kept) != len(x) or self.age == self.every:
-            self.kept, self.age = self.unet.inner(x, temb, context, size), 0
+    def __call__(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """`UNet2DConditionModel.forward`, whose outermost level is computed at every call."""
+        unet = self.unet
+        temb = unet.embed_time(timesteps, conditioning)
+        x = unet.conv_in(sample)
+        inner, skips = unet.run_block(unet.down_blocks[0], x, temb, conditioning)
+        if self.deep is None or len(self.deep) != len(x) or self.age == self.every:
+            self.deep, self.age = self._deep_levels(inner, temb, conditioning, x.shape[-2:]), 0
         self.age += 1
-        return self.kept
+        own = [x, *skips][unet.config.layers_per_block :: -1]
+        x = unet.run_block(unet.up_blocks[-1], self.deep, own, temb, conditioning, None)
+        return unet.conv_out(unet.conv_norm_out(x))
+
+    def _deep_levels(self, x: Tensor, temb: Tensor, conditioning: Conditioning, size: torch.Size) -> Tensor:
+        """All levels but the outermost, from its halved map to one enlarged to its `size` (H, W)."""
+        unet, skips = self.unet, [x]
+        for down in unet.down_blocks[1:]:
+            x, new = unet.run_block(down, x, temb, conditioning)
+            skips += new
+        if unet.mid_block is not None:
+            x = unet.run_block(unet.mid_block, x, temb, conditioning)
+        for up in unet.up_blocks[:-1]:
+            own = [skips.pop() for _ in range(unet.config.layers_per_block + 1)]
+            x = unet.run_block(up, x, own, temb, conditioning, skips[-1].shape[-2:] if skips else size)
+        return x

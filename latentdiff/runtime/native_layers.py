@@ -13,34 +13,42 @@ from latentdiff.runtime.packed import PackedLinear
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
+class Native(nn.Module):
+    """What layers with a kernel of their own share as replacements of the plain ones: weights and names stay."""
+
+    @classmethod
+    def can_replace(cls, module: nn.Module) -> str:
+        weight = next(module.parameters(), None)
+        if weight is not None and weight.device.type != "cpu":
+            return f"native kernels run on the CPU, not on {weight.device.type}"
+        return "" if load_kernels() is not None else "there are no native kernels for this processor"
+
+    @classmethod
+    def install(cls, module: nn.Module) -> None:
+        module.__class__ = cls
+
+    def remove(self) -> None:
+        self.__class__ = type(self).__bases__[1]
+
+
 def use_native_kernels(model: nn.Module) -> None:
-    """Let the layers of `model` that have a kernel run by it, on maps that it can read; weights and names stay."""
-    if load_kernels() is None:
-        return
+    """Let the layers of `model` that have a kernel of their own use it, for training too."""
     for module in model.modules():
-        if type(module) in NATIVE:
-            module.__class__ = NATIVE[type(module)]
+        if (native := NATIVE.get(type(module))) and not native.can_replace(module):
+            native.install(module)
 
 
-def use_torch_kernels(model: nn.Module) -> None:
-    """`use_native_kernels` undone."""
-    plain = {native: kind for kind, native in NATIVE.items()}
-    for module in model.modules():
-        if type(module) in plain:
-            module.__class__ = plain[type(module)]
-
-
-class NativeGroupNorm(nn.GroupNorm):
+class NativeGroupNorm(Native, nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         return _group_norm(self, x, None, silu=False) if _fits(x) else super().forward(x)
 
 
-class NativeGroupNormSiLU(GroupNormSiLU):
+class NativeGroupNormSiLU(Native, GroupNormSiLU):
     def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
         return _group_norm(self, x, shift, True, spare) if _fits(x) else super().forward(x, shift)
 
 
-class NativeGEGLU(GEGLU):
+class NativeGEGLU(Native, GEGLU):
     def forward(self, x: Tensor) -> Tensor:
         gated = self.proj.gated(x) if isinstance(self.proj, PackedLinear) else None
         if gated is not None:
@@ -52,7 +60,7 @@ class NativeGEGLU(GEGLU):
         return out
 
 
-NATIVE: dict[type[nn.Module], type[nn.Module]] = {
+NATIVE: dict[type[nn.Module], type[Native]] = {
     nn.GroupNorm: NativeGroupNorm,
     GroupNormSiLU: NativeGroupNormSiLU,
     GEGLU: NativeGEGLU,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latentdiff.checkpoints.tensors import TensorLocation, map_tensors
 from latentdiff.models.attention import Attention
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.runtime.native_layers import fast_attention, use_native_kernels
 
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -71,7 +72,8 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 class KernelAttention(Attention):
-    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+    def attend(self, x: Tensor, conditioning: Conditioning | None) -> Tensor:
+        context = x if conditioning is None else conditioning.hidden
         return fast_attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
 
 

@@ -1,77 +1,85 @@
-"""A model made ready to be called and not to be trained: its layers give way to ones that compute the same sooner."""
+"""Fast layers in place of plain ones: one registry, which layers of a model it applies to, and the way back."""
 
-import platform
+from collections import Counter
+from collections.abc import Iterator
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from latentdiff.models.attention import BasicTransformerBlock
+from latentdiff.models.attention import Attention
+from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.compiled import Compiled
-from latentdiff.runtime.fused_attention import FusedAttention, FusedCrossAttention, FusedSelfAttention, fuse, split
+from latentdiff.runtime.fused_attention import FusedAttention
 from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.memory import map_large_blocks
-from latentdiff.runtime.native_layers import SUFFIX, use_native_kernels, use_torch_kernels
-from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
-from latentdiff.runtime.time_embedding_cache import keep_time, restore_time
+from latentdiff.runtime.native_layers import NATIVE
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear, cannot_pack
+from latentdiff.runtime.time_embedding_cache import TimeEmbeddingCache
+
+
+class FastLayer(Protocol):
+    """A class that computes what a plain module class does, in less time; without gradients."""
+
+    @classmethod
+    def can_replace(cls, module: nn.Module) -> str:
+        """Why it cannot replace this module on this machine, or an empty string where it can."""
+
+    @classmethod
+    def install(cls, module: nn.Module) -> None:
+        """Replace the module in place: it is of the fast class afterwards."""
+
+    def remove(self) -> None:
+        """Undo `install`: the plain class, and its weights to the bit."""
+
+
+# In this order: the first two gather linear layers into one, which is packed afterwards.
+REGISTRY: dict[type[nn.Module], type[FastLayer]] = {
+    UNet2DConditionModel: TimeEmbeddingCache,
+    Attention: FusedAttention,
+    **cast(dict[type[nn.Module], type[FastLayer]], NATIVE),
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+}
 
 
 def prepare(model: nn.Module) -> None:
-    """Make a model on its device as fast as it can be without computing anything else; in place.
+    """Replace every layer of a model on its device that has a fast class which applies; in place.
 
-    It gives no gradients then, and its layers are not to be touched until `restore`.
+    The model gives no gradients then, and its layers are not to be touched until `restore`.
     """
-    weight = next(model.parameters())
-    make_room(weight)
+    make_room(next(model.parameters()))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if weight.device.type == "cpu":
-        use_native_kernels(model)
-    _fuse_attentions(model)
-    if _can_pack(weight):
-        _pack(model)
+    for plain, fast in REGISTRY.items():
+        for module in list(model.modules()):
+            if type(module) is plain and not fast.can_replace(module):
+                fast.install(module)
 
 
 def make_room(like: Tensor) -> None:
     """Where weights like this one are going to be packed, have them lie apart from activations."""
-    if _can_pack(like):
+    if not cannot_pack(like):
         map_large_blocks()
 
 
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
-        return False
-    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _fuse_attentions(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, BasicTransformerBlock):
-            fuse(module.attn1, FusedSelfAttention)
-            fuse(module.attn2, FusedCrossAttention)
-
-
-def _pack(model: nn.Module) -> None:
-    keep_time(model)
-    for module in model.modules():
-        if type(module) in PACKED:
-            module.__class__ = PACKED[type(module)]
-
-
 def restore(model: nn.Module) -> None:
-    """The layers as they were, for weights to be read from and written to, and for torch.compile to look into."""
+    """The plain layers, for weights to be read from and written to, and for torch.compile to look into."""
     unquantise(model)
-    use_torch_kernels(model)
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), Compiled):
-            del module.forward
-        if isinstance(module, PackedLinear | PackedConv2d):
-            unpack(module)
-            module.__class__ = type(module).__bases__[0]
-    for module in model.modules():
-        if isinstance(module, FusedAttention):
-            split(module)
-    restore_time(model)
+    for fast in reversed(REGISTRY.values()):
+        for module in list(model.modules()):
+            if isinstance(vars(module).get("forward"), Compiled):
+                del module.forward
+            if isinstance(module, cast(type, fast)):
+                cast(FastLayer, module).remove()
 
 
-PACKED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+def report(model: nn.Module) -> Iterator[str]:
+    """A line for each kind of layer that has a fast class: how many it replaced, and why it did not replace others."""
+    for plain, fast in REGISTRY.items():
+        modules = list(model.modules())
+        replaced = sum(isinstance(module, cast(type, fast)) for module in modules)
+        reasons = Counter(fast.can_replace(module) or "not prepared" for module in modules if type(module) is plain)
+        total = replaced + sum(reasons.values())
+        if total:
+            kept = "".join(f"; {count} not: {reason}" for reason, count in reasons.items())
+            yield f"{plain.__name__} -> {fast.__name__}: {replaced} of {total}{kept}"

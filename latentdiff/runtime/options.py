@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.vae import VAE
 from latentdiff.runtime import pick_device
 from latentdiff.runtime.approximate import approximate as approximate_layers
@@ -35,16 +35,16 @@ class RuntimeOptions:
         if self.optimize == "auto" and not self.low_memory:
             make_room(torch.empty(0, device=device, dtype=dtype))
 
-    def make_ready(self, unet: UNet2DConditionModel, vae: VAE) -> None:
+    def make_ready(self, denoiser: DenoisingNetwork, vae: VAE) -> None:
         """In place, until `runtime.optimize.restore`. Raises InputError where this machine cannot."""
         if self.low_memory:
             return
         if self.optimize == "auto":
-            prepare(unet)
+            prepare(denoiser)
             prepare(vae)
-            approximate_layers(unet, self.approximate)
+            approximate_layers(denoiser, self.approximate)
         elif self.optimize == "compile":
-            compile_model(unet, otherwise=prepare)
+            compile_model(denoiser, otherwise=prepare)
             compile_model(vae.decoder, otherwise=prepare)
 
     def device(self, name: str) -> torch.device:

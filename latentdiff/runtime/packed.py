@@ -11,7 +11,8 @@ are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB o
 """
 
 import math
-from typing import Any
+import platform
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,38 @@ COLUMNS, DEPTH, TILE = 32, 32, 16
 FEW_PIXELS = 128  # up to here the kernel for few pixels was the fastest on a CPU with AMX
 
 
-class PackedLinear(nn.Linear):
+def cannot_pack(weight: Tensor) -> str:
+    """Why weights like this one cannot be packed, or an empty string where they can."""
+    if weight.device.type != "cpu":
+        return f"weights are packed on the CPU, not on {weight.device.type}"
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"weights are packed in float32 and bfloat16, not in {weight.dtype}"
+    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
+        return "torch has no oneDNN for this processor"
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN has no bfloat16 for this processor"
+    return ""
+
+
+class Packed(nn.Module):
+    """What the packed linear layer and convolution share as replacements of the plain ones."""
+
+    weight: Tensor
+
+    @classmethod
+    def can_replace(cls, layer: nn.Module) -> str:
+        return cannot_pack(layer.weight)  # type: ignore[arg-type]
+
+    @classmethod
+    def install(cls, layer: nn.Module) -> None:
+        layer.__class__ = cls
+
+    def remove(self) -> None:
+        unpack(cast("PackedLinear | PackedConv2d", self))
+        self.__class__ = type(self).__bases__[1]
+
+
+class PackedLinear(Packed, nn.Linear):
     """[..., in_features] -> [..., out_features]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +86,7 @@ class PackedLinear(nn.Linear):
         return weight if _is_packed(weight) else _hold(self, ops._reorder_linear_weight(weight, rows))
 
 
-class PackedConv2d(nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):
     """[B, C_in, H, W] -> [B, C_out, H', W'], channels last."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,33 +1,75 @@
-"""What a U-Net makes of a timestep: one product for all residual blocks, and kept, since no latents enter into it."""
+"""What a U-Net computes from a timestep: one product for all residual blocks, kept, since no latents enter into it."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.layers import ResnetBlock2D
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
-from latentdiff.runtime.packed import frozen_linear
+from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.runtime.packed import cannot_pack, frozen_linear
 
-KEPT = 64  # timesteps: those of a run or two; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
+KEPT = 256  # timesteps; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
 
 
-class KeptTimeUNet(UNet2DConditionModel):
-    """Hands its residual blocks the projections of them all, [B, total], in place of the embedding."""
+class TimeEmbeddingCache(UNet2DConditionModel):
+    """Gives its residual blocks the projections of them all, [B, total], in place of the embedding.
+
+    Each timestep, for SDXL with its text and sizes, is computed by itself, so that it is the same in every batch.
+    """
 
     projections: nn.Linear
-    kept: dict[tuple[bytes, ...], Tensor]
+    kept: dict[Hashable, Tensor]
 
-    def embed_time(self, timesteps: Tensor, added_cond: AddedCond | None) -> Tensor:
-        given = (timesteps,) if added_cond is None else (timesteps, added_cond.text_embeds, added_cond.time_ids)
-        key = tuple(t.detach().double().numpy().tobytes() for t in given)
-        projected = self.kept.get(key)
-        if projected is None:
-            projected = self.projections(super().embed_time(timesteps, added_cond))
+    @classmethod
+    def can_replace(cls, unet: nn.Module) -> str:
+        layers = [block.time_emb_proj for block in _blocks(unet)]
+        if any(type(layer) is not nn.Linear for layer in layers):
+            return "its time projections are not plain linear layers"
+        return cannot_pack(layers[0].weight)
+
+    @classmethod
+    def install(cls, unet: nn.Module) -> None:
+        layers = [block.time_emb_proj for block in _blocks(unet)]
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        first = 0
+        for block, layer in zip(_blocks(unet), layers, strict=True):
+            block.time_emb_proj = TimeSlice(first, layer.out_features)
+            first += layer.out_features
+        fast: Any = unet
+        fast.__class__ = cls
+        fast.projections, fast.kept = frozen_linear(weight, bias), {}
+
+    def remove(self) -> None:
+        weight, bias = self.projections.weight, self.projections.bias
+        for block in _blocks(self):
+            cut = block.time_emb_proj
+            block.time_emb_proj = frozen_linear(cut(weight.T).T.clone(), cut(bias[None])[0].clone())
+        del self.projections, self.kept
+        self.__class__ = UNet2DConditionModel  # type: ignore[assignment]
+
+    def embed_time(self, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """[B, total], or [1, total] where all rows are the same."""
+        times = timesteps.tolist()
+        if self.add_embedding is None:
+            rows = [self._projected(time, conditioning, 0, time) for time in times]
+        else:
+            times = times * len(conditioning) if len(times) == 1 else times
+            keys = zip(times, conditioning.keys, strict=True)
+            rows = [self._projected(time, conditioning, k, (time, key)) for k, (time, key) in enumerate(keys)]
+        return rows[0] if all(row is rows[0] for row in rows) else torch.cat(rows)
+
+    def _projected(self, time: float, conditioning: Conditioning, k: int, key: Hashable) -> Tensor:
+        row = self.kept.pop(key, None)
+        if row is None:
+            timestep = torch.tensor([time], device=self.conv_in.weight.device)
+            row = self.projections(super().embed_time(timestep, conditioning[k : k + 1]))
             for oldest in list(self.kept)[: 1 - KEPT]:
                 self.kept.pop(oldest, None)
-            self.kept[key] = projected
-        return projected
+        self.kept[key] = row
+        return row
 
 
 class TimeSlice(nn.Module):
@@ -41,35 +83,5 @@ class TimeSlice(nn.Module):
         return projected.narrow(1, self.first, self.width)
 
 
-def keep_time(model: nn.Module) -> None:
-    """Make a plain U-Net a `KeptTimeUNet`, in place; any other model stays as it is."""
-    if type(model) is not UNet2DConditionModel:
-        return
-    blocks = _blocks(model)
-    layers = [block.time_emb_proj for block in blocks if type(block.time_emb_proj) is nn.Linear]
-    if len(layers) < len(blocks):  # with a LoRA around them
-        return
-    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-    first = 0
-    for block, layer in zip(blocks, layers, strict=True):
-        block.time_emb_proj = TimeSlice(first, layer.out_features)
-        first += layer.out_features
-    unet: Any = model
-    unet.__class__ = KeptTimeUNet
-    unet.projections, unet.kept = frozen_linear(weight, bias), {}
-
-
-def restore_time(model: nn.Module) -> None:
-    """The projections where files have them, to the bit."""
-    if not isinstance(model, KeptTimeUNet):
-        return
-    weight, bias = model.projections.weight, model.projections.bias
-    for block in _blocks(model):
-        cut = block.time_emb_proj
-        block.time_emb_proj = frozen_linear(cut(weight.T).T.clone(), cut(bias[None])[0].clone())
-    del model.projections, model.kept
-    model.__class__ = UNet2DConditionModel  # type: ignore[assignment]
-
-
-def _blocks(unet: UNet2DConditionModel) -> list[Any]:
+def _blocks(unet: nn.Module) -> list[Any]:
     return [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]

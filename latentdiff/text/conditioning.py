@@ -1,32 +1,13 @@
-"""From prompts to what the U-Net attends to."""
+"""From prompts to what the U-Net attends to: tokens, text encoders, `Conditioning`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.tokenizer import CLIPTokenizer
-
-
-@dataclass(frozen=True)
-class TextEmbedding:
-    """`hidden` [B, S, D] for cross-attention; `pooled` [B, P] for SDXL, else None."""
-
-    hidden: Tensor
-    pooled: Tensor | None = None
-
-    def last(self, count: int) -> "TextEmbedding":
-        """That of the last `count` texts."""
-        return TextEmbedding(self.hidden[-count:], None if self.pooled is None else self.pooled[-count:])
-
-    def join(self, other: "TextEmbedding") -> "TextEmbedding":
-        """This and then `other` as one batch."""
-        pooled = None
-        if self.pooled is not None and other.pooled is not None:
-            pooled = torch.cat([self.pooled, other.pooled])
-        return TextEmbedding(torch.cat([self.hidden, other.hidden]), pooled)
 
 
 class TextConditioner(nn.Module):
@@ -54,16 +35,16 @@ class TextConditioner(nn.Module):
         return tokenizer.decode(tokenizer.encode(prompt)[tokenizer.model_max_length - 2 :])
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> TextEmbedding:
+    def encode(self, prompts: list[str]) -> Conditioning:
         """Encode prompts on the device the encoders are on."""
         return self.embed(prompts)
 
-    def embed(self, prompts: list[str]) -> TextEmbedding:
+    def embed(self, prompts: list[str]) -> Conditioning:
         """The same with gradients, for what is trained of the encoders."""
         device = next(self.parameters()).device
         ids = [batch.to(device) for batch in self.tokenize(prompts)]
         outputs = [encoder(i) for encoder, i in zip(self.encoders, ids, strict=True)]
         if len(outputs) == 1:
-            return TextEmbedding(outputs[0].last_hidden_state)
+            return Conditioning(outputs[0].last_hidden_state)
         hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
-        return TextEmbedding(hidden, outputs[-1].text_embeds)
+        return Conditioning(hidden, outputs[-1].text_embeds)

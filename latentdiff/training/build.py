@@ -52,7 +52,7 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     parts = read_pipeline(locate(config.base), torch.float32)
     more = prior_rows(parts, config, config.prior) if config.prior else []
     if config.method == "full":
-        parts.unet.requires_grad_(True)
+        parts.denoiser.requires_grad_(True)
         return DenoiserTask(config, parts, more=more)
     if config.method == "textual_inversion":
         return _inversion_task(config, parts)

@@ -15,10 +15,9 @@ from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import read_parts
 from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
-from latentdiff.models.unet import AddedCond
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
-from latentdiff.text.conditioning import TextConditioner, TextEmbedding
+from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
 from latentdiff.training.task import Share, reason
@@ -32,7 +31,7 @@ class DenoiserModule(nn.Module):
 
     def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache | TextConditioner) -> None:
         super().__init__()
-        self.unet = parts.unet
+        self.network = parts.denoiser
         self.text = text
         self.schedule = parts.schedule
         self.scale = parts.vae.config.scaling_factor
@@ -54,21 +53,14 @@ class DenoiserModule(nn.Module):
         """Squared error of the prediction, weighted, for each picture: [B]."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
         text = self.text.embed(captions)
+        height, width = (side * self.downscale for side in x0.shape[-2:])  # SDXL: sizes as trained, uncropped
         with attention_for_training(noisy):
-            output = self.unet(noisy, timesteps, text.hidden, self._added(text, x0)).float()
+            output = self.network(noisy, timesteps, text.with_time_ids(height, width, 0, 0, height, width)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
         error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:
             return error
         return error * self.schedule.min_snr_weight(timesteps, self.config.min_snr_gamma)
-
-    def _added(self, text: TextEmbedding, x0: Tensor) -> AddedCond | None:
-        """SDXL's sizes: a picture is as large as it is trained, and cropped no further."""
-        if text.pooled is None:
-            return None
-        height, width = (side * self.downscale for side in x0.shape[-2:])
-        ids = torch.tensor([height, width, 0, 0, height, width], device=x0.device)
-        return AddedCond(text.pooled, ids.expand(len(x0), -1))
 
 
 def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
@@ -94,7 +86,7 @@ class DenoiserTask:
         trains_text: bool = False,
     ) -> None:
         self.config, self.parts, self.write = config, parts, write
-        parts.unet.gradient_checkpointing = config.run.gradient_checkpointing
+        parts.denoiser.gradient_checkpointing = config.run.gradient_checkpointing
         rows, held_out = read_parts(config.data, measure=config.run.early_stopping is not None)
         self.metrics = None
         if config.metrics is not None:
@@ -109,7 +101,7 @@ class DenoiserTask:
 
     def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
-        multiple = side_multiple(self.parts.unet.config, self.parts.vae.config)
+        multiple = side_multiple(self.parts.denoiser.config, self.parts.vae.config)
         with process_state().main_process_first():
             return encode_rows(self.parts.vae.to(process_state().device), rows, self.config.data, cache, multiple)
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from latentdiff.data.latent_cache import fingerprint
 from latentdiff.files import atomic_path
-from latentdiff.text.conditioning import TextConditioner, TextEmbedding
+from latentdiff.models.conditioning import Conditioning, concatenate
+from latentdiff.text.conditioning import TextConditioner
 
 BATCH = 64
 MOST_BYTES = 2**30
@@ -27,28 +28,25 @@ class TextCache(nn.Module):
     def __init__(self, text: TextConditioner, captions: list[str], cache: Path) -> None:
         super().__init__()
         self.text = text
-        self.table: dict[str, TextEmbedding] = {}
+        self.table: dict[str, Conditioning] = {}
         if not captions or len(captions) * _bytes(text.encode([""])) > MOST_BYTES:
             return
         digest = hashlib.sha256("\0".join(captions).encode())
         digest.update(fingerprint(text.named_parameters()).encode())
         hidden, pooled = _read(cache, digest.hexdigest()) or _make(text, captions, cache, digest.hexdigest())
-        for place, caption in enumerate(captions):
-            self.table[caption] = TextEmbedding(hidden[place], None if pooled is None else pooled[place])
+        self.table = dict(zip(captions, Conditioning(hidden, pooled).split(), strict=True))
 
-    def embed(self, captions: list[str]) -> TextEmbedding:
+    def embed(self, captions: list[str]) -> Conditioning:
         """As `TextConditioner.embed`."""
         if not all(caption in self.table for caption in captions):
             return self.text.embed(captions)
         device = next(self.text.parameters()).device
-        found = [self.table[caption] for caption in captions]
-        pooled = [f.pooled for f in found if f.pooled is not None]
-        return TextEmbedding(
-            torch.stack([f.hidden for f in found]).to(device), torch.stack(pooled).to(device) if pooled else None
-        )
+        found = concatenate([self.table[caption] for caption in captions])
+        pooled = None if found.pooled is None else found.pooled.to(device)
+        return Conditioning(found.hidden.to(device), pooled, keys=found.keys)
 
 
-def _bytes(embedding: TextEmbedding) -> int:
+def _bytes(embedding: Conditioning) -> int:
     pooled = 0 if embedding.pooled is None else embedding.pooled.nbytes
     return embedding.hidden.nbytes + pooled
 

@@ -33,8 +33,8 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def test_written_and_read_again(model_folder: Path) -> None:
     made, read = small_components(), read_pipeline(model_folder, torch.float32)
-    assert same(made.unet, read.unet) and same(made.vae, read.vae) and same(made.text, read.text)
-    assert (made.unet.config, made.vae.config) == (read.unet.config, read.vae.config)
+    assert same(made.denoiser, read.denoiser) and same(made.vae, read.vae) and same(made.text, read.text)
+    assert (made.denoiser.config, made.vae.config) == (read.denoiser.config, read.vae.config)
     assert made.schedule.config == read.schedule.config
 
 
@@ -78,7 +78,7 @@ def test_diffusers_own_folder_is_read(tmp_path: Path, model_folder: Path) -> Non
     theirs.scheduler = diffusers.PNDMScheduler.from_config(theirs.scheduler.config)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = read_pipeline(tmp_path / "theirs", torch.float32)
-    assert same(ours.unet, read_pipeline(model_folder, torch.float32).unet)
+    assert same(ours.denoiser, read_pipeline(model_folder, torch.float32).denoiser)
 
 
 def remove(name: str) -> Callable[[Path], None]:

@@ -14,20 +14,21 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import Components, read_pipeline
 from latentdiff.checkpoints.lora import FILE, KOHYA, add_lora, merge_lora, save_lora
 from latentdiff.errors import CheckpointError
+from latentdiff.models.conditioning import Conditioning
 
 
 def outcome(unet: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     sample, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
     with torch.no_grad():
-        return unet(sample, torch.tensor([3, 700]), hidden)
+        return unet(sample, torch.tensor([3, 700]), Conditioning(hidden))
 
 
 def trained(model_folder: Path, dora: bool = False, text: bool = False) -> Components:
     """A model whose low-rank pairs have learnt something."""
     parts = read_pipeline(model_folder, torch.float32)
     add_lora(parts, rank=4, dora=dora, text_encoder=text)
-    for name, p in [*parts.unet.named_parameters(), *parts.text.named_parameters()]:
+    for name, p in [*parts.denoiser.named_parameters(), *parts.text.named_parameters()]:
         if p.requires_grad:
             assert "lora" in name
             p.data += 0.1 * torch.randn_like(p)
@@ -39,11 +40,11 @@ def test_merged_equals_trained(model_folder: Path, tmp_path: Path, dora: bool) -
     parts = trained(model_folder, dora)
     save_lora(parts, tmp_path)
     fresh = read_pipeline(model_folder, torch.float32)
-    before = outcome(fresh.unet)
+    before = outcome(fresh.denoiser)
     layers = len([key for key in load_file(tmp_path / FILE) if key.endswith("lora_A.weight")])
     assert merge_lora(fresh, tmp_path) == layers > 20
-    assert (outcome(fresh.unet) - outcome(parts.unet)).abs().max() < 1e-5
-    assert (before - outcome(fresh.unet)).abs().max() > 1e-2
+    assert (outcome(fresh.denoiser) - outcome(parts.denoiser)).abs().max() < 1e-5
+    assert (before - outcome(fresh.denoiser)).abs().max() > 1e-2
 
 
 def test_diffusers_reads_ours_and_makes_the_same_picture(model_folder: Path, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_diffusers_reads_ours_and_makes_the_same_picture(model_folder: Path, tmp
     ours.load_lora(tmp_path)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(model_folder)
     theirs.load_lora_weights(tmp_path)
-    assert (outcome(ours.unet) - diffusers_outcome(theirs.unet)).abs().max() < 1e-5
+    assert (outcome(ours.denoiser) - diffusers_outcome(theirs.unet)).abs().max() < 1e-5
 
 
 def diffusers_outcome(unet: nn.Module) -> Tensor:
@@ -70,7 +71,7 @@ def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path, dora: 
     assert {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"} <= keys
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
     assert merge_lora(first, tmp_path / FILE) == merge_lora(second, tmp_path / KOHYA)
-    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
+    assert (outcome(first.denoiser) - outcome(second.denoiser)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kohya", [False, True])
@@ -99,7 +100,7 @@ def test_kohyas_alpha_scales(model_folder: Path, tmp_path: Path) -> None:
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
     merge_lora(first, tmp_path / FILE, scale=0.5)
     merge_lora(second, tmp_path / "half.safetensors")
-    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-5
+    assert (outcome(first.denoiser) - outcome(second.denoiser)).abs().max() < 1e-5
 
 
 def test_alpha_in_diffusers_metadata_scales(model_folder: Path, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_alpha_in_diffusers_metadata_scales(model_folder: Path, tmp_path: Path) 
     first, second = (read_pipeline(model_folder, torch.float32) for _ in range(2))
     merge_lora(first, tmp_path / FILE, scale=0.5)
     merge_lora(second, tmp_path / "half.safetensors")
-    assert (outcome(first.unet) - outcome(second.unet)).abs().max() < 1e-6
+    assert (outcome(first.denoiser) - outcome(second.denoiser)).abs().max() < 1e-6
 
 
 def test_a_text_encoder_is_changed_too(model_folder: Path, tmp_path: Path) -> None:
@@ -126,9 +127,9 @@ def test_a_text_encoder_is_changed_too(model_folder: Path, tmp_path: Path) -> No
 def test_scale_zero_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
     save_lora(trained(model_folder), tmp_path)
     parts = read_pipeline(model_folder, torch.float32)
-    before = outcome(parts.unet)
+    before = outcome(parts.denoiser)
     merge_lora(parts, tmp_path, scale=0.0)
-    assert torch.equal(outcome(parts.unet), before)
+    assert torch.equal(outcome(parts.denoiser), before)
 
 
 def test_what_matches_nothing_is_an_error_and_a_part_is_told(
@@ -160,7 +161,7 @@ def test_what_is_no_lora(name: str, model_folder: Path, tmp_path: Path) -> None:
 def test_only_pairs_are_saved(model_folder: Path, tmp_path: Path) -> None:
     parts = trained(model_folder)
     save_lora(parts, tmp_path)
-    assert len(load_file(tmp_path / FILE)) == len(get_peft_model_state_dict(parts.unet))
+    assert len(load_file(tmp_path / FILE)) == len(get_peft_model_state_dict(parts.denoiser))
     assert all(".lora_" in key for key in load_file(tmp_path / FILE))
 
 

@@ -8,7 +8,8 @@ import torch
 
 from latentdiff.config.model import UNetConfig
 from latentdiff.errors import CheckpointError
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.models.unet import UNet2DConditionModel
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 SD1: dict[str, Any] = {
@@ -54,13 +55,13 @@ def test_output_equals_diffusers(name: str, size: tuple[int, int]) -> None:
     ours.load_state_dict(theirs.state_dict(), strict=True)
     sample = torch.randn(2, config.in_channels, *size)
     timesteps, hidden = torch.tensor([7, 901]), torch.randn(2, 5, 24)
-    added, theirs_added = None, None
+    conditioning, added = Conditioning(hidden), None
     if config.addition_embed_type:
-        added = AddedCond(torch.randn(2, 20), torch.randint(0, 1024, (2, 6)))
-        theirs_added = {"text_embeds": added.text_embeds, "time_ids": added.time_ids}
+        conditioning = Conditioning(hidden, torch.randn(2, 20), torch.randint(0, 1024, (2, 6)))
+        added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
     with torch.no_grad():
-        expected = theirs(sample, timesteps, hidden, added_cond_kwargs=theirs_added).sample
-        found = ours(sample, timesteps, hidden, added)
+        expected = theirs(sample, timesteps, hidden, added_cond_kwargs=added).sample
+        found = ours(sample, timesteps, conditioning)
     assert expected.std() > 0.01
     assert (found - expected).abs().max() < 1e-5
 
@@ -100,5 +101,5 @@ def test_what_is_not_supported_is_refused(change: dict[str, Any], message: str) 
 
 def test_xl_without_sizes_is_an_error() -> None:
     model = UNet2DConditionModel(UNetConfig.read(SMALL["xl"] | {"norm_num_groups": 8}, "xl"))
-    with pytest.raises(ValueError, match="added_cond"):
-        model(torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 5, 24))
+    with pytest.raises(ValueError, match="pass pooled and time_ids"):
+        model(torch.randn(1, 4, 8, 8), torch.tensor([1]), Conditioning(torch.randn(1, 5, 24)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentdiff import LatentDiffusionPipeline, pipeline
 from latentdiff.errors import InputError
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.approximate import KNOWN, check_approximations
 from latentdiff.runtime.deepcache import DeepCacheUNet
@@ -25,7 +26,7 @@ def steps(unet: UNet2DConditionModel, every: int, batches: list[int]) -> tuple[l
     hook = unet.mid_block.register_forward_hook(lambda *_: whole.append(1))
     errors = []
     for step, batch in enumerate(batches):
-        arguments = (sample[:batch] + 0.05 * step, torch.tensor([900 - 20 * step]), text[:batch])
+        arguments = (sample[:batch] + 0.05 * step, torch.tensor([900 - 20 * step]), Conditioning(text[:batch]))
         wanted = unet(*arguments)
         whole.clear()
         errors.append(error(runner(*arguments), wanted.double()))

@@ -17,6 +17,7 @@ from torch._inductor import config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentdiff import LatentDiffusionPipeline
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime import compile_cache
 from latentdiff.runtime.compile_cache import _OPENED, FOLDER, CompileCache, archive_path, open_cache
@@ -180,7 +181,7 @@ def test_a_compiled_unet_follows_sizes_and_weights_and_leaves_its_work_to_the_ne
     compile_model(unet, never)
     hidden = torch.randn(2, 5, 32)
     for side in (8, 12):
-        arguments = (torch.randn(2, 4, side, side), torch.tensor([7, 901]), hidden)
+        arguments = (torch.randn(2, 4, side, side), torch.tensor([7, 901]), Conditioning(hidden))
         torch.testing.assert_close(unet(*arguments), plain(*arguments), rtol=1e-4, atol=1e-5)
     for model in (plain, unet):
         model.conv_in.weight.mul_(3)
@@ -212,9 +213,9 @@ def test_compiled_pictures_are_those_of_the_plain_modules(model_folder: Path, tm
         np.asarray(pipe("a cat face", num_inference_steps=3, seed=1).images[0]).astype(int) for pipe in (fast, plain)
     )
     assert np.abs(first - second).max() <= 1
-    assert isinstance(fast.unet.forward, Compiled) and archive_path(CPU).exists()
+    assert isinstance(fast.denoiser.forward, Compiled) and archive_path(CPU).exists()
     fast.save_pretrained(tmp_path / "saved")
-    assert isinstance(fast.unet.forward, Compiled)
+    assert isinstance(fast.denoiser.forward, Compiled)
 
 
 @pytest.mark.gpu
@@ -229,6 +230,6 @@ def test_a_recorded_answer_outlives_the_next_call() -> None:
     compile_model(unet, never)
     hidden, times = torch.randn(2, 5, 32, device=device).bfloat16(), torch.full((2,), 500.0, device=device)
     inputs = [torch.randn(2, 4, 8, 8, device=device).bfloat16() for _ in range(4)]
-    found = [unet(x, times, hidden) for x in inputs]
+    found = [unet(x, times, Conditioning(hidden)) for x in inputs]
     for x, out in zip(inputs, found, strict=True):
         torch.testing.assert_close(out, plain(x, times, hidden), rtol=0.05, atol=0.03)

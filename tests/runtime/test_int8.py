@@ -95,12 +95,12 @@ def test_a_unet_is_near_and_restored_to_the_bit() -> None:
 def test_a_lora_that_comes_later_is_seen(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="bfloat16", approximate=["int8"])
     with pipe._plain() as parts:
-        assert not any(isinstance(m, Int8Conv2d) for m in parts.unet.modules())
-        parts.unet.down_blocks[0].resnets[0].conv1.weight.data.mul_(3)
-    changed = pipe.unet.down_blocks[0].resnets[0].conv1
+        assert not any(isinstance(m, Int8Conv2d) for m in parts.denoiser.modules())
+        parts.denoiser.down_blocks[0].resnets[0].conv1.weight.data.mul_(3)
+    changed = pipe.denoiser.down_blocks[0].resnets[0].conv1
     scale = changed.quantised[1].clone()
     with pipe._plain() as parts:
-        parts.unet.down_blocks[0].resnets[0].conv1.weight.data.mul_(2)
+        parts.denoiser.down_blocks[0].resnets[0].conv1.weight.data.mul_(2)
     assert torch.allclose(changed.quantised[1], 2 * scale)
 
 

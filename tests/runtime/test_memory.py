@@ -15,11 +15,11 @@ import torch
 from latentdiff.checkpoints.components import write_pipeline
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.memory import peak_memory
-from latentdiff.runtime.optimize import _can_pack
+from latentdiff.runtime.packed import cannot_pack
 from tests.small import small_components, small_unet_config
 
 packed_on_glibc = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or not _can_pack(torch.empty(0)), reason="another allocator, or nothing is packed"
+    platform.libc_ver()[0] != "glibc" or cannot_pack(torch.empty(0)), reason="another allocator, or nothing is packed"
 )
 TWO_PICTURES = """
 import json, sys, torch
@@ -35,7 +35,7 @@ pipe = LatentDiffusionPipeline.from_pretrained(sys.argv[2], device="cpu", dtype=
 for _ in range(2):
     pipe("a", num_inference_steps=2)
     found += [held("VmHWM") - found[0], held("VmRSS") - found[0]]
-weights = sum(weight.nbytes for weight in pipe.unet.parameters())
+weights = sum(weight.nbytes for weight in pipe.denoiser.parameters())
 del pipe
 print(json.dumps([weights, *found[1:], held("VmRSS") - found[0]]))
 """

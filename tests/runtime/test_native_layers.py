@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.layers import GroupNormSiLU
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.native_layers import NATIVE, use_native_kernels
@@ -100,5 +101,5 @@ def test_a_unet_computes_the_same_with_them() -> None:
     assert fast.state_dict().keys() == unet.state_dict().keys()
     config = unet.config
     x = torch.randn(2, config.in_channels, 8, 8).contiguous(memory_format=torch.channels_last)
-    arguments = (x, torch.tensor([3, 900]), torch.randn(2, 5, config.cross_attention_dim))
+    arguments = (x, torch.tensor([3, 900]), Conditioning(torch.randn(2, 5, config.cross_attention_dim)))
     assert torch.allclose(fast(*arguments), unet(*arguments), atol=1e-5)

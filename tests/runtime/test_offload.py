@@ -10,6 +10,7 @@ from torch import nn
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.runtime import offload
 
 PROMPT = "a cat face"
@@ -26,7 +27,7 @@ def pixels_of(pipe: LatentDiffusionPipeline) -> np.ndarray:
 
 def held(pipe: LatentDiffusionPipeline) -> int:
     """Bytes of the storages of all weights."""
-    weights = [weight for part in (pipe.unet, pipe.vae, pipe.text) for weight in part.parameters()]
+    weights = [weight for part in (pipe.denoiser, pipe.vae, pipe.text) for weight in part.parameters()]
     return sum({weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}.values())
 
 
@@ -65,7 +66,7 @@ def test_kernels_of_this_machine_change_no_more_than_they_do_elsewhere(
 @pytest.mark.usefixtures("_block_bytes")
 def test_every_weight_is_lent_once(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
-    for model in (pipe.unet, pipe.vae, *pipe.text.encoders):
+    for model in (pipe.denoiser, pipe.vae, *pipe.text.encoders):
         assert isinstance(model, nn.Module)
         lent = [weight for _, block in offload._blocks(model) for weight in block.parameters()]
         assert len(lent) == len({id(weight) for weight in lent}) == len(list(model.parameters()))
@@ -92,7 +93,7 @@ def test_weights_go_back_when_a_block_fails(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", low_memory=True)
     before = held(pipe)
     with pytest.raises(RuntimeError):
-        pipe.unet.mid_block(torch.zeros(1, 3, 4, 4), torch.zeros(1, 64), torch.zeros(1, 2, 32))
+        pipe.denoiser.mid_block(torch.zeros(1, 3, 4, 4), torch.zeros(1, 64), Conditioning(torch.zeros(1, 2, 32)))
     assert held(pipe) == before
     assert torch.isfinite(latents_of(pipe)).all()
 

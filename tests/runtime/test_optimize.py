@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.attention import Attention
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.conditioning import Conditioning, concatenate
+from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.runtime import optimize
+from latentdiff.runtime import packed, time_embedding_cache
 from latentdiff.runtime.fused_attention import FusedCrossAttention
 from latentdiff.runtime.memory import keep_freed_memory
 from latentdiff.runtime.optimize import prepare, restore
@@ -45,8 +46,8 @@ def answer(unet: UNet2DConditionModel, size: tuple[int, int] = (8, 8), seed: int
     sample = torch.randn(2, unet.config.in_channels, *size, generator=generator).to(dtype)
     hidden, pooled = (torch.randn(2, *shape, generator=generator).to(dtype) for shape in ((5, 24), (20,)))
     sizes = torch.randint(0, 1024, (2, 6), generator=generator)
-    added = AddedCond(pooled, sizes) if unet.config.addition_embed_type else None
-    return unet(sample, torch.tensor([7, 901]), hidden, added)
+    added = (pooled, sizes) if unet.config.addition_embed_type else ()
+    return unet(sample, torch.tensor([7, 901]), Conditioning(hidden, *added))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,17 +99,18 @@ def test_one_timestep_and_one_text_serve_a_batch(dtype: torch.dtype) -> None:
     prepared = copy.deepcopy(plain)
     prepare(prepared)
     sample, text = torch.randn(3, 4, 8, 8, dtype=dtype), torch.randn(1, 5, 24, dtype=dtype)
-    one, each = (prepared(sample, torch.full((n,), 7), text.expand(3, -1, -1)) for n in (1, 3))
+    one, each = (prepared(sample, torch.full((n,), 7), Conditioning(text.expand(3, -1, -1))) for n in (1, 3))
     assert torch.allclose(one, each, atol=1e-6)
     layer = next(m for m in prepared.modules() if isinstance(m, FusedCrossAttention))
     x = torch.randn(3, 9, layer.to_q.in_features, dtype=dtype)
-    assert torch.allclose(layer.attend(x, text), layer.attend(x, text.repeat(3, 1, 1)), atol=2**-6)
+    same, repeated = Conditioning(text).repeat(3), Conditioning(text.repeat(3, 1, 1))
+    assert torch.equal(layer.attend(x, same), layer.attend(x, repeated))
 
 
 @torch.no_grad()
-def test_weights_loaded_between_two_calls_count_for_a_kept_text() -> None:
+def test_weights_loaded_between_two_calls_apply_to_a_kept_prompt() -> None:
     unet, text = small_unet("sd2"), torch.randn(2, 5, 24)
-    arguments = (torch.randn(2, 4, 8, 8), torch.tensor([7, 901]), text)
+    arguments = (torch.randn(2, 4, 8, 8), torch.tensor([7, 901]), Conditioning(text))
     prepare(unet)
     before = unet(*arguments)
     restore(unet)
@@ -118,10 +120,6 @@ def test_weights_loaded_between_two_calls_count_for_a_kept_text() -> None:
     wanted = unet(*arguments)
     prepare(unet)
     assert torch.allclose(unet(*arguments), wanted, atol=1e-5) and not torch.allclose(before, wanted, atol=1e-3)
-    text.mul_(2)
-    first = unet(*arguments)
-    restore(unet)
-    assert torch.allclose(unet(*arguments), first, atol=1e-5)
 
 
 def test_preparing_twice_is_preparing_once() -> None:
@@ -141,24 +139,26 @@ def test_packed_layers_compute_what_plain_ones_do(dtype: torch.dtype) -> None:
     )
     conv, linear = nn.Conv2d(24, 24, 3, padding=1, dtype=dtype), nn.Linear(24, 24, dtype=dtype)
     for layer, kind in ((conv, PackedConv2d), (linear, PackedLinear)):
-        packed = as_class(layer, kind)
+        fast = as_class(layer, kind)
         if kind is PackedLinear:
             x, residual = (t.flatten(2).transpose(1, 2) for t in (x, residual))
-        assert torch.allclose(packed(x), layer(x), **near)
-        assert torch.allclose(packed.add_to(residual, x), residual + layer(x), **near)
+        assert torch.allclose(fast(x), layer(x), **near)
+        assert torch.allclose(fast.add_to(residual, x), residual + layer(x), **near)
 
 
 @torch.no_grad()
-def test_keys_and_values_of_a_text_are_computed_once() -> None:
+def test_keys_and_values_of_a_prompt_are_computed_once_whatever_shares_its_batch() -> None:
     unet = small_unet("sd2")
     prepare(unet)
     layer = next(m for m in unet.modules() if isinstance(m, FusedCrossAttention))
-    x, text = torch.randn(2, 9, layer.to_q.in_features), torch.randn(2, 5, 24)
-    calls = []
+    x, text = torch.randn(2, 9, layer.to_q.in_features), Conditioning(torch.randn(2, 5, 24))
+    calls: list[int] = []
     layer.fused.register_forward_hook(lambda *_: calls.append(1))
     first, again = layer.attend(x, text), layer.attend(x, text)
-    assert len(calls) == 1 and torch.equal(first, again)
-    assert not torch.equal(layer.attend(x, text.clone() + 1), first) and len(calls) == 2
+    assert len(calls) == 2 and torch.equal(first, again)
+    swapped = layer.attend(x.flip(0), concatenate([text[1:], text[:1]]))
+    assert len(calls) == 2 and torch.equal(swapped.flip(0), first)
+    assert not torch.equal(layer.attend(x, Conditioning(text.hidden + 1)), first) and len(calls) == 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
@@ -185,7 +185,8 @@ def test_calls_of_a_packed_layer_keep_freed_memory_again() -> None:
 
 
 def test_attention_adds_what_it_is_given() -> None:
-    layer, (residual, x, context) = Attention(8, 8, 2, 4), torch.randn(3, 1, 6, 8)
+    layer, (residual, x, hidden) = Attention(8, 8, 2, 4), torch.randn(3, 1, 6, 8)
+    context = Conditioning(hidden)
     alone = layer(torch.zeros_like(x), x, context)
     assert torch.allclose(layer(residual, x, context), residual + alone, atol=1e-6)
     assert not torch.allclose(alone, layer(torch.zeros_like(x), x), atol=1e-3)
@@ -196,7 +197,8 @@ def test_attention_adds_what_it_is_given() -> None:
 def test_where_nothing_is_packed_attention_is_fused_all_the_same(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(optimize, "_can_pack", lambda _: False)
+    for module in (packed, time_embedding_cache):
+        monkeypatch.setattr(module, "cannot_pack", lambda _: "not here")
     plain = small_unet("sd2").to(dtype)
     prepared = copy.deepcopy(plain)
     prepare(prepared)
@@ -218,7 +220,7 @@ def test_a_model_prepared_on_a_gpu_is_no_further_from_float64_than_plain(dtype: 
 
     def call(unet: UNet2DConditionModel, dtype: torch.dtype, device: str) -> Tensor:
         times = torch.tensor([7, 901], device=device)
-        return unet.to(device, dtype)(sample.to(device, dtype), times, text.to(device, dtype)).cpu()
+        return unet.to(device, dtype)(sample.to(device, dtype), times, Conditioning(text.to(device, dtype))).cpu()
 
     wanted = call(copy.deepcopy(plain), torch.float64, "cpu")
     theirs = error(call(plain, dtype, "cuda"), wanted)

@@ -30,7 +30,7 @@ def test_pictures_stay_the_same(model_folder: Path, dtype: str, most: int) -> No
 def test_what_comes_after_a_call_is_seen_by_the_next_and_saved_plain(model_folder: Path, tmp_path: Path) -> None:
     parts = read_pipeline(model_folder, torch.float32)
     add_lora(parts, rank=4, text_encoder=True)
-    for name, p in [*parts.unet.named_parameters(), *parts.text.named_parameters()]:
+    for name, p in [*parts.denoiser.named_parameters(), *parts.text.named_parameters()]:
         p.data += 0.1 * torch.randn_like(p) if "lora" in name else 0
     (tmp_path / "lora").mkdir()
     save_lora(parts, tmp_path / "lora")

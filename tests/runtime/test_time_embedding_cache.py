@@ -6,24 +6,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentdiff.models.unet import AddedCond, UNet2DConditionModel
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime import time_embedding_cache as module
-from latentdiff.runtime.time_embedding_cache import KeptTimeUNet, keep_time, restore_time
+from latentdiff.runtime.time_embedding_cache import TimeEmbeddingCache
 from tests.runtime.test_optimize import small_unet
 
 TIMES = [torch.tensor([7]), torch.tensor([901.5]), torch.tensor([7, 901])]
 
 
-def kept(name: str) -> tuple[UNet2DConditionModel, KeptTimeUNet]:
+def kept(name: str) -> tuple[UNet2DConditionModel, TimeEmbeddingCache]:
     plain = small_unet(name)
     changed = copy.deepcopy(plain)
-    keep_time(changed)
-    assert isinstance(changed, KeptTimeUNet)
+    assert TimeEmbeddingCache.can_replace(changed) == ""
+    TimeEmbeddingCache.install(changed)
+    assert isinstance(changed, TimeEmbeddingCache)
     return plain, changed
 
 
-def projections(unet: UNet2DConditionModel, timesteps: Tensor, added: AddedCond | None = None) -> Tensor:
-    temb = unet.embed_time(timesteps, added)
+TEXT = Conditioning(torch.zeros(2, 1, 1))
+
+
+def projections(unet: UNet2DConditionModel, timesteps: Tensor, conditioning: Conditioning = TEXT) -> Tensor:
+    temb = unet.embed_time(timesteps, conditioning)
     return torch.cat([m.time_emb_proj(temb) for m in unet.modules() if hasattr(m, "time_emb_proj")], dim=1)
 
 
@@ -35,15 +40,16 @@ def test_projections_are_those_of_the_plain_blocks_whatever_was_asked_before() -
 
 def test_another_text_or_size_is_another_embedding() -> None:
     plain, changed = kept("xl")
-    first = AddedCond(torch.randn(2, 20), torch.tensor([[64, 64, 0, 0, 64, 64]]).repeat(2, 1))
+    hidden, pooled, sizes = torch.zeros(2, 1, 1), torch.randn(2, 20), torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)
+    first = Conditioning(hidden, pooled, sizes)
     other_text, other_size = (
-        AddedCond(2 * first.text_embeds, first.time_ids),
-        AddedCond(first.text_embeds, first.time_ids + 8),
+        Conditioning(hidden, 2 * pooled, sizes),
+        Conditioning(hidden, pooled, sizes + 8),
     )
     for added in (first, other_text, other_size, first):
         wanted = projections(plain, TIMES[0], added)
         assert torch.allclose(projections(changed, TIMES[0], added), wanted, atol=1e-6)
-    assert len(changed.kept) == 3
+    assert len(changed.kept) == 6  # two rows of each
 
 
 def test_a_timestep_is_embedded_once_and_only_the_last_ones_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,17 +59,17 @@ def test_a_timestep_is_embedded_once_and_only_the_last_ones_are_kept(monkeypatch
     changed.projections.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(2):
         for time in range(3):
-            changed.embed_time(torch.tensor([time]), None)
+            changed.embed_time(torch.tensor([time]), TEXT)
     assert len(calls) == 3
-    changed.embed_time(torch.tensor([3]), None)
+    changed.embed_time(torch.tensor([3]), TEXT)
     assert len(changed.kept) == 3
-    changed.embed_time(torch.tensor([0]), None)
+    changed.embed_time(torch.tensor([0]), TEXT)
     assert len(calls) == 5
 
 
 def test_restoring_gives_back_every_bit() -> None:
     plain, changed = kept("sd2")
-    restore_time(changed)
+    changed.remove()
     assert type(changed) is UNet2DConditionModel and "kept" not in changed.__dict__
     wanted, found = plain.state_dict(), changed.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
@@ -72,5 +78,4 @@ def test_restoring_gives_back_every_bit() -> None:
 def test_layers_that_are_not_plain_are_left_alone() -> None:
     unet = small_unet("sd1")
     unet.mid_block.resnets[0].time_emb_proj = nn.Sequential(unet.mid_block.resnets[0].time_emb_proj)
-    keep_time(unet)
-    assert type(unet) is UNet2DConditionModel
+    assert TimeEmbeddingCache.can_replace(unet) == "its time projections are not plain linear layers"

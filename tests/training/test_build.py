@@ -12,6 +12,7 @@ from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora import FILE
 from latentdiff.checkpoints.textual_inversion import FILE as LEARNED
 from latentdiff.config.train import train_config
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.training import loop
 from latentdiff.training.run import train
@@ -115,7 +116,8 @@ def test_the_losses_that_can_be_chosen(
 
 def test_gradient_checkpointing_keeps_the_gradients() -> None:
     unet = UNet2DConditionModel(small_unet_config())
-    arguments = (torch.randn(2, unet.config.in_channels, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 32))
+    text = Conditioning(torch.randn(2, 5, 32))
+    arguments = (torch.randn(2, unet.config.in_channels, 8, 8), torch.tensor([3, 900]), text)
     gradients = []
     for on in (False, True):
         unet.gradient_checkpointing = on

@@ -1,0 +1,129 @@
+"""From a network and its conditioning to predicted x0, one row per image; guidance wraps it, samplers see neither."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentdiff.models.conditioning import Conditioning, concatenate
+from latentdiff.samplers import Levels, SamplerState, column
+from latentdiff.schedule import Schedule
+
+Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""A `DenoisingNetwork`, or what stands in for one: sample, timesteps [B], conditioning to the network's output."""
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network's output, be it noise, velocity, x0 or flow, converted to x0 by the schedule.
+
+    dtype: of the network. batch: evaluations are padded with copies of the last to this many, so that a row is computed
+    to the same bits whichever rows share its batch.
+    """
+
+    network: Network
+    schedule: Schedule
+    dtype: torch.dtype
+    batch: int | None = None
+
+    def __call__(self, latents: Tensor, levels: Levels, conditioning: Conditioning) -> Tensor:
+        """latents [B, C, h, w] to x0 [B, C, h, w], float32."""
+        c_sample, c_output = (column(c, latents) for c in self._x0_coefficients(levels))
+        sample, timesteps = latents.to(self.dtype), _timesteps(levels, latents.device)
+        output = self._padded(sample, timesteps, conditioning) if self.batch else None
+        if output is None:
+            output = self.network(sample, timesteps, conditioning)
+        return c_sample * latents + c_output * output.to(latents.dtype)
+
+    def _x0_coefficients(self, levels: Levels) -> tuple[list[float], list[float]]:
+        numbers = (torch.tensor(values, dtype=torch.float64) for values in (levels.alphas, levels.sigmas))
+        c_sample, c_output = self.schedule.x0_coefficients(*numbers)
+        return c_sample.tolist(), c_output.tolist()
+
+    def _padded(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor | None:
+        assert self.batch is not None
+        if (missing := self.batch - len(sample)) <= 0:
+            return None
+        conditioning = concatenate([conditioning, *[conditioning[-1:]] * missing])
+        sample, timesteps = (torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (sample, timesteps))
+        return self.network(sample, timesteps, conditioning)[:-missing]
+
+
+def _timesteps(levels: Levels, device: torch.device) -> Tensor:
+    count, first = len(levels.timesteps), levels.timesteps[0]
+    if len(set(levels.timesteps)) == 1:
+        return torch.full((count,), first, device=device)
+    return torch.tensor(levels.timesteps, device=device)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022), at timesteps from `low` to `high` (Kynkaanniemi et al. 2024).
+
+    scale: s in u + s * (c - u). The interval is the paper's in sec. 3.
+    """
+
+    scale: float
+    low: float = 0.0
+    high: float = float("inf")
+
+    def applies(self, timestep: float) -> bool:
+        return self.low <= timestep <= self.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image being sampled: where it stands, and what conditions it, one row each.
+
+    negative: the unconditional row; None samples without guidance, in one evaluation per step instead of two.
+    """
+
+    state: SamplerState
+    positive: Conditioning
+    negative: Conditioning | None = None
+    guidance: Guidance = Guidance(1.0)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next step takes two evaluations."""
+        return self.negative is not None and self.guidance.applies(self.state.timestep)
+
+
+class GuidedDenoiser:
+    """Guidance for each row by itself: x0 = u + s * (c - u) of the rows that are guided at their timestep.
+
+    It is the sum of Ho & Salimans (2022, eq. 6, with s = 1 + w): x0 is linear in the network's output. A batch holds
+    the unconditional evaluations first, then those of all rows with their prompt.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser, rows: Sequence[Row]) -> None:
+        self.denoiser, self.rows = denoiser, rows
+        self._last: tuple[list[int], Conditioning] | None = None
+
+    def __call__(self, latents: Tensor, levels: Levels) -> Tensor:
+        guided = [k for k, t in enumerate(levels.timesteps) if self._is_guided(k, t)]
+        evaluated = [*guided, *range(len(latents))]
+        if len(guided) == len(latents):
+            latents = torch.cat([latents, latents])
+        elif guided:
+            latents = latents[evaluated]
+        x0 = self.denoiser(latents, levels.rows(evaluated), self._conditioning(guided))
+        if not guided:
+            return x0
+        unconditional, conditional = x0[: len(guided)], x0[len(guided) :]
+        scales = column([self.rows[k].guidance.scale for k in guided], unconditional)
+        if len(guided) == len(conditional):
+            return torch.lerp(unconditional, conditional, scales)
+        conditional[guided] = torch.lerp(unconditional, conditional[guided], scales)
+        return conditional
+
+    def _is_guided(self, k: int, timestep: float) -> bool:
+        row = self.rows[k]
+        return row.negative is not None and row.guidance.applies(timestep)
+
+    def _conditioning(self, guided: list[int]) -> Conditioning:
+        if self._last is None or self._last[0] != guided:
+            negatives = [negative for k in guided if (negative := self.rows[k].negative) is not None]
+            self._last = guided, concatenate([*negatives, *(row.positive for row in self.rows)])
+        return self._last[1]

@@ -1,0 +1,104 @@
+"""What conditions a denoising network beside the noise level, as one value; and what every such network offers."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.errors import InputError
+
+_NEW_KEYS = count()
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One row per image of a batch. The tensors must not be written to, since fast layers cache what follows from them.
+
+    hidden: [B, S, D] token states for cross-attention. pooled: [B, P] pooled text, SDXL only. time_ids: [B, 6] original
+    size, crop offset and target size in pixels, SDXL only (Podell et al. 2023, sec. 2.2).
+    keys: one per row; rows with the same key have the same content. New ones where none are given.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+    keys: tuple[Hashable, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            object.__setattr__(self, "keys", tuple(next(_NEW_KEYS) for _ in range(len(self.hidden))))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: slice) -> "Conditioning":
+        """These rows, without a copy."""
+        return Conditioning(**{f.name: _rows(getattr(self, f.name), rows) for f in fields(self)})
+
+    def split(self) -> list["Conditioning"]:
+        """Each row by itself."""
+        return [self[k : k + 1] for k in range(len(self))]
+
+    def repeat(self, times: int) -> "Conditioning":
+        """Each row `times` times in a row, as `num_images_per_prompt` repeats prompts."""
+        return concatenate([row for row in self.split() for _ in range(times)])
+
+    def zeros_like(self) -> "Conditioning":
+        """Zeros in place of text: SDXL's unconditional row where no negative prompt is given."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return Conditioning(torch.zeros_like(self.hidden), pooled, self.time_ids)
+
+    def with_time_ids(self, *ids: int) -> "Conditioning":
+        """These sizes in pixels for every row; without pooled text the network reads none, and nothing changes."""
+        if self.pooled is None:
+            return self
+        rows = torch.tensor(ids, device=self.hidden.device).expand(len(self), -1)
+        return replace(self, time_ids=rows, keys=tuple((key, ids) for key in self.keys))
+
+
+def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+    """All rows as one batch. Raises InputError when token counts differ, or only some have pooled text or sizes."""
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {tuple(None if t is None else t.shape[1:] for t in _tensors(part)) for part in parts}
+    if len(shapes) > 1:
+        counts = sorted({part.hidden.shape[1] for part in parts})
+        raise InputError(f"conditioning of {counts} tokens cannot share a batch; encode every prompt to one length")
+    hidden, pooled, ids = (_cat(group) for group in zip(*map(_tensors, parts), strict=True))
+    assert hidden is not None
+    return Conditioning(hidden, pooled, ids, tuple(key for part in parts for key in part.keys))
+
+
+def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
+
+
+def _tensors(part: Conditioning) -> tuple[Tensor | None, ...]:
+    return part.hidden, part.pooled, part.time_ids
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    return None if value is None else value[rows]
+
+
+class DenoisingNetwork(nn.Module):
+    """What the pipeline, training and checkpoints require of a network that predicts noise, velocity, x0 or flow.
+
+    config: its numbers, with `write()` for diffusers' config.json. latent_channels: C of what it denoises.
+    default_size: latents a side that it was trained for. side_multiple: latents that each side is a multiple of for
+    maps that are halved evenly. gradient_checkpointing: keep only the blocks' inputs for the backward pass.
+    """
+
+    config: Any
+    latent_channels: int
+    default_size: int
+    side_multiple: int
+    gradient_checkpointing: bool
+
+    def forward(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """sample: [B, C, h, w]; timesteps: [B], or [1] for all rows. Returns [B, C, h, w]."""
+        raise NotImplementedError

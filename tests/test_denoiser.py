@@ -1,0 +1,82 @@
+"""From a network's output to x0, and guidance of each row by itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentdiff.config.model import PredictionType, ScheduleConfig
+from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.samplers import Levels, SamplerState, plan
+from latentdiff.schedule import Schedule
+
+KINDS: list[PredictionType] = ["epsilon", "sample", "v_prediction", "flow"]
+TOKENS = Conditioning(torch.zeros(1, 1, 1))
+
+
+def levels_of(schedule: Schedule, *timesteps: int) -> Levels:
+    return Levels(timesteps, *([float(t[k]) for k in timesteps] for t in (schedule.alphas, schedule.sigmas)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_prediction_type_gives_x0_of_rows_at_different_levels(kind: PredictionType) -> None:
+    schedule = Schedule(ScheduleConfig(prediction_type=kind))
+    x0, noise, timesteps = torch.randn(3, 2), torch.randn(3, 2), torch.tensor([20, 600, 600])
+    noisy, target = schedule.add_noise(x0, noise, timesteps), schedule.training_target(x0, noise, timesteps)
+    seen = []
+
+    def network(sample: Tensor, at: Tensor, conditioning: Conditioning) -> Tensor:
+        seen.append((at.tolist(), len(conditioning)))
+        return target[: len(sample)] if len(sample) <= 3 else torch.cat([target, target[-1:].expand(2, -1)])
+
+    levels, rows = levels_of(schedule, 20, 600, 600), TOKENS.repeat(3)
+    found = NetworkDenoiser(network, schedule, torch.float32)(noisy, levels, rows)
+    padded = NetworkDenoiser(network, schedule, torch.float32, batch=5)(noisy, levels, rows)
+    assert torch.allclose(found, x0, atol=1e-4) and torch.equal(found, padded)
+    assert seen == [([20, 600, 600], 3), ([20, 600, 600, 600, 600], 5)]
+
+
+def rows(*guidance: Guidance | None) -> list[Row]:
+    """Rows whose prompt is the number 3 and whose negative prompt is the number 2."""
+    schedule = Schedule(ScheduleConfig(prediction_type="sample"))
+    state = SamplerState(plan(schedule, "ddim", 2), torch.zeros(1), torch.Generator())
+    positive, negative = (Conditioning(torch.full((1, 1, 1), value)) for value in (3.0, 2.0))
+    return [Row(state, positive, negative, g) if g else Row(state, positive) for g in guidance]
+
+
+def guided(rows: list[Row], latents: Tensor, *timesteps: int) -> tuple[Tensor, list[float]]:
+    """x0 of a network that multiplies by the prompt's number, and the prompts it evaluated, in order."""
+    schedule, evaluated = Schedule(ScheduleConfig(prediction_type="sample")), []
+
+    def network(sample: Tensor, _: Tensor, conditioning: Conditioning) -> Tensor:
+        evaluated.extend(conditioning.hidden[:, 0, 0].tolist())
+        return sample * conditioning.hidden[:, :, 0]
+
+    denoiser = GuidedDenoiser(NetworkDenoiser(network, schedule, torch.float32), rows)
+    return denoiser(latents, levels_of(schedule, *timesteps)), evaluated
+
+
+def test_guidance_extrapolates_from_one_batch() -> None:
+    x = torch.randn(3, 2)
+    found, evaluated = guided(rows(*[Guidance(5.0)] * 3), x, 7, 7, 7)
+    assert torch.allclose(found, 2 * x + 5 * (3 * x - 2 * x))
+    assert evaluated == [2, 2, 2, 3, 3, 3]
+
+
+def test_each_row_has_its_own_guidance_and_takes_as_many_evaluations_as_it_needs() -> None:
+    some = rows(Guidance(5.0), None, Guidance(2.0), Guidance(4.0, low=200, high=800))
+    found, evaluated = guided(some, torch.ones(4, 1), 7, 7, 7, 7)
+    assert found[:, 0].tolist() == [7, 3, 4, 3]
+    assert evaluated == [2, 2, 3, 3, 3, 3]
+    found, evaluated = guided(some, torch.ones(4, 1), 7, 7, 900, 500)
+    assert found[:, 0].tolist() == [7, 3, 4, 6] and len(evaluated) == 7
+
+
+def test_outside_its_interval_the_prompt_alone_is_evaluated() -> None:
+    one = rows(Guidance(5.0, low=200.0, high=800.0))
+    assert [guided(one, torch.ones(1, 1), t)[0].item() for t in (199, 200, 800, 801)] == [3, 7, 7, 3]
+    assert [len(guided(one, torch.ones(1, 1), t)[1]) for t in (199, 200)] == [1, 2]
+    state = one[0].state
+    assert one[0].guided and not replace(one[0], state=replace(state, position=1)).guided
