@@ -31,7 +31,7 @@ class DenoiserModule(nn.Module):
 
     def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache | TextConditioner) -> None:
         super().__init__()
-        self.network = parts.denoiser
+        self.unet = parts.denoiser  # the name is in checkpoints of runs
         self.text = text
         self.schedule = parts.schedule
         self.scale = parts.vae.config.scaling_factor
@@ -55,7 +55,7 @@ class DenoiserModule(nn.Module):
         text = self.text.embed(captions)
         height, width = (side * self.downscale for side in x0.shape[-2:])  # SDXL: sizes as trained, uncropped
         with attention_for_training(noisy):
-            output = self.network(noisy, timesteps, text.with_time_ids(height, width, 0, 0, height, width)).float()
+            output = self.unet(noisy, timesteps, text.with_time_ids(height, width, 0, 0, height, width)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
         error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:

@@ -19,7 +19,8 @@ from latentdiff.runtime.packed import cannot_pack
 from tests.small import small_components, small_unet_config
 
 packed_on_glibc = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or cannot_pack(torch.empty(0)), reason="another allocator, or nothing is packed"
+    platform.libc_ver()[0] != "glibc" or cannot_pack(torch.empty(0)) != "",
+    reason="another allocator, or nothing is packed",
 )
 TWO_PICTURES = """
 import json, sys, torch

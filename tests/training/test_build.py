@@ -53,7 +53,7 @@ def test_inversion_changes_the_new_rows_and_not_a_bit_more(
     config |= {"method": "textual_inversion", "init_word": "apple", "vectors": 2}
     task = trained(config, monkeypatch)
     base = read_pipeline(model_folder, torch.float32)
-    for part in ("unet", "vae"):
+    for part in ("denoiser", "vae"):
         pairs = zip(getattr(base, part).parameters(), getattr(task.parts, part).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
     state = {

@@ -62,9 +62,9 @@ def test_a_full_fine_tune_changes_the_unet_alone(
     options = ["--model", model_folder, "--method", "full", "--steps", 3]
     assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", *options) == 0
     before, after = (read_pipeline(path, torch.float32) for path in (model_folder, tmp_path / "run" / "model"))
-    for part in ("unet", "vae", "text"):
+    for part in ("denoiser", "vae", "text"):
         pairs = zip(getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs) == (part != "unet")
+        assert all(torch.equal(a, b) for a, b in pairs) == (part != "denoiser")
 
 
 def test_the_run_can_be_gone_on_with_from_its_own_config(

@@ -17,6 +17,7 @@ from latentdiff.checkpoints.components import read_vae
 from latentdiff.config.train import DataConfig, OptimConfig, train_config
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.training import run as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
@@ -96,9 +97,10 @@ def test_the_denoiser_learns_and_its_folder_makes_pictures(unet_config: Make, tm
     image = pipe("a red disc", num_inference_steps=2, seed=0).images[0]
     assert image.size == (16, 16)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
-    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 16, 32)
+    latents, timestep, hidden = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 16, 32)
     with torch.no_grad():
-        assert torch.allclose(pipe.unet(*inputs), theirs.unet(*inputs).sample, atol=1e-4)
+        found = pipe.denoiser(latents, timestep, Conditioning(hidden))
+        assert torch.allclose(found, theirs.unet(latents, timestep, hidden).sample, atol=1e-4)
 
 
 def test_only_the_unet_is_trained(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
