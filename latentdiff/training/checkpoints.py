@@ -23,6 +23,7 @@ KEPT = 2
 MANIFEST = "manifest.json"
 REPORT = "data.json"  # the first file of a run
 CONFIG = "config.yaml"
+FOLDER_STRIP = "data.png"  # a few pictures of the folder
 OF_MANY = "module."  # what DistributedDataParallel puts before each name
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 

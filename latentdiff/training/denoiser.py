@@ -12,18 +12,21 @@ from torch.nn import functional as F
 from latentdiff.checkpoints.components import Components, write_pipeline
 from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
-from latentdiff.data.dataset import read_parts
+from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
+from latentdiff.training.checkpoints import FOLDER_STRIP
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
+from latentdiff.training.samples import Samples
 from latentdiff.training.task import Share, reason
 from latentdiff.training.text_cache import TextCache
 
 HELD_OUT = 128
+SHOWN = 6
 
 
 class DenoiserModule(nn.Module):
@@ -93,11 +96,19 @@ class DenoiserTask:
             from latentdiff.training.picture_metrics import PictureMetrics  # transformers, which takes seconds
 
             self.metrics = PictureMetrics(config.metrics, config.data, held_out)
+        self._save_strip(rows)
         rows = [*_as_often(rows, more), *_as_often(more, rows)]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
         self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
         self.module = DenoiserModule(parts, config, parts.text if trains_text else self._embed(rows))
+
+    def _save_strip(self, rows: list[Row]) -> None:
+        """A few pictures of the folder, for the report."""
+        shown = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
+        if process_state().is_main_process:
+            pixels = [load_pixels(row, self.config.data.resolution, self.config.data.background) for row in shown]
+            Samples.of(pixels, [row.captions[0] for row in shown]).save(self.config.run.output / FOLDER_STRIP)
 
     def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}.safetensors"
@@ -123,9 +134,11 @@ class DenoiserTask:
             share.add("held_out_loss", loss)
         prompts = dict(enumerate(config.sample_prompts))
         mine = list(prompts)[rank::world]
-        if mine:
-            pixels = self._draw([prompts[place] for place in mine], mine)
-            share.pictures = dict(zip(mine, pixels.cpu() * 2 - 1, strict=True))
+        for start in range(0, len(mine), config.data.batch_size):
+            part = mine[start : start + config.data.batch_size]
+            pixels = self._draw([prompts[index] for index in part], part).cpu() * 2 - 1
+            share.pictures |= dict(zip(part, pixels, strict=True))
+            share.captions |= {index: prompts[index] for index in part}
         if self.metrics is not None and rank == 0:
             try:
                 for name, value in self.metrics.compute(self._draw).items():

@@ -15,6 +15,7 @@ from latentdiff.errors import InputError
 
 VISITS = 40
 SMALL_MODEL = 256
+OTHER_PROMPTS = ("a red apple", "a cat")  # not in the folder, most likely: what the model still knows
 OPTIONS = {"folder": "FOLDER", "base": "--model", "text_encoder": "--train-text"}  # others are typed as they are named
 
 
@@ -71,7 +72,7 @@ def plan_finetune(
             "base": base,
             "method": method,
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
-            "sample_prompts": [prefixed(caption, trigger) for caption in report.examples or [""]],
+            "sample_prompts": [prefixed(caption, trigger) for caption in (*(report.examples or [""]), *OTHER_PROMPTS)],
             "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
             "data": {
                 "train": folder, "resolution": resolution, "batch_size": batch, "skip": bad, "prefix": trigger,

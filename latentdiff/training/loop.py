@@ -19,7 +19,6 @@ from tqdm import tqdm
 from latentdiff.config.train import FineTuneConfig, RunConfig, TrainConfig, VAETrainConfig
 from latentdiff.data.batches import Batches
 from latentdiff.errors import InputError, NonFiniteError
-from latentdiff.files import atomic_path
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
@@ -175,11 +174,9 @@ class Run:
             tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))
         for failure in found.failures:
             tqdm.write(f"warning: a look at step {step} failed and was left out: {failure}")
-        if found.grid is not None:
-            (output / "samples").mkdir(exist_ok=True)
-            with atomic_path(output / "samples" / f"{step:07d}.png") as path:
-                found.grid.save(path)
-            self.tracker.image("samples", found.grid, step)
+        if found.samples is not None:
+            found.samples.save(output / "samples" / f"{step:07d}.png")
+            self.tracker.image("samples", found.samples.grid, step)
 
     def _note_best(self, loss: float | None) -> None:
         if loss is None:
@@ -216,6 +213,8 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
     main = run.accelerator.is_main_process
     bar = tqdm(total=config.optim.max_steps, initial=run.progress.step, disable=not main, smoothing=0.05)
     with closing(run.tracker), StopSignal() as request:
+        if run.progress.step == 0 and isinstance(config, FineTuneConfig):
+            run.evaluate()  # of the base model, to compare with
         while not run.finished:
             losses = run.step()
             bar.update()

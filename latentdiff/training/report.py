@@ -1,6 +1,5 @@
 """What a run did, as one page to look at: `report.html`, with everything in it."""
 
-import base64
 import json
 import math
 import platform
@@ -18,23 +17,22 @@ import latentdiff
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.training.chart import Curve, Points, chart, smooth
+from latentdiff.training.checkpoints import FOLDER_STRIP
+from latentdiff.training.sample_table import STYLE as SAMPLE_STYLE
+from latentdiff.training.sample_table import captioned_strip, sample_table
 
 BLUE, ORANGE, GREEN = "#3b82f6", "#ea7317", "#16a34a"  # seen on white and on black
-OLDER_GRIDS = 11
 SHOWN_ITEMS = 8
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1rem }
 h1, h2 { font-weight: 600; line-height: 1.2; overflow-wrap: anywhere }
 .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)) }
-svg, figure > img { display: block; width: 100%; height: auto }
-figure { margin: 0 }
-.older { display: flex; gap: 1rem; overflow-x: auto; padding: 1rem 0 }
-.older figure { flex: 0 0 min(70%, 260px) }
+svg { display: block; width: 100%; height: auto }
 table { border-collapse: collapse }
 th, td { border-bottom: 1px solid #8884; overflow-wrap: anywhere; padding: .2rem 1rem .2rem 0; text-align: left }
 th { font-weight: 400; opacity: .7; vertical-align: top; white-space: nowrap }
-pre { overflow-x: auto }
+pre { overflow-wrap: anywhere; white-space: pre-wrap }
 """
 
 Row = dict[str, float]
@@ -56,13 +54,17 @@ def write_report(run_folder: Path) -> Path:
             f"<h1>{title}</h1>",
             _table(_totals(rows, series)),
             _section("Curves", _charts(series)),
-            _section("Samples", _samples(run_folder / "samples")),
+            _section("Samples", sample_table(run_folder / "samples")),
+            _section("Pictures of the folder", captioned_strip(run_folder / FOLDER_STRIP)),
             _section("Data", _data(_read_text(run_folder / "data.json"))),
             _section("Config", config and f"<pre>{escape(config)}</pre>"),
         ]
     )
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        f"<style>{STYLE}{SAMPLE_STYLE}</style>"
+    )
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     return path
@@ -172,23 +174,6 @@ def _charts(series: dict[str, Points]) -> str:
         title = "learning rate" if name == "lr" else name.replace("_", " ")
         charts.append(chart(title, [Curve(title, series[name], GREEN)]))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def _samples(folder: Path) -> str:
-    """The newest grid large, older ones in a row: all, or some at even distances where they are many."""
-    grids = sorted(folder.glob("*.png"))
-    if not grids:
-        return ""
-    *older, newest = grids
-    every = max(1, math.ceil(len(older) / OLDER_GRIDS))
-    row = "".join(map(_figure, reversed(older[::every])))
-    return _figure(newest) + (f'<div class="older">{row}</div>' if row else "")
-
-
-def _figure(path: Path) -> str:
-    caption = f"step {int(path.stem)}" if path.stem.isdecimal() else escape(path.stem)
-    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _data(text: str) -> str:

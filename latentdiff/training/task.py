@@ -7,18 +7,21 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor, nn
 
-from latentdiff.images.image_grid import image_grid
+from latentdiff.training.samples import Samples
 
 
 @dataclass
 class Share:
-    """What one process found: of each figure the sum and the count, and by place pictures, in [-1, 1], on the CPU."""
+    """What one process measured: of each figure the sum and the count; samples in [-1, 1], on the CPU, by their index.
+
+    captions: of the samples that have one, by the same index.
+    """
 
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     pictures: dict[int, Tensor] = field(default_factory=dict)
+    captions: dict[int, str] = field(default_factory=dict)
     failure: str = ""
 
     def add(self, name: str, value: float, count: float = 1) -> None:
@@ -58,10 +61,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Findings:
-    """All shares together: means of the figures, a sheet of the pictures, and what went wrong."""
+    """All shares together: means of the figures, the samples, and what went wrong."""
 
     figures: dict[str, float]
-    grid: Image.Image | None
+    samples: Samples | None
     failures: list[str]
 
 
@@ -81,6 +84,8 @@ def evaluate(task: Task, accelerator: Accelerator) -> Findings:
     names = dict.fromkeys(name for s in shares for name in s.figures)
     totals = {name: [s.figures[name] for s in shares if name in s.figures] for name in names}
     figures = {name: sum(v for v, _ in parts) / sum(n for _, n in parts) for name, parts in totals.items()}
-    pictures = {place: picture for s in shares for place, picture in s.pictures.items()}
-    grid = image_grid(torch.stack([pictures[place] for place in sorted(pictures)]), 8) if pictures else None
-    return Findings(figures, grid, [s.failure for s in shares if s.failure])
+    pictures = {index: picture for s in shares for index, picture in s.pictures.items()}
+    captions = {index: caption for s in shares for index, caption in s.captions.items()}
+    order = sorted(pictures)
+    samples = Samples.of([pictures[k] for k in order], [captions[k] for k in order if k in captions]) if order else None
+    return Findings(figures, samples, [s.failure for s in shares if s.failure])

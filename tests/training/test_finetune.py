@@ -14,6 +14,7 @@ from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora import FILE
 from latentdiff.errors import InputError
 from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.samples import read_samples
 
 
 @pytest.fixture
@@ -93,6 +94,19 @@ def test_finetune_goes_on_as_it_was_planned(
     second = load_file(output / "model" / FILE)
     assert first.keys() == second.keys() and any(not torch.equal(first[key], second[key]) for key in first)
     assert run(monkeypatch, *begun, "--steps", 5, "--resume") == 0
+
+
+def test_samples_are_of_the_folder_and_of_other_prompts_before_and_after(
+    folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["-o", tmp_path / "run", "--model", model_folder, "--trigger", "sks", "--steps", 2]
+    assert run(monkeypatch, "finetune", folder, *options) == 0
+    names = [f"{step:07d}.png" for step in range(3)]
+    samples = [read_samples(tmp_path / "run" / "samples" / name) for name in names]
+    assert samples[0].captions == samples[2].captions == ["sks, grey noise", "sks, a red apple", "sks, a cat"]
+    pixels = [np.stack([np.asarray(image) for image in one.images()]).astype(int) for one in samples]
+    assert pixels[0].shape == (3, 16, 16, 3) and np.abs(pixels[0] - pixels[2]).max() > 0
+    assert read_samples(tmp_path / "run" / "data.png").captions == ["sks, grey noise"] * 4
 
 
 def test_a_short_run_logs_its_losses(folder: Path, model_folder: Path, tmp_path: Path) -> None:
