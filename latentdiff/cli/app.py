@@ -48,7 +48,7 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's, else ddim]"
+            help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's, else ddim]"
         ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
@@ -213,6 +213,16 @@ def evaluate(
     of_model = {key: value for key, value in asked.items() if value is not None}
     files = (output, html, vae)
     run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, *files, of_model))
+
+
+@app.command()
+def env(
+    model: Annotated[str | None, typer.Option(help="Model whose layers are listed. [default: the bundled one]")] = None,
+) -> None:
+    """Print versions, processor, kernels, precision, caches and replaced layers, for bug reports."""
+    from latentdiff.cli.env import run
+
+    run(model)
 
 
 @data.command()

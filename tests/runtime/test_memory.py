@@ -58,7 +58,7 @@ def test_a_gpu_is_asked_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @packed_on_glibc
 def test_a_model_takes_the_memory_of_its_weights_once(model_folder: Path, tmp_path: Path) -> None:
     unet = UNet2DConditionModel(small_unet_config(block_out_channels=(192, 512)))
-    write_pipeline(replace(small_components(), unet=unet), tmp_path / "large")
+    write_pipeline(replace(small_components(), denoiser=unet), tmp_path / "large")
     command = [sys.executable, "-c", TWO_PICTURES, str(model_folder), str(tmp_path / "large")]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     weights, *found, left = json.loads(answer)

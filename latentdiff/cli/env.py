@@ -1,0 +1,50 @@
+"""`latentdiff env`: what a bug report needs of the machine, the versions and the layers in use."""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import latentdiff
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime.native import cache_folder, kernel_variant, variants
+from latentdiff.runtime.processor import capabilities
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
+
+
+def run(model: str | None) -> None:
+    """Print everything, the layers of `model` last. Raises CheckpointError for a model that cannot be opened."""
+    for line in environment():
+        print(line)
+    for line in LatentDiffusionPipeline.from_pretrained(model).runtime_report():
+        print(line)
+
+
+def environment() -> Iterator[str]:
+    device = pick_device("auto")
+    yield f"latentdiff {latentdiff.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield f"processor: {platform.machine()} with {', '.join(sorted(capabilities())) or 'unknown capabilities'}"
+    yield f"kernels: {kernel_variant() or 'none, torch computes everything'}"
+    for name, missing in variants().items():
+        yield f"  {name}: {'this processor lacks ' + ', '.join(missing) if missing else 'runs here'}"
+    yield f"device auto: {device}, dtype auto: {pick_dtype('auto', device)}"
+    yield f"threads: {torch.get_num_threads()} of {os.cpu_count()}"
+    yield f"cache folders: {cache_folder()}, {_hub_cache()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "is not installed"
+
+
+def _hub_cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return str(HF_HUB_CACHE)
