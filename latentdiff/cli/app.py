@@ -48,7 +48,7 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's, else ddim]"
+            help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's]"
         ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
