@@ -1,6 +1,8 @@
-"""From the bytes of a picture to pixels, whatever its mode; and nothing decoded that is too large."""
+"""Decode image files to RGB pixels, with limits on size and memory."""
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,58 +11,101 @@ from torch import Tensor
 
 from latentdiff.errors import InputError
 
+Result = TypeVar("Result")
+
 MAX_PIXELS = 64 * 1024 * 1024
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some run other programs
+BYTES_PER_PIXEL = 16  # at the peak of decode(): four RGBA copies while transparency is flattened
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some of which run other programs
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # the ancillary chunks that decide the pixels
+ROWS = 64
 
 
 def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
-    """The first frame as RGB: turned by EXIF, transparency laid on `background`, 16 bits brought to 8.
+    """The first frame as RGB: rotated by its EXIF orientation, flattened onto `background`, 16 bits reduced to 8.
 
-    Raises InputError naming the picture when it is none, is cut short, or has over 64 million pixels.
+    Raises InputError naming the file if it is not an image, is truncated, or has more than 64 million pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{name}: {opened.width}x{opened.height} is over {MAX_PIXELS} pixels; shrink it first")
-            opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened), background)
-    except InputError:
-        raise
-    except Exception as error:  # Pillow lets through whatever its readers meet in damaged bytes, struct.error for one
-        raise _unreadable(name, error) from error
+
+    def to_image(opened: Image.Image) -> Image.Image:
+        width, height = _displayed_size(opened)
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; reduce it first")
+        opened.load()
+        return _to_rgb(ImageOps.exif_transpose(opened), background)
+
+    return _read(data, name, to_image)
 
 
 def measure(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height of a picture as it is seen, turned by EXIF, without decoding it. Raises InputError."""
+    """Width and height of the image that `decode` returns, without decoding it. Raises InputError."""
+    return _read(data, name, _displayed_size)
+
+
+def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Result:
+    """`use` of the opened file. PNG metadata that Pillow refuses for its size is removed, since no pixel needs it."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (opened.height, opened.width) if turned else opened.size
-    except Exception as error:
-        raise _unreadable(name, error) from error
+            return use(opened)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow passes on what its readers raise for damaged bytes, struct.error for one
+        shorter = _without_png_metadata(data)
+        if isinstance(error, ValueError) and len(shorter) < len(data):
+            return _read(shorter, name, use)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else " ".join(str(error).split()) or "truncated"
+        raise InputError(f"{name}: not a readable image ({reason}); replace or remove it") from error
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = "of no known format" if unknown else " ".join(str(error).split()) or "cut short"
-    return InputError(f"{name}: not a readable image ({reason}); replace or remove it")
+def _displayed_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height after EXIF orientation. Pillow swaps a TIFF's sides itself, so its tags are read instead."""
+    width, height = opened.size
+    if opened.format == "TIFF":
+        tags = opened.tag_v2  # type: ignore[attr-defined]
+        width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    transposed = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if transposed else (width, height)
+
+
+def _without_png_metadata(data: bytes) -> bytes:
+    """A PNG file without colour profiles and texts; other data unchanged. Source: PNG specification, section 5.3."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start < len(data):
+        kind = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if kind[:1].isupper() or kind in PNG_CHUNKS:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of 16-bit, 32-bit or floating-point values, a block of rows at a time to bound the memory."""
+    top = 65535.0
+    if values.dtype.kind != "u":  # without a stated range: the smallest usual one that holds all values
+        highest = np.fmax.reduce(values, axis=None)
+        top = 1.0 if highest <= 1 else 255.0 if highest <= 255 else 65535.0
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), ROWS):
+        block = np.nan_to_num(values[start : start + ROWS].astype(np.float32)) * np.float32(255 / top)
+        scaled[start : start + ROWS] = block.clip(0, 255).round()
+    return scaled
+
+
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The short side becomes `resolution`, the centre square is kept."""
+    """The centre square of an image, resized to `resolution`."""
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 

@@ -2,16 +2,18 @@
 
 import io
 import random
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from latentdiff.errors import InputError
 from latentdiff.images import decoding
-from latentdiff.images.decoding import decode, fit, measure
+from latentdiff.images.decoding import _to_eight_bits, decode, fit, measure
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -57,13 +59,60 @@ def test_transparency_lies_on_the_colour_of_choice() -> None:
     assert decode(encode(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "PNG"), "x", "blue").getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_exif_turns() -> None:
-    half = Image.new("RGB", (16, 16))
-    half.paste((255, 255, 255), (0, 0, 16, 8))
+CORNERS = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}  # EXIF 2.3, 4.6.4
+
+
+@pytest.mark.parametrize("orientation", CORNERS)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_size_and_pixels_follow_the_exif_orientation(kind: str, orientation: int) -> None:
+    image = Image.new("RGB", (24, 16))
+    image.paste((255, 255, 255), (0, 0, 12, 8))
     exif = Image.Exif()
-    exif[0x0112] = 3
-    found = np.asarray(decode(encode(half, "PNG", exif=exif), "x"))
-    assert found[:8].max() == 0 and found[8:].min() == 255
+    exif[0x0112] = orientation
+    data = encode(image, kind, exif=exif)
+    decoded = decode(data, "x")
+    assert measure(data, "x") == decoded.size == ((24, 16) if orientation < 5 else (16, 24))
+    right, below = CORNERS[orientation]
+    corner = decoded.resize((2, 2), Image.Resampling.BOX).convert("L")
+    assert max((x, y) for x in (0, 1) for y in (0, 1) if corner.getpixel((x, y)) > 128) == (right, below)  # type: ignore[operator]
+
+
+def large_profile() -> dict[str, Any]:
+    return {"icc_profile": random.Random(0).randbytes(3_000_000)}
+
+
+def large_text() -> dict[str, Any]:
+    info = PngInfo()
+    info.add_text("prompt", "x" * 3_000_000, zip=True)
+    return {"pnginfo": info}
+
+
+@pytest.mark.parametrize("metadata", [large_profile, large_text])
+def test_png_metadata_of_any_size_is_no_obstacle(metadata: Callable[[], dict[str, Any]]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGBA", (24, 16), (0, 0, 0, 0))
+    data = encode(image, "PNG", exif=exif, **metadata())
+    assert measure(data, "x") == (16, 24)
+    decoded = decode(data, "x", "red")
+    assert decoded.size == (16, 24) and decoded.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_greys_are_scaled_without_a_second_large_copy(dtype: Any) -> None:
+    values = np.linspace(0, 65535, 1024 * 1024).reshape(1024, 1024)
+    image = Image.fromarray(values.astype(dtype))
+    tracemalloc.start()
+    result = _to_eight_bits(np.asarray(image))  # Pillow's bytes, one copy, and the result; 64 rows of float32 at a time
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.abs(result.astype(int) - np.round(values / 257)).max() <= 1
+    assert peak < image.width * image.height * (1 + 2 * np.dtype(dtype).itemsize) + 2 * 2**20
+
+
+def test_values_that_are_not_finite_are_black_or_white() -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 300.0]], dtype=np.float32)
+    assert _to_eight_bits(values).tolist() == [[0, 255, 0, 1]]
 
 
 def test_the_centre_is_cropped() -> None:
@@ -136,5 +185,5 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
     data = encode(Image.new("RGB", (20, 20)), "BMP")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(InputError, match="20x20 is over 100 pixels"):
+    with pytest.raises(InputError, match="20x20 is more than 100 pixels"):
         decode(data, "x")
