@@ -1,45 +1,59 @@
-"""What holds pictures: a folder, a zip or a tar. Each lists names and reads one; nothing is unpacked or changed."""
+"""Containers of pictures: folders, zip files and tar files, read in place."""
 
 import os
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from latentdiff.data.zip_members import MemberNames, ZipMembers
 from latentdiff.errors import InputError
 
 Entry = TypeVar("Entry")
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif"}
+PICTURES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif",
+}  # fmt: skip
+ARCHIVES = (".zip", ".tar")
 MAX_FILE = 256 * 1024 * 1024
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError)
+
+
+def _unknown(name: str) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
 class Container:
-    """Files by name (relative, with `/`), sorted. `read` gives the bytes of one.
+    """A set of files. `read(name)` returns the bytes of one.
 
-    source: the path or address it was opened from.
+    source: the path or address it was opened from. names: sorted relative paths with `/`. size(name): bytes of a
+    file, 0 if unknown. garbled: names with letters whose encoding the archive does not state.
     """
 
     source: str
     names: tuple[str, ...]
     read: Callable[[str], bytes] = field(repr=False)
+    size: Callable[[str], int] = field(repr=False, default=_unknown)
+    garbled: frozenset[str] = frozenset()
 
     @property
     def pictures(self) -> list[str]:
-        return [name for name in self.names if PurePosixPath(name).suffix.lower() in PICTURES]
+        return [name for name in self.names if is_picture(name)]
 
     def where(self, name: str) -> str:
         """The full name of a file, for messages."""
         return f"{self.source}/{name}"
 
 
+def is_picture(name: str) -> bool:
+    """Whether the suffix is that of an image format."""
+    return PurePosixPath(name).suffix.lower() in PICTURES
+
+
 def open_container(path: Path, source: str = "") -> Container:
-    """Open a folder, `.zip` or uncompressed `.tar`, called `source` if that is given. Raises InputError for others."""
+    """Open a folder, `.zip` or uncompressed `.tar`; `source` replaces its path in messages. Raises InputError."""
     source = source or str(path)
     if path.is_dir():
         return _folder(path)
@@ -52,58 +66,99 @@ def open_container(path: Path, source: str = "") -> Container:
             return _tar(path, source)
     except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{source} is damaged ({error}); copy or download it again") from error
-    raise InputError(f"{source} is no folder, .zip or .tar; unpack it to a folder first")
+    raise InputError(f"{source} is not a folder, .zip or .tar; unpack it into a folder first")
 
 
-def join(containers: list[Container]) -> Container:
-    """Containers of pictures as one: `cat.png` in `000.tar` becomes `000.tar/cat.png`. Raises InputError for twins."""
-    # By characters, since addresses are no paths: the common folder of those would lose a slash after https:/.
-    root = os.path.commonprefix([part.source for part in containers]).rpartition("/")[0]  # noqa: RUF071
+def open_folder_of_archives(folder: Container) -> Container:
+    """A folder whose pictures are in `.zip` or `.tar` files: these joined, together with its other files."""
+    loose = tuple(name for name in folder.names if not name.lower().endswith(ARCHIVES))
+    archives = [name for name in folder.names if name not in set(loose)]
+    joined = join([open_container(Path(folder.source) / name) for name in archives], folder.source)
+    others = frozenset(loose)
+
+    def read(name: str) -> bytes:
+        return folder.read(name) if name in others else joined.read(name)
+
+    def size(name: str) -> int:
+        return folder.size(name) if name in others else joined.size(name)
+
+    return Container(folder.source, tuple(sorted((*loose, *joined.names))), read, size, joined.garbled)
+
+
+def join(containers: list[Container], root: str | None = None) -> Container:
+    """Containers as one: `cat.png` in `000.tar` becomes `000.tar/cat.png`.
+
+    root: what their sources have in common, found from them if not given. Raises InputError for a container without
+    pictures and for one that is given twice.
+    """
+    if root is None:
+        # By characters, since addresses are no paths: os.path.commonpath would drop a slash after https:/.
+        root = os.path.commonprefix([part.source for part in containers]).rpartition("/")[0]  # noqa: RUF071
     places: dict[str, tuple[Container, str]] = {}
     for part in containers:
         if not part.pictures:
-            raise InputError(f"{part.source} holds no pictures; leave it out or make it again")
+            raise InputError(f"{part.source} holds no pictures; leave it out or create it again")
         shard = part.source.removeprefix(f"{root}/")
         if f"{shard}/{part.names[0]}" in places:
-            raise InputError(f"{part.source} is named twice; name each once")
+            raise InputError(f"{part.source} is given twice; give each shard once")
         places |= {f"{shard}/{name}": (part, name) for name in part.names}
 
     def read(name: str) -> bytes:
         part, inside = places[name]
         return part.read(inside)
 
-    return Container(root or ".", tuple(sorted(places)), read)
+    def size(name: str) -> int:
+        part, inside = places[name]
+        return part.size(inside)
+
+    garbled = frozenset(name for name, (part, inside) in places.items() if inside in part.garbled)
+    return Container(root or ".", tuple(sorted(places)), read, size, garbled)
 
 
 def _folder(root: Path) -> Container:
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    for name in found:
+    names = tuple(sorted(_walk(root, "", frozenset())))
+    for name in names:
         if not is_text(name):
             raise InputError(f"{str(root / name)!a}: the file's name is not UTF-8; rename it")
-    return Container(str(root), tuple(sorted(found)), lambda name: (root / name).read_bytes())
+
+    def read(name: str) -> bytes:
+        if (size := (root / name).stat().st_size) > MAX_FILE:
+            raise InputError(f"{root / name} has {size} bytes, more than {MAX_FILE}; remove it")
+        return (root / name).read_bytes()
+
+    return Container(str(root), names, read, lambda name: (root / name).stat().st_size)
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Names of the files in a folder and its subfolders. Links are followed, except to a folder that holds them."""
+    try:
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        entries = [] if here in above else [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        files = [entry.name for entry in entries if entry.is_file() or (entry.is_symlink() and not entry.is_dir())]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); change its permissions or remove it") from error
+    yield from (f"{prefix}{name}" for name in files)  # with dangling links, which are reported when they are read
+    for name in folders:
+        yield from _walk(folder / name, f"{prefix}{name}/", above | {here})
 
 
 def _zip(path: Path, source: str) -> Container:
-    with zipfile.ZipFile(path) as archive:
-        members = ((info.filename, info.file_size, info) for info in archive.infolist() if not info.is_dir())
-        entries = _entries(source, members)
+    members = ZipMembers(path, source)
+    names = MemberNames()
+    entries = _entries(source, ((names(info), info.file_size, info) for info in members.infos))
 
     def read(name: str) -> bytes:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(entries[name])
-        except ZIP_ERRORS as error:
-            reason = "it has a password" if entries[name].flag_bits & 1 else error
-            raise InputError(f"{source}/{name} cannot be unpacked ({reason}); pack it again") from error
+        return members.read(entries[name])
 
-    return Container(source, tuple(sorted(entries)), read)
+    return Container(
+        source, tuple(sorted(entries)), read, lambda name: entries[name].file_size, frozenset(names.garbled)
+    )
 
 
 def _tar(path: Path, source: str) -> Container:
-    """Members are read at their offset, so that every process can, without going through the archive again."""
+    """Members are read at their offset, so that no process goes through the archive again."""
     with tarfile.open(path, "r:") as archive:
         files = (member for member in archive if member.isfile())
         entries = _entries(source, ((file.name, file.size, (file.offset_data, file.size)) for file in files))
@@ -115,31 +170,33 @@ def _tar(path: Path, source: str) -> Container:
             return file.read(size)
 
     if read_at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it is cut short")
-    return Container(source, tuple(sorted(entries)), lambda name: read_at(*entries[name]))
+        raise tarfile.ReadError("it is truncated")
+    return Container(
+        source, tuple(sorted(entries)), lambda name: read_at(*entries[name]), lambda name: entries[name][1]
+    )
 
 
 def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str, Entry]:
-    """By name, of (name, size, entry), those that stay inside and are no system's leftovers. Raises InputError."""
+    """Members (name, size, entry) by name, without hidden ones and paths that lead outside. Raises InputError."""
     entries: dict[str, Entry] = {}
     for raw, size, entry in members:
         name = PurePosixPath(raw).as_posix()
-        if not _plain(name):
+        if not _is_inside_and_visible(name):
             continue
         if size > MAX_FILE:
-            raise InputError(f"{source}: {name} would unpack to {size} bytes, over {MAX_FILE}; take it out")
+            raise InputError(f"{source}: {name} would unpack to {size} bytes, more than {MAX_FILE}; remove it")
         if name in entries:
             raise InputError(f"{source} holds {name} twice; pack it again, each file once")
         entries[name] = entry
     return entries
 
 
-def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: not where a name or a JSON escape holds half a character."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _plain(name: str) -> bool:
-    """Names that stay inside, and are not what macOS or a version control leaves behind."""
+def _is_inside_and_visible(name: str) -> bool:
+    """False for absolute paths, `..`, and what macOS and version control leave behind."""
     parts = PurePosixPath(name).parts
     return not name.startswith("/") and not any(p == "__MACOSX" or p.startswith(".") for p in parts)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8, which lone surrogates in a name or a JSON escape cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -1,7 +1,5 @@
-"""Where the captions are: in a metadata file, beside each picture, in folder names, or in the file names."""
+"""Find the captions of a folder: in a metadata file, beside each picture, in folder names, or in file names."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable
@@ -10,18 +8,22 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from latentdiff.config.train import CLASS_NAME, check_template
-from latentdiff.data.archives import PICTURES, Container, is_text
-from latentdiff.errors import InputError
+from latentdiff.data.archives import ARCHIVES, PICTURES, Container, is_picture
+from latentdiff.data.metadata import METADATA, FileNames, clean_caption, read_captions, read_metadata, read_text
+from latentdiff.errors import InputError, shorten
 
 TEXTS = (".txt", ".caption")
-CAPTION_KEYS = ("text", "caption", "prompt")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SIDECARS = (*TEXTS, ".json")
 REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")  # 2024_spring is a name
+DOCUMENTS = re.compile(r"(?i)(readme|licen[cs]e|notice|copying|changelog)\b.*|.*\.md|thumbs\.db|desktop\.ini")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: its name in `container`, the captions any of which describes it, how often an epoch shows it."""
+    """One picture of a container, its alternative captions, and how often an epoch shows it.
+
+    columns: what the metadata file says about it. weight: of its loss.
+    """
 
     container: Container = field(repr=False)
     name: str
@@ -41,151 +43,106 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a container was understood, in words, and its rows."""
+    """The rows of a container and where their captions are from; `ignored`: files that were not used, and why."""
 
     kind: str
     rows: list[Row]
+    ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Layout:
-    """Understand a container by what is in it; the first of these that fits.
+    """Decide from a container's files where captions are from, and read them. The first rule that fits decides:
 
-    A metadata file (`file_name`, and `text` or `captions`); beside the pictures `.txt` or `.caption` files, or `.json`
-    with `text`, `caption` or `prompt`, or `.cls` with the name of a class; folders named `10_name` (shown ten times an
-    epoch, also with files beside the pictures) or one folder a class; file names. Names of classes and folders are put
-    into `caption_template`; with one that was chosen, a single folder is a class. Pictures that no metadata file names
-    have no caption.
-    Raises InputError for a container without pictures, broken metadata and a template without `{name}`.
+    1. a metadata file with `file_name`, and `text`, `caption`, `prompt` or a list of `captions`; pictures that it does
+       not name have no caption;
+    2. files beside the pictures: `.txt`, `.caption`, or `.json` with the same keys, named `cat.txt` or `cat.png.txt`;
+    3. `.cls` files beside the pictures with the name of a class;
+    4. folders named `10_name`: a class, shown ten times an epoch (the number also counts with files beside pictures);
+    5. one folder per class; a single folder is one if `caption_template` is not the default;
+    6. file names, unless a camera or a program chose them.
+
+    Names of classes are inserted into `caption_template`. Raises InputError for a container without pictures, broken
+    metadata, and a template without `{name}`.
     """
     check_template(caption_template)
-    names, pictures = {_with_lower_suffix(name): name for name in container.names}, container.pictures
     metadata = [name for name in container.names if PurePosixPath(name).name in METADATA]
-    rows = [row for name in metadata for row in _metadata_rows(container, name)]
+    rows = [Row(container, *described) for name in metadata for described in read_metadata(container, name)]
+    pictures = container.pictures
     if metadata and (rows or pictures):
-        unnamed = sorted({*pictures} - {row.name for row in rows})
-        return Layout("metadata", [*rows, *(Row(container, name, ()) for name in unnamed)])
+        described = {row.name for row in rows}
+        rows += [Row(container, name, ()) for name in sorted({*pictures} - described)]
+        return Layout("metadata", rows, list(_ignored(container, {*metadata, *described}, "metadata has the captions")))
     if not pictures:
         kinds = ", ".join(sorted(PICTURES))
-        raise InputError(f"{container.source} holds no pictures; put files ending in {kinds} there")
+        raise InputError(f"{container.source} holds no pictures; add files ending in {kinds}")
+    kind, rows, used = _without_metadata(container, pictures, caption_template)
+    return Layout(kind, rows, list(_ignored(container, used, "no picture has this name")))
+
+
+def _without_metadata(container: Container, pictures: list[str], template: str) -> tuple[str, list[Row], set[str]]:
+    """The name of the layout, its rows, and the caption files that it uses."""
+    files = FileNames(container)
     folders = {_folder(name) for name in pictures}
     repeated = all(REPEATS.fullmatch(folder) for folder in folders)
-    rows = [_sidecar_row(container, name, names, repeated) for name in pictures]
-    if any(row.captions for row in rows) or any(_beside(name, names, TEXTS) for name in pictures):
-        return Layout("sidecar files", rows)
-    if any(_beside(name, names, (".cls",)) for name in pictures):
-        return Layout("class files", [_class_file_row(container, name, names, caption_template) for name in pictures])
+    beside = {name: found for name in pictures if (found := _beside(name, files, SIDECARS))}
+    rows = [_sidecar_row(container, name, beside.get(name), repeated) for name in pictures]
+    if any(row.captions for row in rows) or any(name.lower().endswith(TEXTS) for name in beside.values()):
+        return "sidecar files", rows, {*beside.values()}
+    classes = {name: found for name in pictures if (found := _beside(name, files, (".cls",)))}
+    if classes:
+        names = {name: read_text(container, found) for name, found in classes.items()}
+        rows = [_named_row(container, name, names.get(name, ""), template) for name in pictures]
+        return "class files", rows, {*classes.values()}
     if repeated:
-        return Layout("folders of repeats", [_repeats_row(container, name, caption_template) for name in pictures])
-    if "" not in folders and (len(folders) > 1 or caption_template != CLASS_NAME):
-        rows = [_named_row(container, name, _folder(name), caption_template) for name in pictures]
-        return Layout("a folder a class", rows)
-    return Layout("file names", [_named_row(container, name, PurePosixPath(name).stem) for name in pictures])
+        return "folders of repeats", [_repeats_row(container, name, template) for name in pictures], set()
+    if "" not in folders and (len(folders) > 1 or template != CLASS_NAME):
+        return "a folder per class", [_named_row(container, k, _folder(k), template) for k in pictures], set()
+    return "file names", [_named_row(container, name, PurePosixPath(name).stem) for name in pictures], set()
 
 
-def _metadata_rows(container: Container, name: str) -> Iterable[Row]:
-    inside, known = PurePosixPath(name).parent, set(container.names)
-    for where, columns in _records(container, name):
-        try:
-            captions = columns.get("captions") or [columns["text"] or ""]
-            picture = str(inside / columns["file_name"])
-            texts = tuple(caption for text in captions for caption in _captions(text, where))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{where}: {str(columns)[:80]}; each line needs file_name and text, as text") from error
-        if picture not in known:
-            raise InputError(f"{where}: {picture} is not in {container.source}; restore the picture or remove the line")
-        yield Row(container, picture, texts, columns)
+def _ignored(container: Container, used: set[str], unused_text: str) -> Iterable[tuple[str, str]]:
+    """Files that a user may expect to be read and that are not, with the reason; documents are not among them."""
+    for name in container.names:
+        suffix = PurePosixPath(name).suffix.lower()
+        if name in used or is_picture(name) or DOCUMENTS.fullmatch(PurePosixPath(name).name):
+            continue
+        if suffix in (*SIDECARS, ".cls"):
+            yield name, unused_text
+        elif suffix in ARCHIVES:
+            yield name, "archives beside pictures are not opened; give it by itself or unpack it"
+        else:
+            yield name, f"{suffix or 'no suffix'} is not an image format that is read"
 
 
-def _records(container: Container, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    where = container.where(name)
-    if name.endswith(".parquet"):
-        yield from ((f"{where}:{k}", record) for k, record in enumerate(_parquet(container, name), 1))
-        return
-    text = _text(container, name)
-    if name.endswith(".csv"):
-        yield from ((f"{where}:{k}", record) for k, record in enumerate(_csv(text, where), 2))
-        return
-    for k, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield f"{where}:{k}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}:{k}: {error}; each line is one JSON object") from error
-
-
-def _csv(text: str, where: str) -> list[dict[str, Any]]:
-    try:
-        return list(csv.DictReader(io.StringIO(text)))
-    except csv.Error as error:
-        raise InputError(f"{where} is damaged ({error}); look for a quote that is not closed") from error
-
-
-def _text(container: Container, name: str) -> str:
-    where = container.where(name)
-    try:
-        return container.read(name).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror}); mend or remove it") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-
-
-def _parquet(container: Container, name: str) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"{name} needs pyarrow; pip install pyarrow, or save it as metadata.jsonl") from error
-    try:
-        return parquet.read_table(io.BytesIO(container.read(name))).to_pylist()
-    except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{container.where(name)} is damaged ({reason}); save it again") from error
-
-
-def _with_lower_suffix(name: str) -> str:
-    suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) + suffix.lower()
-
-
-def _beside(picture: str, names: dict[str, str], suffixes: tuple[str, ...]) -> str | None:
+def _beside(picture: str, files: FileNames, suffixes: tuple[str, ...]) -> str | None:
     stem = picture[: -len(PurePosixPath(picture).suffix)]
-    return next((names[stem + suffix] for suffix in suffixes if stem + suffix in names), None)
+    found = (files.find(base + suffix) for base in (stem, picture) for suffix in suffixes)
+    return next((name for name in found if name), None)
 
 
-def _sidecar_row(container: Container, picture: str, names: dict[str, str], repeated: bool) -> Row:
-    beside, repeats = _beside(picture, names, (*TEXTS, ".json")), _repeats(picture) if repeated else 1
-    if beside is None:
+def _sidecar_row(container: Container, picture: str, sidecar: str | None, repeated: bool) -> Row:
+    repeats = _repeats(picture) if repeated else 1
+    if sidecar is None:
         return Row(container, picture, (), repeats=repeats)
-    where = container.where(beside)
-    if beside.lower().endswith(".json"):
-        columns = _json_object(container, beside)
-        return Row(container, picture, _json_captions(columns, where), columns, repeats)
-    return Row(container, picture, _captions(_text(container, beside), where), repeats=repeats)
+    where = container.where(sidecar)
+    if not sidecar.lower().endswith(".json"):
+        return Row(container, picture, clean_caption(read_text(container, sidecar), where), repeats=repeats)
+    columns = _json_object(container, sidecar)
+    try:
+        return Row(container, picture, read_captions(columns, where), columns, repeats)
+    except TypeError as error:
+        value = columns[str(error)]
+        raise InputError(f"{where}: {error}={shorten(value)} is not a caption; give a string or a list") from error
 
 
 def _json_object(container: Container, name: str) -> dict[str, Any]:
-    """Nothing where the file holds something else: other programs keep boxes and outlines there."""
+    """An empty one if the file holds another value: annotation tools keep boxes and outlines there."""
+    text = read_text(container, name)
     try:
-        value = json.loads(_text(container, name))
-    except InputError:
-        raise
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{container.where(name)}: {error}; mend or remove it") from error
+        raise InputError(f"{container.where(name)}: {error}; repair or remove it") from error
     return value if isinstance(value, dict) else {}
-
-
-def _json_captions(columns: dict[str, Any], where: str) -> tuple[str, ...]:
-    key = next((key for key in CAPTION_KEYS if columns.get(key)), None)
-    value = columns[key] if key else []
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where}: {key}={value!r} is no caption; give a string or a list of strings")
-    return tuple(caption for text in texts for caption in _captions(text, where))
-
-
-def _class_file_row(container: Container, picture: str, names: dict[str, str], template: str) -> Row:
-    beside = _beside(picture, names, (".cls",))
-    return _named_row(container, picture, _text(container, beside) if beside else "", template)
 
 
 def _repeats_row(container: Container, picture: str, template: str) -> Row:
@@ -198,28 +155,26 @@ def _repeats(picture: str) -> int:
 
 
 def _named_row(container: Container, picture: str, name: str, template: str = CLASS_NAME) -> Row:
-    words = _words(name)
-    where = container.where(picture)
-    return Row(container, picture, _captions(template.format(name=words), where) if words else ())
+    """A row whose caption is the name of its class, folder or file. Raises InputError if its encoding is unknown."""
+    words, where = _words(name), container.where(picture)
+    if picture in container.garbled and not words.isascii():
+        raise InputError(
+            f"{where}: the archive does not state the encoding of its file names, so {shorten(words)} is no caption; "
+            "pack it again with UTF-8 names, or add caption files"
+        )
+    return Row(container, picture, clean_caption(template.format(name=words), where) if words else ())
 
 
 def _folder(picture: str) -> str:
-    """The folder a picture is in; a shard is none."""
+    """The name of the folder that a picture is in; an archive is not a folder."""
     name = PurePosixPath(picture).parent.name
-    return "" if name.endswith(".tar") else name
+    return "" if name.lower().endswith(ARCHIVES) else name
 
 
 def _words(name: str) -> str:
-    """`red-apple_02 (1)` -> `red apple`; nothing where a camera or a program named the file."""
+    """`red-apple_02 (1)` becomes `red apple`; empty for a name that a camera or a program chose."""
     text = re.sub(r"[_\-.+\s]+", " ", re.sub(r"\(\d+\)$", "", name.strip()))
     text = re.sub(r"(\s\d+)+$", "", text).strip()
     numbered = re.fullmatch(r"(?i)(img|dsc[fn]?|image|photo|picture|screenshot|untitled|file)?\s?[\d\s]*", text)
     hexadecimal = re.fullmatch(r"(?i)(?=.*\d)[0-9a-f\s]{8,}", text)
     return "" if numbered or hexadecimal else text
-
-
-def _captions(text: str, where: str) -> tuple[str, ...]:
-    if not is_text(text):
-        raise InputError(f"{where}: {text[:80]!a} holds half a character; write it anew as UTF-8")
-    text = " ".join(text.split())
-    return (text,) if text else ()

@@ -96,6 +96,6 @@ def test_a_template_reaches_the_check_and_the_plan(
     assert run(monkeypatch, tmp_path, *long) == 0
     assert "long caption" in capsys.readouterr().out
     plan = plan_finetune(str(tmp_path), tmp_path / "run", str(model_folder), caption_template="a photo of a {name}")
-    assert plan.config.data.caption_template == "a photo of a {name}" and plan.report.layout == "a folder a class"
+    assert plan.config.data.caption_template == "a photo of a {name}" and plan.report.layout == "a folder per class"
     assert run(monkeypatch, tmp_path, "--model", model_folder, "--caption-template", "a cat") == 2
     assert "caption_template='a cat' must hold {name}" in capsys.readouterr().err

@@ -3,16 +3,19 @@
 import io
 import json
 import os
+import shutil
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
 
-from latentdiff.data import archives
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import read_layout
+from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 
 
@@ -60,7 +63,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], str, dict[str, tuple[tuple[str, ...],
     ),
     "years are no repeats": (
         {"2024_spring/a.png": PNG, "0_none/b.png": PNG},
-        "a folder a class",
+        "a folder per class",
         {"2024_spring/a.png": (("2024 spring",), 1), "0_none/b.png": (("0 none",), 1)},
     ),
     "suffixes in capitals": (
@@ -80,7 +83,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], str, dict[str, tuple[tuple[str, ...],
     ),
     "classes": (
         {"train/red_apple/1.png": PNG, "train/cat/1.png": PNG},
-        "a folder a class",
+        "a folder per class",
         {"train/cat/1.png": (("cat",), 1), "train/red_apple/1.png": (("red apple",), 1)},
     ),
     "file names": (
@@ -189,10 +192,10 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     "file name a list": (row(file_name=["a.png"], text="x"), r"jsonl:1: .*needs file_name and text"),
     "half a character": (
         {"a.png": PNG, "metadata.jsonl": rb'{"file_name": "a.png", "text": "x\ud800"}'},
-        "holds half a character",
+        "lone surrogate",
     ),
     "json without end": ({"a.png": PNG, "metadata.jsonl": b"[" * 100_000}, "one JSON object"),
-    "sidecar json without end": ({"a.png": PNG, "a.json": b"[" * 100_000}, "mend or remove it"),
+    "sidecar json without end": ({"a.png": PNG, "a.json": b"[" * 100_000}, "repair or remove it"),
     "endless csv field": ({"a.png": PNG, "metadata.csv": b'file_name,text\na.png,"' + b"x" * 200_000}, "is damaged"),
     "parquet that is none": ({"a.png": PNG, "metadata.parquet": b"x"}, r"metadata\.parquet"),
 }
@@ -210,7 +213,7 @@ def test_wrong_layouts_are_one_line(name: str, tmp_path: Path) -> None:
 def test_captions_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     as_folder({"a.png": PNG}, tmp_path)
     (tmp_path / name).symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match=rf"{name} cannot be read \(No such file or directory\); mend or remove it"):
+    with pytest.raises(InputError, match=rf"{name} cannot be read \(No such file or directory\); repair or remove it"):
         read_layout(open_container(tmp_path))
 
 
@@ -220,53 +223,96 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
         open_container(tmp_path)
 
 
-def with_password(data: bytearray) -> None:
-    for signature, place in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
-        data[data.find(signature) + place] |= 1
+def test_a_comma_without_quotes_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    files = {"a.png": PNG, "metadata.csv": b'file_name,text\na.png,"one, two"\na.png,red, round\n'}
+    with pytest.raises(InputError, match=r"metadata\.csv:3: 3 fields, but the header has 2; put double quotes"):
+        read_layout(open_container(as_folder(files, tmp_path)))
 
 
-def with_unknown_method(data: bytearray) -> None:
-    data[data.find(b"PK\x01\x02") + 10] = 99
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\x0b", "\x1c"])
+def test_only_newlines_end_a_line_of_metadata(separator: str, tmp_path: Path) -> None:
+    text = f"one{separator}two"
+    lines = f'{{"file_name": "a.png", "text": "one{separator}two"}}\r\n'.encode()
+    files = {"a.png": PNG, "metadata.jsonl": lines if separator > " " else jsonl({"file_name": "a.png", "text": text})}
+    assert read_layout(open_container(as_folder(files, tmp_path))).rows[0].captions == ("one two",)
+    files = {"a.png": PNG, "metadata.csv": f'file_name,text\r\na.png,"one\r\ntwo{separator}three"\r\n'.encode()}
+    (tmp_path / "metadata.jsonl").unlink()
+    assert read_layout(open_container(as_folder(files, tmp_path))).rows[0].captions == ("one two three",)
 
 
-def with_other_bytes(data: bytearray) -> None:
-    data[60:80] = bytes(20)
+@pytest.mark.parametrize("key", ["text", "caption", "prompt", "captions"])
+@pytest.mark.parametrize("value", ["a cat", ["a cat"]])
+def test_metadata_takes_every_key_that_sidecars_take(key: str, value: object, tmp_path: Path) -> None:
+    as_folder(row(file_name="a.png", **{key: value}), tmp_path)
+    assert read_layout(open_container(tmp_path)).rows[0].captions == ("a cat",)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("spoil", [with_password, with_unknown_method, with_other_bytes])
-def test_members_of_a_zip_that_cannot_be_unpacked(  # type: ignore[no-untyped-def]
-    spoil, compression: int, tmp_path: Path
-) -> None:
-    with zipfile.ZipFile(tmp_path / "x.ZIP", "w", compression) as archive:
-        archive.writestr("a.png", PNG)
-    data = bytearray((tmp_path / "x.ZIP").read_bytes())
-    spoil(data)
-    (tmp_path / "x.ZIP").write_bytes(data)
-    with pytest.raises(InputError, match=r"x\.ZIP/a\.png cannot be unpacked .*; pack it again"):
-        read_layout(open_container(tmp_path / "x.ZIP"), "{name}").rows[0].read()
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_unicode_forms_of_a_name_are_the_same(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"
+    picture_name, text_name = (unicodedata.normalize(f, "café") for f in (form, other))
+    as_folder({f"{picture_name}.png": PNG, f"{text_name}.txt": b"a cup"}, tmp_path)
+    layout = read_layout(open_container(tmp_path))
+    assert (layout.rows[0].captions, layout.ignored) == (("a cup",), [])
+    as_folder({"metadata.jsonl": jsonl({"file_name": f"{text_name}.png", "text": "x"})}, tmp_path)
+    assert read_layout(open_container(tmp_path)).rows[0].name == f"{picture_name}.png"
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("x.zip", b"no zip", r"x\.zip is damaged"),
-        ("x.tar", b"no tar" * 200, r"x\.tar is damaged"),
-        ("x.rar", b"", r"is no folder, \.zip or \.tar"),
-        ("gone", None, "does not exist"),
-    ],
-)
-def test_containers_that_cannot_be_opened(name: str, data: bytes | None, message: str, tmp_path: Path) -> None:
-    if data is not None:
-        (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=message):
-        open_container(tmp_path / name)
+def test_text_files_named_after_the_whole_picture(tmp_path: Path) -> None:
+    files = {"p0.png": PNG, "p0.png.txt": b"kohya", "p1.jpg": PNG, "p1.JPG.caption": b"no", "p1.jpg.json": b'"x"'}
+    layout = read_layout(open_container(as_folder(files, tmp_path)))
+    assert [row.captions for row in layout.rows] == [("kohya",), ()]
 
 
-def test_archives_cannot_reach_outside_or_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = open_container(as_tar({"../a.png": PNG, "/b.png": PNG, "c.png": PNG}, tmp_path)).names
-    assert names == ("c.png",)
-    monkeypatch.setattr(archives, "MAX_FILE", 10)
-    for pack in (as_zip, as_tar):
-        with pytest.raises(InputError, match="would unpack to"):
-            open_container(pack({"a.png": PNG}, tmp_path))
+def test_files_that_are_not_used_are_listed_with_the_reason(tmp_path: Path) -> None:
+    files = {
+        "a.png": PNG, "a.txt": b"a", "a.caption": b"also", "lost.txt": b"x", "b.heic": b"x", "more.zip": b"x",
+        "README.md": b"x", "LICENSE.txt": b"x",
+    }  # fmt: skip
+    layout = read_layout(open_container(as_folder(files, tmp_path)))
+    assert dict(layout.ignored) == {
+        "a.caption": "no picture has this name",
+        "lost.txt": "no picture has this name",
+        "b.heic": ".heic is not an image format that is read",
+        "more.zip": "archives beside pictures are not opened; give it by itself or unpack it",
+    }
+    as_folder({"metadata.jsonl": jsonl({"file_name": "a.png", "text": "x"})}, tmp_path)
+    assert dict(read_layout(open_container(tmp_path)).ignored)["a.txt"] == "metadata has the captions"
+
+
+def test_archives_beside_metadata_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    as_zip({"a.png": PNG, "sub/b.png": picture("blue")}, tmp_path).rename(tmp_path / "set" / "images.zip")
+    lines = jsonl({"file_name": "a.png", "text": "a"}, {"file_name": "images/sub/b.png", "caption": "b"})
+    as_folder({"metadata.jsonl": lines}, tmp_path / "set")
+    layout = read_layout(open_source(tmp_path / "set"))
+    assert layout.kind == "metadata" and layout.ignored == []
+    assert {row.name: row.captions for row in layout.rows} == {
+        "images.zip/a.png": ("a",),
+        "images.zip/sub/b.png": ("b",),
+    }
+    assert layout.rows[1].read() == picture("blue")
+    shutil.copy(tmp_path / "set" / "images.zip", tmp_path / "set" / "more.zip")
+    with pytest.raises(InputError, match=r"a\.png is not in"):  # which of the two?
+        read_layout(open_source(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("shape", ["struct", "binary"])
+def test_parquet_with_pictures_inside(shape: str, tmp_path: Path) -> None:
+    pyarrow, parquet_module = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures = [picture(colour) for colour in ("red", "green", "blue", "black")]
+    values = pictures if shape == "binary" else [{"bytes": data, "path": None} for data in pictures]
+    captions = ["a", "b", None, "d"]
+    for k in (0, 2):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        table = pyarrow.table({"image": values[k : k + 2], "caption": captions[k : k + 2], "n": [k, k + 1]})
+        parquet_module.write_table(table, tmp_path / "data" / f"train-{k}.parquet", row_group_size=1)
+    layout = read_layout(open_source(tmp_path))
+    assert [row.captions for row in layout.rows] == [("a",), ("b",), (), ("d",)]
+    assert [row.read() for row in reversed(layout.rows)] == pictures[::-1]
+    assert layout.rows[3].columns["n"] == 3
+    (only, _) = read_layout(open_source(tmp_path / "data" / "train-0.parquet")).rows
+    assert only.read() == pictures[0] and only.where.endswith("train-0.parquet/00000000")
+    (tmp_path / "data" / "train-2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"train-2\.parquet is damaged"):
+        open_source(tmp_path)

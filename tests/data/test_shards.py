@@ -74,7 +74,7 @@ def test_patterns(pattern: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("", "no pictures were named"),
+        ("", "no pictures were given"),
         ("{}.tar", r"\{\} names nothing"),
         ("{a,}.tar", r"\{a,\} names nothing"),
         ("{0..4..2}.tar", "names nothing"),
@@ -111,7 +111,7 @@ def test_broken_shards_are_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"001\.tar holds no pictures"):
         open_source(folder)
     (folder / "001.tar").write_bytes(whole)
-    with pytest.raises(InputError, match=r"000\.tar is named twice"):
+    with pytest.raises(InputError, match=r"000\.tar is given twice"):
         open_source(f"{folder}/{{000,000}}.tar")
 
 
@@ -134,7 +134,7 @@ def test_captions_of_shards(tmp_path: Path) -> None:
     layout = read_layout(open_source(write_tar(tmp_path / "a.tar", files | classes)), "a {name}!")
     assert layout.kind == "class files"
     assert captions(layout) == {"a.jpg": ("a red apple!",), "b.jpg": (), "c.jpg": (), "d.jpg": ()}
-    for wrong, message in ((b"{", r"a\.json: .*mend or remove"), (b'{"text": 3}', "is no caption")):
+    for wrong, message in ((b"{", r"a\.json: .*repair or remove"), (b'{"text": 3}', "is not a caption")):
         with pytest.raises(InputError, match=message):
             read_layout(open_source(write_tar(tmp_path / "a.tar", files | {"a.json": wrong})))
 
