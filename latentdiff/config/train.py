@@ -68,6 +68,7 @@ class DataConfig(Config):
     flip: Probability = 0.0
     buckets: bool = True
     max_crop: Probability = 0.1
+    allow_upscale: Annotated[float, Field(ge=1)] = 1.05
     crop: Literal["center", "random"] = "center"
     shuffle_captions: bool = False
     tag_dropout: Probability = 0.0

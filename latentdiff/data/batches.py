@@ -1,18 +1,25 @@
-"""Which rows make up which batch: a pure function of the seed and the step, so any step can be the first."""
+"""The rows of each batch: a pure function of the seed and the step, so that any step can be the first."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import count
 
 import torch
+
+from latentdiff.data.bucket_plan import chunk_size, count_buckets
+from latentdiff.data.bucket_stream import BucketStream
 
 
 class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """Endless micro-batches of (row, draw) for one of `world` processes, from optimiser step `start` on.
 
-    Step s takes draws [s * G, (s + 1) * G), G = batch_size * accumulation * world, all from rows of one bucket:
-    `buckets` holds the bucket of each row. A bucket comes up as often as its share of the rows asks; its rows come in
-    a new permutation each time it has been walked through.
+    Step s takes draws [s * G, (s + 1) * G), where G = batch_size * accumulation * world. The same G draws the same
+    rows, however it is split. A step draws chunks of rows of one bucket, in proportion to the rows of each bucket, and
+    min(G, pictures) distinct pictures. A micro-batch holds rows of one bucket: where a chunk is smaller than
+    `batch_size`, the step has more and smaller micro-batches.
+
+    buckets, pictures: of each row; without `pictures` each row is a picture of its own.
+    Attributes: `micro_batch`, its size; `passes`, the micro-batches of a step in each process.
     """
 
     def __init__(
@@ -24,36 +31,51 @@ class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         accumulation: int = 1,
         rank: int = 0,
         world: int = 1,
+        pictures: Sequence[Hashable] | None = None,
     ) -> None:
-        self.members = [[row for row, b in enumerate(buckets) if b == bucket] for bucket in sorted(set(buckets))]
-        self.batch_size, self.accumulation, self.seed = batch_size, accumulation, seed
+        pictures = range(len(buckets)) if pictures is None else pictures
         self.start, self.rank, self.world = start, rank, world
+        self.batch = batch_size * accumulation * world
+        counts = count_buckets(buckets, pictures)
+        self.chunk = chunk_size(counts, self.batch)
+        self.micro_batch = math.gcd(batch_size, self.chunk)
+        self.passes = accumulation * batch_size // self.micro_batch
+        self.shares = [counts[bucket].rows for bucket in sorted(counts)]
+        chunks = self.batch // self.chunk
+        self.streams = []
+        for k, bucket in enumerate(sorted(counts)):
+            rows = [row for row, other in enumerate(buckets) if other == bucket]
+            most = -(-chunks * self.shares[k] // len(buckets)) * self.chunk  # that one step draws from it
+            self.streams.append(BucketStream(rows, [pictures[row] for row in rows], (seed, k), most))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batch_size * self.accumulation * self.world
-        rows = sum(map(len, self.members))
-        steps_of = [0] * len(self.members)
+        drawn = [0] * len(self.streams)  # chunks so far
         for step in count():
-            owed = [len(m) / rows * (step + 1) - done for m, done in zip(self.members, steps_of, strict=True)]
-            bucket = owed.index(max(owed))
-            first = steps_of[bucket] * size
-            steps_of[bucket] += 1
+            chunks = self._chunks_of_step(step, drawn)
             if step >= self.start:
-                items = [(self._row(bucket, first + k), step * size + k) for k in range(size)]
-                yield from self._shares(items)
+                rows = [
+                    stream[first * self.chunk + k]
+                    for stream, first, times in zip(self.streams, drawn, chunks, strict=True)
+                    for k in range(times * self.chunk)
+                ]
+                yield from self._micro_batches(list(zip(rows, count(step * self.batch), strict=False)))
+            drawn = [before + times for before, times in zip(drawn, chunks, strict=True)]
 
-    def _shares(self, items: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        for micro in range(self.accumulation):
-            begin = (micro * self.world + self.rank) * self.batch_size
-            yield items[begin : begin + self.batch_size]
+    def _chunks_of_step(self, step: int, drawn: Sequence[int]) -> list[int]:
+        """How many chunks each bucket gives: its share rounded down, and one more for those furthest behind theirs."""
+        total, chunks = sum(self.shares), self.batch // self.chunk
+        given = [chunks * share // total for share in self.shares]
+        behind = {
+            k: chunks * share * (step + 1) - (drawn[k] + given[k]) * total
+            for k, share in enumerate(self.shares)
+            if chunks * share % total
+        }
+        for k in sorted(behind, key=behind.__getitem__, reverse=True)[: chunks - sum(given)]:
+            given[k] += 1
+        return given
 
-    def _row(self, bucket: int, draw: int) -> int:
-        members = self.members[bucket]
-        epoch, place = divmod(draw, len(members))
-        return members[_permutation(len(members), self.seed, bucket, epoch)[place]]
-
-
-@lru_cache(maxsize=64)
-def _permutation(length: int, seed: int, bucket: int, epoch: int) -> list[int]:
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000 + bucket)
-    return torch.randperm(length, generator=generator).tolist()
+    def _micro_batches(self, items: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """This process's, of all that the processes take in turns."""
+        for k in range(self.passes):
+            begin = (k * self.world + self.rank) * self.micro_batch
+            yield items[begin : begin + self.micro_batch]

@@ -1,12 +1,16 @@
-"""Which part of a picture is trained on, and how large: pictures of like shape share a bucket, so little is cut."""
+"""Aspect-ratio buckets: the size that a picture is cropped and resized to."""
 
+import math
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from latentdiff.config.train import DataConfig
 
-MAX_RATIO = 4
+RATIOS = (8 / 7, 4 / 3, 3 / 2, 16 / 9, 2.1, 2.5, 3, 3.5, 4)  # at most 1.2 apart, so a picture loses under a tenth
+AREAS = (0.75, 1.05)  # of the square's
+STEP = 64
+AREA_WEIGHT = 0.2
 RANDOM_CROPS = 4
 
 Size = tuple[int, int]  # (width, height) in pixels
@@ -14,9 +18,9 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class View:
-    """A cut of a picture: scaled to cover `size`, placed from 0 (left, top) to 1 (right, bottom), maybe mirrored.
+    """A crop of a picture: scaled to cover `size`, placed from 0 (left, top) to 1 (right, bottom), maybe mirrored.
 
-    background: the colour that shows through where the picture is transparent.
+    background: the colour behind transparent pictures.
     """
 
     size: Size
@@ -27,48 +31,81 @@ class View:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How pictures are brought to the sizes that a model is trained on; their sides are multiples of `multiple`."""
+    """How pictures are fitted to the sizes that a model is trained at, whose sides are multiples of `multiple`."""
 
     resolution: int
     multiple: int = 8
     buckets: bool = True
     max_crop: float = 0.1
+    allow_upscale: float = 1.05
 
     @classmethod
     def of(cls, config: DataConfig, multiple: int) -> "Fitting":
-        return cls(config.resolution, multiple, config.buckets, config.max_crop)
+        return cls(config.resolution, multiple, config.buckets, config.max_crop, config.allow_upscale)
 
     @cached_property
     def sizes(self) -> list[Size]:
-        """The square, or all sizes in whole multiples with about its pixels, up to four times as wide as high."""
-        side, multiple = self.resolution, self.multiple
+        """The square and, with buckets, a size for each of RATIOS and its inverse.
+
+        Their sides are multiples of 64 from 512 pixels on, of an eighth of the square's side below.
+        """
+        square = (self.resolution, self.resolution)
         if not self.buckets:
-            return [(side, side)]
-        found = [(width, side * side // width // multiple * multiple) for width in range(multiple, 4 * side, multiple)]
-        return [(w, h) for w, h in found if h and max(w, h) <= MAX_RATIO * min(w, h)]
+            return [square]
+        step = max(1, min(STEP, self.resolution // 8) // self.multiple) * self.multiple
+        wide = dict.fromkeys(size for ratio in RATIOS if (size := _nearest(ratio, self.resolution, step)))
+        return [*((h, w) for w, h in reversed(wide)), square, *wide]
 
     def bucket(self, size: Size) -> Size:
         """The size that keeps the most of a picture."""
-        return min(self.sizes, key=lambda bucket: lost_area(size, bucket))
+        return _bucket(size, tuple(self.sizes))
 
     def problem(self, size: Size) -> tuple[str, str] | None:
-        """What is wrong with a picture of this size, as the kind of error and its numbers."""
+        """What is wrong with a picture of this size: the kind of error, and its numbers."""
         bucket = self.bucket(size)
-        if size[0] < bucket[0] or size[1] < bucket[1]:
+        if enlargement(size, bucket) > self.allow_upscale:
             return "too small", f"{size[0]}x{size[1]} would be enlarged to {bucket[0]}x{bucket[1]}"
         if self.buckets and (lost := lost_area(size, bucket)) > self.max_crop:
-            return "too narrow", f"{size[0]}x{size[1]} would lose {lost:.0%} of its area, over {self.max_crop:.0%}"
+            return "too narrow", f"{size[0]}x{size[1]} would lose {lost:.0%} of its area, more than {self.max_crop:.0%}"
         return None
 
 
+def _nearest(ratio: float, side: int, step: int) -> Size | None:
+    """The multiples of `step` nearest to a width-to-height ratio and to the area of the square."""
+
+    def distance(size: Size) -> float:
+        width, height = size
+        area = width * height / side**2
+        return abs(math.log(width / height / ratio)) + AREA_WEIGHT * abs(math.log(area))
+
+    least, most = (share * side**2 for share in AREAS)
+    sizes = [
+        (width, height)
+        for height in range(step, side + 1, step)
+        for width in range(height + step, 4 * height + 1, step)
+        if least <= width * height <= most
+    ]
+    return min(sizes, key=distance, default=None)
+
+
+@lru_cache(maxsize=65536)
+def _bucket(size: Size, buckets: tuple[Size, ...]) -> Size:
+    return min(buckets, key=lambda bucket: lost_area(size, bucket))
+
+
 def lost_area(size: Size, bucket: Size) -> float:
-    """The share of a picture's area that lies outside, scaled to cover the bucket."""
+    """The share of a picture's area that is cropped when it is scaled to cover the bucket."""
     ratio = size[0] * bucket[1] / (size[1] * bucket[0])
     return 1 - min(ratio, 1 / ratio)
 
 
+def enlargement(size: Size, bucket: Size) -> float:
+    """The factor that a picture is scaled by to cover the bucket."""
+    return max(bucket[0] / size[0], bucket[1] / size[1])
+
+
 def views(size: Size, bucket: Size, config: DataConfig, seed: str) -> list[View]:
-    """The cuts of one picture: the middle, or a few places drawn from `seed`; then the same mirrored if asked."""
+    """The crops of one picture: the centre, or a few places drawn from `seed`; with flips, the mirrored ones follow."""
     places = [(0.5, 0.5)]
     if config.crop == "random" and lost_area(size, bucket) > 0:
         rng = random.Random(seed)

@@ -73,7 +73,7 @@ class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: list[Row], config: DataConfig) -> None:
         self.rows, self.config = rows, config
-        self.buckets = [0] * len(rows)
+        self.buckets, self.pictures = [0] * len(rows), [row.picture for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)

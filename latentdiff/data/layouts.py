@@ -37,6 +37,11 @@ class Row:
         """The picture's full name, for messages."""
         return self.container.where(self.name)
 
+    @property
+    def picture(self) -> tuple[str, str]:
+        """Which picture this is: rows that show one picture several times have the same."""
+        return self.container.source, self.name
+
     def read(self) -> bytes:
         return self.container.read(self.name)
 

@@ -1,7 +1,6 @@
 """Rows and tensors for training, and the order in which they come."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from pydantic import TypeAdapter
 
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import DataConfig
-from latentdiff.data.batches import Batches
 from latentdiff.data.dataset import CaptionedImages, read_parts, read_rows
 from latentdiff.data.layouts import Row
 from latentdiff.errors import InputError
@@ -118,43 +116,3 @@ def test_an_item_depends_on_its_draw_alone(pictures: Path) -> None:
     captions = {data[0, draw]["caption"] for draw in range(20)}
     assert captions == {"first", "one"}
     assert torch.equal(data[0, 3]["pixels"], data[0, 3]["pixels"])
-
-
-def take(batches: Batches, count: int) -> list[list[tuple[int, int]]]:
-    stream = iter(batches)
-    return [next(stream) for _ in range(count)]
-
-
-def test_an_epoch_visits_every_row_once_in_a_new_order() -> None:
-    items = [item for batch in take(Batches([0] * 10, 5, seed=1), 4) for item in batch]
-    rows = [row for row, _ in items]
-    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
-    assert rows[:10] != rows[10:]
-    assert [draw for _, draw in items] == list(range(20))
-
-
-@pytest.mark.parametrize("buckets", [[0] * 7, [0, 1, 0, 2, 0, 0, 1]])
-def test_any_step_can_be_the_first(buckets: list[int]) -> None:
-    whole = take(Batches(buckets, 3, seed=2, accumulation=2), 18)
-    assert take(Batches(buckets, 3, seed=2, accumulation=2, start=5), 8) == whole[10:]
-
-
-@pytest.mark.parametrize("buckets", [[0] * 11, [0, 1, 0, 2, 0, 0, 1, 1, 1, 0, 2]])
-@pytest.mark.parametrize(("accumulation", "world"), [(1, 2), (3, 1), (3, 2)])
-def test_processes_and_accumulation_share_the_same_steps(buckets: list[int], accumulation: int, world: int) -> None:
-    one = take(Batches(buckets, 6, seed=3), 5)
-    size = 6 // (accumulation * world)
-    parts = [
-        take(Batches(buckets, size, seed=3, accumulation=accumulation, rank=rank, world=world), 5 * accumulation)
-        for rank in range(world)
-    ]
-    together = [batch for micro in zip(*parts, strict=True) for batch in micro]
-    assert [item for batch in together for item in batch] == [item for batch in one for item in batch]
-
-
-def test_a_batch_holds_one_bucket_and_all_rows_come_equally_often() -> None:
-    buckets = [0] * 12 + [1] * 6 + [2] * 2
-    batches = take(Batches(buckets, 2, seed=4), 1000)
-    assert all(len({buckets[row] for row, _ in batch}) == 1 for batch in batches)
-    seen = Counter(row for batch in batches for row, _ in batch)
-    assert max(seen.values()) - min(seen.values()) <= 2

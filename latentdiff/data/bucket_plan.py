@@ -1,0 +1,97 @@
+"""Join small buckets, and choose how many pictures of one bucket a step draws together.
+
+A step draws `chunk` pictures from one bucket, then `chunk` from the same or another one. All of this follows from the
+global batch and the pictures alone, so that every split of a batch over processes and micro-batches trains the same.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from latentdiff.data.buckets import Fitting, Size, enlargement, lost_area
+
+ENOUGH = 16  # pictures in a chunk: larger chunks are hardly faster
+JOINING_LOSS = 0.05  # of a picture's area, on average, that joining buckets may cost for chunks of up to ENOUGH
+LARGE_LOSS = 0.005  # that it may cost for larger chunks
+
+Bucket = TypeVar("Bucket", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A bucket's pictures, and its rows: those of a picture that an epoch shows ten times are ten."""
+
+    pictures: int = 0
+    rows: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.pictures + other.pictures, self.rows + other.rows)
+
+
+def chunk_size(buckets: dict[Bucket, Counts], batch: int) -> int:
+    """The largest divisor of the batch with which every step draws distinct pictures from each bucket."""
+    return next(chunk for chunk in _divisors(batch) if chunk == 1 or not _too_small(buckets, chunk, batch))
+
+
+def join_buckets(sizes: Sequence[Size], repeats: Sequence[int], fitting: Fitting, batch: int) -> dict[Size, Size]:
+    """The bucket for each size of picture: its own, or a neighbour's where too few pictures share its own.
+
+    sizes: of the pictures. repeats: how often an epoch shows each. batch: pictures in a step, over all processes.
+    """
+    counts: dict[Size, Counts] = {}
+    for size, times in zip(sizes, repeats, strict=True):
+        counts[size] = counts.get(size, Counts()) + Counts(1, times)
+    for chunk in _divisors(batch):
+        joined = _joined(counts, fitting, chunk, batch)
+        extra = sum(
+            (lost_area(size, bucket) - lost_area(size, fitting.bucket(size))) * counts[size].pictures
+            for size, bucket in joined.items()
+        )
+        if extra <= (JOINING_LOSS if chunk <= ENOUGH else LARGE_LOSS) * len(sizes):
+            return joined
+    raise AssertionError("with chunks of 1 nothing is joined")
+
+
+def _joined(counts: dict[Size, Counts], fitting: Fitting, chunk: int, batch: int) -> dict[Size, Size]:
+    joined = {size: fitting.bucket(size) for size in counts}
+    while chunk > 1:
+        buckets: dict[Size, Counts] = {}
+        for size, bucket in joined.items():
+            buckets[bucket] = buckets.get(bucket, Counts()) + counts[size]
+        small = _too_small(buckets, chunk, batch)
+        if not small or len(buckets) == 1:
+            break
+        smallest = min(small, key=lambda bucket: buckets[bucket].pictures)
+        others = [bucket for bucket in buckets if bucket != smallest]
+        joined |= {size: _second_choice(size, others) for size, bucket in joined.items() if bucket == smallest}
+    return joined
+
+
+def _second_choice(size: Size, buckets: Sequence[Size]) -> Size:
+    return min(buckets, key=lambda bucket: lost_area(size, bucket) + max(0, enlargement(size, bucket) - 1))
+
+
+def _too_small(buckets: dict[Bucket, Counts], chunk: int, batch: int) -> list[Bucket]:
+    """Buckets from which a step would draw a picture twice, or, from a folder below the batch, leave one out.
+
+    A step draws a bucket's share of its chunks, rounded down or up.
+    """
+    total = sum(buckets.values(), start=Counts())
+    chunks = batch // chunk
+    if len(buckets) == 1:
+        return []
+    if batch <= total.pictures:
+        return [b for b, of in buckets.items() if -(-chunks * of.rows // total.rows) * chunk > of.pictures]
+    return [b for b, of in buckets.items() if chunks * of.rows // total.rows * chunk < of.pictures]
+
+
+def _divisors(number: int) -> list[int]:
+    return [k for k in range(number, 0, -1) if number % k == 0]
+
+
+def count_buckets(buckets: Sequence[Bucket], pictures: Sequence[Hashable]) -> dict[Bucket, Counts]:
+    """Pictures and rows of each bucket, from the bucket and the picture of every row."""
+    rows = Counter(buckets)
+    distinct = Counter(bucket for bucket, _ in dict.fromkeys(zip(buckets, pictures, strict=True)))
+    return {bucket: Counts(distinct[bucket], rows[bucket]) for bucket in rows}
