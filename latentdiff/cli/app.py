@@ -12,6 +12,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data, name="data")
 PICTURES = "A folder, .zip or .tar, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
+RESOLUTION = "Side of the square that pictures are trained at, in pixels. [default: the model's]"
+ALLOW_UPSCALE = "Largest factor that a small picture may be enlarged by. [default: 1.05]"
 
 
 def _version(asked: bool) -> None:
@@ -138,6 +140,8 @@ def finetune(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
+    resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
+    allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of lora and dora. [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
@@ -163,6 +167,8 @@ def finetune(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        resolution=resolution,
+        allow_upscale=allow_upscale,
         rank=rank,
         seed=seed,
     )
@@ -229,12 +235,19 @@ def env(
 def check(
     folder: Annotated[str, typer.Argument(help=PICTURES)],
     model: Annotated[
-        str | None, typer.Option(help="Whose size and token limit count. [default: the bundled one]")
+        str | None, typer.Option(help="Model whose size and token limit apply. [default: the bundled one]")
     ] = None,
-    caption_template: Annotated[str, typer.Option(help="Makes the {name} of a class a caption.")] = "{name}",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    caption_template: Annotated[
+        str | None, typer.Option(help="Makes the {name} of a class a caption. [default: {name}]")
+    ] = None,
+    trigger: Annotated[str | None, typer.Option(help="Words that will precede every caption.")] = None,
+    resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
+    allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Read every picture and caption and say what is wrong; exit code 1 when something is. Nothing is changed."""
     from latentdiff.cli.data import run
 
-    raise typer.Exit(run(folder, model, caption_template, as_json))
+    options = {"caption_template": caption_template, "prefix": trigger}
+    sizes = {"resolution": resolution, "allow_upscale": allow_upscale}
+    raise typer.Exit(run(folder, model, as_json, **options, **sizes))

@@ -4,13 +4,17 @@ import json
 
 from latentdiff.checkpoints.components import read_limits
 from latentdiff.checkpoints.hub import locate
+from latentdiff.config.train import data_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 
 
-def run(folder: str, model: str | None, caption_template: str, as_json: bool) -> int:
-    """Print the report; 1 when it has errors, else 0."""
+def run(folder: str, model: str | None, as_json: bool, **options: object) -> int:
+    """Print the report of a check and return 1 if it has errors, else 0. options: fields of DataConfig."""
     limits = read_limits(locate(model))
-    report = check(folder, Fitting(limits.resolution, limits.multiple), limits.text.lost_words, caption_template)
+    given = {"resolution": limits.resolution} | {name: value for name, value in options.items() if value is not None}
+    config = data_config(train=folder, **given)
+    fitting = Fitting.of(config, limits.multiple)
+    report = check(folder, fitting, limits.text.lost_words, config.caption_template, config.prefix)
     print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else report.in_words())
     return 1 if report.errors else 0

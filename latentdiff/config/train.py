@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentdiff.config.base import Config
+from latentdiff.config.base import Config, validate
 from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
 from latentdiff.errors import InputError
 
@@ -77,6 +77,12 @@ class DataConfig(Config):
     caption_template: Annotated[str, AfterValidator(check_template)] = CLASS_NAME
     prefix: str = ""
     background: Annotated[str, AfterValidator(check_colour)] = "white"
+
+
+def data_config(**values: Any) -> DataConfig:
+    """The pictures that options of a command describe. Raises InputError."""
+    config: DataConfig = validate(TypeAdapter(dict[str, DataConfig]), {"data": values}, "pictures")["data"]
+    return config
 
 
 class OptimConfig(Config):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from latentdiff.config.train import DataConfig
+from latentdiff.errors import InputError
 
 RATIOS = (8 / 7, 4 / 3, 3 / 2, 16 / 9, 2.1, 2.5, 3, 3.5, 4)  # at most 1.2 apart, so a picture loses under a tenth
 AREAS = (0.75, 1.05)  # of the square's
@@ -41,6 +42,12 @@ class Fitting:
 
     @classmethod
     def of(cls, config: DataConfig, multiple: int) -> "Fitting":
+        """The fitting of a config. Raises InputError if its resolution is not a multiple of `multiple`."""
+        if over := config.resolution % multiple:
+            near = [size for size in (config.resolution - over, config.resolution - over + multiple) if size]
+            raise InputError(
+                f"resolution={config.resolution} must be a multiple of {multiple}; try {' or '.join(map(str, near))}"
+            )
         return cls(config.resolution, multiple, config.buckets, config.max_crop, config.allow_upscale)
 
     @cached_property

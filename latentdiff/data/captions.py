@@ -1,4 +1,4 @@
-"""Which caption a picture has this time."""
+"""The caption that a picture has in one draw."""
 
 import random
 import re
@@ -9,16 +9,21 @@ from latentdiff.data.layouts import Row
 COMMA = re.compile("(, |，)")
 
 
-def choose_caption(row: Row, config: DataConfig, rng: random.Random) -> str:
-    """One of the row's captions; where that is asked, its parts between commas in any order behind the first, or fewer.
+def prefixed(caption: str, prefix: str) -> str:
+    """A caption after `prefix`, or the one of them that is not empty."""
+    return ", ".join(part for part in (prefix, caption) if part)
 
-    What is in `config.prefix` is never left out, and neither is all of a caption.
+
+def choose_caption(row: Row, config: DataConfig, rng: random.Random) -> str:
+    """One of the row's captions, with its comma-separated parts shuffled and dropped as `config` says.
+
+    The first part stays first. Parts of `config.prefix` are never dropped, and neither are all parts of a caption.
     """
     caption = rng.choice(row.captions)
     if not (config.shuffle_captions or config.tag_dropout):
         return caption
     first, *others = COMMA.split(caption)
-    rest = list(zip(others[::2], others[1::2], strict=True))  # each with the comma before it
+    rest = list(zip(others[::2], others[1::2], strict=True))  # each with its comma
     if config.shuffle_captions:
         rng.shuffle(rest)
     parts = [("", first), *rest]

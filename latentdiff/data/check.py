@@ -1,30 +1,38 @@
-"""Read everything once, before any model is loaded, and say what is wrong with it."""
+"""Check a set of pictures before any weight is read: decode each one, and read every caption."""
 
 import hashlib
-import os
+import shlex
 from collections import Counter
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from latentdiff.config.train import CLASS_NAME
-from latentdiff.data.buckets import Fitting, Size
-from latentdiff.data.layouts import Row, read_layout
+from latentdiff.data.archives import MAX_FILE
+from latentdiff.data.buckets import Fitting, Size, enlargement
+from latentdiff.data.captions import prefixed
+from latentdiff.data.layouts import Layout, Row, read_layout
+from latentdiff.data.parallel import MemoryBudget, threaded_map
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
-from latentdiff.images.decoding import decode
+from latentdiff.images.decoding import BYTES_PER_PIXEL, MAX_PIXELS, decode, memory_needed
 
 ERRORS = ("unreadable", "too small", "too narrow", "no caption")
-EXAMPLES = 4
+PROMPTS = 4
+EXAMPLES = 5
+LINE = 80
+SHOWN_SIZES = 8
+SMALL_BUCKET = 8
+FILES = MemoryBudget(4 * MAX_FILE)  # held while a picture is read and decoded
+PIXELS = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)  # held while it is decoded: one of the largest at a time
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the picture `name`; `kind` is an error, or `duplicate` or `long caption`, which only warn."""
+    """Something about the file `name`. `kind` is one of ERRORS, or else a warning."""
 
     kind: str
     where: str
@@ -34,9 +42,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder holds, and what is wrong. `sizes` and the `buckets` to come: how many pictures, most first.
+    """What a set of pictures holds, and what is wrong with it.
 
-    `examples` are a few captions.
+    sizes, buckets: how many pictures have a size and will be trained at a size, most first. examples: a few captions.
+    enlarged: how many pictures are enlarged, by a factor of up to `largest_enlargement`.
     """
 
     path: str
@@ -47,6 +56,8 @@ class Report:
     buckets: list[tuple[str, int]]
     examples: list[str]
     findings: list[Finding]
+    enlarged: int = 0
+    largest_enlargement: float = 1.0
 
     @property
     def errors(self) -> list[Finding]:
@@ -56,80 +67,148 @@ class Report:
         return {**asdict(self), "errors": len(self.errors)}
 
     def in_words(self) -> str:
-        """The findings, a line each, and a summary."""
-        lines = [f"{finding.kind}: {finding.where}: {finding.detail}" for finding in self.findings]
-        sizes = ", ".join(f"{size} ({count})" for size, count in self.sizes[:8])
-        more = f" and {len(self.sizes) - 8} more sizes" if len(self.sizes) > 8 else ""
+        """A summary below up to five findings of each kind, each on one line."""
+        lines = list(self._examples())
         lines.append(f"{self.path}: {self.pictures} pictures with {self.captions} captions, from {self.layout}")
-        lines.append(f"sizes: {sizes or 'none'}{more}")
-        lines.append(f"trained at: {', '.join(f'{size} ({count})' for size, count in self.buckets) or 'none'}")
+        lines.append(f"sizes: {_list(self.sizes)}")
+        lines.append(f"trained at: {_list(self.buckets)}")
+        if self.enlarged:
+            lines.append(f"enlarged pictures: {self.enlarged}, by up to {self.largest_enlargement:.2f}")
         lines.append(f"{len(self.errors)} errors, {len(self.findings) - len(self.errors)} warnings")
         return "\n".join(lines)
 
+    def _examples(self) -> Iterator[str]:
+        for kind in dict.fromkeys(finding.kind for finding in self.findings):
+            of_kind = [finding for finding in self.findings if finding.kind == kind]
+            yield from (f"{kind}: {finding.where}: {_cut(finding.detail)}" for finding in of_kind[:EXAMPLES])
+            if len(of_kind) > EXAMPLES:
+                yield f"{kind}: and {len(of_kind) - EXAMPLES} more; --json lists all"
+
+
+class _Look(NamedTuple):
+    """The size and hash of a picture, or what is wrong with it."""
+
+    size: Size | None
+    digest: bytes
+    problem: str | None
+
 
 def check(
-    source: str | Path, fitting: Fitting, lost_words: Callable[[str], str], caption_template: str = CLASS_NAME
+    source: str | Path,
+    fitting: Fitting,
+    lost_words: Callable[[str], str],
+    caption_template: str = CLASS_NAME,
+    prefix: str = "",
 ) -> Report:
-    """Decode every picture of a source, as `DataConfig.train` names it, in parallel and read every caption.
+    """Decode every picture of a source, as `DataConfig.train` names it, in parallel, and measure every caption.
 
-    fitting: what they will be brought to. lost_words(caption): what is over the token limit.
-    Raises InputError when the container cannot be understood at all. Nothing is changed.
+    fitting: the sizes to train at. lost_words(caption): what exceeds the token limit. prefix: precedes each caption.
+    Raises InputError if the source itself cannot be read. Nothing is changed.
     """
     layout = read_layout(open_source(source), caption_template)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(tqdm(pool.map(_look, layout.rows), total=len(layout.rows), desc="checking", disable=None))
-    findings: list[Finding] = []
-    first: dict[str, Row] = {}
-    for row, (size, digest, problem) in zip(layout.rows, looks, strict=True):
-        if problem:
-            findings.append(Finding("unreadable", row.where, row.name, problem))
-        elif size is not None and (kind_and_detail := fitting.problem(size)):
-            kind, detail = kind_and_detail
-            findings.append(Finding(kind, row.where, row.name, detail))
-        if not row.captions:
-            findings.append(Finding("no caption", row.where, row.name, "nothing describes it; add a caption"))
-        if not problem and first.setdefault(digest, row).name != row.name:
-            findings.append(Finding("duplicate", row.where, row.name, f"the same file as {first[digest].where}"))
-        findings += [
-            Finding("long caption", row.where, row.name, f"over the token limit; lost: {lost!r}")
-            for lost in map(lost_words, row.captions)
-            if lost
-        ]
-    good = [size for size, _, _ in looks if size is not None]
-    captions = sum(len(row.captions) for row in layout.rows)
-    sizes, buckets = _counts(good), _counts([fitting.bucket(size) for size in good])
-    examples = list(dict.fromkeys(row.captions[0] for row in layout.rows if row.captions))[:EXAMPLES]
-    return Report(str(source), layout.kind, len(layout.rows), captions, sizes, buckets, examples, findings)
+    looks = list(tqdm(threaded_map(_look, layout.rows), total=len(layout.rows), desc="checking", disable=None))
+    findings = [*_findings(layout, looks, fitting, lost_words, prefix), *_ignored(layout)]
+    good = [look.size for look in looks if look.size is not None]
+    buckets = [fitting.bucket(size) for size in good]
+    findings += _small_buckets(str(source), buckets)
+    factors = [factor for pair in zip(good, buckets, strict=True) if (factor := enlargement(*pair)) > 1]
+    return Report(
+        path=str(source),
+        layout=layout.kind,
+        pictures=len(layout.rows),
+        captions=sum(len(row.captions) for row in layout.rows),
+        sizes=_counts(good),
+        buckets=_counts(buckets),
+        examples=list(dict.fromkeys(row.captions[0] for row in layout.rows if row.captions))[:PROMPTS],
+        findings=findings,
+        enlarged=len(factors),
+        largest_enlargement=max(factors, default=1.0),
+    )
+
+
+def _look(row: Row) -> _Look:
+    try:
+        with FILES.reserve(row.container.size(row.name)):
+            data = row.read()
+            with PIXELS.reserve(memory_needed(data, row.where)):
+                size = decode(data, row.where).size
+            return _Look(size, hashlib.sha256(data).digest(), None)
+    except (InputError, OSError) as error:
+        return _Look(None, b"", str(error).removeprefix(f"{row.where}: "))
+
+
+def _findings(
+    layout: Layout, looks: list[_Look], fitting: Fitting, lost_words: Callable[[str], str], prefix: str
+) -> Iterator[Finding]:
+    """Errors and warnings about each picture and its captions."""
+    first: dict[bytes, Row] = {}
+    for row, look in zip(layout.rows, looks, strict=True):
+        if look.problem:
+            yield Finding("unreadable", row.where, row.name, look.problem)
+        elif look.size is not None and (kind_and_detail := fitting.problem(look.size)):
+            yield Finding(kind_and_detail[0], row.where, row.name, kind_and_detail[1])
+        if not row.captions and not prefix:
+            yield Finding("no caption", row.where, row.name, "nothing describes it; add a caption")
+        if not look.problem and first.setdefault(look.digest, row).name != row.name:
+            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].where}")
+        for caption in row.captions or [""]:
+            if lost := lost_words(prefixed(caption, prefix)):
+                yield Finding("long caption", row.where, row.name, f"exceeds the token limit; lost: {lost!r}")
+
+
+def _ignored(layout: Layout) -> Iterator[Finding]:
+    for name, reason in layout.ignored:
+        yield Finding("ignored file", layout.rows[0].container.where(name), name, reason)
+
+
+def _small_buckets(source: str, buckets: list[Size]) -> Iterator[Finding]:
+    counts = Counter(buckets)
+    small = [bucket for bucket, count in counts.items() if count < SMALL_BUCKET]
+    if small and len(counts) > 1:
+        detail = f"{len(small)} of {len(counts)} have fewer than {SMALL_BUCKET} pictures; larger batches join or split"
+        yield Finding("small buckets", source, "", detail)
 
 
 def _counts(sizes: list[Size]) -> list[tuple[str, int]]:
     return Counter(f"{width}x{height}" for width, height in sizes).most_common()
 
 
-def _look(row: Row) -> tuple[tuple[int, int] | None, str, str | None]:
-    """Size, hash of the bytes, and what is wrong."""
-    try:
-        data = row.read()
-        image = decode(data, row.where)
-    except (InputError, OSError) as error:
-        return None, "", str(error).removeprefix(f"{row.where}: ")
-    return image.size, hashlib.sha256(data).hexdigest(), None
+def _list(sizes: list[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{size} ({count})" for size, count in sizes[:SHOWN_SIZES])
+    more = f" and {len(sizes) - SHOWN_SIZES} more" if len(sizes) > SHOWN_SIZES else ""
+    return f"{shown or 'none'}{more}"
 
 
-def unusable(report: Report, captioned: bool, known: Collection[str], skip_bad: bool) -> tuple[str, ...]:
+def _cut(detail: str) -> str:
+    return detail if len(detail) <= LINE else f"{detail[: LINE - 1]}…"
+
+
+def check_command(source: str | Path, **options: object) -> str:
+    """The command that prints the same report: `latentdiff data check` with the options that are not None."""
+    words = ["latentdiff", "data", "check", str(source)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def unusable(
+    report: Report, captioned: bool, known: Collection[str], skip_bad: bool, command: str | None = None
+) -> tuple[str, ...]:
     """Names of the pictures to leave out: those `known` to be bad and those with errors.
 
-    captioned: pictures without a caption will have one, or need none.
-    Raises InputError when there are new ones and `skip_bad` is not set, and when none is left.
+    captioned: pictures without a caption will have one, or need none. command: prints the report, for messages.
+    Raises InputError if there are new ones and `skip_bad` is not set, and if none is left.
     """
+    command = command or check_command(report.path)
     errors = {e.name: e for e in report.errors if not (captioned and e.kind == "no caption")}
     new = [error for name, error in errors.items() if name not in known]
     if new and not skip_bad:
         raise InputError(
             f"{len(new)} of {report.pictures} pictures cannot be used, first {new[0].where}: {new[0].kind}; "
-            f"see latentdiff data check {report.path}, mend them or pass --skip-bad"
+            f"see {command}, repair them or pass --skip-bad"
         )
     bad = tuple(sorted({*errors, *known}))
     if len(bad) == report.pictures:
-        raise InputError(f"no picture of {report.path} can be used; see latentdiff data check {report.path}")
+        raise InputError(f"no picture of {report.path} can be used; see {command}")
     return bad

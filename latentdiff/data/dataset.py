@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.train import DataConfig
-from latentdiff.data.captions import choose_caption
+from latentdiff.data.captions import choose_caption, prefixed
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
@@ -39,11 +39,6 @@ def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
         if not row.captions:
             raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {source}")
     return [row for row in rows for _ in range(row.repeats)]
-
-
-def prefixed(caption: str, prefix: str) -> str:
-    """A caption behind `prefix`, or either where the other is empty."""
-    return ", ".join(part for part in (prefix, caption) if part)
 
 
 def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:

@@ -15,6 +15,7 @@ Result = TypeVar("Result")
 
 MAX_PIXELS = 64 * 1024 * 1024
 BYTES_PER_PIXEL = 16  # at the peak of decode(): four RGBA copies while transparency is flattened
+BYTES_PER_OPAQUE_PIXEL = 8  # the decoded and the rotated image
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some of which run other programs
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # the ancillary chunks that decide the pixels
@@ -40,6 +41,16 @@ def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
 def measure(data: bytes, name: str) -> tuple[int, int]:
     """Width and height of the image that `decode` returns, without decoding it. Raises InputError."""
     return _read(data, name, _displayed_size)
+
+
+def memory_needed(data: bytes, name: str) -> int:
+    """Bytes that `decode` takes for this file at its peak, without decoding it. Raises InputError."""
+
+    def estimate(opened: Image.Image) -> int:
+        opaque = opened.mode in ("L", "RGB") and not opened.has_transparency_data
+        return opened.width * opened.height * (BYTES_PER_OPAQUE_PIXEL if opaque else BYTES_PER_PIXEL)
+
+    return _read(data, name, estimate)
 
 
 def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Result:
@@ -88,7 +99,7 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:

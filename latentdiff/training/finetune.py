@@ -7,10 +7,10 @@ from typing import Any
 from latentdiff.checkpoints.components import read_limits
 from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import load_yaml, validate
-from latentdiff.config.train import CLASS_NAME, FineTuneConfig, train_config
+from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
 from latentdiff.data.buckets import Fitting
-from latentdiff.data.check import Report, check, unusable
-from latentdiff.data.dataset import prefixed
+from latentdiff.data.captions import prefixed
+from latentdiff.data.check import Report, check, check_command, unusable
 from latentdiff.errors import InputError
 
 VISITS = 40
@@ -29,8 +29,10 @@ class Plan:
     def in_words(self) -> str:
         config = self.config
         skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
+        enlarged = self.report.enlarged
+        factor = f", {enlarged} enlarged by up to {self.report.largest_enlargement:.2f}" if enlarged else ""
         return (
-            f"{self.report.pictures} pictures from {self.report.layout}{skipped}\n"
+            f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
             f"{config.optim.max_steps} steps of {config.data.batch_size}, rate {config.optim.learning_rate}\n"
             f"into {config.run.output}"
@@ -57,9 +59,15 @@ def plan_finetune(
             "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
         )
     limits = read_limits(locate(base))
-    resolution = limits.resolution
-    report = check(folder, Fitting(resolution, limits.multiple), limits.text.lost_words, caption_template)
-    bad = unusable(report, bool(trigger), (), skip_bad)
+    sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
+    data = data_config(train=folder, caption_template=caption_template, **sizes)
+    resolution = data.resolution
+    report = check(folder, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
+    command = check_command(
+        folder, model=base, caption_template=None if caption_template == CLASS_NAME else caption_template,
+        trigger=trigger or None, resolution=given.get("resolution"), allow_upscale=given.get("allow_upscale"),
+    )  # fmt: skip
+    bad = unusable(report, bool(trigger), (), skip_bad, command)
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL
     batch = given.get("batch_size", min(16 if small else 2, usable))
@@ -75,7 +83,7 @@ def plan_finetune(
             "sample_prompts": [prefixed(caption, trigger) for caption in (*(report.examples or [""]), *OTHER_PROMPTS)],
             "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
             "data": {
-                "train": folder, "resolution": resolution, "batch_size": batch, "skip": bad, "prefix": trigger,
+                "train": folder, **sizes, "batch_size": batch, "skip": bad, "prefix": trigger,
                 "caption_template": caption_template,
             },
             "optim": {
@@ -107,6 +115,7 @@ def going_on(folder: str | Path, output: Path, steps: int | None = None, **given
         "class_prompt": config.prior and config.prior.prompt, "text_encoder": config.text_encoder,
         "batch_size": config.data.batch_size * config.run.gradient_accumulation_steps,
         "learning_rate": config.optim.learning_rate, "seed": config.run.seed,
+        "resolution": config.data.resolution, "allow_upscale": config.data.allow_upscale,
     }  # fmt: skip
     for name, value in (given | {"folder": Path(folder)}).items():
         if value != begun[name]:

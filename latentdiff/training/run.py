@@ -23,7 +23,7 @@ from latentdiff.config.train import (
     VAETrainConfig,
 )
 from latentdiff.data.buckets import Fitting
-from latentdiff.data.check import Report, check, unusable
+from latentdiff.data.check import Report, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.files import atomic_path
 from latentdiff.training.checkpoints import CONFIG, REPORT, checkpoints, refuse_another_run
@@ -42,9 +42,12 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
     refuse_another_run(config.run.output, resume, config.task)
     report = None
     if process_state().is_main_process:
-        report = check(config.data.train, *_limits(config), config.data.caption_template)
-        captioned = bool(config.data.prefix) or isinstance(config, VAETrainConfig)
-        bad = unusable(report, captioned, config.data.skip, skip_bad)
+        data = config.data
+        report = check(data.train, *_limits(config), data.caption_template, data.prefix)
+        captioned = bool(data.prefix) or isinstance(config, VAETrainConfig)
+        model = config.base if isinstance(config, FineTuneConfig) else None
+        command = check_command(data.train, model=model, trigger=data.prefix or None, resolution=data.resolution)
+        bad = unusable(report, captioned, data.skip, skip_bad, command)
         if bad:
             tqdm.write(f"{len(bad)} pictures are left out; {config.run.output / REPORT} says why", file=sys.stderr)
         config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
@@ -121,7 +124,8 @@ def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
     if isinstance(config, FineTuneConfig):
         limits = read_limits(locate(config.base))
         return Fitting.of(config.data, limits.multiple), limits.text.lost_words
-    return Fitting(config.data.resolution, buckets=False), lambda caption: ""
+    square = config.data.model_copy(update={"buckets": False})
+    return Fitting.of(square, 1), lambda caption: ""
 
 
 def _task(config: TrainConfig) -> Task:

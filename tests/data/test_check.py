@@ -1,15 +1,23 @@
 """`latentdiff data check`: everything wrong is found, nothing is changed."""
 
 import json
+import os
+import re
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from latentdiff import cli
+from latentdiff.data import check as module
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
+from latentdiff.data.parallel import MemoryBudget, threaded_map
+from latentdiff.errors import InputError
 from latentdiff.training.finetune import plan_finetune
 
 
@@ -62,7 +70,7 @@ def test_long_shapes_are_errors_and_the_buckets_are_told(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(name)
     report = check(folder, Fitting(16, 2), lost_words)
     assert [(e.kind, e.name) for e in report.errors] == [("too narrow", "ribbon.png")]
-    assert report.buckets == [("16x16", 3), ("32x8", 1), ("22x10", 1)]
+    assert report.buckets == [("16x16", 3), ("32x8", 1), ("22x12", 1)]
     assert not check(folder, Fitting(16, 2, max_crop=1), lost_words).errors
 
 
@@ -99,3 +107,104 @@ def test_a_template_reaches_the_check_and_the_plan(
     assert plan.config.data.caption_template == "a photo of a {name}" and plan.report.layout == "a folder per class"
     assert run(monkeypatch, tmp_path, "--model", model_folder, "--caption-template", "a cat") == 2
     assert "caption_template='a cat' must hold {name}" in capsys.readouterr().err
+
+
+def test_captions_are_measured_with_the_trigger(folder: Path) -> None:
+    assert not check(folder, Fitting(8), lost_words).findings
+    report = check(folder, Fitting(8), lost_words, prefix="a trigger, long")
+    lost = [finding.detail.removeprefix("exceeds the token limit; lost: ") for finding in report.findings]
+    assert sorted(lost) == ["'ed square'", "'lue square'", "'reen square'"]
+    (folder / "0.txt").unlink()
+    assert not check(folder, Fitting(8), lost_words, prefix="sks").errors
+
+
+def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path, model_folder: Path) -> None:
+    for k in range(150):
+        Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / f"{k}.png")
+        (tmp_path / f"{k}.txt").write_text(f"{k} " + "word " * 4000)
+        (tmp_path / f"{k}.npz").write_bytes(b"x")
+    report = check(tmp_path, Fitting(8), lambda caption: caption[:20000])
+    words = report.in_words()
+    assert len(words.splitlines()) < 25 and max(map(len, words.splitlines())) < 200 + len(str(tmp_path))
+    assert "long caption: and 145 more; --json lists all" in words and "ignored file: and 145 more" in words
+    assert words.endswith("0 errors, 300 warnings")
+    assert max(len(finding["detail"]) for finding in report.to_json()["findings"]) > 15000
+
+
+def test_files_that_are_not_read_are_warnings(folder: Path) -> None:
+    (folder / "lost.txt").write_text("x")
+    (finding,) = check(folder, Fitting(8), lost_words).findings
+    assert (finding.kind, Path(finding.where)) == ("ignored file", folder / "lost.txt")
+
+
+def test_small_buckets_are_a_warning(folder: Path) -> None:
+    for k in range(10):
+        Image.effect_noise((48, 16), 50 + k).convert("RGB").save(folder / f"wide {k}.png")
+        (folder / f"wide {k}.txt").write_text("wide")
+    report = check(folder, Fitting(16, 2), lost_words)
+    assert report.buckets == [("24x8", 10), ("16x16", 3)]
+    assert [f.detail for f in report.findings] == [
+        "1 of 2 have fewer than 8 pictures; larger batches join or split"
+    ]  # fmt: skip
+
+
+def test_enlargements_are_counted_and_stated_in_the_plan(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k, side in enumerate((15, 16, 20)):
+        Image.effect_noise((side, side), 50).convert("RGB").save(tmp_path / f"a dog {k}.png")
+    options = ["--model", model_folder, "--resolution", 16]
+    assert run(monkeypatch, tmp_path, *options) == 1
+    assert "too small" in capsys.readouterr().out
+    assert run(monkeypatch, tmp_path, *options, "--allow-upscale", 1.1) == 0
+    assert "enlarged pictures: 1, by up to 1.07" in capsys.readouterr().out
+    plan = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=16, allow_upscale=1.1)
+    assert "1 enlarged by up to 1.07" in plan.in_words() and plan.config.data.allow_upscale == 1.1
+    small = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=8)
+    assert small.config.data.resolution == 8 and "8 px" in small.in_words()
+    command = f"latentdiff data check {tmp_path} --model {model_folder} --resolution 20"
+    with pytest.raises(InputError, match=f"see {re.escape(command)}, repair them"):
+        plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=20)
+    for resolution, message in ((17, "must be a multiple of 2; try 16 or 18"), (0, "resolution=0")):
+        with pytest.raises(InputError, match=message):
+            plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=resolution)
+
+
+def test_memory_is_bounded_while_pictures_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(12):
+        Image.effect_noise((64, 64), 50 + k).convert("RGB").save(tmp_path / f"a dog {k}.png")
+    lock, state = threading.Lock(), {"now": 0, "most": 0}
+    decode = module.decode
+
+    def counted(data: bytes, name: str) -> Image.Image:
+        with lock:
+            state["now"] += 1
+            state["most"] = max(state["most"], state["now"])
+        time.sleep(0.005)
+        try:
+            return decode(data, name)
+        finally:
+            with lock:
+                state["now"] -= 1
+
+    monkeypatch.setattr(module, "decode", counted)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for limit, most in ((64 * 64 * 8 * 3, 3), (10, 1)):  # a picture larger than the budget is decoded alone
+        monkeypatch.setattr(module, "PIXELS", MemoryBudget(limit))
+        state["most"] = 0
+        assert check(tmp_path, Fitting(64), lost_words).pictures == 12
+        assert state["most"] == most
+
+
+def test_results_keep_their_order_and_few_items_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for k in range(10_000):
+            taken.append(k)
+            yield k
+
+    results = threaded_map(lambda k: k * k, items())
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(taken) <= 5 + 4 * (os.cpu_count() or 1)
+    results.close()  # type: ignore[attr-defined]
