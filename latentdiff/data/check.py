@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from latentdiff.config.train import CLASS_NAME
-from latentdiff.data.archives import MAX_FILE
 from latentdiff.data.buckets import Fitting, Size, enlargement
 from latentdiff.data.captions import prefixed
 from latentdiff.data.layouts import Layout, Row, read_layout
-from latentdiff.data.parallel import MemoryBudget, threaded_map
+from latentdiff.data.parallel import FILES, PIXELS, threaded_map
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
-from latentdiff.images.decoding import BYTES_PER_PIXEL, MAX_PIXELS, decode, memory_needed
+from latentdiff.images.decoding import decode, memory_needed
 
 ERRORS = ("unreadable", "too small", "too narrow", "no caption")
 PROMPTS = 4
@@ -26,8 +25,6 @@ EXAMPLES = 5
 LINE = 80
 SHOWN_SIZES = 8
 SMALL_BUCKET = 8
-FILES = MemoryBudget(4 * MAX_FILE)  # held while a picture is read and decoded
-PIXELS = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)  # held while it is decoded: one of the largest at a time
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,67 @@
-"""Pictures encoded once: the VAE's mean and deviation of each cut of each, on disk and in memory."""
+"""Encode pictures once: the mean and standard deviation that the VAE predicts for each crop of each picture."""
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from latentdiff.config.train import DataConfig
-from latentdiff.data.buckets import Fitting, View, views
+from latentdiff.data.bucket_plan import join_buckets
+from latentdiff.data.buckets import Fitting, Size, View, views
 from latentdiff.data.captions import choose_caption
+from latentdiff.data.latent_shards import LatentShards
 from latentdiff.data.layouts import Row
-from latentdiff.files import atomic_path
-from latentdiff.images.decoding import decode, measure, to_pixels
+from latentdiff.data.parallel import FILES, PIXELS, threaded_map
+from latentdiff.images.decoding import decode, measure, memory_needed, to_pixels
 from latentdiff.models.vae import VAE
 
-PIXELS = 2**19  # at once through the encoder: 32 pictures of 128 x 128, one of 1024 x 1024
+PIXELS_AT_ONCE = 2**19  # in one call of the encoder: 32 pictures of 128 x 128, or one of 1024 x 1024
 
 
-@dataclass(frozen=True)
+class Crop(NamedTuple):
+    """A view of a picture, and its key in the cache."""
+
+    row: Row
+    view: View
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture's cuts as float16 [2C, h, w], mean over deviation; the second half are the mirrored ones, if any."""
+    """The crops of a picture in the cache; with flips, the second half are mirrored.
 
-    cuts: list[Tensor]
+    Each is float16 [2C, h, w], the mean and then the standard deviation. bucket: width and height in pixels.
+    """
+
+    shards: LatentShards
+    keys: tuple[str, ...]
+    bucket: Size
+
+    @property
+    def cuts(self) -> list[Tensor]:
+        return [self.shards[key] for key in self.keys]
 
 
 class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded pictures and their captions by (row, draw); the draw seeds the choice of cut and caption.
+    """Encoded pictures and captions by (row, draw), where the draw seeds the choice of the crop and the caption.
 
     Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`, `weight`, `draw`.
     """
 
     def __init__(self, rows: list[Row], encoded: list[Encoded], config: DataConfig) -> None:
         self.rows, self.encoded, self.config = rows, encoded, config
-        shapes = sorted({e.cuts[0].shape for e in encoded})
-        self.buckets = [shapes.index(e.cuts[0].shape) for e in encoded]
+        sizes = sorted({one.bucket for one in encoded})
+        self.buckets = [sizes.index(one.bucket) for one in encoded]
+        self.pictures = [row.picture for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,77 +69,87 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
         index, draw = item
         rng = random.Random(f"{index}/{draw}")
-        cuts = self.encoded[index].cuts
+        encoded = self.encoded[index]
+        keys = encoded.keys
         if self.config.flip:
-            half = len(cuts) // 2
-            cuts = cuts[half:] if rng.random() < self.config.flip else cuts[:half]
-        mean, std = rng.choice(cuts).float().chunk(2)
+            half = len(keys) // 2
+            keys = keys[half:] if rng.random() < self.config.flip else keys[:half]
+        mean, std = encoded.shards[rng.choice(keys)].float().chunk(2)
         row = self.rows[index]
         caption, weight = choose_caption(row, self.config, rng), torch.tensor(row.weight)
         return {"mean": mean, "std": std, "caption": caption, "weight": weight, "draw": draw}
 
 
 def encode_rows(
-    vae: VAE, rows: list[Row], config: DataConfig, cache: Path, multiple: int | None = None
+    vae: VAE, rows: Sequence[Row], config: DataConfig, cache: Path, multiple: int | None = None, batch: int = 1
 ) -> list[Encoded]:
-    """Every row's cuts through the encoder; those that `cache` holds from this VAE and these bytes are read from it.
+    """Encode every row's crops into the folder `cache`, except those that it holds from this VAE and these bytes.
 
-    multiple: what their sides are multiples of, the VAE's factor if not given.
+    multiple: of which the sides of buckets are multiples; the VAE's factor if not given. batch: pictures in a training
+    step, for which small buckets are joined.
     """
     fitting = Fitting.of(config, multiple or vae.config.downscale)
-    digests = [hashlib.sha256(row.read()).hexdigest() for row in rows]
-    chosen = [_views(row, digest, config, fitting) for row, digest in zip(rows, digests, strict=True)]
-    wanted = {
-        _key(digest, view): (row, view)
-        for row, digest, cuts in zip(rows, digests, chosen, strict=True)
-        for view in cuts
-    }
-    model = _fingerprint(vae)
-    found = {key: value for key, value in _read(cache, model).items() if key in wanted}
-    missing = {key: value for key, value in wanted.items() if key not in found}
+    pictures = {row.picture: row for row in rows}
+    repeats = Counter(row.picture for row in rows)
+    surveyed = list(threaded_map(_survey, pictures.values()))
+    buckets = join_buckets([size for _, size in surveyed], [repeats[picture] for picture in pictures], fitting, batch)
+    shards = LatentShards(cache, fingerprint(vae.state_dict().items()))
+    encoded: dict[tuple[str, str], Encoded] = {}
+    missing: list[Crop] = []
+    for (picture, row), (digest, size) in zip(pictures.items(), surveyed, strict=True):
+        of_picture = [Crop(row, view, _key(digest, view)) for view in views(size, buckets[size], config, digest)]
+        encoded[picture] = Encoded(shards, tuple(crop.key for crop in of_picture), buckets[size])
+        missing += [crop for crop in of_picture if crop.key not in shards]
     if missing:
-        found |= _encode(vae, missing)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(cache) as path:
-            save_file(found, path, metadata={"model": model})
-    return [Encoded([found[_key(digest, view)] for view in cuts]) for digest, cuts in zip(digests, chosen, strict=True)]
+        shards.keep({key for one in encoded.values() for key in one.keys})
+        _encode(vae, list({crop.key: crop for crop in missing}.values()), shards)
+    return [encoded[row.picture] for row in rows]
 
 
 def load_view(row: Row, view: View) -> Tensor:
-    """float32 [3, H, W] in [-1, 1]: the cut that `view` describes."""
-    image = decode(row.read(), row.where, view.background)
+    """float32 [3, H, W] in [-1, 1]: the crop that `view` describes."""
+    with FILES.reserve(row.container.size(row.name)):
+        data = row.read()
+        with PIXELS.reserve(memory_needed(data, row.where)):
+            image = decode(data, row.where, view.background)
+            return _crop(image, view)
+
+
+def _crop(image: Image.Image, view: View) -> Tensor:
     image = ImageOps.fit(image, view.size, Image.Resampling.LANCZOS, centering=view.place)
     return to_pixels(ImageOps.mirror(image) if view.mirrored else image)
 
 
-def _views(row: Row, digest: str, config: DataConfig, fitting: Fitting) -> list[View]:
-    size = measure(row.read(), row.where)
-    return views(size, fitting.bucket(size), config, digest)
+def _survey(row: Row) -> tuple[str, Size]:
+    """The hash and the size of a picture."""
+    with FILES.reserve(row.container.size(row.name)):
+        data = row.read()
+        return hashlib.sha256(data).hexdigest(), measure(data, row.where)
 
 
-def _encode(vae: VAE, wanted: dict[str, tuple[Row, View]]) -> dict[str, Tensor]:
+def _encode(vae: VAE, missing: list[Crop], shards: LatentShards) -> None:
+    """Encode crops, ordered by size, while others are decoded. An interruption loses what no shard holds yet."""
     device = next(vae.parameters()).device
-    found: dict[str, Tensor] = {}
-    bar = tqdm(total=len(wanted), desc="encoding pictures")
-    for keys in _alike(wanted):
-        pixels = torch.stack([load_view(*wanted[key]) for key in keys])
-        with torch.no_grad():
-            posterior = vae.encode(pixels.to(device))
-        moments = torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1).half().cpu()
-        found |= {key: value.clone() for key, value in zip(keys, moments, strict=True)}
-        bar.update(len(keys))
-    bar.close()
-    return found
+    missing = sorted(missing, key=lambda crop: crop.view.size)
+    loaded = threaded_map(lambda crop: load_view(crop.row, crop.view), missing)
+    with tqdm(total=len(missing), desc="encoding pictures") as bar:
+        try:
+            for part in _batches(missing):
+                pixels = torch.stack([next(loaded) for _ in part])
+                with torch.no_grad():
+                    posterior = vae.encode(pixels.to(device))
+                moments = torch.cat([posterior.mean, (0.5 * posterior.logvar).exp()], dim=1)
+                shards.add([crop.key for crop in part], moments)
+                bar.update(len(part))
+        finally:
+            shards.flush()
 
 
-def _alike(wanted: dict[str, tuple[Row, View]]) -> Iterator[list[str]]:
-    """Batches of keys whose cuts are of one size."""
-    sizes: dict[tuple[int, int], list[str]] = {}
-    for key, (_, view) in wanted.items():
-        sizes.setdefault(view.size, []).append(key)
-    for (width, height), keys in sizes.items():
-        batch = max(1, PIXELS // (width * height))
-        yield from (keys[start : start + batch] for start in range(0, len(keys), batch))
+def _batches(crops: list[Crop]) -> Iterator[list[Crop]]:
+    """Batches of crops of one size, from crops that are ordered by size."""
+    for (width, height), group in groupby(crops, key=lambda crop: crop.view.size):
+        of_size, batch = list(group), max(1, PIXELS_AT_ONCE // (width * height))
+        yield from (of_size[start : start + batch] for start in range(0, len(of_size), batch))
 
 
 def _key(digest: str, view: View) -> str:
@@ -129,10 +159,6 @@ def _key(digest: str, view: View) -> str:
     return f"{digest} {width}x{height}{place}{' mirrored' if view.mirrored else ''}{colour}"
 
 
-def _fingerprint(vae: VAE) -> str:
-    return fingerprint((name, value) for name, value in vae.state_dict().items())
-
-
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """A hash of weights and their names, whatever device they are on."""
     digest = hashlib.sha256()
@@ -140,14 +166,3 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name} {value.dtype}".encode())
         digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(cache: Path, model: str) -> dict[str, Tensor]:
-    """What an earlier run kept; nothing if it is of another model, damaged or not there."""
-    try:
-        with safe_open(cache, "pt") as file:
-            if (file.metadata() or {}).get("model") != model:
-                return {}
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return {}

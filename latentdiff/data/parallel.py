@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from latentdiff.images.decoding import BYTES_PER_PIXEL, MAX_PIXELS
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -50,3 +52,7 @@ class MemoryBudget:
             with self._changed:
                 self.used -= size
                 self._changed.notify_all()
+
+
+FILES = MemoryBudget(2**30)  # held while a picture is read and used
+PIXELS = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)  # then, while it is decoded: one of the largest at a time

@@ -99,7 +99,9 @@ class DenoiserTask:
         self._save_strip(rows)
         rows = [*_as_often(rows, more), *_as_often(more, rows)]
         self.held_out_rows = held_out[:: max(1, len(held_out) // HELD_OUT)][:HELD_OUT]
-        self.data = LatentImages(rows, self._encode(rows, "train"), config.data)
+        micro_batches = config.run.gradient_accumulation_steps * process_state().num_processes
+        batch = config.data.batch_size * micro_batches
+        self.data = LatentImages(rows, self._encode(rows, "train", batch), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
         self.module = DenoiserModule(parts, config, parts.text if trains_text else self._embed(rows))
 
@@ -110,11 +112,12 @@ class DenoiserTask:
             pixels = [load_pixels(row, self.config.data.resolution, self.config.data.background) for row in shown]
             Samples.of(pixels, [row.captions[0] for row in shown]).save(self.config.run.output / FOLDER_STRIP)
 
-    def _encode(self, rows: list[Row], name: str) -> list[Encoded]:
-        cache = self.config.run.output / f"latents-{name}.safetensors"
+    def _encode(self, rows: list[Row], name: str, batch: int = 1) -> list[Encoded]:
+        cache = self.config.run.output / f"latents-{name}"
         multiple = side_multiple(self.parts.denoiser.config, self.parts.vae.config)
         with process_state().main_process_first():
-            return encode_rows(self.parts.vae.to(process_state().device), rows, self.config.data, cache, multiple)
+            vae = self.parts.vae.to(process_state().device)
+            return encode_rows(vae, rows, self.config.data, cache, multiple, batch)
 
     def _embed(self, rows: list[Row]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}

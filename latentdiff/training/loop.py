@@ -25,7 +25,7 @@ from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, 
 from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
-from latentdiff.training.processes import on_many_cpus
+from latentdiff.training.processes import on_many_cpus, process_state
 from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_another_layout, sharding_plugin
 from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
@@ -44,10 +44,14 @@ class Run:
         optim, run = config.optim, config.run
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
         self.sharding = sharding_plugin(task.module, config)
+        self.sampler = Batches(
+            task.data.buckets, config.data.batch_size, run.seed, accumulation=run.gradient_accumulation_steps,
+            rank=process_state().process_index, world=process_state().num_processes, pictures=task.data.pictures,
+        )  # fmt: skip
         self.accelerator = Accelerator(
             cpu=on_many_cpus(),
             mixed_precision=run.mixed_precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(run.gradient_accumulation_steps),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(self.sampler.passes),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_leave_some_out(config))],
             **self.sharding,
         )
@@ -59,8 +63,7 @@ class Run:
         self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)
         decay = optim.ema_decay
         self.ema = ShardedEMA(trained, task.module, decay) if self.sharding else EMA(trained, decay)
-        micro_batches = run.gradient_accumulation_steps * self.accelerator.num_processes
-        self.progress = Progress(config.data.batch_size * micro_batches)
+        self.progress = Progress(self.sampler.batch)
         self.accelerator.register_for_checkpointing(self.progress, self.ema)
         self.accelerator.register_save_state_pre_hook(name_plainly)
         self.accelerator.register_load_state_pre_hook(into_plain)
@@ -92,20 +95,11 @@ class Run:
         self.accelerator.step = 0  # micro-batches since the last update: none, and accumulation may be another now
 
     def _batches(self) -> Iterator[Any]:
-        config = self.config
-        sampler = Batches(
-            self.task.data.buckets,
-            config.data.batch_size,
-            config.run.seed,
-            start=self.progress.step,
-            accumulation=config.run.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
+        self.sampler.start = self.progress.step
         loader: Iterable[Any] = torch.utils.data.DataLoader(
             self.task.data,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=config.data.num_workers,
+            batch_sampler=self.sampler,
+            num_workers=self.config.data.num_workers,
             generator=torch.Generator(),  # the global one belongs to the task: starting a loader must not move it
         )
         return iter(loader)
@@ -118,7 +112,7 @@ class Run:
         """One optimiser step; returns the mean of each loss over the micro-batches of this process."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        parts = [self._micro_batch() for _ in range(self.config.run.gradient_accumulation_steps)]
+        parts = [self._micro_batch() for _ in range(self.sampler.passes)]
         self.ema.update()
         self.progress.step += 1
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -31,10 +31,13 @@ class Share:
 
 
 class Data(Protocol):
-    """Pictures by (row, draw). `buckets`: of each row, which rows it can share a batch with."""
+    """Pictures by (row, draw). `buckets`: of each row, which rows it can share a batch with; `pictures`: its own."""
 
     @property
     def buckets(self) -> list[int]: ...
+
+    @property
+    def pictures(self) -> list[tuple[str, str]]: ...
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]: ...
 

@@ -39,7 +39,7 @@ def vae() -> AutoencoderKL:
 
 
 def test_moments_are_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
-    encoded = encode_rows(vae, rows, CONFIG, tmp_path / "cache.safetensors")
+    encoded = encode_rows(vae, rows, CONFIG, tmp_path / "cache")
     posterior = vae.encode(load_pixels(rows[1], 16)[None])
     item = LatentImages(rows, encoded, CONFIG)[1, 0]
     assert torch.allclose(item["mean"], posterior.mean[0], atol=1e-2)
@@ -50,7 +50,7 @@ def test_moments_are_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path:
 def test_only_what_changed_is_encoded_again(
     vae: AutoencoderKL, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache.safetensors"
+    cache = tmp_path / "cache"
     loaded: list[str] = []
 
     def counted(row: Row, view: View) -> torch.Tensor:
@@ -75,7 +75,8 @@ def test_only_what_changed_is_encoded_again(
     assert len(encodes(CONFIG.model_copy(update={"background": "black"}))) == 3
     vae.encoder.conv_in.bias += 1
     assert len(encodes()) == 3 and not encodes()
-    cache.write_bytes(cache.read_bytes()[:-20])
+    (shard,) = cache.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-20])
     assert len(encodes()) == 3 and not encodes()
 
 
@@ -84,7 +85,7 @@ def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: Autoenc
     for name, size in sizes.items():
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"{name}.png")
     rows = [Row(open_container(tmp_path), f"{name}.png", (name,)) for name in sizes]
-    encoded = encode_rows(vae, rows, DataConfig(train=tmp_path, resolution=32), tmp_path / "cache.safetensors")
+    encoded = encode_rows(vae, rows, DataConfig(train=tmp_path, resolution=32), tmp_path / "cache")
     data = LatentImages(rows, encoded, DataConfig(train=tmp_path))
     assert data.buckets[1] == data.buckets[4] and len(set(data.buckets)) == 4
     for (width, height), one in zip(sizes.values(), encoded, strict=True):
@@ -96,13 +97,13 @@ def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: Autoenc
 def test_sides_are_multiples_of_what_is_asked(tmp_path: Path) -> None:
     Image.effect_noise((33, 20), 60).convert("RGB").save(tmp_path / "a.png")
     rows, config = [Row(open_container(tmp_path), "a.png", ("a",))], DataConfig(train=tmp_path, resolution=16)
-    (one,) = encode_rows(IdentityVAE(IdentityVAEConfig()), rows, config, tmp_path / "cache.safetensors", 4)
+    (one,) = encode_rows(IdentityVAE(IdentityVAEConfig()), rows, config, tmp_path / "cache", 4)
     assert one.cuts[0].shape[1] < one.cuts[0].shape[2] and all(side % 4 == 0 for side in one.cuts[0].shape[1:])
 
 
 def test_half_of_the_draws_are_mirrored_when_asked(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"flip": 0.5})
-    encoded = encode_rows(vae, rows, config, tmp_path / "cache.safetensors")
+    encoded = encode_rows(vae, rows, config, tmp_path / "cache")
     data = LatentImages(rows, encoded, config)
     mirrored = vae.encode(load_pixels(rows[0], 16).flip(-1)[None]).mean[0]
     seen = [torch.allclose(data[0, draw]["mean"], mirrored, atol=1e-2) for draw in range(200)]
@@ -113,7 +114,7 @@ def test_random_crops_are_other_cuts_of_the_same_picture(vae: AutoencoderKL, tmp
     Image.linear_gradient("L").resize((64, 32)).convert("RGB").save(tmp_path / "wide.png")
     rows = [Row(open_container(tmp_path), "wide.png", ("wide",))]
     config = DataConfig(train=tmp_path, resolution=16, buckets=False, crop="random")
-    (encoded,) = encode_rows(vae, rows, config, tmp_path / "cache.safetensors")
+    (encoded,) = encode_rows(vae, rows, config, tmp_path / "cache")
     assert len(encoded.cuts) == RANDOM_CROPS
     assert encoded.cuts[0].shape == encoded.cuts[1].shape
 
@@ -138,9 +139,9 @@ def test_large_pictures_are_encoded_few_at_a_time(
         return encode(self, pixels)
 
     monkeypatch.setattr(AutoencoderKL, "encode", counted)
-    monkeypatch.setattr(module, "PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * 16 * 16)
     for size in (16, 32):
-        encode_rows(vae, rows, CONFIG.model_copy(update={"resolution": size}), tmp_path / "cache.safetensors")
+        encode_rows(vae, rows, CONFIG.model_copy(update={"resolution": size}), tmp_path / "cache")
     assert batches == [2, 1, 1, 1, 1]
 
 
