@@ -5,9 +5,9 @@ weight is kept in panels of 32 columns, for any number of rows; `unpack` restore
 packed at a model's first call, with large blocks mapped one by one; when a packed layer is called again, freed memory
 is kept.
 
-Linear layers have one kernel (linear.cpp). 3x3 convolutions have two: with few pixels (conv3x3_small.cpp) the weights
-are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels, the map
-(conv3x3_large.cpp).
+With AMX, linear layers have one kernel (linear.cpp) and 3x3 convolutions have two: with few pixels (conv3x3_small.cpp)
+the weights are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels,
+the map (conv3x3_large.cpp). With AVX-512 BF16 only the kernel for few pixels is faster than oneDNN's.
 """
 
 import math
@@ -22,7 +22,8 @@ from latentdiff.runtime.native import call, provides
 
 ops: Any = torch.ops.mkldnn
 COLUMNS, DEPTH, TILE = 32, 32, 16
-FEW_PIXELS = 128  # up to here the kernel for few pixels was the fastest on a CPU with AMX
+FEW_ROWS = 128  # pixels of all images, up to which the kernel for few pixels is the fastest of ours on a CPU with AMX
+FEW_PIXELS = 64  # of an image, up to which it is faster than oneDNN on a CPU with AVX-512 BF16
 
 
 def cannot_pack(weight: Tensor) -> str:
@@ -93,12 +94,16 @@ class PackedConv2d(Packed, nn.Conv2d):
         weight = self._packed(x)
         if in_panels(weight):
             return convolution(x, weight, self.bias, None)
+        if self._is_pointwise():
+            return _to_map(ops._linear_pointwise(_to_rows(x), weight, self.bias, "none", [], ""))
         return ops._convolution_pointwise(x, weight, self.bias, *self._geometry(), "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         weight = self._packed(x)
         if in_panels(weight):
             return convolution(x, weight, self.bias, residual)
+        if self._is_pointwise():
+            return _to_map(ops._linear_pointwise.binary(_to_rows(x), _to_rows(residual), weight, self.bias, "add"))
         how: tuple[Any, ...] = ("add", 1.0, None, [], None)
         return ops._convolution_pointwise.binary(x, residual, weight, self.bias, *self._geometry(), *how)
 
@@ -113,7 +118,16 @@ class PackedConv2d(Packed, nn.Conv2d):
         weight = _in_order(self, ours=self._keeps_size() and x.numel() > 0 and provides(self._kernel(x)))
         if _is_packed(weight):
             return weight
+        if self._is_pointwise():
+            return _hold(self, ops._reorder_linear_weight(weight.flatten(1), len(x) * x.shape[2] * x.shape[3]))
         return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
+
+    def _is_pointwise(self) -> bool:
+        """Whether this is a product of rows, which a linear layer's kernel computes.
+
+        oneDNN's own 1x1 convolution is 100 times slower on 4x4 pixels when its weight was packed for 8x8.
+        """
+        return self.kernel_size == (1, 1) and self._geometry() == ((0, 0), (1, 1), (1, 1), 1)
 
     def _kernel(self, x: Tensor) -> str:
         return _convolution_kernel(math.prod(self.kernel_size), x.shape[2] * x.shape[3], len(x))
@@ -132,7 +146,7 @@ def _in_order(layer: PackedLinear | PackedConv2d, ours: bool, gated: bool = Fals
             return weight
         weight = _hold(layer, from_panels(weight, layer.weight_shape))
     if ours and suits(layer.weight_shape, weight.dtype):
-        weight = weight.to_dense() if weight.is_mkldnn else weight
+        weight = weight.to_dense().reshape(layer.weight_shape) if weight.is_mkldnn else weight
         return _hold(layer, to_gated_panels(weight) if gated else to_panels(weight))
     return weight
 
@@ -150,7 +164,7 @@ def unpack(layer: PackedLinear | PackedConv2d) -> None:
     """The weight as it was, to the bit."""
     map_large_blocks()
     if layer.weight.is_mkldnn:
-        _hold(layer, layer.weight.to_dense())
+        _hold(layer, layer.weight.to_dense().reshape(layer.weight_shape))
     elif in_panels(layer.weight):
         _hold(layer, from_panels(layer.weight, layer.weight_shape))
 
@@ -248,11 +262,19 @@ def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor
     return out.permute(0, 3, 1, 2)
 
 
+def _to_rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _to_map(rows: Tensor) -> Tensor:
+    return rows.permute(0, 3, 1, 2)
+
+
 def _convolution_kernel(taps: int, pixels: int, images: int) -> str:
     if taps == 1:
         return "linear_bf16"
-    few = pixels >= TILE and images * pixels <= FEW_PIXELS
-    return "convolution_bf16" if few else "large_convolution_bf16"
+    few = images * pixels <= FEW_ROWS if provides("large_convolution_bf16") else pixels <= FEW_PIXELS
+    return "convolution_bf16" if few and pixels >= TILE else "large_convolution_bf16"
 
 
 def _check(depth: int, panels: Tensor, out: Tensor, residual: Tensor | None) -> None:

@@ -64,8 +64,8 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
 #else
 constexpr int64_t ROWS = 8;  // whose sums are in registers at once
 
-// sums [ROWS, PANEL] += rows times one depth of a panel, all taps.
-void accumulate_rows(const Left& left, const bits* rows, const bits* weight, float* sums) {
+// sums [ROWS, PANEL] += rows times one depth of a panel, all taps. What is at `next` is asked for meanwhile.
+void accumulate_rows(const Left& left, const bits* rows, const bits* weight, const bits* next, float* sums) {
     floats own[ROWS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
@@ -74,6 +74,8 @@ void accumulate_rows(const Left& left, const bits* rows, const bits* weight, flo
     }
     for (int64_t tap = 0; tap < TAPS; ++tap, weight += PANEL_BITS)
         for (int64_t pair = 0; pair < DEPTH; pair += 2) {
+            __builtin_prefetch(next);
+            next += LINE * ROWS / PANEL * 2;
             const words first = load_pairs(weight + pair * TILE), second = load_pairs(weight + TILE_BITS + pair * TILE);
 #pragma GCC unroll 8
             for (int i = 0; i < ROWS; ++i) {
@@ -89,15 +91,16 @@ void accumulate_rows(const Left& left, const bits* rows, const bits* weight, flo
     }
 }
 
-// A depth's part of the panel stays in the first cache while all rows pass by it.
+// A depth's part of the panel stays in the first cache while all rows pass by it, and the next part is asked for.
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
-                Ahead ahead, float* sums) {
+                Ahead, float* sums) {
+    const int64_t count = second == first ? TILE : PANEL;
     if (fresh) memset(sums, 0, SUMS * sizeof(float));
     for (int64_t depth = 0; depth < depths; ++depth, weight += TAPS * PANEL_BITS) {
-        for (int64_t tap = 0; tap < TAPS; ++tap) ahead.step();
-        for (int64_t row = 0; row < PANEL; row += ROWS) {
+        for (int64_t row = 0; row < count; row += ROWS) {
+            const bits* next = weight + (PANEL + row) * TAPS * DEPTH;
             const bits* rows = (row < TILE ? first : second) + row % TILE * DEPTH + depth * left.depth_stride;
-            accumulate_rows(left, rows, weight, sums + row * PANEL);
+            accumulate_rows(left, rows, weight, next, sums + row * PANEL);
         }
     }
 }
@@ -137,7 +140,7 @@ void multiply(const Product& p, int64_t begin, int64_t end, int64_t splits) {
                 accumulate(p.left, first, second, weight, depths, depth == 0, ahead, own);
                 if (depth + depths < p.depths) continue;
                 write(p, own, one, panel);
-                write(p, own + TILE * PANEL, two, panel);
+                if (two != one) write(p, own + TILE * PANEL, two, panel);
             }
         }
     }
