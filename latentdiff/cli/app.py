@@ -11,7 +11,7 @@ import latentdiff
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data = typer.Typer(no_args_is_help=True, help="Look at training data.")
 app.add_typer(data, name="data")
-PICTURES = "A folder, .zip or .tar, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
+PICTURES = "A folder, .zip, .tar or .parquet, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
 RESOLUTION = "Side of the square that pictures are trained at, in pixels. [default: the model's]"
 ALLOW_UPSCALE = "Largest factor that a small picture may be enlarged by. [default: 1.05]"
 

@@ -71,7 +71,8 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
     """
     check_template(caption_template)
     metadata = [name for name in container.names if PurePosixPath(name).name in METADATA]
-    rows = [Row(container, *described) for name in metadata for described in read_metadata(container, name)]
+    files = FileNames(container)
+    rows = [Row(container, *described) for name in metadata for described in read_metadata(container, name, files)]
     pictures = container.pictures
     if metadata and (rows or pictures):
         described = {row.name for row in rows}
@@ -80,13 +81,14 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
     if not pictures:
         kinds = ", ".join(sorted(PICTURES))
         raise InputError(f"{container.source} holds no pictures; add files ending in {kinds}")
-    kind, rows, used = _without_metadata(container, pictures, caption_template)
+    kind, rows, used = _without_metadata(container, files, pictures, caption_template)
     return Layout(kind, rows, list(_ignored(container, used, "no picture has this name")))
 
 
-def _without_metadata(container: Container, pictures: list[str], template: str) -> tuple[str, list[Row], set[str]]:
+def _without_metadata(
+    container: Container, files: FileNames, pictures: list[str], template: str
+) -> tuple[str, list[Row], set[str]]:
     """The name of the layout, its rows, and the caption files that it uses."""
-    files = FileNames(container)
     folders = {_folder(name) for name in pictures}
     repeated = all(REPEATS.fullmatch(folder) for folder in folders)
     beside = {name: found for name in pictures if (found := _beside(name, files, SIDECARS))}

@@ -23,9 +23,9 @@ class Described(NamedTuple):
     columns: dict[str, Any]
 
 
-def read_metadata(container: Container, name: str) -> Iterator[Described]:
+def read_metadata(container: Container, name: str, names: "FileNames") -> Iterator[Described]:
     """The lines of one metadata file. Raises InputError for broken ones and for pictures that are not there."""
-    folder, names = PurePosixPath(name).parent, FileNames(container)
+    folder = PurePosixPath(name).parent
     for where, columns in _records(container, name):
         file_name = columns.get("file_name") if isinstance(columns, dict) else None
         if not isinstance(file_name, str) or not any(key in columns for key in ("captions", *CAPTION_KEYS)):
