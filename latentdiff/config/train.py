@@ -25,13 +25,11 @@ CLASS_NAME = "{name}"
 
 
 def check_template(template: str) -> str:
-    """`template` itself. Raises InputError unless `{name}` is in it, and no other field."""
+    """Return `template`. Raises InputError unless `{name}` is its only field."""
     try:
         fields = {field[1:] for field in Formatter().parse(template) if field[1] is not None}
     except ValueError as error:
-        raise InputError(
-            f"caption_template={template!r}: {error}; write a brace that is meant as such twice"
-        ) from error
+        raise InputError(f"caption_template={template!r}: {error}; write {{{{ or }}}} for a literal brace") from error
     if fields != {("name", "", None)}:
         raise InputError(
             f"caption_template={template!r} must hold {{name}} and no other field; try 'a photo of a {{name}}'"
@@ -40,24 +38,26 @@ def check_template(template: str) -> str:
 
 
 def check_colour(colour: str) -> str:
-    """`colour` itself. Raises InputError unless it is a name or a code that Pillow knows."""
+    """Return `colour`. Raises InputError unless it is a name or a code that Pillow knows."""
     try:
         ImageColor.getrgb(colour)
     except ValueError as error:
-        raise InputError(f"background={colour!r} is no colour; try 'black' or '#808080'") from error
+        raise InputError(f"background={colour!r} is not a colour; try 'black' or '#808080'") from error
     return colour
 
 
 class DataConfig(Config):
-    """Captioned pictures, and the held-out ones that are only ever looked at.
+    """Captioned pictures to train on, and held-out ones to evaluate on; docs/data.md describes all settings.
 
-    Both are a folder, zip or tar, shards by a pattern (`000.tar` to `012.tar`: `{000..012}.tar`) or https://, or a
-    dataset of the Hugging Face hub (`hf://owner/name`) or saved by it.
-    Without `held_out` every 20th picture of `train` is held out, none if there are fewer than 20. `keep` takes part
-    of both: for each column named, the values to train on; `skip` leaves out pictures by name. `caption_template` makes
-    a caption of the `{name}` of a class; `prefix` goes before every caption, and is the caption of pictures that have
-    none. `tag_dropout` leaves out each part between a caption's commas with that probability. `background` is the
-    colour behind transparent pictures.
+    train, held_out: a folder, zip or tar, shards by a pattern (`{000..012}.tar`) or https://, a parquet file, or a
+        Hugging Face dataset (`hf://owner/name`, or one saved to disk). Without `held_out` every 20th picture of `train`
+        is held out, or none of fewer than 20.
+    resolution: side of the square in pixels. allow_upscale: the largest factor a picture may be enlarged by.
+        max_crop: the largest share of its area that may be cropped.
+    keep: for each column named, the values to train on. skip: names of pictures to leave out.
+    caption_template: makes a caption of the `{name}` of a class. prefix: precedes every caption, and is the caption of
+        pictures that have none. tag_dropout: the probability with which each part between commas is dropped.
+    background: the colour behind transparent pictures.
     """
 
     train: str | Path

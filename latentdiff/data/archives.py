@@ -4,6 +4,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -122,11 +123,25 @@ def _folder(root: Path) -> Container:
             raise InputError(f"{str(root / name)!a}: the file's name is not UTF-8; rename it")
 
     def read(name: str) -> bytes:
-        if (size := (root / name).stat().st_size) > MAX_FILE:
-            raise InputError(f"{root / name} has {size} bytes, more than {MAX_FILE}; remove it")
-        return (root / name).read_bytes()
+        if (bytes_of_file := size(name)) > MAX_FILE:
+            raise InputError(f"{root / name} has {bytes_of_file} bytes, more than {MAX_FILE}; remove it")
+        with _named(root / name):
+            return (root / name).read_bytes()
 
-    return Container(str(root), names, read, lambda name: (root / name).stat().st_size)
+    def size(name: str) -> int:
+        with _named(root / name):
+            return (root / name).stat().st_size
+
+    return Container(str(root), names, read, size)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise the system's errors as InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
@@ -159,21 +174,33 @@ def _zip(path: Path, source: str) -> Container:
 
 def _tar(path: Path, source: str) -> Container:
     """Members are read at their offset, so that no process goes through the archive again."""
+    garbled: set[str] = set()
     with tarfile.open(path, "r:") as archive:
         files = (member for member in archive if member.isfile())
-        entries = _entries(source, ((file.name, file.size, (file.offset_data, file.size)) for file in files))
+        members = ((_tar_name(file.name, garbled), file.size, (file.offset_data, file.size)) for file in files)
+        entries = _entries(source, members)
         end = archive.offset
 
     def read_at(offset: int, size: int) -> bytes:
-        with path.open("rb") as file:
+        with _named(path), path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
+    def size(name: str) -> int:
+        return entries[name][1]
+
     if read_at(end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it is truncated")
-    return Container(
-        source, tuple(sorted(entries)), lambda name: read_at(*entries[name]), lambda name: entries[name][1]
-    )
+    return Container(source, tuple(sorted(entries)), lambda name: read_at(*entries[name]), size, frozenset(garbled))
+
+
+def _tar_name(name: str, garbled: set[str]) -> str:
+    """A name that can be printed; one that is not UTF-8 is added to `garbled`."""
+    if is_text(name):
+        return name
+    readable = name.encode("utf-8", "surrogateescape").decode("cp437")
+    garbled.add(readable)
+    return readable
 
 
 def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str, Entry]:

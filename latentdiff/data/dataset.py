@@ -1,6 +1,7 @@
-"""Captioned pictures as training wants them: rows, then tensors."""
+"""Read captioned pictures for training: rows, and their pixels."""
 
 import random
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,21 @@ from latentdiff.config.train import DataConfig
 from latentdiff.data.captions import choose_caption, prefixed
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.decoding import decode, fit, to_pixels
 
 HELD_OUT_EVERY = 20
 
 
 def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
-    """The pictures of a source that `config` keeps, those shown several times an epoch as often.
+    """The rows of a source that `config` selects; a picture that an epoch shows ten times is ten rows.
 
-    Raises InputError when there is none, and for a picture without a caption.
+    Raises InputError if there are none, and for a picture without a caption.
     """
     layout = read_layout(open_source(source), config.caption_template)
-    rows = [row for row in layout.rows if row.name not in config.skip]
-    rows = [row for row in rows if all(row.columns.get(column) in keep for column, keep in config.keep.items())]
+    rows = _selected([row for row in layout.rows if row.name not in config.skip], config.keep, source)
     if not rows:
-        raise InputError(
-            f"{source} has no picture{' that data.keep lists' if config.keep else ''}; add some or keep more"
-        )
+        raise InputError(f"{source} has no pictures{' that data.keep selects' if config.keep else ''}; add some")
     if config.prefix:
         rows = [
             replace(row, captions=tuple(prefixed(caption, config.prefix) for caption in row.captions or [""]))
@@ -37,12 +35,26 @@ def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
         ]
     for row in rows:
         if not row.captions:
-            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {source}")
+            command = shlex.join(["latentdiff", "data", "check", str(source)])
+            raise InputError(f"{row.where} has no caption; list all such pictures with {command}")
     return [row for row in rows for _ in range(row.repeats)]
 
 
+def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | Path) -> list[Row]:
+    """Rows whose columns have one of the values to keep, compared as text. Raises InputError for unknown columns."""
+    for column in keep:
+        if rows and not any(column in row.columns for row in rows):
+            columns = {name for row in rows for name in row.columns}
+            raise InputError(f"data.keep: {source} has no column {column!r}; {did_you_mean(column, columns)}")
+    return [row for row in rows if all(str(row.columns.get(column)) in values for column, values in keep.items())]
+
+
 def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows held out, as `DataConfig` says. Raises InputError for none of these if `measure`."""
+    """The rows to train on and the held-out rows, as `DataConfig` describes.
+
+    Without `data.held_out` every 20th picture is held out, or none of fewer than 20; with `measure` fewer than 20
+    raise InputError.
+    """
     train = read_rows(config.train, config)
     if config.held_out is not None:
         return train, read_rows(config.held_out, config)
@@ -55,14 +67,13 @@ def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], li
 
 
 def load_pixels(row: Row, resolution: int, background: str = "white") -> Tensor:
-    """float32 [3, resolution, resolution] in [-1, 1]."""
+    """The centre square of a picture: float32 [3, resolution, resolution] in [-1, 1]."""
     return to_pixels(fit(decode(row.read(), row.where, background), resolution))
 
 
 class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """Pictures, the middle square of each, and captions by (row, draw).
+    """Centre squares of pictures and captions by (row, draw), where the draw seeds the choice of caption and the flip.
 
-    The draw seeds the choice of caption and the flip, so a run can be resumed.
     Items: `pixels` [3, R, R] in [-1, 1], `caption`, `row`, `draw`.
     """
 

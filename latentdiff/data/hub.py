@@ -19,15 +19,15 @@ EXTRA = 'needs the datasets package; pip install "latentdiff[datasets]"'
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder, with one split or with several."""
+    """Whether `save_to_disk` wrote this folder, with one or several splits."""
     one = all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
     return one or (path / "dataset_dict.json").is_file()
 
 
 def open_hub(source: str) -> Container:
-    """Open `hf://owner/name`, with `?split=train&config=…&image=image&text=text` as far as needed, over the network.
+    """Download `hf://owner/name`, optionally with `?split=train&config=…&image=image&text=text`.
 
-    Raises InputError for another form, a dataset that cannot be had, or one without such columns.
+    Raises InputError for another form, an inaccessible dataset, and one without these columns.
     """
     repository, options = _parse(source)
     try:
@@ -38,19 +38,19 @@ def open_hub(source: str) -> Container:
     try:
         dataset = load_dataset(repository, options.get("config"), split=options.get("split", "train"))
     except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(f"{source} cannot be had ({_line(error)}); check its name, split and config") from error
+        raise InputError(f"{source} is not accessible ({_line(error)}); check its name, split and config") from error
     return _container(dataset, source, options)
 
 
 def open_saved(path: Path) -> Container:
-    """Open a folder that `save_to_disk` wrote; of several splits the one named train. Raises InputError."""
+    """Open a folder that `save_to_disk` wrote, or its split `train` if it has several. Raises InputError."""
     try:
         from datasets import load_from_disk
     except ImportError as error:
         raise InputError(f"{path} {EXTRA}") from error
     if (path / "dataset_dict.json").is_file():
         if not is_saved(path / "train"):
-            raise InputError(f"{path} has no split named train; name the folder of one split, {path}/…")
+            raise InputError(f"{path} has no split named train; give the folder of one split, {path}/…")
         return open_saved(path / "train")
     try:
         dataset = load_from_disk(path)
@@ -66,13 +66,13 @@ def _line(error: Exception) -> str:
 def _parse(source: str) -> tuple[str, dict[str, str]]:
     repository, _, query = source.removeprefix("hf://").partition("?")
     if not REPOSITORY.fullmatch(repository):
-        raise InputError(f"{source} is no dataset; write hf://owner/name, hf://owner/name?split=train")
+        raise InputError(f"{source} is not a dataset; write hf://owner/name, hf://owner/name?split=train")
     options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))  # split=train+test
     for key, value in options.items():
         if key not in OPTIONS:
             raise InputError(f"{source}: unknown {key!r}; {did_you_mean(key, OPTIONS)}")
         if not value:
-            raise InputError(f"{source}: {key} is empty; give a value or leave it out")
+            raise InputError(f"{source}: {key} is empty; give a value or remove it")
     return repository, options
 
 

@@ -68,13 +68,11 @@ def clean_caption(text: str, where: str) -> tuple[str, ...]:
 
 def read_text(container: Container, name: str) -> str:
     """A text file of a container. Raises InputError if it cannot be read or is not UTF-8."""
-    where = container.where(name)
     try:
         return container.read(name).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror}); repair or remove it") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise InputError(f"{container.where(name)} is not UTF-8 ({reason}); save it as UTF-8") from error
 
 
 class FileNames:

@@ -1,4 +1,4 @@
-"""Shards: tars named together by a pattern of paths or addresses; the latter are downloaded once."""
+"""Shards: tar files given by a brace pattern of paths or addresses; those at addresses are downloaded once."""
 
 import hashlib
 import itertools
@@ -23,12 +23,12 @@ RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 SCHEMES = ("http", "https")
 MAX_SHARDS = 10_000
 MAX_SHARD = 8 * 1024**3
-PIECE = 1024 * 1024
+BLOCK = 1024 * 1024
 TIMEOUT = 60.0
 
 
 def open_shards(pattern: str) -> Container:
-    """All shards that `pattern` names, as one. Raises InputError for a wrong pattern, and for any that is not whole."""
+    """All shards of a pattern as one container. Raises InputError for a wrong pattern and for a damaged shard."""
     sources = expand(pattern)
     if "://" not in pattern:
         return join([open_container(Path(source)) for source in sources])
@@ -38,14 +38,14 @@ def open_shards(pattern: str) -> Container:
 
 
 def expand(pattern: str) -> list[str]:
-    """`{008..012}` counts, keeping zeros in front, `{a,b}` lists; several of them multiply. Raises InputError."""
+    """Expand braces: `{008..012}` counts with leading zeros, `{a,b}` lists, several multiply. Raises InputError."""
     pieces = BRACES.split(pattern)
     if any(brace in piece for piece in pieces[::2] for brace in "{}"):
-        raise InputError(f"{pattern}: its braces do not pair up; write {{000..012}} or {{a,b}}, not one in another")
+        raise InputError(f"{pattern}: unpaired or nested braces; write {{000..012}} or {{a,b}}")
     choices = [_choices(piece, pattern) if k % 2 else [piece] for k, piece in enumerate(pieces)]
     count = math.prod(len(choice) for choice in choices)
     if count > MAX_SHARDS:
-        raise InputError(f"{pattern} names {count} shards, over {MAX_SHARDS}; name fewer, larger ones")
+        raise InputError(f"{pattern} gives {count} shards, more than {MAX_SHARDS}; use fewer, larger ones")
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
@@ -53,10 +53,12 @@ def _choices(inside: str, pattern: str) -> Sequence[str]:
     if (match := RANGE.fullmatch(inside)) is None:
         if inside and all(inside.split(",")) and ".." not in inside:
             return inside.split(",")
-        raise InputError(f"{pattern}: {{{inside}}} names nothing; write {{000..012}} or {{a,b}}")
+        raise InputError(f"{pattern}: {{{inside}}} is neither a range nor a list; write {{000..012}} or {{a,b}}")
     first, last = int(match[1]), int(match[2])
     if not first <= last < first + MAX_SHARDS:
-        raise InputError(f"{pattern}: {{{inside}}} must count up, to {MAX_SHARDS} shards at most; write {{000..012}}")
+        raise InputError(
+            f"{pattern}: {{{inside}}} must count up and give at most {MAX_SHARDS} shards; write {{000..012}}"
+        )
     width = len(match[1]) if match[1].startswith("0") else 0
     return [f"{k:0{width}}" for k in range(first, last + 1)]
 
@@ -65,15 +67,15 @@ def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"{url} is no address ({error}); write https://host/000.tar") from error
+        raise InputError(f"{url} is not an address ({error}); write https://host/000.tar") from error
     if parts.scheme.lower() not in SCHEMES or not parts.hostname:
-        raise InputError(f"{url}: only http:// and https:// addresses are opened; download it and name the file")
+        raise InputError(f"{url}: only http:// and https:// addresses are opened; download it and give the file")
     if not parts.path.endswith(".tar"):
-        raise InputError(f"{url} does not end in .tar; name shards, or download it and name the file")
+        raise InputError(f"{url} does not end in .tar; give shards, or download it and give the file")
 
 
 def _open_address(url: str) -> Container:
-    """The shard at `url`: from the cache folder, or downloaded to it and looked through first."""
+    """The shard at `url`, downloaded to the cache folder and validated if it is not there."""
     name = url.partition("?")[0]
     path = cache_folder() / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
     if path.exists():
@@ -87,24 +89,24 @@ def _open_address(url: str) -> Container:
         raise
     except (OSError, HTTPException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} was not downloaded ({reason}); check the address, and try again") from error
+        raise InputError(f"{name} was not downloaded ({reason}); check the address and try again") from error
     return open_container(path, name)
 
 
 def _download(url: str, path: Path) -> None:
-    """Write what is at `url` to `path`. Raises OSError also for over MAX_SHARD bytes and for a connection cut short."""
+    """Download `url` to `path`. Raises OSError, also beyond MAX_SHARD bytes and if the connection ends early."""
     request = Request(url, headers={"User-Agent": "latentdiff"})
     with build_opener(_Redirects).open(request, timeout=TIMEOUT) as response, path.open("wb") as file:
-        while piece := response.read(PIECE):
-            file.write(piece)
+        while block := response.read(BLOCK):
+            file.write(block)
             if file.tell() > MAX_SHARD:
-                raise OSError(f"it is over {MAX_SHARD} bytes, smaller shards are needed")
+                raise OSError(f"it has more than {MAX_SHARD} bytes, use smaller shards")
         if response.length:
-            raise OSError(f"its last {response.length} bytes did not come")
+            raise OSError(f"its last {response.length} bytes are missing")
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows only to where a user could have pointed."""
+    """Follows redirects to http:// and https:// only."""
 
     max_redirections = 5
 
@@ -112,5 +114,5 @@ class _Redirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         if urlsplit(newurl).scheme not in SCHEMES:
-            raise OSError(f"it leads to {newurl}")
+            raise OSError(f"it redirects to {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -33,7 +33,7 @@ def with_other_bytes(data: bytearray) -> None:
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("spoil", [with_password, with_unknown_method, with_other_bytes])
-def test_members_of_a_zip_that_cannot_be_unpacked(  # type: ignore[no-untyped-def]
+def test_zip_members_that_cannot_be_unpacked_are_named(  # type: ignore[no-untyped-def]
     spoil, compression: int, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(tmp_path / "x.ZIP", "w", compression) as archive:
@@ -54,14 +54,14 @@ def test_members_of_a_zip_that_cannot_be_unpacked(  # type: ignore[no-untyped-de
         ("gone", None, "does not exist"),
     ],
 )
-def test_containers_that_cannot_be_opened(name: str, data: bytes | None, message: str, tmp_path: Path) -> None:
+def test_unreadable_containers_are_one_line_errors(name: str, data: bytes | None, message: str, tmp_path: Path) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=message):
         open_container(tmp_path / name)
 
 
-def test_archives_cannot_reach_outside_or_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_members_outside_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = open_container(as_tar({"../a.png": PNG, "/b.png": PNG, "c.png": PNG}, tmp_path)).names
     assert names == ("c.png",)
     monkeypatch.setattr(archives, "MAX_FILE", 10)
@@ -114,7 +114,7 @@ def test_zip_names_are_read_in_the_encoding_that_the_archive_states(name: str, t
         assert (only.captions, only.read()) == ((f"a {name}",), PNG)
 
 
-def test_zip_names_of_unknown_encoding_are_no_captions(tmp_path: Path) -> None:
+def test_zip_names_of_unknown_encoding_are_refused_as_captions(tmp_path: Path) -> None:
     path = zip_with_name(tmp_path / "x.zip", "猫".encode("cp932"))
     with pytest.raises(InputError, match=r"does not state the encoding of its file names.*pack it again with UTF-8"):
         read_layout(open_container(path), "a {name}")
@@ -161,3 +161,25 @@ def test_large_files_are_refused_before_they_are_read(tmp_path: Path, monkeypatc
     monkeypatch.setattr(archives, "MAX_FILE", 10)
     with pytest.raises(InputError, match=r"a\.png has \d+ bytes, more than 10; remove it"):
         open_container(as_folder({"a.png": PNG}, tmp_path)).read("a.png")
+
+
+def test_tar_names_that_are_not_utf_8_are_printable_and_refused_as_captions(tmp_path: Path) -> None:
+    path = as_tar({"NN/x.png": PNG}, tmp_path)
+    data = bytearray(path.read_bytes().replace(b"NN/", "猫".encode("cp932") + b"/"))
+    data[148:156] = b" " * 8  # the checksum of the header (POSIX ustar), as if it were blank
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    container = open_container(path)
+    (row,) = read_layout(container).rows
+    row.where.encode()
+    assert row.read() == PNG
+    with pytest.raises(InputError, match="does not state the encoding"):
+        read_layout(container, "a {name}")
+
+
+def test_a_deleted_file_is_a_one_line_error(tmp_path: Path) -> None:
+    container = open_container(as_folder({"a.png": PNG}, tmp_path))
+    (tmp_path / "a.png").unlink()
+    for use in (container.read, container.size):
+        with pytest.raises(InputError, match=r"a\.png cannot be read \(No such file or directory\)"):
+            use("a.png")

@@ -1,4 +1,4 @@
-"""`latentdiff data check`: everything wrong is found, nothing is changed."""
+"""`latentdiff data check`: findings, limits of memory and output, and the command."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_good_folder_has_no_findings(folder: Path) -> None:
     assert (report.pictures, report.captions, report.sizes) == (3, 3, [("16x16", 3)])
 
 
-def test_everything_wrong_is_found(folder: Path) -> None:
+def test_every_kind_of_finding_is_reported_and_nothing_is_changed(folder: Path) -> None:
     spoil(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     report = check(folder, Fitting(8), lost_words)
@@ -64,7 +64,7 @@ def test_everything_wrong_is_found(folder: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_long_shapes_are_errors_and_the_buckets_are_told(folder: Path) -> None:
+def test_narrow_pictures_are_errors_and_buckets_are_counted(folder: Path) -> None:
     for name, size in (("wide", (32, 16)), ("ribbon", (200, 16))):
         Image.effect_noise(size, 50).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(name)
@@ -81,7 +81,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_the_command_says_it_in_words_and_in_json(
+def test_the_command_prints_text_or_json_and_its_exit_code_tells_errors(
     folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, folder, "--model", model_folder) == 0
@@ -94,7 +94,7 @@ def test_the_command_says_it_in_words_and_in_json(
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_template_reaches_the_check_and_the_plan(
+def test_the_caption_template_applies_to_the_check_and_the_plan(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("cat", "dog"):

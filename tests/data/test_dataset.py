@@ -1,4 +1,4 @@
-"""Rows and tensors for training, and the order in which they come."""
+"""Rows and tensors for training: selection, held-out pictures, captions and items."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def rows_of(folder: Path, **options: Any) -> list[Row]:
     return read_rows(folder, DataConfig(train=folder, **options))
 
 
-def test_a_prefix_and_pictures_to_skip(pictures: Path) -> None:
+def test_prefix_and_skip(pictures: Path) -> None:
     write(pictures, {"file_name": "0.png", "text": ""}, *({"file_name": f"{k}.png", "text": "x"} for k in (1, 2)))
     rows = rows_of(pictures, prefix="sks style", skip=("2.png",))
     assert [(row.name, row.captions) for row in rows] == [
@@ -65,20 +65,20 @@ def test_rows_captions_and_columns(pictures: Path) -> None:
     assert [row.name for row in rows_of(pictures, keep={"style": ("odd",)})] == ["1.png", "3.png"]
 
 
-def test_nothing_to_train_on(pictures: Path) -> None:
-    with pytest.raises(InputError, match=r"that data\.keep lists"):
+def test_a_set_without_usable_rows_is_an_error(pictures: Path) -> None:
+    with pytest.raises(InputError, match=r"that data\.keep selects"):
         rows_of(pictures, keep={"style": ("none",)})
-    with pytest.raises(InputError, match=r"0\.png has no caption; see all such with: latentdiff data check"):
+    with pytest.raises(InputError, match=r"0\.png has no caption; list all such pictures with latentdiff data check"):
         rows_of(write(pictures, {"file_name": "0.png", "text": " "}))
 
 
-def test_folders_of_repeats_are_shown_as_often(tmp_path: Path) -> None:
+def test_folder_repeats_become_rows(tmp_path: Path) -> None:
     (tmp_path / "3_red").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "3_red" / "x.png")
     assert [row.captions for row in rows_of(tmp_path)] == [("red",)] * 3
 
 
-def test_a_template_captions_classes_and_nothing_without_a_name(tmp_path: Path) -> None:
+def test_the_template_captions_classes_that_have_a_name(tmp_path: Path) -> None:
     for name in ("red_apple", "cat", "123"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
@@ -91,7 +91,7 @@ def test_a_template_captions_classes_and_nothing_without_a_name(tmp_path: Path) 
 @pytest.mark.parametrize(
     "template", ["", "a cat", "{}", "{class}", "{name} {age}", "{name!r}", "{name.x}", "{name:>{n}}", "{"]
 )
-def test_a_template_holds_name_alone(template: str, tmp_path: Path) -> None:
+def test_a_template_must_have_name_as_its_only_field(template: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"train": "x", "caption_template": template}))
     with pytest.raises(InputError, match=r"caption_template=.*; (try|write)") as caught:
@@ -99,7 +99,7 @@ def test_a_template_holds_name_alone(template: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_addresses_survive_the_config(tmp_path: Path) -> None:
+def test_addresses_are_unchanged_by_the_config(tmp_path: Path) -> None:
     raw = {"train": "https://host//a/{000..009}.tar", "held_out": "hf://owner/name?split=test"}
     config = DataConfig.model_validate(raw)
     dumped = config.model_dump(mode="json")
@@ -116,3 +116,10 @@ def test_an_item_depends_on_its_draw_alone(pictures: Path) -> None:
     captions = {data[0, draw]["caption"] for draw in range(20)}
     assert captions == {"first", "one"}
     assert torch.equal(data[0, 3]["pixels"], data[0, 3]["pixels"])
+
+
+def test_columns_are_kept_by_their_text_and_unknown_ones_are_errors(pictures: Path) -> None:
+    write(pictures, *({"file_name": f"{k}.png", "text": "x", "year": 2020 + k} for k in range(5)))
+    assert [row.name for row in rows_of(pictures, keep={"year": ("2021", "2024")})] == ["1.png", "4.png"]
+    with pytest.raises(InputError, match=r"data\.keep: .* has no column 'yaer'; did you mean 'year'"):
+        rows_of(pictures, keep={"yaer": ("2021",)})

@@ -1,4 +1,4 @@
-"""Datasets of the hub or saved to disk: their rows as pictures and captions."""
+"""Hugging Face datasets, from the hub or saved to disk."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_a_dataset_is_pictures_with_captions_and_columns(load: dict[str, Any]) -> None:
+def test_rows_of_a_dataset_have_captions_and_columns(load: dict[str, Any]) -> None:
     load["gives"] = dataset(text=["a", None, "c"], style=["x", "x", "y"], other=[[1.0], [], []])
     config = DataConfig(train="hf://owner/name", prefix="sks", keep={"style": ("x",)})
     rows = read_rows(config.train, config)
@@ -49,7 +49,7 @@ def test_a_dataset_is_pictures_with_captions_and_columns(load: dict[str, Any]) -
     assert rows[0].where == "hf://owner/name/00000000"
 
 
-def test_the_columns_and_split_that_are_asked_for(load: dict[str, Any]) -> None:
+def test_split_config_and_columns_can_be_selected(load: dict[str, Any]) -> None:
     load["gives"] = dataset(words=[["a", "b"], [], ["c"]], text=["1", "2", "3"], caption=["p", "q", "r"])
     source = "hf://owner/name?split=train[:2]+test[:1]&config=small&image=image&text=words"
     report = check(source, Fitting(8), lambda caption: "")
@@ -66,10 +66,10 @@ def test_pictures_need_no_captions_with_a_prefix(load: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hf://", "is no dataset; write hf://owner/name"),
-        ("hf://name", "is no dataset"),
-        ("hf://../name", "is no dataset"),
-        ("hf://o/n/more", "is no dataset"),
+        ("hf://", "is not a dataset; write hf://owner/name"),
+        ("hf://name", "is not a dataset"),
+        ("hf://../name", "is not a dataset"),
+        ("hf://o/n/more", "is not a dataset"),
         ("hf://o/n?spilt=train", "unknown 'spilt'; did you mean 'split'"),
         ("hf://o/n?split=", "split is empty"),
         ("hf://o/n?image=img", "no column 'img' of pictures; it has image"),
@@ -77,17 +77,17 @@ def test_pictures_need_no_captions_with_a_prefix(load: dict[str, Any]) -> None:
         ("hf://o/n?text=label", "column 'label' holds 7"),
     ],
 )
-def test_wrong_addresses_are_one_line(source: str, message: str, load: dict[str, Any]) -> None:
+def test_invalid_addresses_are_one_line_errors(source: str, message: str, load: dict[str, Any]) -> None:
     load["gives"] = dataset(text=["a", "b", "c"], label=[7, 8, 9])
     with pytest.raises(InputError, match=message.replace("?", r"\?")) as caught:
         read_rows(source, DataConfig(train=source))
     assert "\n" not in str(caught.value)
 
 
-def test_datasets_that_cannot_be_used(load: dict[str, Any]) -> None:
+def test_inaccessible_datasets_are_errors(load: dict[str, Any]) -> None:
     for gives, message in (
-        (ConnectionError("no\nnet"), r"cannot be had \(no net\)"),
-        (datasets.exceptions.DatasetGenerationError("broken"), r"cannot be had \(broken\)"),
+        (ConnectionError("no\nnet"), r"is not accessible \(no net\)"),
+        (datasets.exceptions.DatasetGenerationError("broken"), r"is not accessible \(broken\)"),
         (datasets.Dataset.from_dict({"text": ["a"]}), "no column 'image' of pictures; it has none"),
         (dataset(text=["a", "b", "c"]).select([]), "holds no pictures"),
     ):
@@ -96,14 +96,14 @@ def test_datasets_that_cannot_be_used(load: dict[str, Any]) -> None:
             open_source("hf://owner/name")
 
 
-def test_a_row_without_a_readable_picture_is_found_by_the_check(load: dict[str, Any]) -> None:
+def test_the_check_finds_rows_without_a_readable_picture(load: dict[str, Any]) -> None:
     broken = [None, {"bytes": None, "path": "/gone.png"}, {"bytes": b"no picture", "path": None}]
     load["gives"] = dataset(image=broken, text=["a", "b", "c"])
     report = check("hf://owner/name", Fitting(8), lambda caption: "")
     assert [(finding.kind, finding.name) for finding in report.errors] == [("unreadable", f"{k:08}") for k in range(3)]
 
 
-def test_a_saved_folder_of_one_split_or_of_several(tmp_path: Path) -> None:
+def test_saved_datasets_of_one_or_several_splits(tmp_path: Path) -> None:
     whole = dataset(caption=["a", "b", "c"]).with_format("torch")
     whole.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=whole, test=whole.select([0])).save_to_disk(tmp_path / "several")
@@ -119,7 +119,7 @@ def test_a_saved_folder_of_one_split_or_of_several(tmp_path: Path) -> None:
         open_source(tmp_path / "one")
 
 
-def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset(text=["a", "b", "c"]).save_to_disk(tmp_path / "saved")
     monkeypatch.setitem(sys.modules, "datasets", None)
     for source in ("hf://owner/name", str(tmp_path / "saved")):

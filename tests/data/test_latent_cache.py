@@ -1,4 +1,4 @@
-"""The latent cache: right numbers, and a new encoding when anything changed."""
+"""Encoded pictures: correct moments, crops and captions, and encoding again only what changed."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def vae() -> AutoencoderKL:
     return AutoencoderKL(small_vae_config()).eval().requires_grad_(False)
 
 
-def test_moments_are_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
+def test_moments_equal_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
     encoded = encode_rows(vae, rows, CONFIG, tmp_path / "cache")
     posterior = vae.encode(load_pixels(rows[1], 16)[None])
     item = LatentImages(rows, encoded, CONFIG)[1, 0]
@@ -80,7 +80,7 @@ def test_only_what_changed_is_encoded_again(
     assert len(encodes()) == 3 and not encodes()
 
 
-def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: AutoencoderKL, tmp_path: Path) -> None:
+def test_pictures_of_similar_shape_share_a_bucket_and_keep_nine_tenths(vae: AutoencoderKL, tmp_path: Path) -> None:
     sizes = {"a": (32, 32), "b": (60, 33), "c": (20, 60), "d": (34, 60), "e": (64, 35)}
     for name, size in sizes.items():
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"{name}.png")
@@ -94,14 +94,14 @@ def test_pictures_of_like_shape_share_a_bucket_and_keep_nine_tenths(vae: Autoenc
         assert min(ratio, 1 / ratio) >= 0.9
 
 
-def test_sides_are_multiples_of_what_is_asked(tmp_path: Path) -> None:
+def test_sides_are_multiples_of_the_given_number(tmp_path: Path) -> None:
     Image.effect_noise((33, 20), 60).convert("RGB").save(tmp_path / "a.png")
     rows, config = [Row(open_container(tmp_path), "a.png", ("a",))], DataConfig(train=tmp_path, resolution=16)
     (one,) = encode_rows(IdentityVAE(IdentityVAEConfig()), rows, config, tmp_path / "cache", 4)
     assert one.cuts[0].shape[1] < one.cuts[0].shape[2] and all(side % 4 == 0 for side in one.cuts[0].shape[1:])
 
 
-def test_half_of_the_draws_are_mirrored_when_asked(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
+def test_flip_mirrors_half_of_the_draws(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"flip": 0.5})
     encoded = encode_rows(vae, rows, config, tmp_path / "cache")
     data = LatentImages(rows, encoded, config)
@@ -110,7 +110,7 @@ def test_half_of_the_draws_are_mirrored_when_asked(vae: AutoencoderKL, rows: lis
     assert 60 < sum(seen) < 140
 
 
-def test_random_crops_are_other_cuts_of_the_same_picture(vae: AutoencoderKL, tmp_path: Path) -> None:
+def test_random_crops_are_several_crops_of_one_picture(vae: AutoencoderKL, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((64, 32)).convert("RGB").save(tmp_path / "wide.png")
     rows = [Row(open_container(tmp_path), "wide.png", ("wide",))]
     config = DataConfig(train=tmp_path, resolution=16, buckets=False, crop="random")
@@ -119,7 +119,7 @@ def test_random_crops_are_other_cuts_of_the_same_picture(vae: AutoencoderKL, tmp
     assert encoded.cuts[0].shape == encoded.cuts[1].shape
 
 
-def test_the_colour_behind_transparent_pictures_can_be_chosen(tmp_path: Path) -> None:
+def test_background_is_the_colour_behind_transparent_pictures(tmp_path: Path) -> None:
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
     row = Row(open_container(tmp_path), "clear.png", ("clear",))
     config = DataConfig(train=tmp_path, resolution=16, background="#ff0000")
@@ -145,7 +145,7 @@ def test_large_pictures_are_encoded_few_at_a_time(
     assert batches == [2, 1, 1, 1, 1]
 
 
-def test_captions_are_shuffled_behind_their_first_part() -> None:
+def test_shuffling_keeps_the_first_part_of_a_caption() -> None:
     config = DataConfig(train="x", shuffle_captions=True)
     row = Row(open_container(Path(__file__).parent), "x.png", ("sks, b, c, d",))
     seen = {choose_caption(row, config, random.Random(k)) for k in range(60)}
@@ -153,7 +153,7 @@ def test_captions_are_shuffled_behind_their_first_part() -> None:
 
 
 @pytest.mark.parametrize("comma", [", ", "，"])
-def test_parts_of_a_caption_are_left_out_as_often_as_asked(comma: str) -> None:
+def test_parts_of_a_caption_are_dropped_with_the_given_probability(comma: str) -> None:
     config = DataConfig(train="x", tag_dropout=0.25)
     row = Row(open_container(Path(__file__).parent), "x.png", (comma.join("abc"),))
     seen = [choose_caption(row, config, random.Random(k)) for k in range(4000)]
@@ -162,7 +162,7 @@ def test_parts_of_a_caption_are_left_out_as_often_as_asked(comma: str) -> None:
         assert sum(part in caption for caption in seen) / len(seen) == pytest.approx(0.75 + 0.25**3, abs=0.03)
 
 
-def test_a_trigger_stays_and_each_part_keeps_its_comma() -> None:
+def test_the_prefix_is_never_dropped_and_parts_keep_their_comma() -> None:
     row = Row(open_container(Path(__file__).parent), "x.png", ("sks, 猫，红",))
     config = DataConfig(train="x", prefix="sks", tag_dropout=0.5, shuffle_captions=True)
     seen = {choose_caption(row, config, random.Random(k)) for k in range(200)}
@@ -170,7 +170,7 @@ def test_a_trigger_stays_and_each_part_keeps_its_comma() -> None:
     assert choose_caption(row, DataConfig(train="x"), random.Random(0)) == "sks, 猫，红"
 
 
-def test_a_fingerprint_reads_values_of_any_shape_and_order() -> None:
+def test_fingerprints_depend_on_values_not_on_memory_layout() -> None:
     weight = torch.arange(6.0).view(2, 3)
     first = fingerprint([("weight", weight), ("scale", torch.tensor(2.0))])
     assert first == fingerprint([("weight", weight.t().contiguous().t()), ("scale", torch.tensor(2.0))])

@@ -1,9 +1,8 @@
-"""Folders, zips and tars as people have them; and as they should not be."""
+"""Where captions are found, in folders, zips and tars, and invalid layouts."""
 
 import io
 import json
 import os
-import shutil
 import tarfile
 import unicodedata
 import zipfile
@@ -15,7 +14,6 @@ from PIL import Image
 
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import read_layout
-from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 
 
@@ -124,7 +122,7 @@ def as_tar(files: dict[str, bytes], path: Path) -> Path:
 
 @pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_is_understood_in_every_container(name: str, pack, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_layouts_are_recognised_in_every_container(name: str, pack, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     files, kind, expected = LAYOUTS[name]
     noise = {".hidden/x.png": PNG, "__MACOSX/a.png": PNG} if pack is not as_folder else {".hidden/x.png": PNG}
     layout = read_layout(open_container(pack(files | noise, tmp_path)))
@@ -133,12 +131,12 @@ def test_a_layout_is_understood_in_every_container(name: str, pack, tmp_path: Pa
     assert all(row.read() == files[row.name] for row in layout.rows)
 
 
-def test_a_template_captions_classes(tmp_path: Path) -> None:
+def test_the_template_captions_classes(tmp_path: Path) -> None:
     layout = read_layout(open_container(as_folder(LAYOUTS["classes"][0], tmp_path)), "a photo of a {name}")
     assert layout.rows[0].captions == ("a photo of a cat",)
 
 
-def test_with_a_template_one_folder_is_a_class(tmp_path: Path) -> None:
+def test_a_single_folder_is_a_class_if_a_template_is_given(tmp_path: Path) -> None:
     container = open_container(as_folder({"photos/cat/IMG_1.png": PNG}, tmp_path))
     assert read_layout(container).rows[0].captions == ()
     assert read_layout(container, "a photo of a {name}").rows[0].captions == ("a photo of a cat",)
@@ -151,7 +149,7 @@ def parquet(**columns: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def test_parquet_is_read_and_no_damage_to_it_gets_through(tmp_path: Path) -> None:
+def test_metadata_parquet_is_read_and_damage_is_a_one_line_error(tmp_path: Path) -> None:
     data = parquet(file_name=["a.png"], text=["猫"])
     folder = as_folder({"a.png": PNG, "metadata.parquet": data}, tmp_path)
     assert read_layout(open_container(folder)).rows[0].captions == ("猫",)
@@ -202,7 +200,7 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_layouts_are_one_line(name: str, tmp_path: Path) -> None:
+def test_invalid_layouts_are_one_line_errors(name: str, tmp_path: Path) -> None:
     files, message = WRONG[name]
     with pytest.raises(InputError, match=message) as caught:
         read_layout(open_container(as_folder(files, tmp_path)))
@@ -210,14 +208,14 @@ def test_wrong_layouts_are_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
-def test_captions_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+def test_unreadable_caption_files_are_named(name: str, tmp_path: Path) -> None:
     as_folder({"a.png": PNG}, tmp_path)
     (tmp_path / name).symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match=rf"{name} cannot be read \(No such file or directory\); repair or remove it"):
         read_layout(open_container(tmp_path))
 
 
-def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(PNG)
     with pytest.raises(InputError, match=r"caf\\udce9\.png': the file's name is not UTF-8; rename it"):
         open_container(tmp_path)
@@ -278,41 +276,3 @@ def test_files_that_are_not_used_are_listed_with_the_reason(tmp_path: Path) -> N
     }
     as_folder({"metadata.jsonl": jsonl({"file_name": "a.png", "text": "x"})}, tmp_path)
     assert dict(read_layout(open_container(tmp_path)).ignored)["a.txt"] == "metadata has the captions"
-
-
-def test_archives_beside_metadata_are_opened(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    as_zip({"a.png": PNG, "sub/b.png": picture("blue")}, tmp_path).rename(tmp_path / "set" / "images.zip")
-    lines = jsonl({"file_name": "a.png", "text": "a"}, {"file_name": "images/sub/b.png", "caption": "b"})
-    as_folder({"metadata.jsonl": lines}, tmp_path / "set")
-    layout = read_layout(open_source(tmp_path / "set"))
-    assert layout.kind == "metadata" and layout.ignored == []
-    assert {row.name: row.captions for row in layout.rows} == {
-        "images.zip/a.png": ("a",),
-        "images.zip/sub/b.png": ("b",),
-    }
-    assert layout.rows[1].read() == picture("blue")
-    shutil.copy(tmp_path / "set" / "images.zip", tmp_path / "set" / "more.zip")
-    with pytest.raises(InputError, match=r"a\.png is not in"):  # which of the two?
-        read_layout(open_source(tmp_path / "set"))
-
-
-@pytest.mark.parametrize("shape", ["struct", "binary"])
-def test_parquet_with_pictures_inside(shape: str, tmp_path: Path) -> None:
-    pyarrow, parquet_module = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pictures = [picture(colour) for colour in ("red", "green", "blue", "black")]
-    values = pictures if shape == "binary" else [{"bytes": data, "path": None} for data in pictures]
-    captions = ["a", "b", None, "d"]
-    for k in (0, 2):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        table = pyarrow.table({"image": values[k : k + 2], "caption": captions[k : k + 2], "n": [k, k + 1]})
-        parquet_module.write_table(table, tmp_path / "data" / f"train-{k}.parquet", row_group_size=1)
-    layout = read_layout(open_source(tmp_path))
-    assert [row.captions for row in layout.rows] == [("a",), ("b",), (), ("d",)]
-    assert [row.read() for row in reversed(layout.rows)] == pictures[::-1]
-    assert layout.rows[3].columns["n"] == 3
-    (only, _) = read_layout(open_source(tmp_path / "data" / "train-0.parquet")).rows
-    assert only.read() == pictures[0] and only.where.endswith("train-0.parquet/00000000")
-    (tmp_path / "data" / "train-2.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"train-2\.parquet is damaged"):
-        open_source(tmp_path)

@@ -1,4 +1,4 @@
-"""Shards by a pattern or an address: one set of pictures, downloaded once; and whatever can be wrong with them."""
+"""Shards by a pattern or an address: joining, downloading once, and errors."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ WHOLE = {f"{k:03}.tar/{colour}.png": (f"a {colour} square",) for k, colour in en
 @pytest.mark.parametrize(
     "pattern", ["shards", "shards/{000..002}.tar", "shards/{000,001}.tar", "{shards}/00{0..2}.tar"]
 )
-def test_shards_are_one_set(pattern: str, folder: Path) -> None:
+def test_shards_are_joined(pattern: str, folder: Path) -> None:
     layout = read_layout(open_source(folder.parent / pattern))
     assert layout.kind == "sidecar files"
     assert captions(layout) == (WHOLE if "," not in pattern else dict(list(WHOLE.items())[:2]))
@@ -67,7 +67,7 @@ def test_a_folder_whose_name_has_braces_is_a_folder(tmp_path: Path) -> None:
         ("plain.tar", ["plain.tar"]),
     ],
 )
-def test_patterns(pattern: str, names: list[str]) -> None:
+def test_braces_expand(pattern: str, names: list[str]) -> None:
     assert expand(pattern) == names
 
 
@@ -75,24 +75,24 @@ def test_patterns(pattern: str, names: list[str]) -> None:
     ("pattern", "message"),
     [
         ("", "no pictures were given"),
-        ("{}.tar", r"\{\} names nothing"),
-        ("{a,}.tar", r"\{a,\} names nothing"),
-        ("{0..4..2}.tar", "names nothing"),
+        ("{}.tar", r"\{\} is neither a range nor a list"),
+        ("{a,}.tar", r"\{a,\} is neither a range nor a list"),
+        ("{0..4..2}.tar", "is neither a range nor a list"),
         ("{9..0}.tar", "must count up"),
-        ("{0..999999999}.tar", "to 10000 shards at most"),
-        ("{0..999}{0..999}.tar", "names 1000000 shards, over 10000"),
-        ("{0..2.tar", "do not pair up"),
-        ("{a{0..2}}.tar", "do not pair up"),
+        ("{0..999999999}.tar", "at most 10000 shards"),
+        ("{0..999}{0..999}.tar", "gives 1000000 shards, more than 10000"),
+        ("{0..2.tar", "unpaired or nested braces"),
+        ("{a{0..2}}.tar", "unpaired or nested braces"),
         ("gone-{0..2}.tar", r"gone-0\.tar does not exist"),
         ("ftp://host/0.tar", "only http:// and https://"),
         ("s3://bucket/{0..1}.tar", "only http:// and https://"),
         ("file:///etc/0.tar", "only http:// and https://"),
         ("https:///0.tar", "only http:// and https://"),
         ("https://host/pictures.zip", r"does not end in \.tar"),
-        ("http://[::/0.tar", "is no address"),
+        ("http://[::/0.tar", "is not an address"),
     ],
 )
-def test_wrong_patterns_are_one_line(
+def test_invalid_patterns_are_one_line_errors(
     pattern: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_wrong_patterns_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_broken_shards_are_named(folder: Path) -> None:
+def test_damaged_shards_are_named(folder: Path) -> None:
     whole = (folder / "001.tar").read_bytes()
     for end in (700, 1024, 1024 + 512, 2048):
         (folder / "001.tar").write_bytes(whole[:end])
@@ -115,13 +115,13 @@ def test_broken_shards_are_named(folder: Path) -> None:
         open_source(f"{folder}/{{000,000}}.tar")
 
 
-def test_a_name_twice_in_a_shard_is_refused(tmp_path: Path) -> None:
+def test_a_shard_with_a_duplicate_name_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"cat.png": picture(), "./cat.png": picture("blue")})
     with pytest.raises(InputError, match=r"a\.tar holds cat\.png twice"):
         open_source(path)
 
 
-def test_captions_of_shards(tmp_path: Path) -> None:
+def test_captions_and_classes_of_shards(tmp_path: Path) -> None:
     files = {f"{k}.jpg": picture() for k in "abcd"}
     texts = {
         "a.txt": b"from text",
@@ -139,7 +139,7 @@ def test_captions_of_shards(tmp_path: Path) -> None:
             read_layout(open_source(write_tar(tmp_path / "a.tar", files | {"a.json": wrong})))
 
 
-def test_a_shard_is_no_class(tmp_path: Path) -> None:
+def test_the_name_of_a_shard_is_not_a_class(tmp_path: Path) -> None:
     for k in range(2):
         write_tar(tmp_path / f"{k}.tar", {"red apple.png": picture()})
     assert read_layout(open_source(tmp_path)).kind == "file names"
@@ -204,15 +204,17 @@ WRONG = {
     "no tar": ((200, {}, b"<html>" * 200), r"0\.tar is damaged"),
     "nothing": ((200, {}, b""), r"0\.tar is damaged"),
     "round in circles": ((302, {"Location": "/0.tar"}, b""), r"not downloaded \(HTTP Error 302"),
-    "to another scheme": ((302, {"Location": "ftp://127.0.0.1/0.tar"}, b""), "it leads to ftp://"),
+    "to another scheme": ((302, {"Location": "ftp://127.0.0.1/0.tar"}, b""), "it redirects to ftp://"),
     "to a file": ((302, {"Location": "file:///etc/passwd"}, b""), "not downloaded"),
-    "cut short": ((200, {"Content-Length": "20000"}, bytes(10240)), "last 9760 bytes did not come"),
-    "too large": ((200, {}, bytes(30000)), "it is over 20000 bytes"),
+    "cut short": ((200, {"Content-Length": "20000"}, bytes(10240)), "last 9760 bytes are missing"),
+    "too large": ((200, {}, bytes(30000)), "it has more than 20000 bytes"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_a_server_can_do_wrong(name: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_downloads_are_one_line_errors_and_leave_no_file(
+    name: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer, message = WRONG[name]
     serve(monkeypatch, {"/0.tar": answer})
     monkeypatch.setattr(shards, "MAX_SHARD", 20000)
@@ -223,7 +225,7 @@ def test_what_a_server_can_do_wrong(name: str, address: str, tmp_path: Path, mon
     assert list((tmp_path / "cache" / "latentdiff" / "shards").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written(address: str, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(address: str, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(InputError, match="was not downloaded"):
         open_source(f"{address}/0.tar")

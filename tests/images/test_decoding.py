@@ -1,4 +1,4 @@
-"""Decoding: every mode becomes the right colours, and damage is named."""
+"""Decoding: colours of every format and mode, orientation, limits, and damaged files."""
 
 import io
 import random
@@ -49,13 +49,13 @@ DEEP = Image.fromarray(np.full((8, 8), 200 * 257, dtype=np.uint16))
         (encode(Image.new("P", (8, 8), 0), "PNG", transparency=0), (255, 255, 255)),
     ],
 )
-def test_every_mode_becomes_its_colour(data: bytes, colour: tuple[int, int, int]) -> None:
+def test_every_format_and_mode_decodes_to_its_colour(data: bytes, colour: tuple[int, int, int]) -> None:
     image = decode(data, "x")
     assert image.mode == "RGB"
     assert np.abs(np.asarray(image).astype(int)[4, 4] - colour).max() <= 4
 
 
-def test_transparency_lies_on_the_colour_of_choice() -> None:
+def test_transparency_is_flattened_onto_the_background() -> None:
     assert decode(encode(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "PNG"), "x", "blue").getpixel((0, 0)) == (0, 0, 255)
 
 
@@ -88,7 +88,7 @@ def large_text() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("metadata", [large_profile, large_text])
-def test_png_metadata_of_any_size_is_no_obstacle(metadata: Callable[[], dict[str, Any]]) -> None:
+def test_png_files_with_large_metadata_are_decoded(metadata: Callable[[], dict[str, Any]]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGBA", (24, 16), (0, 0, 0, 0))
@@ -115,7 +115,7 @@ def test_values_that_are_not_finite_are_black_or_white() -> None:
     assert _to_eight_bits(values).tolist() == [[0, 255, 0, 1]]
 
 
-def test_the_centre_is_cropped() -> None:
+def test_fit_keeps_the_centre_square() -> None:
     image = Image.new("RGB", (30, 10), "black")
     image.paste("white", (10, 0, 20, 10))
     assert np.asarray(fit(image, 10)).min() == 255
@@ -155,7 +155,7 @@ DAMAGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_files_are_one_line(name: str) -> None:
+def test_damaged_files_are_one_line_errors(name: str) -> None:
     with pytest.raises(InputError, match=r"bad\.png: not a readable image .*; replace or remove it") as caught:
         decode(DAMAGE[name](), "bad.png")
     assert "\n" not in str(caught.value)
@@ -163,7 +163,7 @@ def test_damaged_files_are_one_line(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF", "WEBP"])
-def test_no_damage_gets_through(kind: str) -> None:
+def test_random_damage_is_decoded_or_a_one_line_error(kind: str) -> None:
     """Pillow raises RuntimeError, struct.error and more where bytes are wrong."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
@@ -181,7 +181,7 @@ def test_no_damage_gets_through(kind: str) -> None:
     assert len(said) > 20 and not any("\n" in line or " at 0x" in line for line in said)
 
 
-def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.new("RGB", (20, 20)), "BMP")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
