@@ -26,7 +26,7 @@ class Family:
     """
 
     name: str
-    sample_size: int
+    sample_size: int  # of v-prediction models where files of the family differ, else of all
     heads: int | None
     prediction: str | None
     vae_scale: float
@@ -172,15 +172,15 @@ def _depths(shapes: Shapes, prefix: str) -> list[int]:
 
 def _transformer_layers(down: list[list[int]], up: list[list[int]], mid: list[int]) -> dict[str, Any]:
     """One number a level where all attentions of a level agree, else a list for each way, as diffusers writes it."""
-    flat = []
-    for depths, back in zip(down, reversed(up), strict=True):
-        both = {*depths, *back}
-        flat.append(both.pop() if len(both) == 1 else None if both else 1)
-    if all(depth is not None for depth in flat) and mid in ([], [flat[-1]]):
-        return {"transformer_layers_per_block": flat}
+    by_level = [{*depths, *back} for depths, back in zip(down, reversed(up), strict=True)]
+    by_level[-1] |= set(mid)
+    if all(len(depths) <= 1 for depths in by_level):
+        used = set().union(*by_level)
+        unused = used.pop() if len(used) == 1 else 1  # levels without attention
+        return {"transformer_layers_per_block": [depths.pop() if depths else unused for depths in by_level]}
     listed: list[Any] = [depths or 1 for depths in down]
     if mid and listed[-1] == 1:
-        listed[-1] = mid[0]  # the level has none of its own
+        listed[-1] = mid[0]
     return {"transformer_layers_per_block": listed, "reverse_transformer_layers_per_block": [d or 1 for d in up]}
 
 

@@ -43,6 +43,7 @@ UNUSED = (
     "logvar", "lvlb_weights", "scale_factor", "cond_stage_model.", "conditioner.", "v_pred", "ztsnr", "denoiser.",
     "embedding_manager.", "global_step", "optimizer", "state_dict", "callbacks", "loops", "edm_",
 )  # fmt: skip
+SD2_BASE_SIZE = 64
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -150,7 +151,11 @@ def current_vae_key(key: str) -> str:
 
 def single_file_source(file: Path, options: OpenOptions) -> ModelSource:
     """A whole model in one file. Raises CheckpointError that says what the file is if it is something else."""
-    opened = open_tensor_file(file, options.allow_pickle)
+    return source_of(file, open_tensor_file(file, options.allow_pickle), options)
+
+
+def source_of(file: Path, opened: TensorFile, options: OpenOptions) -> ModelSource:
+    """The model that an opened file holds."""
     contents = read_contents(file, opened)
     refuse_other_kinds(file, opened, contents)
     assert contents.unet is not None and contents.vae is not None
@@ -161,6 +166,8 @@ def single_file_source(file: Path, options: OpenOptions) -> ModelSource:
             f"{file} has {len(text)} text encoders, {family.name} has {len(family.text)}; use another"
         )
     schedule, reason = schedule_config(family, opened.shapes, opened.metadata, options.prediction_type, str(file))
+    if family is SD2 and schedule.prediction_type == "epsilon":
+        family = replace(family, sample_size=SD2_BASE_SIZE)
     unet, vae = unet_network(file, contents.unet, family), vae_network(file, contents.vae, family)
     return ModelSource(
         path=file,

@@ -63,6 +63,17 @@ def open_tensor_file(file: Path, allow_pickle: bool = False) -> TensorFile:
         raise damaged(file, error) from error
 
 
+def tensor_reader(file: Path) -> Callable[[str], Tensor]:
+    """Read tensors by name from a file that was opened before, pickles included, without listing it again."""
+    try:
+        if file.suffix == SAFETENSORS:
+            get: Callable[[str], Tensor] = safe_open(file, "pt").get_tensor
+            return get
+        return open_tensor_file(file, allow_pickle=True).get
+    except READ_ERRORS as error:
+        raise damaged(file, error) from error
+
+
 def damaged(file: Path, error: Exception) -> CheckpointError:
     """The error for a file that cannot be read."""
     if isinstance(error, CheckpointError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from latentdiff.checkpoints.tensor_files import (
     PICKLES,
     READ_ERRORS,
     SAFETENSORS,
-    TensorFile,
     damaged,
     open_tensor_file,
+    tensor_reader,
 )
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json
 
+Readers = Callable[[Path], Callable[[str], Tensor]]
 MAPPED_BYTES = 16 * 1024 * 1024
 
 
@@ -81,15 +83,17 @@ def _copies(places: list[TensorLocation], dtype: torch.dtype | None) -> Iterator
 
 def map_tensors(places: Iterable[TensorLocation]) -> Iterator[Tensor]:
     """The tensors as stored, mapped: pages that are read count as memory until all of these tensors are released."""
-    opened: dict[Path, TensorFile] = {}
+    readers = cache(tensor_reader)
     for place in places:
-        try:
-            if place.file not in opened:
-                opened[place.file] = open_tensor_file(place.file, allow_pickle=True)  # allowed when it was found
-            tensor = place.take(opened[place.file].get(place.name))
-        except READ_ERRORS as error:
-            raise damaged(place.file, error) from error
-        yield tensor
+        yield read_tensor(place, readers)
+
+
+def read_tensor(place: TensorLocation, readers: Readers = tensor_reader) -> Tensor:
+    """One tensor as stored; `readers` opens its file. Raises CheckpointError for a file that changed or is damaged."""
+    try:
+        return place.take(readers(place.file)(place.name))
+    except READ_ERRORS as error:
+        raise damaged(place.file, error) from error
 
 
 def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle: bool) -> dict[Path, list[str] | None]:

@@ -176,8 +176,11 @@ class UNetConfig(ModelConfig):
     @classmethod
     def read(cls, raw: dict[str, Any], where: str) -> Self:
         heads = raw.get("num_attention_heads") or raw.get("attention_head_dim", 8)
-        defaults = {"freq_shift": 0, "projection_class_embeddings_input_dim": 2816, "addition_time_embed_dim": 256}
+        defaults = ("freq_shift", "projection_class_embeddings_input_dim", "addition_time_embed_dim", "sample_size")
         kept = {k: v for k, v in raw.items() if not (k in defaults and v is None)}
+        match kept.get("sample_size"):
+            case [height, width] if height == width:
+                kept["sample_size"] = height
         return super().read({**kept, "num_attention_heads": heads}, where)
 
     def write(self) -> dict[str, Any]:
