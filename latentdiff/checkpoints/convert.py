@@ -12,7 +12,7 @@ from torch import Tensor
 from latentdiff.checkpoints.components import pipeline_index
 from latentdiff.checkpoints.families import family_name
 from latentdiff.checkpoints.folder import GENERATION, INDEX, TEXT_WEIGHTS, WEIGHTS
-from latentdiff.checkpoints.key_names import QKV, KeyTable, open_clip_table, unet_table, vae_table
+from latentdiff.checkpoints.key_names import QKV, KeyTable, open_clip_table, unet_table_of, vae_table
 from latentdiff.checkpoints.single_file import source_of
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TYPES, TensorFile, tensor_reader
@@ -88,8 +88,8 @@ def plan_single_file(source: ModelSource, dtype: torch.dtype | None) -> tuple[Pl
     unet = source.unet.config
     family = family_name(unet).split(",")[0]
     levels = len(unet.block_out_channels)
-    table = unet_table(levels, lambda block: _has_attention(source, block))
-    if table is None or unet.layers_per_block != 2:
+    table = unet_table_of(unet)
+    if table is None:
         raise CheckpointError(f"{source.path}: a U-Net of {levels} levels and {unet.layers_per_block} layers has no "
                               "single-file layout; use --format diffusers")  # fmt: skip
     planned = _renamed(source.unet, table, UNET, dtype) | _renamed(source.vae, vae_table(), VAE, dtype, _convolution)
@@ -107,11 +107,6 @@ def plan_single_file(source: ModelSource, dtype: torch.dtype | None) -> tuple[Pl
     if source.schedule.rescale_betas_zero_snr:
         planned["ztsnr"] = PlannedTensor((0,), torch.float32, lambda _: torch.empty(0))
     return planned, metadata
-
-
-def _has_attention(source: ModelSource, block: str) -> bool:
-    up: bool = source.unet.config.up_block_types[int(block.split(".")[1])] == "CrossAttnUpBlock2D"
-    return up
 
 
 def _planned(place: TensorLocation, dtype: torch.dtype | None) -> PlannedTensor:

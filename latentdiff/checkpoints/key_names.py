@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 DATA = Path(__file__).with_name("data")
 BLOCK = re.compile(r"(text_model\.encoder\.layers\.|transformer\.resblocks\.)(\d+)")
@@ -62,6 +63,14 @@ def unet_table(levels: int, attention: Callable[[str], bool] | None = None) -> K
         return None
     wanted = [row for row in rows if attention is None or _is_upsampler_of(row, attention)]
     return _table(wanted, rows)
+
+
+def unet_table_of(config: Any) -> KeyTable | None:
+    """The table, for writing, of a U-Net with this config; None where it has no original layout."""
+    blocks = getattr(config, "up_block_types", None)
+    if blocks is None or config.layers_per_block != 2:
+        return None
+    return unet_table(len(blocks), lambda block: blocks[int(block.split(".")[1])] == "CrossAttnUpBlock2D")
 
 
 def _is_upsampler_of(row: tuple[str, str], attention: Callable[[str], bool]) -> bool:

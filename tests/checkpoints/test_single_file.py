@@ -49,7 +49,7 @@ def test_a_single_file_opens_as_the_model_of_its_folder(name: str, files: Any) -
     file = files(name)
     source, folder = open_model(file), open_model(file.with_suffix(""))
     ours, theirs = read_pipeline(source, torch.float32), read_pipeline(folder, torch.float32)
-    for part in ("unet", "vae", "text"):
+    for part in ("denoiser", "vae", "text"):
         assert same(getattr(ours, part).state_dict(), getattr(theirs, part).state_dict())
     assert source.unet.config == folder.unet.config and source.vae.config == folder.vae.config
     assert source.schedule == folder.schedule
@@ -86,7 +86,7 @@ def test_a_converted_file_opens_in_diffusers(name: str, pipeline: str, files: An
         file, config=str(file.with_suffix("")), local_files_only=True
     )
     ours = read_pipeline(open_model(file), torch.float32)
-    assert same(theirs.unet.state_dict(), ours.unet.state_dict())
+    assert same(theirs.unet.state_dict(), ours.denoiser.state_dict())
     assert same(theirs.vae.state_dict(), ours.vae.state_dict())
     assert theirs.tokenizer("a red cat!").input_ids == ours.text.tokenizers[0](["a red cat!"])[0, :6].tolist()
 
@@ -140,7 +140,7 @@ def test_zero_snr_is_marked_by_a_key(files: Any) -> None:
 def test_stored_types_are_read(dtype: torch.dtype, files: Any, tmp_path: Path) -> None:
     state = {key: value.to(dtype) for key, value in load_file(files("sd1")).items()}
     save_file(state, tmp_path / "x.safetensors")
-    ours = read_pipeline(open_model(tmp_path / "x.safetensors"), torch.float32).unet.conv_in.weight
+    ours = read_pipeline(open_model(tmp_path / "x.safetensors"), torch.float32).denoiser.conv_in.weight
     assert torch.equal(ours, state["model.diffusion_model.input_blocks.0.0.weight"].float())
 
 
@@ -149,7 +149,9 @@ def test_ema_weights_and_leftovers_do_not_disturb(files: Any, tmp_path: Path) ->
     state |= {"model_ema.decay": torch.zeros(1), "alphas_cumprod": torch.ones(1000), "surprise.x": torch.zeros(1)}
     save_file(state, tmp_path / "x.safetensors")
     source = open_model(tmp_path / "x.safetensors")
-    assert same(read_pipeline(source, torch.float32).unet.state_dict(), network(files("sd1").with_suffix(""), "unet"))
+    assert same(
+        read_pipeline(source, torch.float32).denoiser.state_dict(), network(files("sd1").with_suffix(""), "unet")
+    )
     assert source.notes[-1] == "1 tensors of no part are ignored, surprise.x first"
 
 
@@ -159,7 +161,7 @@ def test_a_pickle_needs_permission_and_gives_the_same(files: Any, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"is a pickle, a format that can contain code; .* --allow-pickle"):
         open_model(tmp_path / "x.ckpt")
     ours = read_pipeline(open_model(tmp_path / "x.ckpt", OpenOptions(allow_pickle=True)), torch.float32)
-    assert same(ours.unet.state_dict(), network(files("sd1").with_suffix(""), "unet"))
+    assert same(ours.denoiser.state_dict(), network(files("sd1").with_suffix(""), "unet"))
     torch.save(state, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     assert open_model(tmp_path / "old.ckpt", OpenOptions(allow_pickle=True)).unet.config.in_channels == 4
 
@@ -198,7 +200,7 @@ def test_a_unet_alone_takes_the_rest_from_a_model(files: Any, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):
         open_model(unet)
     ours = read_pipeline(open_model(files("sd1"), OpenOptions(unet=unet)), torch.float32)
-    assert same(ours.unet.state_dict(), load_file(unet))
+    assert same(ours.denoiser.state_dict(), load_file(unet))
 
 
 @pytest.mark.parametrize(
