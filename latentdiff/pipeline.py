@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.checkpoints.components import Components, fill, read_pipeline, write_pipeline
-from latentdiff.checkpoints.hub import locate
-from latentdiff.checkpoints.lora import merge_lora
+from latentdiff.checkpoints.adapters import Adapters, Key, Weight
+from latentdiff.checkpoints.components import Components, fill, open_model, read_pipeline, write_pipeline
+from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
@@ -50,7 +51,7 @@ class PipelineOutput:
 class LatentDiffusionPipeline:
     """A text-to-image model that is ready to call. Threads may call one; loading and saving wants it alone."""
 
-    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> None:
+    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype) -> None:
         reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
         if reads != predicts:
             raise CheckpointError(
@@ -62,9 +63,11 @@ class LatentDiffusionPipeline:
         self.schedule = parts.schedule
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.generation = parts.generation
-        self.device, self.dtype, self.folder = device, dtype, folder
+        self.source = parts.source
+        self.device, self.dtype = device, dtype
         self.options = RuntimeOptions()
         self._texts: dict[str, Conditioning] = {}
+        self._adapters = Adapters(parts)
 
     @classmethod
     def from_pretrained(
@@ -75,31 +78,86 @@ class LatentDiffusionPipeline:
         optimize: str = "auto",
         approximate: Sequence[str] = (),
         low_memory: bool = False,
+        vae: str | Path | None = None,
+        unet: str | Path | None = None,
+        variant: str | None = None,
+        prediction_type: str | None = None,
+        allow_pickle: bool = False,
     ) -> "LatentDiffusionPipeline":
-        """Open a diffusers folder, a hub id, or without an argument the bundled model.
+        """Open a diffusers folder, a single file, a hub id, or without an argument the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
         the same faster on this machine, off the plain modules, to look into, to change or for gradients; compile what
         torch.compile makes of them, in minutes at the first call for each size, from a cache on the disk after that.
         approximate: names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights
         stay in their files and are read there at each call, a block at a time; nothing can change or save them.
+        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`.
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         options = choose_options(optimize, approximate, low_memory)
         chosen_device = options.device(device)
         chosen_dtype = pick_dtype(dtype, chosen_device)
-        folder = locate(path_or_id)
+        source = open_model(path_or_id, OpenOptions(allow_pickle, prediction_type, variant, vae, unet))
         options.await_weights(chosen_device, chosen_dtype)
         give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
-        pipe = cls(read_pipeline(folder, chosen_dtype, give), chosen_device, chosen_dtype, folder)
+        pipe = cls(read_pipeline(source, chosen_dtype, give), chosen_device, chosen_dtype)
         pipe.options = options
         options.make_ready(pipe.denoiser, pipe.vae)
         return pipe
 
-    def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
-        """Merge a LoRA file or folder into the weights, times `scale`. Raises CheckpointError when nothing matches."""
-        with self._plain() as parts:
-            merge_lora(parts, Path(path), scale)
+    def load_lora(
+        self, path: str | Path, name: str | None = None, weight: Weight = 1.0, allow_pickle: bool = False
+    ) -> str:
+        """Add a LoRA file or folder to those in use; returns its name, by default that of the file.
+
+        weight: for U-Net and text encoders, or a pair for each. Warns of layers that this model does not have.
+        Raises CheckpointError for a file that is damaged or belongs to another kind of model.
+        """
+        self._refuse_low_memory()
+        adapter = self._adapters.read(Path(path), name, allow_pickle)
+        if adapter.unmatched:
+            count, first = len(adapter.unmatched), adapter.unmatched[0][:80]
+            total = count + len(adapter.deltas)
+            warnings.warn(f"{adapter.path}: {count} of {total} layers match nothing here, {first} first", stacklevel=2)
+        self._adapters.add(adapter, weight)
+        self._apply_adapters(set(adapter.deltas))
+        return adapter.name
+
+    def set_adapters(self, weights: Mapping[str, Weight]) -> None:
+        """Use these of the loaded LoRAs, each at a weight for all or a pair for U-Net and text encoders; others at 0.
+
+        A layer that no LoRA changes any more has the base model's weights to the bit. Raises InputError.
+        """
+        checked = self._adapters.check_weights(weights)
+        before = self._adapters.weights
+        changed = {name for name in before.keys() | checked.keys() if before.get(name) != checked.get(name)}
+        self._adapters.weights = checked
+        self._apply_adapters(self._adapters.layers(changed))
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Remove a LoRA, all without a name; the weights are those of the model's files again. Raises InputError."""
+        names = list(self._adapters.loaded) if name is None else [name]
+        self._adapters.check_weights(dict.fromkeys(names, 0.0))
+        kept = {key: weight for key, weight in self._adapters.weights.items() if key not in names}
+        self.set_adapters(kept)
+        self._adapters.remove(names)
+
+    @property
+    def adapters(self) -> dict[str, tuple[float, float]]:
+        """The loaded LoRAs with their weights for U-Net and text encoders."""
+        return {name: self._adapters.weights.get(name, (0.0, 0.0)) for name in self._adapters.loaded}
+
+    def _apply_adapters(self, keys: set[Key]) -> None:
+        """Compute these layers again; only they are taken out of the fast form and put back."""
+        if not keys:
+            return
+        names = {name for part, name in keys if part == "unet"}
+        self._texts.clear()
+        restore(self.denoiser, names if self.options.optimize == "auto" and not self.options.approximate else None)
+        try:
+            self._adapters.apply(parts_of(self._components()), keys)
+        finally:
+            self.options.make_ready(self.denoiser, self.vae)
 
     def load_textual_inversion(self, path: str | Path) -> list[str]:
         """Add the words learnt in a file or folder, for use in prompts; returns them. Raises CheckpointError."""
@@ -109,15 +167,22 @@ class LatentDiffusionPipeline:
     @contextmanager
     def _plain(self) -> Iterator[Components]:
         """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
-        if self.options.low_memory:
-            raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
+        self._refuse_low_memory()
         restore(self.denoiser)
         restore(self.vae)
         self._texts.clear()
         try:
-            yield Components(self.denoiser, self.vae, self.text, self.schedule, self.zero_empty_prompt, self.generation)
+            yield self._components()
         finally:
             self.options.make_ready(self.denoiser, self.vae)
+
+    def _components(self) -> Components:
+        texts = (self.zero_empty_prompt, self.generation, self.source)
+        return Components(self.denoiser, self.vae, self.text, self.schedule, *texts)
+
+    def _refuse_low_memory(self) -> None:
+        if self.options.low_memory:
+            raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
@@ -131,6 +196,11 @@ class LatentDiffusionPipeline:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder or file that the model was opened from; None for one made in memory."""
+        return None if self.source is None else self.source.path
 
     @property
     def default_size(self) -> int:

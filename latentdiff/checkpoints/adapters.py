@@ -1,7 +1,9 @@
 """LoRAs of a model: several at once, each with a weight for U-Net and text encoders, changed and removed to the bit."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from torch import Tensor, nn
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.lora_deltas import Delta
 from latentdiff.checkpoints.lora_file import FILE, KOHYA, PEFT_FILE, read_lora
-from latentdiff.checkpoints.lora_names import aliases, layers_of
-from latentdiff.checkpoints.tensors import TensorLocation, read_tensor
+from latentdiff.checkpoints.lora_names import Key, LayerShape, aliases, layer_shapes
+from latentdiff.checkpoints.tensor_files import tensor_reader
+from latentdiff.checkpoints.tensors import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 
 Weight = float | tuple[float, float]
-Key = tuple[str, str]  # part and layer
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,21 @@ class Adapter:
     unmatched: tuple[str, ...]
 
 
-@dataclass
 class Adapters:
     """The adapters of a model and their weights (U-Net, text encoders).
 
     Weights are never subtracted: a layer is computed from its base weight, read again from the model's files, or from
-    a copy where the model was made in memory.
+    a copy where the model was made in memory. parts: the model with plain layers.
     """
 
-    loaded: dict[str, Adapter] = field(default_factory=dict)
-    weights: dict[str, tuple[float, float]] = field(default_factory=dict)
-    copies: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+    def __init__(self, parts: Components) -> None:
+        self.loaded: dict[str, Adapter] = {}
+        self.weights: dict[str, tuple[float, float]] = {}
+        self._shapes = layer_shapes(parts)
+        self._config, self._source = parts.denoiser.config, parts.source
+        self._copies: dict[tuple[Key, str], Tensor] = {}
 
-    def read(self, parts: Components, path: Path, name: str | None = None, allow_pickle: bool = False) -> Adapter:
+    def read(self, path: Path, name: str | None = None, allow_pickle: bool = False) -> Adapter:
         """Read a LoRA and match it to the model's layers; nothing is changed yet.
 
         Raises CheckpointError for a file that belongs to another kind of model, InputError for a name in use.
@@ -50,88 +54,80 @@ class Adapters:
         name = name if name is not None else default_name(file.path)
         if name in self.loaded:
             raise InputError(f"a LoRA named {name!r} is loaded already; unload it first, or give another name=")
-        known, layers = aliases(parts), layers_of(parts)
+        known = aliases(self._shapes, self._config)
         deltas = {known[key]: delta for key, delta in file.deltas.items() if key in known}
         if not deltas:
-            first = next(iter(file.deltas))
-            raise CheckpointError(f"{file.path} matches none of this model's layers ({first[:80]} first); "
-                                  "it was made for another kind of model")  # fmt: skip
+            first = next(iter(file.deltas))[:80]
+            raise CheckpointError(
+                f"{file.path} matches none of this model's layers, {first} first; it was made for another kind of model"
+            )
         for key, delta in deltas.items():
-            _check_fit(file.path, key, delta, layers[key])
+            _check_fit(file.path, key, delta, self._shapes[key])
         return Adapter(name, file.path, deltas, tuple(sorted(key for key in file.deltas if key not in known)))
 
     def add(self, adapter: Adapter, weight: Weight) -> None:
-        """Keep an adapter that was read, at a weight; `apply` its layers afterwards."""
+        """Keep an adapter that was read, at a weight. `apply` has to follow for its layers."""
         pair = weight_pair(weight, adapter.name)
         self.loaded[adapter.name] = adapter
         self.weights[adapter.name] = pair
 
-    def affected(self, names: set[str] | None = None) -> set[Key]:
-        """Layers that these adapters change, by default all that are loaded."""
-        chosen = self.loaded.values() if names is None else [self.loaded[name] for name in names & self.loaded.keys()]
-        return {key for adapter in chosen for key in adapter.deltas}
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget adapters whose weight is 0 and applied."""
+        for name in names:
+            del self.loaded[name]
+            self.weights.pop(name, None)
+
+    def layers(self, names: Iterable[str]) -> set[Key]:
+        """The layers that these adapters change."""
+        return {key for name in names for key in self.loaded[name].deltas}
 
     def check_weights(self, weights: Mapping[str, Weight]) -> dict[str, tuple[float, float]]:
         """Weights as pairs. Raises InputError for a name that is not loaded, or what is not a number."""
-        checked = {}
-        for name, value in weights.items():
+        for name in weights:
             if name not in self.loaded:
                 raise InputError(f"no LoRA named {name!r} is loaded; {did_you_mean(name, self.loaded)}")
-            checked[name] = weight_pair(value, name)
-        return checked
+        return {name: weight_pair(value, name) for name, value in weights.items()}
 
     @torch.no_grad()
-    def apply(self, parts: Components, keys: set[Key]) -> None:
-        """Compute these layers from their base weights and the adapters' present weights, in place."""
-        layers = layers_of(parts)
-        for key in keys:
-            for kind in ("weight", "bias"):
-                if self._touches(key, kind):
-                    self._write(parts, key, kind, layers[key])
+    def apply(self, models: Mapping[str, nn.Module], keys: Iterable[Key]) -> None:
+        """Compute these layers from their base weights and the adapters' present weights, in place.
 
-    def _touches(self, key: Key, kind: str) -> bool:
-        if kind == "weight":
-            return True
+        models: the networks by part, in which these layers are plain.
+        """
+        readers = cache(tensor_reader)
+        for part, name in sorted(keys):
+            layer = models[part].get_submodule(name)
+            self._write((part, name), "weight", layer.weight, readers)
+            if self._changes_bias((part, name)):
+                self._write((part, name), "bias", layer.bias, readers)
+
+    def _changes_bias(self, key: Key) -> bool:
         biases = {"up_bias", "diff_bias"}
         deltas = [adapter.deltas[key] for adapter in self.loaded.values() if key in adapter.deltas]
         return any(biases & delta.tensors.keys() for delta in deltas)
 
-    def _write(self, parts: Components, key: Key, kind: str, layer: nn.Module) -> None:
-        target: Tensor = getattr(layer, kind)
-        stored = self._base(parts, key, kind, target)
-        changes = [change for change in self._changes(key, kind, stored) if change is not None]
-        if not changes:
-            target.copy_(stored)
-            return
-        total = stored.float()
-        for change in changes:
-            total = total + change.view(total.shape)
-        target.copy_(total)
+    def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
+        stored = self._base(key, kind, target, readers)
+        changes = list(self._changes(key, kind, stored.to(target.device)))
+        target.copy_(stored if not changes else sum(changes, stored.to(target.device, torch.float32)))
 
-    def _changes(self, key: Key, kind: str, stored: Tensor) -> list[Tensor | None]:
-        base, found = stored.float(), []
+    def _changes(self, key: Key, kind: str, stored: Tensor) -> Iterator[Tensor]:
+        base = stored.float()
         for name, pair in self.weights.items():
             strength = pair[0] if key[0] == "unet" else pair[1]
             delta = self.loaded[name].deltas.get(key)
             if delta is not None and strength != 0:
-                found.append(delta.apply(base, strength) if kind == "weight" else delta.bias(strength))
-        return found
+                change = delta.apply(base, strength) if kind == "weight" else delta.bias(base, strength)
+                if change is not None:
+                    yield change.view(base.shape)
 
-    def _base(self, parts: Components, key: Key, kind: str, target: Tensor) -> Tensor:
+    def _base(self, key: Key, kind: str, target: Tensor, readers: Readers) -> Tensor:
         """The weight without adapters, as the model's file has it."""
-        place = _location(parts, key, kind)
-        if place is not None:
-            return read_tensor(place)
-        copy = self.copies.get((*key, kind))
-        if copy is None:  # the first change of a model made in memory
-            copy = self.copies[(*key, kind)] = target.detach().to("cpu", copy=True)
-        return copy
-
-
-def _location(parts: Components, key: Key, kind: str) -> TensorLocation | None:
-    if parts.source is None:
-        return None
-    return parts.source.networks()[key[0]].find()[f"{key[1]}.{kind}"]
+        if self._source is not None:
+            return read_tensor(self._source.networks()[key[0]].find()[f"{key[1]}.{kind}"], readers)
+        if (key, kind) not in self._copies:  # the first change of a model made in memory
+            self._copies[key, kind] = target.detach().to("cpu", copy=True)
+        return self._copies[key, kind]
 
 
 def default_name(file: Path) -> str:
@@ -150,21 +146,24 @@ def weight_pair(value: Any, name: str) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def _check_fit(file: Path, key: Key, delta: Delta, layer: nn.Module) -> None:
-    weight: Any = layer.weight
-    wanted = (len(weight), weight[0].numel())
+def _check_fit(file: Path, key: Key, delta: Delta, layer: LayerShape) -> None:
+    """Raise CheckpointError unless a delta's tensors fit together and fit the layer."""
+    name, wanted = ".".join(key), (layer.weight[0], math.prod(layer.weight[1:]))
     try:
         outputs, rest = delta.shape()
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{file}: the tensors of {'.'.join(key)} do not fit together ({error})") from error
+        raise CheckpointError(f"{file}: the tensors of {name} do not fit together ({error})") from error
     if (outputs, rest or wanted[1]) != wanted:
         raise CheckpointError(
-            f"{file} was made for another kind of model: {'.'.join(key)} is {outputs}x{rest} there and "
-            f"{wanted[0]}x{wanted[1]} here"
+            f"{file} was made for another kind of model: {name} is {outputs}x{rest} there, {wanted[0]}x{wanted[1]} here"
         )
-    if {"up_bias", "diff_bias"} & delta.tensors.keys() and getattr(layer, "bias", None) is None:
-        raise CheckpointError(f"{file} changes the bias of {'.'.join(key)}, which has none; use its own base model")
-    magnitude = delta.tensors.get("magnitude")
-    if magnitude is not None and magnitude.numel() not in weight.shape[:2]:
-        raise CheckpointError(f"{file}: the magnitude of {'.'.join(key)} has {magnitude.numel()} numbers for a weight "
-                              f"of {list(weight.shape)}; use its own base model")  # fmt: skip
+    biases = [delta.tensors[kind] for kind in ("up_bias", "diff_bias") if kind in delta.tensors]
+    if biases and not layer.bias:
+        raise CheckpointError(f"{file} changes the bias of {name}, which has none; use its own base model")
+    sizes = [(bias.numel(), layer.weight[:1]) for bias in biases]
+    if (magnitude := delta.magnitude()) is not None:
+        sizes.append((magnitude[0].numel(), layer.weight[1:2] if magnitude[1] else layer.weight[:1]))
+    for found, allowed in sizes:
+        if found not in allowed:
+            raise CheckpointError(f"{file}: {found} numbers for {name}, a weight of {list(layer.weight)}; "
+                                  "use its own base model")  # fmt: skip

@@ -70,7 +70,12 @@ def unet_table_of(config: Any) -> KeyTable | None:
     blocks = getattr(config, "up_block_types", None)
     if blocks is None or config.layers_per_block != 2:
         return None
-    return unet_table(len(blocks), lambda block: blocks[int(block.split(".")[1])] == "CrossAttnUpBlock2D")
+    return _writing_table(tuple(blocks))
+
+
+@cache
+def _writing_table(up_blocks: tuple[str, ...]) -> KeyTable | None:
+    return unet_table(len(up_blocks), lambda block: up_blocks[int(block.split(".")[1])] == "CrossAttnUpBlock2D")
 
 
 def _is_upsampler_of(row: tuple[str, str], attention: Callable[[str], bool]) -> bool:

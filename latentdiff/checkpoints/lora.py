@@ -12,7 +12,7 @@ from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.families import family_name
 from latentdiff.checkpoints.key_names import unet_table_of
 from latentdiff.checkpoints.lora_file import FILE, KOHYA
-from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.lora_names import original_name, parts_of
 from latentdiff.files import atomic_path
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -94,8 +94,7 @@ def _kohya_state(parts: Components, state: dict[tuple[str, str], Tensor]) -> dic
 
 def _original(parts: Components, layer: str) -> str:
     table = unet_table_of(parts.denoiser.config)
-    found = None if table is None else table.to_original(f"{layer}.weight")
-    return layer if found is None else found.removesuffix(".weight")
+    return layer if table is None else original_name(layer, table) or layer
 
 
 def _kohya_metadata(parts: Components, state: dict[tuple[str, str], Tensor], trigger: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ KINDS = {
     "lora.down.weight": "down", "lora.up.weight": "up",
     "lora_linear_layer.down.weight": "down", "lora_linear_layer.up.weight": "up",
     "alpha": "alpha", "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
-    "dora_scale": "magnitude",
+    "dora_scale": "dora_scale",
     "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b",
     "hada_t1": "t1", "hada_t2": "t2",
     "lokr_w1": "k1", "lokr_w1_a": "k1_a", "lokr_w1_b": "k1_b",
@@ -31,7 +31,7 @@ COMPLETE = (
     {"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"}, {"diff"}, {"diff", "diff_bias"}, {"diff_bias"},
     *({*k1, *k2} for k1 in (("k1",), ("k1_a", "k1_b")) for k2 in (("k2",), ("k2_a", "k2_b"), ("k2_a", "k2_b", "kt2"))),
 )  # fmt: skip
-EXTRA = {"alpha", "magnitude", "up_bias"}
+EXTRA = {"alpha", "magnitude", "dora_scale", "up_bias"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Delta:
         return rows * inner_rows, columns * inner
 
     def weight(self, base: Tensor) -> Tensor | None:
-        """float32: the change of a weight `base` at full strength, without DoRA's rescaling; None for no change."""
-        change = _change({kind: tensor.float() for kind, tensor in self.tensors.items()})
+        """float32: the change of a weight `base` at full strength, without DoRA's rescaling; None for none."""
+        change = _change({kind: tensor.to(base) for kind, tensor in self.tensors.items()})
         return None if change is None else self.scale * change.reshape(base.shape)
 
     def apply(self, base: Tensor, strength: float) -> Tensor | None:
@@ -79,24 +79,33 @@ class Delta:
         if change is None:
             return None
         change = strength * change
-        magnitude = self.tensors.get("magnitude")
-        if magnitude is None:
+        if (found := self.magnitude()) is None:
             return change
+        magnitude, of_inputs = found
         merged = base + change
-        if magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] > 1:  # LyCORIS: of the inputs
-            norm = merged.transpose(0, 1).flatten(1).norm(dim=1)
-            ratio = (magnitude.float().flatten() / norm).view(1, -1, *[1] * (merged.ndim - 2))
-        else:
-            norm = merged.flatten(1).norm(dim=1)
-            ratio = (magnitude.float().flatten() / norm).view(-1, *[1] * (merged.ndim - 1))
-        return merged * ratio - base
+        vectors = (merged.transpose(0, 1) if of_inputs else merged).flatten(1)
+        shape = [-1, *[1] * (merged.ndim - 1)]
+        if of_inputs:
+            shape[:2] = [1, -1]
+        return merged * (magnitude.to(base) / vectors.norm(dim=1)).view(shape) - base
 
-    def bias(self, strength: float) -> Tensor | None:
+    def magnitude(self) -> tuple[Tensor, bool] | None:
+        """DoRA's lengths, flat, and whether they are of the inputs; None for other adapters.
+
+        peft stores those of the outputs; LyCORIS those of either, told apart by the dimension that they lie along.
+        """
+        if (peft := self.tensors.get("magnitude")) is not None:
+            return peft.flatten(), False
+        if (scale := self.tensors.get("dora_scale")) is None:
+            return None
+        return scale.flatten(), scale.ndim > 1 and scale.shape[0] == 1 < scale.shape[1]
+
+    def bias(self, base: Tensor, strength: float) -> Tensor | None:
         """float32: the change of the layer's bias, None for none."""
         if (bias := self.tensors.get("up_bias")) is not None:
-            return strength * self.scale * bias.float()
+            return strength * self.scale * bias.to(base)
         if (bias := self.tensors.get("diff_bias")) is not None:
-            return strength * bias.float()
+            return strength * bias.to(base)
         return None
 
 

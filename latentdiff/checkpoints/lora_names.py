@@ -1,16 +1,25 @@
 """Which layer of a model a name in a LoRA file means, for every program that writes such files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from latentdiff.checkpoints.components import Components
-from latentdiff.checkpoints.key_names import unet_table_of
+from latentdiff.checkpoints.key_names import KeyTable, unet_table_of
 from latentdiff.checkpoints.source import text_encoder_names
 
-Layers = dict[tuple[str, str], nn.Module]  # by part (`unet`, `text_encoder`, …) and diffusers' name
+Key = tuple[str, str]  # part (`unet`, `text_encoder`, …) and diffusers' name of a layer
 TEXT_MODEL = "text_model."
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The shape of a layer's weight, and whether it has a bias."""
+
+    weight: tuple[int, ...]
+    bias: bool
 
 
 def parts_of(components: Components) -> dict[str, nn.Module]:
@@ -20,29 +29,30 @@ def parts_of(components: Components) -> dict[str, nn.Module]:
     return {"unet": components.denoiser, **dict(zip(names, encoders, strict=True))}
 
 
-def layers_of(components: Components) -> Layers:
-    """Every layer with a weight."""
-    return {
-        (part, name): layer
-        for part, model in parts_of(components).items()
-        for name, layer in model.named_modules()
-        if isinstance(getattr(layer, "weight", None), nn.Parameter)
-    }
+def layer_shapes(components: Components) -> dict[Key, LayerShape]:
+    """Every layer with a weight, of a model whose layers are plain."""
+    found = {}
+    for part, model in parts_of(components).items():
+        for name, layer in model.named_modules():
+            if isinstance(weight := getattr(layer, "weight", None), nn.Parameter):
+                found[part, name] = LayerShape(tuple(weight.shape), getattr(layer, "bias", None) is not None)
+    return found
 
 
-def aliases(components: Components) -> dict[str, tuple[str, str]]:
+def aliases(layers: Iterable[Key], config: Any) -> dict[str, Key]:
     """What LoRA files call each layer: with dots (diffusers, peft, ComfyUI) or underscores (kohya, LyCORIS)."""
-    found: dict[str, tuple[str, str]] = {}
-    config: Any = components.denoiser.config
-    encoders = [part for part in parts_of(components) if part != "unet"]
-    for part, name in layers_of(components):
+    found: dict[str, Key] = {}
+    layers = list(layers)
+    encoders = sorted({part for part, _ in layers} - {"unet"})
+    for part, name in layers:
         names = _unet_names(name, config) if part == "unet" else _text_names(name, part, encoders)
         found |= dict.fromkeys(names, (part, name))
     return found
 
 
 def _unet_names(name: str, config: Any) -> Iterator[str]:
-    original = _original(name, config)
+    table = unet_table_of(config)
+    original = None if table is None else original_name(name, table)
     for prefix in ("unet.", "base_model.model.", "base_model.model.unet.", ""):
         yield prefix + name
     for spelling in (name, original):
@@ -54,10 +64,9 @@ def _unet_names(name: str, config: Any) -> Iterator[str]:
         yield f"model.diffusion_model.{original}"
 
 
-def _original(name: str, config: Any) -> str | None:
-    """The name in Stable Diffusion's own layout, which kohya uses for SDXL."""
-    table = unet_table_of(config)
-    weight = table.to_original(f"{name}.weight") if table is not None else None
+def original_name(name: str, table: KeyTable) -> str | None:
+    """The layer's name in Stable Diffusion's own layout, which kohya uses for SDXL."""
+    weight = table.to_original(f"{name}.weight")
     return None if weight is None else weight.removesuffix(".weight")
 
 

@@ -42,7 +42,7 @@ def run(request: Request) -> None:
         check_writable_parent(path)
     old = {} if recipe is None else recipe.model_dump(exclude={"prompt", "model_hash", "version"}, exclude_none=True)
 
-    from latentdiff.checkpoints.lora import find_lora
+    from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.pipeline import LatentDiffusionPipeline
     from latentdiff.runtime.memory import peak_memory

@@ -1,7 +1,7 @@
 """Fast layers in place of plain ones: one registry, which layers of a model it applies to, and the way back."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol, cast
 
 import torch
@@ -62,15 +62,30 @@ def make_room(like: Tensor) -> None:
         map_large_blocks()
 
 
-def restore(model: nn.Module) -> None:
-    """The plain layers, for weights to be read from and written to, and for torch.compile to look into."""
+def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
+    """The plain layers, for weights to be read from and written to, and for torch.compile to look into.
+
+    layers: names of plain layers; only these and the modules they are in are restored.
+    """
     unquantise(model)
+    held = None if layers is None else _with_ancestors(layers)
     for fast in reversed(REGISTRY.values()):
-        for module in list(model.modules()):
+        for name, module in list(model.named_modules()):
+            if held is not None and name not in held:
+                continue
             if isinstance(vars(module).get("forward"), Compiled):
                 del module.forward
             if isinstance(module, cast(type, fast)):
                 cast(FastLayer, module).remove()
+
+
+def _with_ancestors(names: Collection[str]) -> set[str]:
+    found = {""}
+    for name in names:
+        while name:
+            found.add(name)
+            name = name.rpartition(".")[0]
+    return found
 
 
 def report(model: nn.Module) -> Iterator[str]:

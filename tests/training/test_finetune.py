@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from latentdiff import cli
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.lora import FILE
+from latentdiff.checkpoints.lora_file import FILE
 from latentdiff.errors import InputError
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.samples import read_samples

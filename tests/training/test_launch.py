@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_vae
-from latentdiff.checkpoints.lora import FILE
+from latentdiff.checkpoints.lora_file import FILE
 from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.training import sharding
