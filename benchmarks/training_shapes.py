@@ -11,7 +11,8 @@ from PIL import Image
 
 from latentdiff.checkpoints.hub import locate
 from latentdiff.config.base import Config
-from latentdiff.config.model import CLIPTextConfig, ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 

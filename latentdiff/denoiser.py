@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.conditioning import Conditioning, concatenate
-from latentdiff.samplers import Levels, SamplerState, column
+from latentdiff.samplers import Denoiser, Levels, SamplerState, column
 from latentdiff.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -127,3 +128,23 @@ class GuidedDenoiser:
             negatives = [negative for k in guided if (negative := self.rows[k].negative) is not None]
             self._last = guided, concatenate([*negatives, *(row.positive for row in self.rows)])
         return self._last[1]
+
+
+def bounded(denoiser: Denoiser, config: ScheduleConfig) -> Denoiser:
+    """Predictions kept within the range that a scheduler's file sets; the denoiser itself where it sets none.
+
+    clip_sample: to a fixed range. thresholding: to a quantile of |x0| of each row, and divided by it (Saharia et al.
+    2022, sec. 2.3). DDIM then follows the bounded x0, as in Ho et al.'s code; diffusers keeps the unbounded noise.
+    """
+    if not config.thresholding and not config.clip_sample:
+        return denoiser
+
+    def within_bounds(latents: Tensor, levels: Levels) -> Tensor:
+        x0 = denoiser(latents, levels)
+        if not config.thresholding:
+            return x0.clamp(-config.clip_sample_range, config.clip_sample_range)
+        bound = x0.flatten(1).abs().quantile(config.dynamic_thresholding_ratio, dim=1)
+        bound = bound.clamp(1, max(1.0, config.sample_max_value)).view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-bound, bound) / bound
+
+    return within_bounds

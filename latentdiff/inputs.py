@@ -70,6 +70,7 @@ def read_inputs(
     num_images_per_prompt: int = 1,
     seed: int | Sequence[int] | None = None,
     sampler: str | None = None,
+    spacing: str | None = None,
     eta: float = 0.0,
     latents: Tensor | None = None,
 ) -> Inputs:
@@ -90,7 +91,7 @@ def read_inputs(
         seeds_per_image(seed, len(prompts)),
         height,
         width,
-        plan(model.schedule, sampler or usual.sampler, steps, eta),
+        plan(model.schedule, sampler or usual.sampler, steps, eta, spacing),
         _guidance(scale, guidance_interval, model),
         latents,
     )

@@ -18,7 +18,7 @@ from latentdiff.checkpoints.components import Components, fill, open_model, read
 from latentdiff.checkpoints.lora_names import parts_of
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
-from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row
+from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.files import partial_path
 from latentdiff.inputs import Inputs, ModelLimits, generator_for, read_inputs
@@ -29,7 +29,7 @@ from latentdiff.runtime.approximate import for_one_run
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import report, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
-from latentdiff.samplers import Callback, SamplerState, StepInfo, draw_noise, sample, step
+from latentdiff.samplers import Callback, Denoiser, SamplerState, StepInfo, draw_noise, sample, step
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 KEPT_TEXTS = 64  # encoded prompts, the most recently used
@@ -233,6 +233,7 @@ class LatentDiffusionPipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         sampler: str | None = None,
+        spacing: str | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
         callback: Callback | None = None,
@@ -240,7 +241,8 @@ class LatentDiffusionPipeline:
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
 
-        num_inference_steps, guidance_scale, sampler: the model's own (`self.generation`) when None.
+        num_inference_steps, guidance_scale, sampler: the model's own (`self.generation`) when None. spacing: one of
+        `spacings.SPACINGS`, the model's own when None.
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
         these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
         generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead. callback: called with a
@@ -251,7 +253,7 @@ class LatentDiffusionPipeline:
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
         inputs = read_inputs(
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
-            height, width, num_images_per_prompt, seed, sampler, eta, latents,
+            height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
         )  # fmt: skip
         rows = self.start(inputs)
         network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
@@ -297,8 +299,9 @@ class LatentDiffusionPipeline:
         states, x0 = step(self._guided(rows, self.denoiser, batch), [row.state for row in rows])
         return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
 
-    def _guided(self, rows: Sequence[Row], network: Network, batch: int | None = None) -> GuidedDenoiser:
-        return GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
+    def _guided(self, rows: Sequence[Row], network: Network, batch: int | None = None) -> Denoiser:
+        guided = GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
+        return bounded(guided, self.schedule.config)
 
     def encode(self, prompt: str) -> Conditioning:
         """One row of conditioning. Prompts are encoded one at a time and kept: no row depends on others."""

@@ -24,6 +24,7 @@ class Recipe(BaseModel):
     negative_prompt: str | None = None
     seed: int
     sampler: str
+    spacing: str | None = None
     eta: float
     steps: int
     guidance_scale: float

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.schedule import Grid, Schedule
+from latentdiff.spacings import SPACINGS
 
 EARLIER = 3  # x0 predictions that a row may read beside the current one
 
@@ -167,11 +168,15 @@ class Plan:
         return self.alphas[position] * x0 + self.sigmas[position] * noise
 
 
-def plan(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0) -> Plan:
-    """Lay out a sampling run.
+def plan(
+    schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0, spacing: str | None = None
+) -> Plan:
+    """Lay out a sampling run; spacing: of its levels, the schedule's when None.
 
-    Raises InputError for an unknown sampler, steps out of range, or an eta that the sampler does not read.
+    Raises InputError for an unknown sampler or spacing, steps out of range, or an eta that the sampler does not read.
     """
+    if not sampler:
+        raise InputError(f"the model's scheduler: {schedule.config.unsupported}; choose one, as sampler='dpmpp_2m'")
     if sampler not in SAMPLERS:
         raise InputError(f"sampler={sampler!r} is unknown; {did_you_mean(sampler, SAMPLERS)}")
     if not 0 <= eta <= 1:
@@ -179,7 +184,10 @@ def plan(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float 
     if eta and sampler != "ddim":
         raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; use that one, or leave eta at 0")
     chosen = SAMPLERS[sampler]
-    grid = schedule.grid(num_inference_steps, chosen.spacing, chosen.clean)
+    if spacing and (chosen.spacing or spacing not in SPACINGS):
+        known = [chosen.spacing] if chosen.spacing else SPACINGS
+        raise InputError(f"spacing={spacing!r} is not for sampler {sampler!r}; {did_you_mean(spacing, known)}")
+    grid = schedule.grid(num_inference_steps, chosen.spacing or spacing, chosen.clean)
     if chosen.evaluations == 2:
         grid = _inner_levels_twice(grid)
     table = ddim_table(grid, eta) if sampler == "ddim" else chosen.table(grid)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentdiff.config.model import ScheduleConfig, Spacing
-from latentdiff.errors import InputError, did_you_mean
-
-LCM_STEPS = 50
+from latentdiff.config.schedule import ScheduleConfig
+from latentdiff.errors import InputError
+from latentdiff.spacings import SIGMA_GRIDS, timestep_grid
 
 
 @dataclass(frozen=True)
@@ -95,43 +94,57 @@ class Schedule:
             case "flow":
                 return torch.ones_like(alphas), -sigmas
 
-    def grid(self, num_inference_steps: int, spacing: Spacing | str | None = None, clean: bool = False) -> Grid:
+    def grid(self, num_inference_steps: int, spacing: str | None = None, clean: bool = False) -> Grid:
         """The levels of a run of N steps; it ends at x0 if `clean`, else where the config's set_alpha_to_one says.
 
-        spacing: leading, trailing, linspace (Lin et al. 2023, table 2), karras (Karras et al. 2022, eq. 5) or lcm;
-        the config's own when None. Raises InputError unless 1 <= N <= T.
+        spacing: one of `spacings.SPACINGS`, or lcm; the config's own when None. The first level is the noisiest of the
+        spacing, and none comes twice. Raises InputError unless 1 <= N <= T, and for a spacing that does not apply.
         """
-        config = self.config
-        spacing, total = spacing or config.timestep_spacing, config.num_train_timesteps
+        config, total = self.config, self.config.num_train_timesteps
         if not 1 <= num_inference_steps <= total:
             raise InputError(f"num_inference_steps={num_inference_steps} (--steps) must be from 1 to {total}; try 20")
-        if spacing == "karras":
-            timesteps = self._karras(num_inference_steps)
-        else:
-            timesteps = whole_timesteps(num_inference_steps, total, spacing, config.steps_offset)
-        return self.grid_at(timesteps, clean)
+        spacing = spacing or config.timestep_spacing
+        if spacing in SIGMA_GRIDS:
+            return self.grid_at(self._timesteps_of(SIGMA_GRIDS[spacing](num_inference_steps, *self._ratios())), clean)
+        return self.grid_at(timestep_grid(num_inference_steps, total, spacing, config.steps_offset), clean)
 
     def grid_at(self, timesteps: Tensor, clean: bool = False) -> Grid:
         """The levels at these descending timesteps, whole or between two (then log(sigma / alpha) is linear)."""
         if torch.equal(timesteps, timesteps.round()):
             alphas, sigmas = self.alphas[timesteps.long()], self.sigmas[timesteps.long()]
         else:
-            ratio = np.interp(timesteps.numpy(), np.arange(len(self.alphas)), self._log_ratio().numpy())
-            alphas, sigmas = _levels(torch.from_numpy(ratio).exp())
-        done = clean or self.config.set_alpha_to_one or self.config.prediction_type == "flow"
+            alphas, sigmas = self._between(timesteps)
+        config = self.config
+        clean = clean and config.final_sigmas_type == "zero"
+        done = clean or config.set_alpha_to_one or config.prediction_type == "flow"
         last_alpha = torch.ones(1, dtype=torch.float64) if done else self.alphas[:1]
         last_sigma = torch.zeros(1, dtype=torch.float64) if done else self.sigmas[:1]
         return Grid(timesteps, torch.cat([alphas, last_alpha]), torch.cat([sigmas, last_sigma]))
 
-    def _karras(self, count: int, rho: float = 7.0) -> Tensor:
+    def _between(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.prediction_type == "flow":
+            sigmas = torch.from_numpy(np.interp(timesteps.numpy(), np.arange(len(self.sigmas)), self.sigmas.numpy()))
+            return 1 - sigmas, sigmas
+        angles = torch.atan2(self.sigmas, self.alphas)  # finite also where there is no signal
+        if self.alphas[-1] == 0:
+            angle = torch.from_numpy(np.interp(timesteps.numpy(), np.arange(len(angles)), angles.numpy()))
+            return angle.cos(), angle.sin()
+        ratio = np.interp(timesteps.numpy(), np.arange(len(self.alphas)), self._log_ratio().numpy())
+        return _levels(torch.from_numpy(ratio).exp())
+
+    def _ratios(self) -> tuple[float, float]:
+        """sigma / alpha of the last timestep and of the first."""
+        ratios = self._log_ratio().exp()
+        return float(ratios[-1]), float(ratios[0])
+
+    def _timesteps_of(self, ratios: Tensor) -> Tensor:
+        """Where in the table, between two timesteps, each sigma / alpha is; descending."""
         log_ratio = self._log_ratio()
-        low, high = log_ratio[0].exp() ** (1 / rho), log_ratio[-1].exp() ** (1 / rho)
-        ratios = (high + torch.linspace(0, 1, count, dtype=torch.float64) * (low - high)) ** rho
         return torch.from_numpy(np.interp(ratios.log().numpy(), log_ratio.numpy(), np.arange(len(log_ratio))))
 
     def _log_ratio(self) -> Tensor:
         if self.alphas[-1] == 0 or self.config.prediction_type == "flow":
-            raise InputError("timestep_spacing='karras' needs some signal at the last timestep; use trailing")
+            raise InputError("spacings of sigma need some signal at the last timestep; use spacing='trailing'")
         return (self.sigmas / self.alphas).log()
 
     def _at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +162,8 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
 def betas(config: ScheduleConfig) -> Tensor:
     """float64 [T]: linear (Ho et al. 2020), in the root (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)."""
     total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        return torch.tensor(config.trained_betas, dtype=torch.float64)
     match config.beta_schedule:
         case "linear":
             return torch.linspace(start, end, total, dtype=torch.float64)
@@ -170,28 +185,6 @@ def flow_sigmas(total: int, shift: float) -> Tensor:
     """float64 [T]: (t + 1) / T, moved towards noise by `shift` (Esser et al. 2024, eq. 23)."""
     times = torch.arange(1, total + 1, dtype=torch.float64) / total
     return shift * times / (1 + (shift - 1) * times)
-
-
-def whole_timesteps(count: int, total: int, spacing: str, offset: int) -> Tensor:
-    """`count` descending whole timesteps below `total`, as float64."""
-    match spacing:
-        case "leading":
-            steps = np.arange(count, dtype=np.float64)[::-1] * (total // count) + offset
-        case "trailing":
-            steps = np.round(np.arange(total, 0, -total / count))[:count] - 1
-        case "linspace":
-            steps = np.linspace(0, total - 1, count).round()[::-1]
-        case "lcm":
-            origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
-            if count > LCM_STEPS:
-                raise InputError(
-                    f"num_inference_steps={count} (--steps) must be at most {LCM_STEPS} with sampler 'lcm'; try 4"
-                )
-            steps = origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)].astype(np.float64)
-        case _:
-            known = ["leading", "trailing", "linspace", "karras", "lcm"]
-            raise InputError(f"timestep_spacing={spacing!r} is unknown; {did_you_mean(spacing, known)}")
-    return torch.from_numpy(np.clip(steps, 0, total - 1))
 
 
 def _levels(ratio: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
 """From a network's output to x0, and guidance of each row by itself."""
 
 from dataclasses import replace
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.config.model import PredictionType, ScheduleConfig
-from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row
+from latentdiff.config.schedule import PredictionType, ScheduleConfig
+from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row, bounded
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.samplers import Levels, SamplerState, plan
 from latentdiff.schedule import Schedule
@@ -80,3 +82,14 @@ def test_outside_its_interval_the_prompt_alone_is_evaluated() -> None:
     assert [len(guided(one, torch.ones(1, 1), t)[1]) for t in (199, 200)] == [1, 2]
     state = one[0].state
     assert one[0].guided and not replace(one[0], state=replace(state, position=1)).guided
+
+
+@pytest.mark.parametrize("keys", [{"thresholding": True, "sample_max_value": 2.0}, {"clip_sample": True}, {}])
+def test_predictions_are_bounded_as_diffusers_bounds_them(keys: dict[str, Any]) -> None:
+    x0 = 3 * torch.randn(4, 2, 5, 5)
+    found = bounded(lambda *_: x0, ScheduleConfig(**keys))(x0, levels_of(Schedule(ScheduleConfig()), 7))
+    if keys.get("thresholding"):
+        wanted = diffusers.DDPMScheduler(**keys)._threshold_sample(x0)
+    else:
+        wanted = x0.clamp(-1, 1) if keys else x0
+    assert torch.allclose(found, wanted, atol=1e-6)

@@ -15,7 +15,8 @@ from torch import Tensor
 from examples.digits import likelihood, prepare
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.base import load_yaml
-from latentdiff.config.model import IdentityVAEConfig, ScheduleConfig, side_multiple
+from latentdiff.config.model import IdentityVAEConfig, side_multiple
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.config.train import train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "schedule", "samplers", "score", "models", "text", "checkpoints", "denoiser",
-    "images", "runtime", "inputs", "pipeline", "recipe", "data", "metrics", "training", "serving", "cli",
+    "errors", "files", "config", "spacings", "schedule", "samplers", "score", "models", "text", "checkpoints",
+    "denoiser", "images", "runtime", "inputs", "pipeline", "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",

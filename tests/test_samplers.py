@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.config.model import ScheduleConfig
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.models.conditioning import Conditioning

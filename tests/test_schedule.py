@@ -5,12 +5,15 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from diffusers.schedulers import AysSchedules
 from diffusers.training_utils import compute_snr
 
-from latentdiff.config.model import ScheduleConfig
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
-from latentdiff.schedule import Schedule, alphas_cumprod, betas, flow_sigmas, rescale_zero_terminal_snr, whole_timesteps
+from latentdiff.schedule import Schedule, alphas_cumprod, betas, flow_sigmas, rescale_zero_terminal_snr
+from latentdiff.spacings import SPACINGS, TIMESTEP_GRIDS, _beta_quantiles, timestep_grid
 
 BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
@@ -62,32 +65,80 @@ def test_zero_terminal_snr_with_epsilon_is_refused() -> None:
 @pytest.mark.parametrize("count", [1, 4, 7, 20, 30, 50, 333, 1000])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_timesteps_equal_diffusers(spacing: str, count: int, offset: int) -> None:
-    """Up to one case: of leading's 1,000 steps with an offset of 1, diffusers' first lies outside its own table."""
+    """But for leading where N does not divide T: diffusers steps by T // N, and begins lower the larger the rest."""
     theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     theirs.set_timesteps(count)
-    assert whole_timesteps(count, 1000, spacing, offset).tolist() == theirs.timesteps.clamp(max=999).tolist()
+    wanted = theirs.timesteps.tolist()
+    if spacing == "linspace" and count == 1:
+        wanted = [999]  # diffusers begins where there is no noise
+    if spacing == "leading" and count == 1000:
+        wanted = list(range(999, -1, -1))  # with an offset of 1 diffusers' first lies outside its own table
+    if spacing == "leading" and 1000 % count:
+        assert timestep_grid(count, 1000, spacing, offset)[0] >= wanted[0]
+        return
+    assert timestep_grid(count, 1000, spacing, offset).tolist() == wanted
+
+
+@pytest.mark.parametrize("spacing", [name for name in TIMESTEP_GRIDS if name != "lcm"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_every_grid_of_timesteps_starts_at_the_top_and_visits_each_level_once(spacing: str, offset: int) -> None:
+    for total in (1000, 37):
+        for count in range(1, total + 1):
+            steps = timestep_grid(count, total, spacing, offset)
+            assert len(steps) == count and (steps.diff() < 0).all() and steps[-1] >= 0
+            gap = total / count
+            top = total - 1 if spacing != "leading" else min(total - gap + offset, total - 1)
+            assert top - 1 <= steps[0] <= total - 1, (spacing, count)
+            assert steps[-1] <= max(gap, offset), (spacing, count)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_grid_of_levels_descends_from_the_noisiest(spacing: str) -> None:
+    s = schedule(steps_offset=0)
+    for count in (1, 2, 3, 10, 20, 50, 333):
+        grid = s.grid(count, spacing, clean=True)
+        ratios = grid.sigmas / grid.alphas
+        assert len(grid.timesteps) == count and (ratios.diff() < 0).all() and ratios[-1] == 0
+        assert ratios[0] >= 0.9 * s.sigmas[-1] / s.alphas[-1] or spacing == "leading"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 13])
 def test_lcm_timesteps_equal_diffusers(count: int) -> None:
     theirs = diffusers.LCMScheduler()
     theirs.set_timesteps(count)
-    assert whole_timesteps(count, 1000, "lcm", 0).tolist() == theirs.timesteps.tolist()
+    assert timestep_grid(count, 1000, "lcm", 0).tolist() == theirs.timesteps.tolist()
 
 
-@pytest.mark.parametrize("count", [5, 20, 33])
-def test_karras_levels_equal_diffusers(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 5, 20, 33])
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "beta"])
+def test_spacings_of_sigma_equal_diffusers(spacing: str, count: int) -> None:
     theirs = diffusers.EulerDiscreteScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, use_karras_sigmas=True
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, **{f"use_{spacing}_sigmas": True}
     )
     theirs.set_timesteps(count)
-    grid = schedule().grid(count, "karras", clean=True)
-    assert torch.allclose((grid.sigmas / grid.alphas).float(), theirs.sigmas, rtol=1e-4)
-    assert torch.allclose(grid.timesteps, theirs.timesteps.double(), atol=0.2)
+    grid = schedule().grid(count, spacing, clean=True)
+    if count == 1:  # diffusers takes its single timestep from linspace, which is 0 there
+        assert grid.timesteps.tolist() == [999]
+        return
+    assert torch.allclose((grid.sigmas / grid.alphas).float(), theirs.sigmas, rtol=3e-4)
+    assert torch.allclose(grid.timesteps, theirs.timesteps.double(), atol=0.3)
+
+
+def test_quantiles_of_the_beta_distribution_equal_scipy() -> None:
+    probabilities = np.linspace(0, 1, 101)
+    assert np.abs(_beta_quantiles(probabilities) - scipy.stats.beta.ppf(probabilities, 0.6, 0.6)).max() < 2e-5
+
+
+def test_aligned_steps_are_the_published_ones() -> None:
+    names = {"align_your_steps": "StableDiffusionSigmas", "align_your_steps_xl": "StableDiffusionXLSigmas"}
+    for spacing, name in names.items():
+        grid = schedule().grid(10, spacing, clean=True)
+        published = torch.tensor(AysSchedules[name][:-1], dtype=torch.float64)
+        assert torch.allclose((grid.sigmas / grid.alphas)[:-1], published, rtol=2e-2)
 
 
 def test_karras_needs_signal() -> None:
-    with pytest.raises(InputError, match="use trailing"):
+    with pytest.raises(InputError, match="use spacing='trailing'"):
         schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction").grid(10, "karras")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.config.model import PredictionType, ScheduleConfig
+from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.samplers import Denoiser

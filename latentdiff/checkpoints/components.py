@@ -201,10 +201,14 @@ def write_pipeline(parts: Components, folder: Path) -> None:
     if parts.generation != GenerationConfig():
         write_json(folder / GENERATION, parts.generation.model_dump(mode="json"))
     identity = isinstance(parts.vae, IdentityVAE)
-    write_json(folder / INDEX, pipeline_index(parts.denoiser.config, names, parts.zero_empty_prompt, identity))
+    scheduler = parts.schedule.config.class_name
+    index = pipeline_index(parts.denoiser.config, names, scheduler, parts.zero_empty_prompt, identity)
+    write_json(folder / INDEX, index)
 
 
-def pipeline_index(unet: UNetConfig, encoders: list[str], zero_empty_prompt: bool, identity: bool) -> dict[str, Any]:
+def pipeline_index(
+    unet: UNetConfig, encoders: list[str], scheduler: str, zero_empty_prompt: bool, identity: bool
+) -> dict[str, Any]:
     """`model_index.json`, as the pipeline of diffusers that takes these components writes it."""
     xl = unet.addition_embed_type is not None
     absent = [None, None]
@@ -215,7 +219,7 @@ def pipeline_index(unet: UNetConfig, encoders: list[str], zero_empty_prompt: boo
         out |= {"requires_aesthetics_score": True} if len(encoders) == 1 else {}
     else:
         out |= {"safety_checker": absent, "requires_safety_checker": False}
-    out["scheduler"] = ["diffusers", "DDIMScheduler"]
+    out["scheduler"] = ["diffusers", scheduler]
     for name in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
         kind = "CLIPTextModelWithProjection" if name == "text_encoder_2" else "CLIPTextModel"
         out[name] = ["transformers", kind] if name in encoders else absent

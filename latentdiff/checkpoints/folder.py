@@ -16,10 +16,10 @@ from latentdiff.config.model import (
     CLIPTextConfig,
     GenerationConfig,
     IdentityVAEConfig,
-    ScheduleConfig,
     UNetConfig,
     VAEConfig,
 )
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError, did_you_mean
 from latentdiff.files import read_json, write_json
 from latentdiff.models.vae import IdentityVAE
@@ -42,16 +42,17 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
     names = [name for name in ("text_encoder", "text_encoder_2") if component_class(index, name, folder)]
     unet = unet_files(folder / "unet", options)
     raw_schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    schedule = ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json")
     return ModelSource(
         path=folder,
         unet=unet,
         vae=vae_files(folder / "vae", options),
         text_encoders=tuple(text_files(folder / name, component_class(index, name, folder), options) for name in names),
         read_tokenizers=lambda: [_tokenizer(folder / name) for name in names],
-        schedule=ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json"),
+        schedule=schedule,
         zero_empty_prompt=unet.config.addition_embed_type is not None
         and index.get("force_zeros_for_empty_prompt", True) is not False,
-        generation=_read_generation(folder / GENERATION),
+        generation=_read_generation(folder / GENERATION, schedule),
         notes=("prediction type: by scheduler/scheduler_config.json",),
     ).with_prediction(options.prediction_type)
 
@@ -73,13 +74,17 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     return read_tokenizer(folder.with_name(folder.name.replace("text_encoder", "tokenizer")))
 
 
-def _read_generation(path: Path) -> GenerationConfig:
-    """A model's own settings, or the usual ones. Raises CheckpointError for an unknown sampler."""
-    if not path.exists():
-        return GenerationConfig()
-    named = {key: value for key, value in read_json(path).items() if value is not None}
+def _read_generation(path: Path, schedule: ScheduleConfig) -> GenerationConfig:
+    """A model's own settings, or the usual ones with its scheduler's sampler.
+
+    A scheduler whose sampler is not implemented leaves it empty: it must be chosen. Raises CheckpointError for an
+    unknown sampler.
+    """
+    named = {"sampler": "" if schedule.unsupported else schedule.sampler}
+    if path.exists():
+        named |= {key: value for key, value in read_json(path).items() if value is not None}
     found = GenerationConfig.read(named, str(path))
-    if found.sampler not in SAMPLERS:
+    if found.sampler and found.sampler not in SAMPLERS:
         raise CheckpointError(f"{path}: sampler={found.sampler!r} is unknown; {did_you_mean(found.sampler, SAMPLERS)}")
     return found
 

@@ -10,10 +10,10 @@ from latentdiff.config.model import (
     CLIPTextConfig,
     GenerationConfig,
     IdentityVAEConfig,
-    ScheduleConfig,
     UNetConfig,
     VAEConfig,
 )
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 from latentdiff.text.tokenizer import CLIPTokenizer
 

@@ -53,6 +53,13 @@ def generate(
             help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's]"
         ),
     ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            help="Which noise levels: leading, trailing, linspace, sgm_uniform, simple, karras, exponential, beta, "
+            "align_your_steps, align_your_steps_xl. [default: the model's]"
+        ),
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
@@ -83,6 +90,7 @@ def generate(
         "height": height,
         "width": width,
         "sampler": sampler,
+        "spacing": spacing,
         "eta": eta,
         "dtype": dtype,
         "optimize": optimize,

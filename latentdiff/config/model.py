@@ -19,10 +19,6 @@ TokenId = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=1e-6, lt=1e6)]
 
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
-PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
-Spacing = Literal["leading", "trailing", "linspace", "karras"]
-
 
 class ModelConfig(Config):
     """A config that reads and writes diffusers' JSON: `class_name` there, and the keys whose one value we compute."""
@@ -335,33 +331,3 @@ class GenerationConfig(ModelConfig):
     def asked(self, **given: Any) -> Self:
         """These settings, but what was given: what is not None."""
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})
-
-
-class ScheduleConfig(ModelConfig):
-    """The noise schedule, as in diffusers' `scheduler_config.json`; plus `flow` and its `shift`."""
-
-    num_train_timesteps: int = 1000
-    beta_schedule: BetaSchedule = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: PredictionType = "epsilon"
-    rescale_betas_zero_snr: bool = False
-    timestep_spacing: Spacing = "leading"
-    steps_offset: int = 1
-    set_alpha_to_one: bool = False
-    shift: float = 1.0
-
-    @classmethod
-    def _class_name(cls) -> str:
-        return "DDIMScheduler"
-
-    @classmethod
-    def _only(cls) -> dict[str, tuple[Any, ...]]:
-        return {"trained_betas": (None,)}
-
-    def write(self) -> dict[str, Any]:
-        """DDIM's file. Flow keeps the same keys under its own class, since no U-Net pipeline of diffusers reads it."""
-        out = {**super().write(), "clip_sample": False}
-        if self.prediction_type == "flow":
-            out["_class_name"] = "FlowMatchEulerDiscreteScheduler"
-        return out

@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from latentdiff.config.base import Config, validate
-from latentdiff.config.model import ScheduleConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
+from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
 
 Probability = Annotated[float, Field(ge=0, le=1)]

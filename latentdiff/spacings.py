@@ -1,0 +1,113 @@
+"""Which of a schedule's noise levels a sampling run visits: by timesteps, or by sigma / alpha."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentdiff.errors import InputError, did_you_mean
+
+LCM_STEPS = 50
+# Sabour et al. 2024, "Align Your Steps" (arXiv 2404.14507): published levels of ten steps for SD 1.5 and for SDXL.
+ALIGNED = {
+    "align_your_steps": [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152],
+    "align_your_steps_xl": [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113],
+}
+BETA_SHAPE = 0.6
+
+
+def timestep_grid(count: int, total: int, spacing: str, offset: int) -> Tensor:
+    """`count` descending timesteps below `total`, float64.
+
+    leading, trailing, linspace: Lin et al. 2023, table 2, with steps of total / count rather than of its whole part, so
+    that the first is near the top for every count. sgm_uniform: even from the top, whose last step ends where the next
+    would be. simple: every (total / count)-th from the top. Raises InputError for an unknown name.
+    """
+    if spacing not in TIMESTEP_GRIDS:
+        known = [*TIMESTEP_GRIDS, *SIGMA_GRIDS]
+        raise InputError(f"spacing={spacing!r} is unknown; {did_you_mean(spacing, known)}")
+    return torch.from_numpy(TIMESTEP_GRIDS[spacing](count, total, offset).astype(np.float64))
+
+
+def _leading(count: int, total: int, offset: int) -> np.ndarray:
+    steps = np.round(np.arange(count)[::-1] * (total / count))
+    return steps + min(offset, total - 1 - steps[0])
+
+
+def _trailing(count: int, total: int, _: int) -> np.ndarray:
+    return np.round(total - np.arange(count) * (total / count)) - 1
+
+
+def _linspace(count: int, total: int, _: int) -> np.ndarray:
+    return np.linspace(total - 1, 0, count).round()
+
+
+def _sgm_uniform(count: int, total: int, _: int) -> np.ndarray:
+    return np.linspace(total - 1, 0, count + 1)[:-1]
+
+
+def _simple(count: int, total: int, _: int) -> np.ndarray:
+    return total - 1 - np.floor(np.arange(count) * (total / count))
+
+
+def _lcm(count: int, total: int, _: int) -> np.ndarray:
+    """Of the 50 timesteps that latent consistency models are distilled on (Luo et al. 2023)."""
+    if count > LCM_STEPS:
+        raise InputError(f"num_inference_steps={count} (--steps) must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
+    origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
+    return origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)]
+
+
+def karras(count: int, high: float, low: float, rho: float = 7.0) -> Tensor:
+    """Even in the rho-th root of sigma / alpha (Karras et al. 2022, eq. 5)."""
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return (ends[0] + torch.linspace(0, 1, count, dtype=torch.float64) * (ends[1] - ends[0])) ** rho
+
+
+def exponential(count: int, high: float, low: float) -> Tensor:
+    """Even in log(sigma / alpha)."""
+    return torch.linspace(np.log(high), np.log(low), count, dtype=torch.float64).exp()
+
+
+def beta(count: int, high: float, low: float) -> Tensor:
+    """Quantiles of a beta distribution between both ends (Lee et al. 2024, "Beta Sampling is All You Need")."""
+    quantiles = torch.from_numpy(_beta_quantiles(1 - np.linspace(0, 1, count)))
+    return low + quantiles * (high - low)
+
+
+def _beta_quantiles(probabilities: np.ndarray) -> np.ndarray:
+    """Of Beta(0.6, 0.6): with x = sin^2 a its density is (sin a cos a)^0.2, summed over small steps of a."""
+    angle = np.linspace(0, np.pi / 2, 200_001)
+    middle = (angle[1:] + angle[:-1]) / 2
+    cumulative = np.concatenate([[0], np.cumsum((np.sin(middle) * np.cos(middle)) ** (2 * BETA_SHAPE - 1))])
+    return np.sin(np.interp(probabilities, cumulative / cumulative[-1], angle)) ** 2
+
+
+def _aligned(name: str) -> Callable[[int, float, float], Tensor]:
+    """The published levels, for other counts log-linear between them, scaled to the schedule's noisiest."""
+
+    def levels(count: int, high: float, _: float) -> Tensor:
+        table = np.log(ALIGNED[name])
+        places = np.linspace(0, len(table) - 1, count) if count > 1 else np.zeros(1)
+        found = np.exp(np.interp(places, np.arange(len(table)), table))
+        return torch.from_numpy(np.minimum(found, high))
+
+    return levels
+
+
+TIMESTEP_GRIDS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "sgm_uniform": _sgm_uniform,
+    "simple": _simple,
+    "lcm": _lcm,
+}
+SIGMA_GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    **{name: _aligned(name) for name in ALIGNED},
+}
+SPACINGS = tuple(name for name in (*TIMESTEP_GRIDS, *SIGMA_GRIDS) if name != "lcm")
