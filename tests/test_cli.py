@@ -54,8 +54,9 @@ def test_picture_recipe_and_the_same_pixels_again(
     recipe = read_recipe(first)
     assert recipe.model_dump() | {"version": ""} == {
         "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "spacing": None, "eta": 0.5,
-        "steps": 3, "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16, "dtype": "float32",
-        "optimize": "auto", "approximate": ("reuse",), "low_memory": False, "model": str(model_folder),
+        "steps": 3, "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16,
+        "dtype": "float32", "optimize": "auto", "approximate": ("reuse",), "low_memory": False,
+        "model": str(model_folder),
         "lora": None, "lora_scale": 1.0, "embedding": None, "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
