@@ -70,7 +70,9 @@ def _write_folder(source: ModelSource, folder: Path, dtype: torch.dtype | None) 
     if source.generation != GenerationConfig():
         write_json(folder / GENERATION, source.generation.model_dump(mode="json"))
     identity = isinstance(source.vae.config, IdentityVAEConfig)
-    write_json(folder / INDEX, pipeline_index(source.unet.config, encoders, source.zero_empty_prompt, identity))
+    scheduler = source.schedule.class_name
+    index = pipeline_index(source.unet.config, encoders, scheduler, source.zero_empty_prompt, identity)
+    write_json(folder / INDEX, index)
 
 
 def write_single_file(source: ModelSource, target: Path, dtype: torch.dtype | None) -> list[str]:
