@@ -15,6 +15,7 @@ from latentdiff.checkpoints.components import build, open_model, open_unet, read
 from latentdiff.checkpoints.convert import convert
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.errors import CheckpointError, InputError
+from latentdiff.models.conditioning import Conditioning
 from tests.checkpoints.small_families import UNETS, family_file
 
 SD_CLASS = "StableDiffusionPipeline"
@@ -240,4 +241,5 @@ def test_pruned_unets_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
         theirs = diffusers.UNet2DConditionModel(**sizes, **kinds, **changes)
         theirs.save_pretrained(tmp_path / "unet")
         ours = build(open_unet(tmp_path / "unet"), torch.float32)
-        assert torch.allclose(ours(*inputs), theirs(*inputs).sample, atol=1e-5)
+        found = ours(*inputs[:2], Conditioning(inputs[2]))
+        assert torch.allclose(found, theirs(*inputs).sample, atol=1e-5)
