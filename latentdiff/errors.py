@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class LatentDiffError(Exception):
-    """Any mistake that the user can mend; the command line prints its message and exits with 2."""
+    """Any mistake that the user can correct; the command line prints its message and exits with 2."""
 
 
 class InputError(LatentDiffError, ValueError):
-    """A value that was asked for and cannot be."""
+    """An argument, option or input that cannot be used."""
 
 
 class CheckpointError(LatentDiffError):
@@ -17,7 +17,7 @@ class CheckpointError(LatentDiffError):
 
 
 class NonFiniteError(LatentDiffError):
-    """NaN or infinity where numbers should be, and where it was first seen."""
+    """NaN or infinity in latents, losses or pixels; the message says where it was first seen."""
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
@@ -28,7 +28,7 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no room, on a GPU or here: torch says so in words."""
+    """Whether memory ran out, on a GPU or on the CPU; torch reports both as a RuntimeError with these words."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")
     )

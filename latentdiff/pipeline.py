@@ -19,12 +19,13 @@ from latentdiff.checkpoints.lora_names import parts_of
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded
+from latentdiff.diffusers_names import call_arguments, dtype_name, open_arguments
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
 from latentdiff.files import partial_path
 from latentdiff.inputs import Inputs, ModelLimits, generator_for, read_inputs
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.tiled_decode import decode_parts
-from latentdiff.runtime import pick_dtype
+from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import report, restore
@@ -74,7 +75,7 @@ class LatentDiffusionPipeline:
         cls,
         path_or_id: str | Path | None = None,
         device: str = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         optimize: str = "auto",
         approximate: Sequence[str] = (),
         low_memory: bool = False,
@@ -83,6 +84,7 @@ class LatentDiffusionPipeline:
         variant: str | None = None,
         prediction_type: str | None = None,
         allow_pickle: bool = False,
+        **diffusers_names: Any,
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a single file, a hub id, or without an argument the bundled model.
 
@@ -91,12 +93,14 @@ class LatentDiffusionPipeline:
         torch.compile makes of them, in minutes at the first call for each size, from a cache on the disk after that.
         approximate: names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights
         stay in their files and are read there at each call, a block at a time; nothing can change or save them.
-        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`.
+        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`. diffusers_names:
+        `torch_dtype`, and what diffusers needs to be told and is so here (`diffusers_names.open_arguments`).
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         options = choose_options(optimize, approximate, low_memory)
         chosen_device = options.device(device)
-        chosen_dtype = pick_dtype(dtype, chosen_device)
+        dtype = open_arguments(diffusers_names).get("dtype", dtype)
+        chosen_dtype = pick_dtype(dtype_name(dtype), chosen_device)
         source = open_model(path_or_id, OpenOptions(allow_pickle, prediction_type, variant, vae, unet))
         options.await_weights(chosen_device, chosen_dtype)
         give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
@@ -163,6 +167,15 @@ class LatentDiffusionPipeline:
         """Add the words learnt in a file or folder, for use in prompts; returns them. Raises CheckpointError."""
         with self._plain() as parts:
             return load_learned(parts, Path(path))
+
+    def to(self, device: str | torch.device) -> "LatentDiffusionPipeline":
+        """Move the networks to another device, and make them fast there. Raises InputError for one that is not here."""
+        chosen = pick_device(str(device))
+        with self._plain() as parts:
+            for part in (parts.denoiser, parts.vae, parts.text):
+                part.to(chosen)
+            self.device = chosen
+        return self
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
@@ -238,6 +251,7 @@ class LatentDiffusionPipeline:
         latents: Tensor | None = None,
         callback: Callback | None = None,
         output_type: OutputType = "pil",
+        **diffusers_names: Any,
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
 
@@ -246,11 +260,14 @@ class LatentDiffusionPipeline:
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
         these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
         generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead. callback: called with a
-        `StepInfo` after each step; returns True to stop.
+        `StepInfo` after each step; returns True to stop. diffusers_names: `generator` and `callback_on_step_end`.
         Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
+        count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
+        given = call_arguments(diffusers_names, count)
+        seed, callback = given.get("seed", seed), given.get("callback", callback)
         inputs = read_inputs(
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
