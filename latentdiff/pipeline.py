@@ -52,7 +52,8 @@ class PipelineOutput:
 class LatentDiffusionPipeline:
     """A text-to-image model that is ready to call. Threads may call one; loading and saving wants it alone."""
 
-    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
+        """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
         reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
         if reads != predicts:
             raise CheckpointError(
@@ -65,7 +66,7 @@ class LatentDiffusionPipeline:
         self.zero_empty_prompt = parts.zero_empty_prompt
         self.generation = parts.generation
         self.source = parts.source
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype = device, dtype or torch.float32
         self.options = RuntimeOptions()
         self._texts: dict[str, Conditioning] = {}
         self._adapters = Adapters(parts)

@@ -12,6 +12,7 @@ from latentdiff.checkpoints.folder import load_weights, read_vae_config, write_m
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
 from latentdiff.models.vae import AutoencoderKL
+from latentdiff.training.devices import send
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
@@ -42,7 +43,11 @@ class AutoencoderModule(nn.Module):
         draws, mean = Draws(self.config.run.seed, batch["draw"]), posterior.mean
         latents = mean + (0.5 * posterior.logvar).exp() * draws.normal(mean)
         if self.config.latent_noise:
-            level = self.config.latent_noise * draws.uniform().to(mean) * mean.detach().flatten(1).std(1)
+            level = (
+                self.config.latent_noise
+                * send(draws.uniform(), mean.device).to(mean.dtype)
+                * mean.detach().flatten(1).std(1)
+            )
             latents = latents + level[:, None, None, None] * draws.normal(mean)
         reconstruction = self.vae.decode(latents).float()
         losses = {

@@ -1,11 +1,12 @@
 """What of a model is trained, by each method, and what is saved of it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentdiff.checkpoints.components import Components, read_pipeline, read_text_encoder, read_vae
+from latentdiff.checkpoints.components import Components, fill, read_pipeline, read_text_encoder, read_vae
 from latentdiff.checkpoints.folder import load_weights
 from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.lora import add_lora, save_lora
@@ -18,6 +19,7 @@ from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.denoiser import DenoiserTask
+from latentdiff.training.frozen import cast_trained, fill_frozen
 from latentdiff.training.prior import prior_rows
 
 
@@ -49,7 +51,9 @@ def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VA
 
 def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     """The base model with all of its U-Net, low-rank pairs beside it, or a new word's rows, set to be trained."""
-    parts = read_pipeline(locate(config.base), torch.float32)
+    exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
+    give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
+    parts = read_pipeline(locate(config.base), torch.float32, give)
     more = prior_rows(parts, config, config.prior) if config.prior else []
     if config.method == "full":
         parts.denoiser.requires_grad_(True)
@@ -57,6 +61,7 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     if config.method == "textual_inversion":
         return _inversion_task(config, parts)
     add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
+    cast_trained(parts.denoiser)
     return DenoiserTask(config, parts, save_lora, more, config.text_encoder)
 
 

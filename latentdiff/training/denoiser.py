@@ -19,6 +19,7 @@ from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.checkpoints import FOLDER_STRIP
+from latentdiff.training.devices import on_device, send, send_conditioning
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
 from latentdiff.training.samples import Samples
@@ -47,23 +48,23 @@ class DenoiserModule(nn.Module):
         latents = self.scale * (mean + batch["std"] * draws.normal(mean))
         noise = draws.normal(mean) + self.config.noise_offset * draws.normal(mean[:, :, :1, :1])
         total = self.schedule.config.num_train_timesteps
-        timesteps = draws.timesteps(total, self.config.timestep_power).to(mean.device)
+        timesteps = draws.timesteps(total, self.config.timestep_power)
         dropped = draws.uniform() < self.config.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
         return {"loss": (self.loss(latents, noise, timesteps, captions) * batch["weight"]).mean()}
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-        """Squared error of the prediction, weighted, for each picture: [B]."""
+        """Squared error of the prediction, weighted, for each picture: [B]. timesteps: on the CPU, as schedules."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        text = self.text.embed(captions)
         height, width = (side * self.downscale for side in x0.shape[-2:])  # SDXL: sizes as trained, uncropped
+        text = self.text.embed(captions).with_time_ids(height, width, 0, 0, height, width)
         with attention_for_training(noisy):
-            output = self.unet(noisy, timesteps, text.with_time_ids(height, width, 0, 0, height, width)).float()
+            output = self.unet(noisy, send(timesteps, x0.device), send_conditioning(text, x0.device)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
         error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:
             return error
-        return error * self.schedule.min_snr_weight(timesteps, self.config.min_snr_gamma)
+        return error * send(self.schedule.min_snr_weight(timesteps, self.config.min_snr_gamma), x0.device)
 
 
 def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
@@ -103,7 +104,9 @@ class DenoiserTask:
         batch = config.data.batch_size * micro_batches
         self.data = LatentImages(rows, self._encode(rows, "train", batch), config.data)
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
-        self.module = DenoiserModule(parts, config, parts.text if trains_text else self._embed(rows))
+        cache = None if trains_text else self._embed(rows)
+        self.parked = [parts.vae, *(cache.parked if cache else [])]
+        self.module = DenoiserModule(parts, config, cache or parts.text)
 
     def _save_strip(self, rows: list[Row]) -> None:
         """A few pictures of the folder, for the report."""
@@ -115,9 +118,8 @@ class DenoiserTask:
     def _encode(self, rows: list[Row], name: str, batch: int = 1) -> list[Encoded]:
         cache = self.config.run.output / f"latents-{name}"
         multiple = side_multiple(self.parts.denoiser.config, self.parts.vae.config)
-        with process_state().main_process_first():
-            vae = self.parts.vae.to(process_state().device)
-            return encode_rows(vae, rows, self.config.data, cache, multiple, batch)
+        with process_state().main_process_first(), on_device([self.parts.vae], process_state().device):
+            return encode_rows(self.parts.vae, rows, self.config.data, cache, multiple, batch)
 
     def _embed(self, rows: list[Row]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
@@ -125,35 +127,42 @@ class DenoiserTask:
             captions = set()
         cache = self.config.run.output / "text.safetensors"
         with process_state().main_process_first():
-            return TextCache(self.parts.text.to(process_state().device), sorted(captions), cache)
+            return TextCache(self.parts.text, sorted(captions), cache, process_state().device)
 
     def evaluate(self, rank: int, world: int) -> Share:
         """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on.
 
         Metrics of pictures are the first process's; the others wait for it where shares meet.
         """
-        share, config = Share(), self.config
+        share = Share()
         for loss in self._held_out_losses(rank, world):
             share.add("held_out_loss", loss)
-        prompts = dict(enumerate(config.sample_prompts))
-        mine = list(prompts)[rank::world]
-        for start in range(0, len(mine), config.data.batch_size):
-            part = mine[start : start + config.data.batch_size]
+        with on_device(self.parked, self._device):
+            self._draw_samples(share, rank, world)
+            if self.metrics is not None and rank == 0:
+                try:
+                    for name, value in self.metrics.compute(self._draw).items():
+                        share.add(name, value)
+                except Exception as error:  # the other figures are valid
+                    share.failure = reason(error)
+        return share
+
+    def _draw_samples(self, share: Share, rank: int, world: int) -> None:
+        prompts, size = self.config.sample_prompts, self.config.data.batch_size
+        mine = list(range(rank, len(prompts), world))
+        for part in (mine[start : start + size] for start in range(0, len(mine), size)):
             pixels = self._draw([prompts[index] for index in part], part).cpu() * 2 - 1
             share.pictures |= dict(zip(part, pixels, strict=True))
             share.captions |= {index: prompts[index] for index in part}
-        if self.metrics is not None and rank == 0:
-            try:
-                for name, value in self.metrics.compute(self._draw).items():
-                    share.add(name, value)
-            except Exception as error:  # the figures above count all the same
-                share.failure = reason(error)
-        return share
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def _draw(self, prompts: list[str], seeds: list[int]) -> Tensor:
         """Pictures [N, 3, H, W] in [0, 1]."""
         config = self.config
-        pipeline = LatentDiffusionPipeline(self.parts, next(self.module.parameters()).device, torch.float32)
+        pipeline = LatentDiffusionPipeline(self.parts, self._device, dtype=None)
         size = config.data.resolution
         return pipeline(
             prompts, num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale,
@@ -162,14 +171,14 @@ class DenoiserTask:
 
     def _held_out_losses(self, rank: int, world: int) -> Iterator[float]:
         """Of every `world`th held-out picture, at a timestep and with noise that follow from its place."""
-        device = next(self.module.parameters()).device
+        device = self._device
         total = self.module.schedule.config.num_train_timesteps
         for place in range(rank, len(self.held_out), world):
             x0 = self.module.scale * self.held_out[place].float().chunk(2)[0][None]
             noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(place))
             timestep = torch.tensor([place * total // len(self.held_out)])
             caption = self.held_out_rows[place].captions[0]
-            yield self.module.loss(x0.to(device), noise.to(device), timestep.to(device), [caption]).item()
+            yield self.module.loss(x0.to(device), noise.to(device), timestep, [caption]).item()
 
     def save(self, folder: Path) -> None:
         self.write(self.parts, folder)

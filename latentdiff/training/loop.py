@@ -22,6 +22,7 @@ from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
+from latentdiff.training.devices import send
 from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
@@ -122,7 +123,7 @@ class Run:
     def _micro_batch(self) -> dict[str, Tensor]:
         accelerator = self.accelerator
         with accelerator.accumulate(self.module):
-            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in next(self.batches).items()}
+            batch = self._send(next(self.batches))
             with accelerator.autocast():
                 losses: dict[str, Tensor] = self.module(batch)
             accelerator.backward(losses["loss"])
@@ -131,6 +132,11 @@ class Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {name: value.detach().float() for name, value in losses.items()}
+
+    def _send(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device; the draws stay, since random numbers are made on the CPU."""
+        device = self.accelerator.device
+        return {k: send(v, device) if isinstance(v, Tensor) and k != "draw" else v for k, v in batch.items()}
 
     def report(self, losses: dict[str, Tensor], bar: Any) -> None:
         self.refuse_non_finite()

@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from latentdiff.checkpoints.components import Components
@@ -15,6 +14,7 @@ from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe import hash_model
+from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 
 BATCH = 8
@@ -44,14 +44,16 @@ def _settings_hash(config: FineTuneConfig, prior: PriorConfig) -> str:
 
 def _draw(parts: Components, config: FineTuneConfig, prompt: str, folder: Path, missing: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = LatentDiffusionPipeline(parts, process_state().device, torch.float32)
+    device = process_state().device
+    pipeline = LatentDiffusionPipeline(parts, device, dtype=None)
     size = config.data.resolution
     for start in tqdm(range(0, len(missing), BATCH), desc="generating class images"):
         seeds = missing[start : start + BATCH]
-        made = pipeline(
-            [prompt] * len(seeds), seed=seeds, height=size, width=size, num_inference_steps=config.sample_steps,
-            guidance_scale=config.guidance_scale, sampler=SAMPLER,
-        )  # fmt: skip
+        with autocast(config.run.mixed_precision, device):
+            made = pipeline(
+                [prompt] * len(seeds), seed=seeds, height=size, width=size, num_inference_steps=config.sample_steps,
+                guidance_scale=config.guidance_scale, sampler=SAMPLER,
+            )  # fmt: skip
         for k, image in zip(seeds, made.images, strict=True):
             with atomic_path(folder / f"{k:05d}.png") as path:
                 image.save(path, format="PNG")

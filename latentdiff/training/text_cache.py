@@ -13,21 +13,22 @@ from latentdiff.data.latent_cache import fingerprint
 from latentdiff.files import atomic_path
 from latentdiff.models.conditioning import Conditioning, concatenate
 from latentdiff.text.conditioning import TextConditioner
+from latentdiff.training.devices import CPU
 
 BATCH = 64
 MOST_BYTES = 2**30
 
 
-class TextCache(nn.Module):
-    """Answers as the conditioner does, from a table where it can; the rest, and all if the table were too large, anew.
+class TextCache:
+    """Embeds as a frozen conditioner does: known captions from a table on the CPU, others by the encoders.
 
-    captions: what will be asked for. The table is kept in `cache`, and read from there if it was made of the same
-    captions by the same encoders.
+    captions: those that will be needed. The table is kept in `cache`, and read from there if it was made of the same
+    captions by the same encoders. With a table the encoders wait on the CPU; without one, since it would be over
+    1 GiB or no captions are known, they stay on `device`.
     """
 
-    def __init__(self, text: TextConditioner, captions: list[str], cache: Path) -> None:
-        super().__init__()
-        self.text = text
+    def __init__(self, text: TextConditioner, captions: list[str], cache: Path, device: torch.device) -> None:
+        self.text = text.to(device)
         self.table: dict[str, Conditioning] = {}
         if not captions or len(captions) * _bytes(text.encode([""])) > MOST_BYTES:
             return
@@ -35,15 +36,18 @@ class TextCache(nn.Module):
         digest.update(fingerprint(text.named_parameters()).encode())
         hidden, pooled = _read(cache, digest.hexdigest()) or _make(text, captions, cache, digest.hexdigest())
         self.table = dict(zip(captions, Conditioning(hidden, pooled).split(), strict=True))
+        text.to(CPU)
+
+    @property
+    def parked(self) -> list[nn.Module]:
+        """The encoders if they wait on the CPU."""
+        return [self.text] if self.table else []
 
     def embed(self, captions: list[str]) -> Conditioning:
-        """As `TextConditioner.embed`."""
+        """As `TextConditioner.embed`, on the CPU or where the encoders are."""
         if not all(caption in self.table for caption in captions):
             return self.text.embed(captions)
-        device = next(self.text.parameters()).device
-        found = concatenate([self.table[caption] for caption in captions])
-        pooled = None if found.pooled is None else found.pooled.to(device)
-        return Conditioning(found.hidden.to(device), pooled, keys=found.keys)
+        return concatenate([self.table[caption] for caption in captions])
 
 
 def _bytes(embedding: Conditioning) -> int:

@@ -1,6 +1,7 @@
 """Pictures, and the frozen parts that small runs stand on."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,20 @@ def frozen(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def unet_values(folder: Path, frozen: Path, output: Path, **optim: Any) -> dict[str, Any]:
+    """The config of a small U-Net between the frozen parts."""
+    model = {
+        "sample_size": 8, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "cross_attention_dim": 32,
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "num_attention_heads": [2, 4],
+    }  # fmt: skip
+    schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return base(folder, output, **optim) | {
+        "task": "unet", "vae": str(frozen / "vae" / "model"), "text_encoder": str(frozen / "text" / "model"),
+        "model": model, "schedule": schedule, "sample_prompts": ["a red disc", "a blue square"], "sample_steps": 2,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def unet_config(folder: Path, frozen: Path) -> Make:
-    def make(output: Path, **optim: Any) -> dict[str, Any]:
-        model = {
-            "sample_size": 8, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "cross_attention_dim": 32,
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "num_attention_heads": [2, 4],
-        }  # fmt: skip
-        schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return base(folder, output, **optim) | {
-            "task": "unet", "vae": str(frozen / "vae" / "model"), "text_encoder": str(frozen / "text" / "model"),
-            "model": model, "schedule": schedule, "sample_prompts": ["a red disc", "a blue square"], "sample_steps": 2,
-        }  # fmt: skip
-
-    return make
+    return partial(unet_values, folder, frozen)

@@ -69,6 +69,24 @@ def test_inversion_changes_the_new_rows_and_not_a_bit_more(
     assert learnt.shape == (2, 32) and (learnt - begun).abs().min() > 0
 
 
+@pytest.mark.parametrize("method", ["lora", "textual_inversion"])
+def test_frozen_matrices_have_the_compute_precision_and_what_trains_has_float32(
+    method: str, config: dict[str, Any], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["run"]["mixed_precision"] = "bf16"
+    config |= {"method": method, "init_word": "apple", "sample_prompts": ["<toy>"]}
+    task = trained(config, monkeypatch)
+    unet, base = task.parts.denoiser, read_pipeline(model_folder, torch.float32).denoiser
+    state = {name.replace(".base_layer", ""): p for name, p in unet.named_parameters() if "lora_" not in name}
+    assert state.keys() == dict(base.named_parameters()).keys()
+    for name, expected in base.named_parameters():
+        dtype = torch.bfloat16 if expected.ndim > 1 else torch.float32
+        assert state[name].dtype == dtype and torch.equal(state[name], expected.to(dtype)), name
+    trains = [p for p in task.module.parameters() if p.requires_grad]
+    assert trains and {p.dtype for p in trains} == {torch.float32}
+    assert {p.dtype for p in (*task.parts.vae.parameters(), *task.parts.text.parameters())} == {torch.float32}
+
+
 def test_the_text_encoders_pairs_are_trained_when_asked(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

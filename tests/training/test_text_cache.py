@@ -9,6 +9,7 @@ import torch
 from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training import text_cache
+from latentdiff.training.devices import CPU
 from latentdiff.training.text_cache import TextCache
 
 CAPTIONS = ["", "a cat face", "a red apple"]
@@ -20,7 +21,7 @@ def text(request: pytest.FixtureRequest) -> TextConditioner:
 
 
 def test_it_answers_as_the_encoder_does(text: TextConditioner, tmp_path: Path) -> None:
-    cache = TextCache(text, CAPTIONS, tmp_path / "text.safetensors")
+    cache = TextCache(text, CAPTIONS, tmp_path / "text.safetensors", CPU)
     for asked in (["a red apple", ""], ["a rocket", ""]):  # of the second not all is in the table
         found, wanted = cache.embed(asked), text.embed(asked)
         assert torch.allclose(found.hidden, wanted.hidden, atol=1e-6)
@@ -43,7 +44,7 @@ def test_only_what_changed_is_encoded_again(
 
     def encodes(captions: list[str] = CAPTIONS) -> bool:
         made.clear()
-        TextCache(text, captions, file)
+        TextCache(text, captions, file, CPU)
         return bool(made)
 
     assert encodes() and not encodes()

@@ -1,0 +1,42 @@
+"""Tensors and networks on the way to a device and back, without a step that waits for the device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.models.conditioning import Conditioning
+
+CPU = torch.device("cpu")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU; to CUDA from pinned memory, since a copy from other memory waits for the device."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_conditioning(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    """The same for every tensor of a conditioning."""
+    pooled, ids = conditioning.pooled, conditioning.time_ids
+    return replace(
+        conditioning,
+        hidden=send(conditioning.hidden, device),
+        pooled=None if pooled is None else send(pooled, device),
+        time_ids=None if ids is None else send(ids, device),
+    )
+
+
+@contextmanager
+def on_device(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, frozen networks are on `device`; otherwise they are on the CPU and take no memory there."""
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module in modules:
+            module.to(CPU)
