@@ -1,4 +1,4 @@
-"""Files appear under their name only when they are whole; JSON is read or its file named."""
+"""Atomic file writes, checks of output paths, and JSON files whose errors name the file."""
 
 import json
 import os
@@ -25,12 +25,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path` that nobody else has."""
+    """A unique temporary name in the same folder as `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,6 +69,6 @@ def read_json(path: Path, otherwise: str = "download or save the model again") -
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people too, and the folder it stands in."""
+    """Write indented JSON, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

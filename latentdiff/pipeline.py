@@ -50,7 +50,7 @@ class PipelineOutput:
 
 
 class LatentDiffusionPipeline:
-    """A text-to-image model that is ready to call. Threads may call one; loading and saving wants it alone."""
+    """A text-to-image model. Several threads may call one pipeline; load and save from one thread at a time."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
         """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
@@ -89,13 +89,13 @@ class LatentDiffusionPipeline:
     ) -> "LatentDiffusionPipeline":
         """Open a diffusers folder, a single file, a hub id, or without an argument the bundled model.
 
-        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: auto runs what computes
-        the same faster on this machine, off the plain modules, to look into, to change or for gradients; compile what
-        torch.compile makes of them, in minutes at the first call for each size, from a cache on the disk after that.
-        approximate: names of what makes nearly the same pictures sooner, see `runtime.approximate`. low_memory: weights
-        stay in their files and are read there at each call, a block at a time; nothing can change or save them.
+        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: "auto" replaces layers
+        by faster ones for this machine; "off" keeps the plain modules, for inspection, changes or gradients; "compile"
+        uses torch.compile, which takes minutes at the first call for each size and reads a disk cache after that.
+        approximate: names of `runtime.approximate`, which trade accuracy for speed. low_memory: weights stay in their
+        files and are mapped at each call, one block at a time; they cannot be changed or saved then.
         vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`. diffusers_names:
-        `torch_dtype`, and what diffusers needs to be told and is so here (`diffusers_names.open_arguments`).
+        `torch_dtype`, and arguments of diffusers that change nothing here (`diffusers_names.open_arguments`).
         Raises CheckpointError or InputError. A local path opens no connection.
         """
         options = choose_options(optimize, approximate, low_memory)
@@ -165,7 +165,7 @@ class LatentDiffusionPipeline:
             self.options.make_ready(self.denoiser, self.vae)
 
     def load_textual_inversion(self, path: str | Path) -> list[str]:
-        """Add the words learnt in a file or folder, for use in prompts; returns them. Raises CheckpointError."""
+        """Add the learned words of a file or folder to the tokenizer; returns them. Raises CheckpointError."""
         with self._plain() as parts:
             return load_learned(parts, Path(path))
 
@@ -180,7 +180,7 @@ class LatentDiffusionPipeline:
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
-        """The parts with their weights as files hold them; whoever changes them is seen by the next call."""
+        """The components with plain layers; changes to their weights apply from the next call on."""
         self._refuse_low_memory()
         restore(self.denoiser)
         restore(self.vae)
@@ -196,7 +196,9 @@ class LatentDiffusionPipeline:
 
     def _refuse_low_memory(self) -> None:
         if self.options.low_memory:
-            raise InputError(f"low_memory=True leaves the weights in {self.folder}; open it without, to change or save")
+            raise InputError(
+                f"low_memory=True leaves the weights in {self.folder}; open the model without it to change or save them"
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""

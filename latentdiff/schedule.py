@@ -1,4 +1,4 @@
-"""How much of a picture is left at each timestep: x_t = alpha_t * x0 + sigma_t * noise, as float64 tables."""
+"""Noise schedules as float64 tables: x_t = alpha_t * x0 + sigma_t * noise."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Grid:
 class Schedule:
     """The T noise levels of a `ScheduleConfig`, and what a model predicts at them.
 
-    Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`: pure noise says nothing of x0.
+    Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`, which leaves x0 undetermined at the last
+    level.
     """
 
     config: ScheduleConfig
@@ -58,7 +59,7 @@ class Schedule:
         return alpha * x0 + sigma * noise
 
     def training_target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the model should say: noise, x0, velocity (Salimans & Ho 2022, app. D) or flow (Lipman et al. 2023)."""
+        """The training target: noise, x0, velocity (Salimans & Ho 2022, app. D) or flow (Lipman et al. 2023)."""
         alpha, sigma = self._at(timesteps, x0)
         match self.config.prediction_type:
             case "epsilon":

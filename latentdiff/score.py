@@ -1,9 +1,9 @@
-"""A denoiser as a score, and the flow that carries noise to pictures and back without drawing anything.
+"""A denoiser as a score, and the probability flow between noise and images.
 
 Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456).
 
-A schedule is a table. Between its timesteps, variance-preserving levels are (cos a, sin a), those of flow (1 - a, a),
-with a linear in the timestep. Along a, the probability flow (eq. 13) is dx/da = alpha' x0 + sigma' noise: the velocity
+A schedule is a table. Between two timesteps, variance-preserving levels are (cos a, sin a) and flow levels (1 - a, a),
+with `a` interpolated linearly. Along a, the probability flow (eq. 13) is dx/da = alpha' x0 + sigma' noise: the velocity
 of Salimans & Ho (2022, app. D), finite also where there is no signal.
 """
 
@@ -37,7 +37,7 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True)
 class Level:
-    """A point of the way from x0 to noise: x = alpha * x0 + sigma * noise, and how both change along `place`."""
+    """A noise level, x = alpha * x0 + sigma * noise, with the derivatives of both by `place`."""
 
     timestep: float
     place: float
@@ -48,7 +48,7 @@ class Level:
 
 
 def level_at(schedule: Schedule, timestep: float) -> Level:
-    """The level of a timestep from 0 to T - 1, whole or between two."""
+    """The level of a timestep from 0 to T - 1, integer or fractional."""
     places = _places(schedule)
     return _level(schedule, float(np.interp(timestep, np.arange(len(places)), places)), timestep)
 
@@ -62,9 +62,9 @@ def score(denoiser: Denoiser, schedule: Schedule, x: Tensor, timestep: float) ->
 def flow(
     denoiser: Denoiser, schedule: Schedule, x: Tensor, start: float, end: float, tolerance: float = TOLERANCE
 ) -> Tensor:
-    """Carry x [B, ...] from timestep `start` to `end` along the probability flow (eq. 13).
+    """Integrate x [B, ...] from timestep `start` to `end` along the probability flow (eq. 13).
 
-    From T - 1 to 0 it draws pictures, which keep the noise of timestep 0; the other way it finds the noise of one.
+    From T - 1 to 0 this generates images, with the noise of timestep 0 left; from 0 to T - 1 it encodes images.
     """
     first, last = (level_at(schedule, timestep).place for timestep in (start, end))
     return solve(_velocity(denoiser, schedule), x, first, last, tolerance)
@@ -78,10 +78,10 @@ def log_likelihood(
     timestep: float = 0.0,
     tolerance: float = TOLERANCE,
 ) -> Tensor:
-    """log p_t(x) in nats [B] of x [B, ...], which holds the noise of `timestep`, where the last level is N(0, I).
+    """log p_t(x) in nats, [B], of x [B, ...] at the noise level of `timestep`; the last level is taken as N(0, I).
 
     The divergence along the flow (eq. 39) is estimated with `probes` [K, B, ...], independent numbers of mean 0 and
-    variance 1 (eq. 40; Hutchinson 1990): the same ones at each level, so that it is the flow of one function.
+    variance 1 (eq. 40; Hutchinson 1990), the same at every level.
     """
     velocity, shape = _velocity(denoiser, schedule), x.shape
 
@@ -140,8 +140,8 @@ def solve(
 ) -> Tensor:
     """y [B, ...] at `end`, with dy/dt = slope(y, t) from `start` on, in either direction.
 
-    The pair of orders 5 and 4 of Dormand & Prince (1980, table 2); a step is kept when the error of every row, over
-    1 + |y| and in the mean square, is below `tolerance`. Raises NonFiniteError when no step is short enough.
+    The pair of orders 5 and 4 of Dormand & Prince (1980, table 2); a step is accepted when the root mean
+    square error of every row, relative to 1 + |y|, is below `tolerance`. Raises NonFiniteError if the step underflows.
     """
     t, step = start, (end - start) / 20
     first = slope(y, t)
@@ -156,7 +156,7 @@ def solve(
         if size <= 1:  # the last stage is the new value and its slope
             t, y, first = (end if step == end - t else t + step), new, slopes[-1]
         elif abs(step) < SMALLEST or not torch.isfinite(error).all():
-            raise NonFiniteError(f"the equation has no step that is short enough at {t:.6f}; raise the tolerance")
+            raise NonFiniteError(f"the step size underflows at {t:.6f}; raise the tolerance")
         step *= min(5.0, max(0.2, 0.9 * max(size, 1e-10) ** -0.2))
     return y
 

@@ -35,7 +35,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(pipe: LatentDiffusionPipeline, given: argparse.Namespace) -> Settings:
     """What was given of `add_settings`, the rest the model's own."""
-    asked = pipe.generation.asked(
+    asked = pipe.generation.with_given(
         num_inference_steps=given.steps, guidance_scale=given.guidance_scale, sampler=given.sampler
     )
     return Settings(**asked.model_dump())

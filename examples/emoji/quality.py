@@ -139,7 +139,7 @@ class _Shown:
 def collect(lab: Lab, given: argparse.Namespace) -> Results:
     """All cells of all tables. The DDIM table draws half as many pictures, and without guidance: it has 2,360 steps."""
     quick, count, few = given.quick, given.num, max(LEAST, given.num // 2)
-    guidance = lab.bench.pipe.generation.asked(guidance_scale=given.guidance_scale).guidance_scale
+    guidance = lab.bench.pipe.generation.with_given(guidance_scale=given.guidance_scale).guidance_scale
     usual = Settings(4 if quick else 25, guidance)
     lengths = (2, 4) if quick else (10, 20, 50, 100, 1000)
     scales = (1.0, 5.0) if quick else (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0)

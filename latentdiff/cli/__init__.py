@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb."""
+"""The command line: one thin function per command."""
 
 import sys
 import warnings
@@ -8,15 +8,15 @@ INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is one line and exit code 2."""
+    """Run the command line; a user error is one line and exit code 2."""
     from typer import BadParameter
 
     from latentdiff.cli.app import app
     from latentdiff.errors import LatentDiffError, is_out_of_memory
 
-    for word in sys.argv[1:]:  # no tokenizer, no recipe and no config takes what was not UTF-8 in the shell
+    for word in sys.argv[1:]:  # tokenizers, recipes and configs need UTF-8
         if word.encode(errors="ignore").decode() != word:
-            _refuse(f"{word!a} is not UTF-8 text; type it in a terminal that speaks UTF-8")
+            _refuse(f"{word!a} is not UTF-8 text; use a UTF-8 terminal")
     usage_error: Any = BadParameter.__base__  # Click's, which Typer takes from one package or another
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -24,11 +24,11 @@ def main() -> None:
     except LatentDiffError as error:
         _refuse(str(error))
     except OSError as error:
-        _refuse(f"{error}; check the path, its rights and the room on the disk")
+        _refuse(f"{error}; check the path, its permissions and the free disk space")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _refuse(f"out of memory ({str(error)[:120]}); ask for smaller pictures, or fewer at once")
+        _refuse(f"out of memory ({str(error)[:120]}); make smaller images, or fewer at once")
     except usage_error as error:
         _explain(error)
     if code == INTERRUPTED:
@@ -42,7 +42,7 @@ def _refuse(problem: str) -> NoReturn:
 
 
 def _explain(error: Any) -> NoReturn:
-    """What was typed wrongly, and where the options are explained; the verbs where none was typed."""
+    """Print a usage error with the command whose --help explains it; the list of commands where none was given."""
     if error.message == error.ctx.get_help():
         error.show()
         sys.exit(2)

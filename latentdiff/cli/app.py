@@ -1,4 +1,4 @@
-"""The verbs and their options. Nothing slow is imported before a verb runs."""
+"""The commands and their options. Nothing slow is imported before a command runs."""
 
 import json
 from pathlib import Path
@@ -9,24 +9,26 @@ import typer
 import latentdiff
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-data = typer.Typer(no_args_is_help=True, help="Look at training data.")
+data = typer.Typer(no_args_is_help=True, help="Inspect training data.")
 app.add_typer(data, name="data")
 PICTURES = "A folder, .zip, .tar or .parquet, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
 RESOLUTION = "Side of the square that pictures are trained at, in pixels. [default: the model's]"
 ALLOW_UPSCALE = "Largest factor that a small picture may be enlarged by. [default: 1.05]"
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"latentdiff {latentdiff.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _latentdiff(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Latent text-to-image diffusion: make pictures from prompts, and train the models that do."""
+    """Latent text-to-image diffusion: generate images from prompts, fine-tune and train models."""
 
 
 @app.command()
@@ -34,17 +36,17 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get numbered names.")],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
+        float | None, typer.Option(help="Classifier-free guidance; 1 or less is none. [default: the model's, else 5]")
     ] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Guide between these parts of all timesteps, 0 clean. [default: 0 1]"),
+        typer.Option(help="Guide only between these fractions of all timesteps, 0 clean, 1 noise. [default: 0 1]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
-    num_images: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
+    num_images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     sampler: Annotated[
@@ -64,24 +66,25 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
     optimize: Annotated[
-        str | None, typer.Option(help="auto, off, or compile: minutes at first, then kept. [default: auto]")
+        str | None, typer.Option(help="auto, off, or compile (minutes at first, then cached). [default: auto]")
     ] = None,
     approximate: Annotated[
-        str | None, typer.Option(help="Nearly the same picture sooner: reuse, int8; by commas. [default: none]")
+        str | None,
+        typer.Option(help="Faster, slightly different images: reuse, int8; separated by commas. [default: none]"),
     ] = None,
     low_memory: Annotated[
         bool | None,
-        typer.Option(help="Leave weights in their files; slower, and for machines they do not fit. [default: no]"),
+        typer.Option(help="Leave weights in their files: slower, for models larger than memory. [default: no]"),
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
     lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
 ) -> None:
-    """Make pictures from prompts."""
+    """Generate images from prompts."""
     from latentdiff.cli.generate import Request, run
 
-    asked = {
+    options = {
         "negative_prompt": negative_prompt,
         "steps": steps,
         "guidance_scale": guidance_scale,
@@ -101,7 +104,7 @@ def generate(
         "lora_scale": lora_scale,
         "embedding": None if embedding is None else str(embedding),
     }
-    given = {key: value for key, value in asked.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     run(Request(output, prompts or [], num_images, device, from_image, given))
 
 
@@ -109,13 +112,17 @@ def generate(
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see configs/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
-    auto_batch: Annotated[bool, typer.Option("--auto-batch", help="Out of memory: halve the batch and go on.")] = False,
-    num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the files' JSON schema, for editors.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip files that the check rejects.")] = False,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="If memory runs out, halve the batch and continue.")
+    ] = False,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of config files, for editors.")
+    ] = False,
 ) -> None:
-    """Train a VAE, a text encoder or a U-Net as a config file says."""
+    """Train a VAE, a text encoder or a U-Net from a config file."""
     from latentdiff.errors import InputError
 
     if schema:
@@ -137,26 +144,30 @@ def finetune(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
     method: Annotated[str | None, typer.Option(help="lora, dora, full or textual_inversion. [default: lora]")] = None,
     trigger: Annotated[
-        str | None, typer.Option(help="Words put before every caption; the word to learn, inverted.")
+        str | None, typer.Option(help="Words put before every caption; with textual_inversion, the word to learn.")
     ] = None,
-    init_word: Annotated[str | None, typer.Option(help="What the word to learn begins as.")] = None,
-    class_prompt: Annotated[str | None, typer.Option(help="What must not be forgotten (DreamBooth's prior).")] = None,
-    train_text: Annotated[bool, typer.Option("--train-text", help="LoRA on the text encoder too.")] = False,
+    init_word: Annotated[str | None, typer.Option(help="The word whose embedding the new word starts from.")] = None,
+    class_prompt: Annotated[
+        str | None, typer.Option(help="Prompt of the class to preserve (DreamBooth's prior).")
+    ] = None,
+    train_text: Annotated[bool, typer.Option("--train-text", help="Train a LoRA of the text encoder too.")] = False,
     caption_template: Annotated[
-        str | None, typer.Option(help="Makes the {name} of a class a caption. [default: {name}]")
+        str | None, typer.Option(help="Caption for images in a class folder {name}. [default: {name}]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the folder's size]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [default: by the model's size]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the size of the folder]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: by the size of the model]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
     resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
     allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of lora and dora. [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what the check finds wrong.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
-    auto_batch: Annotated[bool, typer.Option("--auto-batch", help="Out of memory: halve the batch and go on.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip files that the check rejects.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run.")] = False,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="If memory runs out, halve the batch and continue.")
+    ] = False,
 ) -> None:
-    """Teach a model the pictures of a folder, checked first."""
+    """Fine-tune a model on a folder of images, which is checked first."""
     from latentdiff.cli.finetune import run
 
     run(
@@ -184,9 +195,9 @@ def finetune(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(help="What run.output named.")],
+    run_folder: Annotated[Path, typer.Argument(help="The output folder of a run.")],
 ) -> None:
-    """Write report.html into a run's folder: curves, sample grids, config and data on one page."""
+    """Write report.html into the folder of a run: curves, sample grids, config and data on one page."""
     from latentdiff.cli.report import run
 
     run(run_folder)
@@ -194,15 +205,17 @@ def report(
 
 @app.command()
 def evaluate(
-    real: Annotated[Path, typer.Option(help="Real pictures no model learnt from: a folder, .zip or .tar.")],
-    generated: Annotated[Path | None, typer.Option(help="Generated pictures; else a model makes them.")] = None,
+    real: Annotated[Path, typer.Option(help="Real images that no model was trained on: a folder, .zip or .tar.")],
+    generated: Annotated[
+        Path | None, typer.Option(help="Generated images; by default the model generates them.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
-    num: Annotated[int | None, typer.Option(help="Captions of --real to draw. [default: all]")] = None,
+    num: Annotated[int | None, typer.Option(help="How many captions of --real to use. [default: all]")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="1 ignores guidance. [default: the model's, else 5]")
+        float | None, typer.Option(help="Classifier-free guidance; 1 or less is none. [default: the model's, else 5]")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="As generate has them. [default: the model's, else ddim]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="As in generate. [default: the model's]")] = None,
     features: Annotated[str, typer.Option(help="efficientnet-lite0 or clip.")] = "efficientnet-lite0",
     weights: Annotated[str | None, typer.Option(help="Weights of clip: a folder or hub id.")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP folder, text_encoder run or hub id, for captions.")] = None,
@@ -210,21 +223,21 @@ def evaluate(
         str | None,
         typer.Option(
             help="Of frechet, kernel, precision-recall, density-coverage, class-score, sliced-wasserstein, alignment, "
-            "retrieval; by commas. [default: all that can be had]"
+            "retrieval; separated by commas. [default: all that can be computed]"
         ),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Behind each 95 % interval.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn; picture k from seed + k.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples for each 95 % interval.")] = 100,
+    seed: Annotated[int, typer.Option(help="Image k is drawn from seed + k.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Page with numbers and pictures to write.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="VAE or model folder: measure what it loses of --real.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML page to write, with numbers and images.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="VAE or model folder: measure its reconstruction of --real.")] = None,
 ) -> None:
-    """Measure generated pictures, of a folder or of a model, against real ones."""
+    """Compare generated images, from a folder or a model, with real ones."""
     from latentdiff.cli.evaluate import Request, run
 
-    asked = {"model": model, "num": num, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
-    of_model = {key: value for key, value in asked.items() if value is not None}
+    options = {"model": model, "num": num, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
+    of_model = {key: value for key, value in options.items() if value is not None}
     files = (output, html, vae)
     run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, *files, of_model))
 
@@ -246,14 +259,14 @@ def check(
         str | None, typer.Option(help="Model whose size and token limit apply. [default: the bundled one]")
     ] = None,
     caption_template: Annotated[
-        str | None, typer.Option(help="Makes the {name} of a class a caption. [default: {name}]")
+        str | None, typer.Option(help="Caption for images in a class folder {name}. [default: {name}]")
     ] = None,
     trigger: Annotated[str | None, typer.Option(help="Words that will precede every caption.")] = None,
     resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
     allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
-    """Read every picture and caption and say what is wrong; exit code 1 when something is. Nothing is changed."""
+    """Check every image and caption of a folder; exit code 1 if there are errors. Nothing is changed."""
     from latentdiff.cli.data import run
 
     options = {"caption_template": caption_template, "prefix": trigger}

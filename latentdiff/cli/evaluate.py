@@ -112,7 +112,7 @@ def _of_model(request: Request) -> tuple[Pictures, Pictures]:
     pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device)
     real = FolderPictures(request.real, rows, pipe.default_size)
     assert real.captions is not None
-    settings = pipe.generation.asked(
+    settings = pipe.generation.with_given(
         num_inference_steps=asked.get("steps"),
         guidance_scale=asked.get("guidance_scale"),
         sampler=asked.get("sampler"),

@@ -1,4 +1,4 @@
-"""How every YAML file is read: once, at the edge, with errors that name the key."""
+"""Read YAML files: validated once, at the boundary, with errors that name the key."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from latentdiff.errors import InputError, did_you_mean
 
 
 class Config(BaseModel):
-    """An immutable, checked group of settings that refuses keys it does not know."""
+    """An immutable, validated group of settings that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,7 +42,7 @@ def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = (
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); mend the line it names") from error
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); correct that line") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds {type(raw).__name__}, not keys and values; see configs/ for examples")
     for override in overrides:
@@ -77,14 +77,14 @@ def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
     first = error.errors()[0]
     if first["type"].startswith("union_tag"):
         tasks = ", ".join(schema.json_schema()["discriminator"]["mapping"])
-        return f"task={first['input'].get('task')!r} is none of {tasks}; name the one that the file is of"
+        return f"task={first['input'].get('task')!r} must be one of {tasks}; set the task of this file"
     path = [str(part) for part in first["loc"][1:]]  # the first is the task
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
     if first["type"] == "value_error":  # of ours, which says what was wrong
-        told = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {told}" if key else told
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"
 
 

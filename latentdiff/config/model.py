@@ -328,6 +328,6 @@ class GenerationConfig(ModelConfig):
     guidance_scale: float = 5.0
     sampler: str = "ddim"
 
-    def asked(self, **given: Any) -> Self:
-        """These settings, but what was given: what is not None."""
+    def with_given(self, **given: Any) -> Self:
+        """These settings with those that are given, which are not None, in their place."""
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})

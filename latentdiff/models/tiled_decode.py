@@ -1,4 +1,4 @@
-"""Pictures too large to be decoded at once: tiles that overlap, whose seams are blended."""
+"""Decode large images in overlapping tiles and blend the seams."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ TILE, OVERLAP = 768, 128  # pixels a side
 
 @dataclass(frozen=True)
 class Cut:
-    """A tile along one side: the latents it is decoded from, the pixels of it that count, and how much each does.
+    """A tile along one side: the latents it is decoded from, the pixels that are used, and their weights.
 
     `kept` are pixels of the picture and `inner` the same ones of the tile; `weights` [kept], 1 but at seams.
     """
@@ -44,7 +44,7 @@ def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> 
 
 
 def cuts(length: int, tile: int, overlap: int, factor: int) -> list[Cut]:
-    """Tiles of one size, at even distances, over a side of `length` latents. All but length and factor in latents.
+    """Evenly spaced tiles of one size over a side of `length` latents; tile and overlap are in latents too.
 
     Where two overlap, one's weight falls in a straight line while the other's rises, in the middle of what they share:
     the edges of a tile, where its padding is felt, count for nothing. The weights of a pixel sum to 1, being the
@@ -67,7 +67,7 @@ def _cut(start: int, size: int, factor: int, weights: Tensor) -> Cut:
 
 
 def _strips(decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], columns: list[Cut]) -> Iterator[Tensor]:
-    """Finished rows of a picture [1, 3, rows, W], from top to bottom; of float32 only a row of tiles is held."""
+    """Finished rows of an image [1, 3, rows, W], from top to bottom; float32 memory is one row of tiles."""
     begun: Tensor | None = None  # the seam with the tiles above
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         band = _band(decode, z[..., row.latents, :], row, columns)
@@ -79,7 +79,7 @@ def _strips(decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], colu
 
 
 def _band(decode: Callable[[Tensor], Tensor], z: Tensor, row: Cut, columns: list[Cut]) -> Tensor:
-    """A row of tiles side by side, times its weights."""
+    """A row of tiles, multiplied by its weights."""
     band: Tensor | None = None
     for column in columns:
         tile = decode(z[..., column.latents].contiguous())[..., row.inner, column.inner].float()

@@ -18,13 +18,13 @@ from latentdiff.models.layers import Downsample2D, GroupNormSiLU, ResnetBlock2D,
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """The encoder's answer: independent normals with `mean` and `logvar`, both [B, latent_channels, h, w]."""
+    """The encoder's output: independent normals with `mean` and `logvar`, both [B, latent_channels, h, w]."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw; the noise comes from `generator` on its own device."""
+        """One sample; the noise is drawn by `generator` on its own device."""
         device = generator.device if generator else self.mean.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
@@ -35,7 +35,7 @@ class DiagonalGaussian:
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then a change of size where there is one. Not called: `run` does it."""
+    """Residual blocks of one width and an optional change of size; a container, which `run` executes."""
 
     def __init__(self, config: VAEConfig, layers: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Level(nn.Module):
 
 
 def run(levels: Iterable[Any], x: Tensor) -> Tensor:
-    """Each level's layers in turn. Called one by one, none holds the map that its level began with."""
+    """Run the layers of each level in turn; one call per layer, so that a level's input is freed early."""
     for level in levels:
         for layer in (*level.resnets, *(level.downsamplers or level.upsamplers or [])):
             x = layer(x)
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """A convolutional VAE. Latents for diffusion are `config.scaling_factor * z`; that product is the caller's."""
+    """A convolutional VAE. Latents for diffusion are `config.scaling_factor * z`; the caller applies the factor."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 1) if config.use_post_quant_conv else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Pixels [B, 3, H, W] in [-1, 1] to a distribution over z [B, latent_channels, H/f, W/f]."""
+        """Pixels [B, 3, H, W] in [-1, 1] to the distribution of z [B, latent_channels, H/f, W/f]."""
         h = self.encoder(x)
         if self.quant_conv is not None:
             h = self.quant_conv(h)
@@ -142,7 +142,7 @@ class AutoencoderKL(nn.Module):
 
 
 class IdentityVAE(nn.Module):
-    """No compression: a latent is a pixel, or with one channel the mean of its red, green and blue.
+    """The identity for diffusion in pixel space; with one channel, the mean of red, green and blue.
 
     Two fixed 1x1 convolutions, so that it is placed, saved and loaded as the other is.
     """
@@ -158,7 +158,7 @@ class IdentityVAE(nn.Module):
         self.decoder.weight = nn.Parameter(back[:, :, None, None], requires_grad=False)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Pixels [B, 3, H, W] in [-1, 1] to z [B, latent_channels, H, W], without any spread."""
+        """Pixels [B, 3, H, W] in [-1, 1] to z [B, latent_channels, H, W], with zero variance."""
         mean = self.encoder(x)
         return DiagonalGaussian(mean, torch.full_like(mean, -math.inf))
 

@@ -1,4 +1,4 @@
-"""Pictures sooner that are not quite the same: each is off unless it is asked for by its name."""
+"""Approximations that trade accuracy for speed; each is off unless it is requested by name."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ KNOWN = ("reuse", "int8")
 
 
 def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, or the only one, each once, in one order. Raises InputError for one that is unknown."""
+    """The names without repetitions, in a fixed order; a single string is one name. Raises InputError if unknown."""
     names = (names,) if isinstance(names, str) else names
     for name in names:
         if name not in KNOWN:
@@ -22,13 +22,13 @@ def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def approximate(denoiser: DenoisingNetwork, names: Sequence[str]) -> None:
-    """Change the layers of a U-Net that `prepare` has seen; `restore` undoes it. Raises InputError where it cannot."""
+    """Replace layers of a prepared U-Net; `restore` undoes it. Raises InputError where an approximation cannot run."""
     if "int8" in names:
         quantise(denoiser)
 
 
 def for_one_run(denoiser: DenoisingNetwork, names: Sequence[str], every: int = EVERY) -> Network:
-    """What the steps of one run are to call; with reuse every `every`-th computes all of it."""
+    """The network for the steps of one sampling run; with "reuse", every `every`-th step computes all levels."""
     if "reuse" not in names:
         return denoiser
     assert isinstance(denoiser, UNet2DConditionModel)

@@ -1,7 +1,7 @@
-"""What torch.compile makes, from one process to the next: an archive that is read whole or not at all.
+"""torch.compile's output, kept between processes as an archive that is read completely or not at all.
 
-A process compiles in a temporary folder of its own and puts a copy of it in the user's cache, so that no other ever
-meets half a library, whatever ends this one.
+A process compiles in its own temporary folder and copies it into the user's cache, so that no other process ever sees a
+partly written library, however this one ends.
 """
 
 import atexit
@@ -35,7 +35,7 @@ class CompileCache:
         try:
             self._unpack()
         except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, EOFError) as error:
-            warnings.warn(f"{archive} is damaged ({error}) and ignored; it is written anew", stacklevel=2)
+            warnings.warn(f"{archive} is damaged ({error}) and ignored; it will be rewritten", stacklevel=2)
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir()
         self.kept = self._files()
@@ -48,10 +48,10 @@ class CompileCache:
         version = torch.__version__.partition("+")[0]
         others = self.archive.parent.glob(f"torch-*{self.archive.name.removeprefix(f'torch-{torch.__version__}')}")
         for other in sorted(others):
-            warnings.warn(f"{other} is of another torch than {version} and ignored; remove it", stacklevel=3)
+            warnings.warn(f"{other} was made by another torch than {version} and is ignored; remove it", stacklevel=3)
 
     def save(self) -> None:
-        """Write the archive where there is something new; one line instead where the disk refuses."""
+        """Write the archive if there is anything new; warn in one line if it cannot be written."""
         if (found := self._files()) == self.kept:
             return
         try:

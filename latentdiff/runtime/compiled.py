@@ -1,4 +1,4 @@
-"""`optimize="compile"`: networks as torch.compile makes them, and the way back to those of "auto" where it cannot."""
+"""`optimize="compile"`: networks compiled by torch.compile, with a fallback to `"auto"` where compilation fails."""
 
 import warnings
 from collections.abc import Callable
@@ -11,23 +11,22 @@ from torch import Tensor, nn
 
 from latentdiff.runtime.compile_cache import open_cache
 
-ONE_AT_A_TIME = Lock()  # threads that compile, give up, or replay a CUDA graph
+ONE_AT_A_TIME = Lock()  # held while compiling, falling back, or replaying a CUDA graph
 SHAPES = 64  # sizes of a batch or picture that may each have a graph; torch's own limit is 8
 
 
 def compile_model(model: nn.Module, otherwise: Callable[[nn.Module], None]) -> None:
-    """Let `model` be compiled at its first call for each size of input, until `restore`; in place.
+    """Compile `model` at its first call for each input size, until `restore`; in place.
 
-    Weights stay inputs of the graph: what is loaded into them later counts, and the graph fits into a cache on the
-    disk, which frozen ones do not. On CUDA the fastest kernels are searched for, and recorded as a CUDA graph.
-    otherwise: what makes the model ready where torch.compile fails.
+    Weights stay inputs of the graph, so that weights loaded later are used and the graph can be cached on disk. On CUDA
+    kernels are autotuned and recorded as a CUDA graph. otherwise: prepares the model where torch.compile fails.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.forward = Compiled(model, next(model.parameters()).device, otherwise)
 
 
 class Compiled:
-    """Called in place of a module's `forward`, with its arguments."""
+    """Replaces a module's `forward`, with the same arguments."""
 
     def __init__(self, module: nn.Module, device: torch.device, otherwise: Callable[[nn.Module], None]) -> None:
         self.module, self.device, self.otherwise = module, device, otherwise
@@ -41,7 +40,7 @@ class Compiled:
         from torch._dynamo import config, exc
 
         known = x.shape in self.sizes
-        free = known and not self.recorded  # a recorded graph has one place for what goes in and what comes out
+        free = known and not self.recorded  # a recorded graph has one buffer for inputs and outputs
         try:
             with nullcontext() if free else ONE_AT_A_TIME, config.patch(recompile_limit=SHAPES):
                 if not self.given_up:
@@ -54,7 +53,7 @@ class Compiled:
         from torch._inductor import config
 
         cache = open_cache(self.device)
-        with config.patch(freezing=False):  # whatever else this process compiles
+        with config.patch(freezing=False):  # also where the process has set it for other models
             out = self._call(x, *others)
         self.sizes.add(x.shape)
         if cache:
@@ -65,15 +64,15 @@ class Compiled:
         if not self.recorded:
             return self.run(*inputs)
         torch.compiler.cudagraph_mark_step_begin()
-        return self.run(*inputs).clone()  # the next replay writes into the memory of this answer
+        return self.run(*inputs).clone()  # the next replay overwrites this output
 
     def _give_up(self, error: Exception) -> None:
         with ONE_AT_A_TIME:
             if self.given_up:
                 return
             reason = " ".join(str(getattr(error, "inner_exception", error)).split())[:200]
-            warnings.warn(f"torch.compile failed ({reason}); going on with optimize='auto'", stacklevel=3)
+            warnings.warn(f"torch.compile failed ({reason}); continuing with optimize='auto'", stacklevel=3)
             self.otherwise(self.module)
-            if vars(self.module).get("forward") is self:  # until here, who calls waits for the lock
+            if vars(self.module).get("forward") is self:  # callers wait for the lock until here
                 del self.module.forward
             self.given_up = True

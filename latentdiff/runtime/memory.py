@@ -1,4 +1,4 @@
-"""How much memory this process has held, and the C library's allocator, told what to keep and what to give back."""
+"""Peak memory of the process, and settings of glibc's allocator: what to keep and what to return to the system."""
 
 import ctypes
 import platform
@@ -11,27 +11,27 @@ import torch
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 PAD = 64 * 1024 * 1024
-OWN, MAPS = 128 * 1024, 65536  # what glibc begins with; told so, it no longer raises its threshold by itself
+OWN, MAPS = 128 * 1024, 65536  # glibc's defaults; set explicitly, its threshold no longer grows by itself
 _ONE_AT_A_TIME = Lock()
 _keeping: bool | None = None
 
 
 def keep_freed_memory() -> None:
-    """From here on have glibc keep freed blocks for the next allocation; elsewhere do nothing.
+    """Make glibc keep freed blocks for later allocations; does nothing with other C libraries.
 
-    By itself it maps each large tensor anew and gives it back when freed, so that each U-Net call touches its memory
-    page by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. What
-    was needed once, as for one large picture, is then held until `map_large_blocks`.
+    By default glibc maps each large tensor separately and unmaps it when freed, so that each U-Net call faults its
+    memory in page by page: over 50,000 page faults at the size of Stable Diffusion 1.5, a tenth of the call. Memory
+    that was needed once, for example by one large image, is then held until `map_large_blocks`.
     """
     if not _keeping:
         _switch(True, {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: PAD})
 
 
 def map_large_blocks() -> None:
-    """Have glibc give back what it kept, and from here on map each large block by itself.
+    """Return kept memory to the system, and map each large block separately from now on.
 
-    For weights, which stay: between activations they would leave holes that nothing larger fits into. One that gives
-    way to another order of itself then goes back to the system at once.
+    For weights, which stay: between activations they would fragment the heap. A weight that is replaced by its packed
+    form is then returned to the system at once.
     """
     if _keeping is not False:
         _switch(False, {MMAP_MAX: MAPS, MMAP_THRESHOLD: OWN, TOP_PAD: OWN})
@@ -54,7 +54,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: on the GPU if `device` is one, else resident."""
+    """Peak memory of this process in bytes: of the GPU if `device` is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

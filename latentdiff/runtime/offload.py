@@ -1,4 +1,4 @@
-"""Weights that stay in their files: a block of a network is lent its own while it runs."""
+"""Disk offload: each block maps its weights from their files for the duration of one forward pass."""
 
 from collections.abc import Iterator
 from threading import RLock
@@ -17,26 +17,26 @@ ALIGNMENT = 64  # bytes
 
 
 def offload_weights(model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype, fast: bool) -> None:
-    """Have a model without memory take its weights from their files at each call, a block at a time; on the CPU.
+    """Make a model without memory map its weights from their files at each call, one block at a time; on the CPU.
 
     Aligned weights in the file's dtype are read where the file is mapped, without a copy. fast: compute the same by
-    the kernels that this machine has. Threads may call the model; a block serves one at a time.
+    the kernels that this machine has. Threads may call the model; each block runs for one thread at a time.
     """
     empty = {key: _placeholder(place.shape, dtype) for key, place in places.items()}
     model.load_state_dict(empty, assign=True)
     if fast:
         _use_kernels(model)
     for name, block in _blocks(model):
-        _lend(block, [(weight, places[f"{name}.{key}"]) for key, weight in block.named_parameters()])
+        _offload(block, [(weight, places[f"{name}.{key}"]) for key, weight in block.named_parameters()])
 
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One number that stands for all: not a number, so that a weight which was not lent is seen in the pictures."""
+    """One NaN expanded to the shape, so that a weight that was not mapped shows in the output."""
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The largest parts that hold no more than `BLOCK_BYTES`, or are single layers. The model itself is none."""
+    """The largest submodules of at most `BLOCK_BYTES`, or single layers; never the model itself."""
     for name, part in model.named_children():
         size = sum(weight.nbytes for weight in part.parameters())
         never_called = type(part).forward is nn.Module.forward
@@ -46,7 +46,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _lend(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -> None:
+def _offload(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -> None:
     empty = [weight.data for weight, _ in own]
     free = RLock()
 
@@ -78,7 +78,7 @@ class KernelAttention(Attention):
 
 
 def _use_kernels(model: nn.Module) -> None:
-    """Native kernels, and maps in their order from the first convolution on; weights stay in the file's."""
+    """Native kernels, and channels-last maps from the first convolution on; weights keep the file's layout."""
     use_native_kernels(model)
     for name, module in model.named_modules():
         if type(module) is Attention:

@@ -20,9 +20,9 @@ LEVELS = ("auto", "off", "compile")
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """optimize: one of `LEVELS`. approximate: of `runtime.approximate`. low_memory: weights stay in their files.
+    """optimize: one of `LEVELS`. approximate: names of `runtime.approximate`. low_memory: disk offload.
 
-    every: the steps of which `reuse` computes one whole.
+    every: with "reuse", one of this many steps computes all levels.
     """
 
     optimize: str = "off"
@@ -31,12 +31,12 @@ class RuntimeOptions:
     every: int = EVERY
 
     def await_weights(self, device: torch.device, dtype: torch.dtype) -> None:
-        """To be called before the networks are read."""
+        """Configure the allocator; call it before the networks are read."""
         if self.optimize == "auto" and not self.low_memory:
             make_room(torch.empty(0, device=device, dtype=dtype))
 
     def make_ready(self, denoiser: DenoisingNetwork, vae: VAE) -> None:
-        """In place, until `runtime.optimize.restore`. Raises InputError where this machine cannot."""
+        """Optimise the networks in place, until `restore`. Raises InputError where this machine cannot."""
         if self.low_memory:
             return
         if self.optimize == "auto":
@@ -48,7 +48,7 @@ class RuntimeOptions:
             compile_model(vae.decoder, otherwise=prepare)
 
     def device(self, name: str) -> torch.device:
-        """`pick_device`, and the CPU for weights that stay in their files. Raises InputError."""
+        """`pick_device`; disk offload runs on the CPU only. Raises InputError."""
         device = pick_device("cpu" if self.low_memory and name == "auto" else name)
         if self.low_memory and device.type != "cpu":
             raise InputError(f"low_memory=True runs on the CPU, not on device={name!r}; try device='cpu'")
@@ -56,7 +56,7 @@ class RuntimeOptions:
 
 
 def choose_options(optimize: str, approximate: Sequence[str] = (), low_memory: bool = False) -> RuntimeOptions:
-    """Raises InputError for a name that is unknown, and for two that do not go together."""
+    """Check and combine the options. Raises InputError for an unknown name, and for options that exclude each other."""
     if optimize not in LEVELS:
         raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, LEVELS)}")
     if optimize == "compile" and low_memory:

@@ -46,7 +46,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         ("optim.learning_rat=1", r"unknown key 'optim.learning_rat'; did you mean 'learning_rate'\?"),
         ("optim.max_steps=0", r"yaml: optim\.max_steps=0: Input should be greater than 0"),
         ("optim.max_steps=many", "yaml: optim.max_steps='many'"),
-        ("task=vea", "task='vea' is none of finetune, text_encoder, unet, vae; name"),
+        ("task=vea", "task='vea' must be one of finetune, text_encoder, unet, vae; set"),
         ("optim.max_steps", "has no '='"),
         ("kl_weight.x=1", "is a value, not a group"),
         ("model.norm_num_groups=7", "norm_num_groups"),
@@ -66,7 +66,7 @@ def test_mistakes_name_the_key_and_the_rule(override: str, message: str) -> None
         ("a: [", "is not YAML"),
         ("- 1", "holds list"),
         ("", "holds NoneType"),
-        ("{}", "task=None is none of finetune"),
+        ("{}", "task=None must be one of finetune"),
     ],
 )
 def test_files_that_are_no_config(text: str | None, message: str, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_damaged_cache_is_one_line_and_written_anew(tmp_path: Path, damage: st
     middle = len(whole) // 2
     flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
     archive.write_bytes({"cut": whole[:middle], "flipped": flipped, "text": b"no archive", "empty": b""}[damage])
-    with pytest.warns(UserWarning, match="is damaged .* and ignored; it is written anew") as told:
+    with pytest.warns(UserWarning, match="is damaged .* and ignored; it will be rewritten") as told:
         cache = CompileCache(archive)
     assert len(told) == 1 and "\n" not in str(told[0].message) and not any(cache.work.iterdir())
     (cache.work / "kernel").write_bytes(b"new")
@@ -91,7 +91,7 @@ def test_a_cache_of_another_torch_is_one_line_and_not_opened(tmp_path: Path, mon
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     old = made(tmp_path, kernel=b"old").archive
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip is of another torch than") as told:
+    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip was made by another torch than") as told:
         cache = CompileCache(old.with_name(f"torch-{torch.__version__}-x.zip"))
     assert len(told) == 1 and not any(cache.work.iterdir())
 
@@ -124,7 +124,7 @@ def test_where_nothing_compiles_one_line_and_the_other_way() -> None:
     with (
         config.patch({"cpp.cxx": ("no-such-compiler",)}),
         torch.no_grad(),
-        pytest.warns(UserWarning, match=r"torch.compile failed \(.*going on with optimize='auto'") as told,
+        pytest.warns(UserWarning, match=r"torch.compile failed \(.*continuing with optimize='auto'") as told,
     ):
         assert torch.equal(model(x), 2 * x)
     ours = [str(one.message) for one in told if "torch.compile failed" in str(one.message)]  # torch adds its own
@@ -155,7 +155,7 @@ def test_threads_that_fail_together_give_up_once() -> None:
 
     compile_model(model, prepare)
     model.forward.run = fail
-    with torch.no_grad(), pytest.warns(UserWarning, match="going on with") as told, ThreadPoolExecutor(2) as pool:
+    with torch.no_grad(), pytest.warns(UserWarning, match="continuing with") as told, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(call, range(2)))
     assert all(torch.equal(out, 2 * x) for out in found) and inside == [model]
     assert sum("torch.compile failed" in str(one.message) for one in told) == 1
