@@ -60,6 +60,12 @@ class Report:
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.kind in ERRORS]
 
+    @property
+    def warnings(self) -> str:
+        """How many warnings of each kind there are, in words; empty if there are none."""
+        kinds = Counter(finding.kind for finding in self.findings if finding.kind not in ERRORS)
+        return ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "errors": len(self.errors)}
 
@@ -147,7 +153,7 @@ def _findings(
         if not row.captions and not prefix:
             yield Finding("no caption", row.where, row.name, "nothing describes it; add a caption")
         if not look.problem and first.setdefault(look.digest, row).name != row.name:
-            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].where}")
+            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].name}")
         for caption in row.captions or [""]:
             if lost := lost_words(prefixed(caption, prefix)):
                 yield Finding("long caption", row.where, row.name, f"exceeds the token limit; lost: {lost!r}")
@@ -162,7 +168,7 @@ def _small_buckets(source: str, buckets: list[Size]) -> Iterator[Finding]:
     counts = Counter(buckets)
     small = [bucket for bucket, count in counts.items() if count < SMALL_BUCKET]
     if small and len(counts) > 1:
-        detail = f"{len(small)} of {len(counts)} have fewer than {SMALL_BUCKET} pictures; larger batches join or split"
+        detail = f"{len(small)} of {len(counts)} hold fewer than {SMALL_BUCKET} pictures; larger batches will crop more"
         yield Finding("small buckets", source, "", detail)
 
 

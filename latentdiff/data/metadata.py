@@ -131,7 +131,7 @@ def _csv(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and records. Raises InputError for a line with more or fewer fields than the header."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise InputError(

@@ -21,18 +21,20 @@ OPTIONS = {"folder": "FOLDER", "base": "--model", "text_encoder": "--train-text"
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run, and what the check of the folder found."""
+    """What will be run, what the check of the folder found, and the command that prints it."""
 
     config: FineTuneConfig
     report: Report
+    command: str
 
     def in_words(self) -> str:
         config = self.config
         skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
         enlarged = self.report.enlarged
         factor = f", {enlarged} enlarged by up to {self.report.largest_enlargement:.2f}" if enlarged else ""
+        warnings = f"warnings: {self.report.warnings}; {self.command} lists them\n" if self.report.warnings else ""
         return (
-            f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n"
+            f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
             f"{config.optim.max_steps} steps of {config.data.batch_size}, rate {config.optim.learning_rate}\n"
             f"into {config.run.output}"
@@ -99,7 +101,7 @@ def plan_finetune(
         },
         "finetune",
     )  # fmt: skip
-    return Plan(config, report)
+    return Plan(config, report, command)
 
 
 def going_on(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:

@@ -50,6 +50,8 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
         bad = unusable(report, captioned, data.skip, skip_bad, command)
         if bad:
             tqdm.write(f"{len(bad)} pictures are left out; {config.run.output / REPORT} says why", file=sys.stderr)
+        if report.warnings:
+            tqdm.write(f"warnings: {report.warnings}; {config.run.output / REPORT} lists them", file=sys.stderr)
         config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
     (config,) = broadcast_object_list([config])
     start(config, report, resume, auto_batch)

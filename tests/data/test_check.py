@@ -128,6 +128,9 @@ def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path, model_folder
     assert len(words.splitlines()) < 25 and max(map(len, words.splitlines())) < 200 + len(str(tmp_path))
     assert "long caption: and 145 more; --json lists all" in words and "ignored file: and 145 more" in words
     assert words.endswith("0 errors, 300 warnings")
+    assert report.warnings == "long caption (150), ignored file (150)"
+    plan = plan_finetune(tmp_path, tmp_path / "run", str(model_folder))
+    assert f"ignored file (150); latentdiff data check {tmp_path} --model {model_folder} lists" in plan.in_words()
     assert max(len(finding["detail"]) for finding in report.to_json()["findings"]) > 15000
 
 
@@ -144,7 +147,7 @@ def test_small_buckets_are_a_warning(folder: Path) -> None:
     report = check(folder, Fitting(16, 2), lost_words)
     assert report.buckets == [("24x8", 10), ("16x16", 3)]
     assert [f.detail for f in report.findings] == [
-        "1 of 2 have fewer than 8 pictures; larger batches join or split"
+        "1 of 2 hold fewer than 8 pictures; larger batches will crop more"
     ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], str, dict[str, tuple[tuple[str, ...],
         {"a.png": (("猫",), 1)},
     ),
     "csv": (
-        {"a.png": PNG, "metadata.csv": '\ufefffile_name,text\na.png,"red, round"\n'.encode()},
+        {"a.png": PNG, "metadata.csv": '\ufefffile_name, text\na.png,"red, round"\n'.encode()},
         "metadata",
         {"a.png": (("red, round",), 1)},
     ),
