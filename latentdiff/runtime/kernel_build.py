@@ -72,12 +72,12 @@ def compile_variant(variant: Variant, compiler: Sequence[str], target: Path, zig
     """
     flags = [*FLAGS, *variant.flags]
     if zig_target is not None:
-        flags = [*FLAGS, "-target", zig_target, f"-mcpu={variant.zig_cpu}", "-nostdlib++"]
+        flags = [*FLAGS, "-target", zig_target, f"-mcpu={variant.zig_cpu}", "-nostdlib++", "-s"]
     sources = sorted(KERNELS.glob("*.cpp"))
     subprocess.run([*compiler, *flags, "-o", target, *sources], check=True, capture_output=True, text=True)
 
 
 def seal(library: Path) -> str:
-    """What belongs in `library`.sha256: the hash of the file, and of the sources that it was compiled from."""
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.[ch]*"))))
+    """What belongs in `library`.sha256: the hash of the file, and of the sources and flags that it is compiled from."""
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in (*sorted(KERNELS.glob("*.[ch]*")), Path(__file__))))
     return f"{hashlib.sha256(library.read_bytes()).hexdigest()} {sources.hexdigest()}\n"

@@ -33,7 +33,8 @@ def untestable() -> dict[str, str]:
     reasons = {}
     for variant in VARIANTS:
         if variant.name not in lacking:
-            reasons[variant.name] = f"for {variant.machine}"
+            emulated = "; pytest -m slow runs it under qemu" if variant.machine == "aarch64" else ""
+            reasons[variant.name] = f"for {variant.machine}{emulated}"
         elif lacking[variant.name]:
             emulated = ", emulated instead" if variant.name == "amx" and EMULATED in found else ""
             reasons[variant.name] = f"no {lacking[variant.name][0]}{emulated}"

@@ -1,0 +1,43 @@
+// One kernel on the numbers from stdin, its answer to stdout: `driver attention_bf16 batch heads queries keys dim`, or
+// `driver geglu_fp32 rows width`. Linked with the kernels into a static program, to be run by qemu-aarch64.
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+using Attention = void(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, const void*, int64_t, int64_t,
+                       const void*, int64_t, int64_t, const void*, int64_t, int64_t, void*);
+extern "C" Attention attention_bf16, attention_fp32;
+extern "C" void geglu_fp32_forward(int64_t threads, int64_t rows, int64_t width, const void* x, void* y);
+
+static void* read_bytes(size_t count) {
+    void* data = malloc(count);
+    if (!data || fread(data, 1, count, stdin) != count) exit(2);
+    return data;
+}
+
+static int answer(const void* data, size_t count) { return fwrite(data, 1, count, stdout) == count ? 0 : 2; }
+
+int main(int count, char** words) {
+    int64_t sizes[5] = {};
+    for (int i = 2; i < count; ++i) sizes[i - 2] = atoll(words[i]);
+    if (!strcmp(words[1], "geglu_fp32")) {
+        const int64_t rows = sizes[0], width = sizes[1];
+        const void* x = read_bytes(rows * 2 * width * 4);
+        void* y = malloc(rows * width * 4);
+        geglu_fp32_forward(2, rows, width, x, y);
+        return answer(y, rows * width * 4);
+    }
+    const bool narrow = !strcmp(words[1], "attention_bf16");
+    const int64_t batch = sizes[0], heads = sizes[1], queries = sizes[2], keys = sizes[3], dim = sizes[4];
+    const int64_t row = heads * dim, size = narrow ? 2 : 4;
+    const void* q = read_bytes(batch * queries * row * size);
+    const void* k = read_bytes(batch * keys * row * size);
+    const void* v = read_bytes(batch * keys * row * size);
+    void* out = malloc(batch * queries * row * size);
+    const float scale = 1 / __builtin_sqrtf(static_cast<float>(dim));
+    (narrow ? attention_bf16 : attention_fp32)(2, batch, heads, queries, keys, dim, scale, q, queries * row, row, k,
+                                               keys * row, row, v, keys * row, row, out);
+    return answer(out, batch * queries * row * size);
+}
