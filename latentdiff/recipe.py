@@ -1,22 +1,22 @@
 """The recipe of a picture, kept in the PNG's text chunks: enough to make the same pixels again."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
 
 CHUNK = "latentdiff"
+LoraUse = tuple[str, float, float]  # file or folder, weight for the U-Net, for the text encoders
 MAX_PIXELS = 64 * 1024 * 1024
 
 
 class Recipe(BaseModel):
-    """Everything a picture depends on. `model_hash` is of all weight files, the LoRA's and the learnt words' too."""
+    """Everything a picture depends on. `model_hash` covers the model, LoRAs and embeddings (see `model_hash`)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -36,21 +36,24 @@ class Recipe(BaseModel):
     approximate: tuple[str, ...] = ()
     low_memory: bool = False
     model: str | None = None
-    lora: str | None = None
-    lora_scale: float = 1.0
-    embedding: str | None = None
+    vae: str | None = None
+    unet: str | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
+    loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[str, ...] = ()
     model_hash: str
     version: str
 
-
-def hash_model(folder: Path, *additions: Path) -> str:
-    """SHA-256 over the names and bytes of a model's safetensors files, and additions: 16 hexadecimal digits."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
-    for path in sorted(folder.glob("*/*.safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    @model_validator(mode="before")
+    @classmethod
+    def _one_lora_and_one_embedding(cls, raw: Any) -> Any:
+        """Recipes before version 0.2 had one of each."""
+        if isinstance(raw, dict) and raw.get("lora") is not None:
+            raw = {**raw, "loras": [[raw["lora"], raw.get("lora_scale", 1.0), raw.get("lora_scale", 1.0)]]}
+        if isinstance(raw, dict) and raw.get("embedding") is not None:
+            raw = {**raw, "embeddings": [raw["embedding"]]}
+        return raw
 
 
 def write_png(image: Image.Image, recipe: Recipe, path: Path) -> None:

@@ -32,7 +32,7 @@ from latentdiff.metrics.bootstrap import NORMAL_95, intervals
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.recipe import hash_model
+from latentdiff.model_hash import hash_model
 from latentdiff.samplers import SAMPLERS, plan
 
 FLOOR_DRAWS, LEAST = 5, 4

@@ -15,7 +15,7 @@ from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import decode, fit, measure
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.recipe import hash_model
+from latentdiff.model_hash import hash_model
 
 AT_ONCE = 16
 
@@ -69,10 +69,10 @@ class ModelPictures:
 
     @property
     def source(self) -> dict[str, Any]:
-        assert self.pipe.folder is not None
+        assert self.pipe.source is not None
         return {
             "model": str(self.pipe.folder),
-            "model_hash": hash_model(self.pipe.folder),
+            "model_hash": hash_model(self.pipe.source),
             "count": len(self),
             **self.settings.model_dump(),
             "seed": self.seed,

@@ -13,7 +13,7 @@ from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.recipe import hash_model
+from latentdiff.model_hash import hash_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 
