@@ -164,10 +164,11 @@ class LatentDiffusionPipeline:
         finally:
             self.options.make_ready(self.denoiser, self.vae)
 
-    def load_textual_inversion(self, path: str | Path) -> list[str]:
+    def load_textual_inversion(self, path: str | Path, allow_pickle: bool = False) -> list[str]:
         """Add the learned words of a file or folder to the tokenizer; returns them. Raises CheckpointError."""
-        with self._plain() as parts:
-            return load_learned(parts, Path(path))
+        self._refuse_low_memory()
+        self._texts.clear()
+        return load_learned(self._components(), Path(path), allow_pickle)
 
     def to(self, device: str | torch.device) -> "LatentDiffusionPipeline":
         """Move the networks to another device, and make them fast there. Raises InputError for one that is not here."""

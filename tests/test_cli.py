@@ -58,7 +58,8 @@ def test_picture_recipe_and_the_same_pixels_again(
         "steps": 3, "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16,
         "dtype": "float32", "optimize": "auto", "approximate": ("reuse",), "low_memory": False,
         "model": str(model_folder),
-        "lora": None, "lora_scale": 1.0, "embedding": None, "model_hash": hash_model(model_folder), "version": "",
+        "vae": None, "unet": None, "variant": None, "prediction_type": None, "loras": (), "embeddings": (),
+        "model_hash": hash_model(model_folder), "version": "",
     }  # fmt: skip
     assert run("generate", "--from-image", first, "-o", again, monkeypatch=monkeypatch) == 0
     assert np.array_equal(pixels(first), pixels(again))
@@ -242,7 +243,7 @@ def test_another_model_than_the_recipes_is_refused(
     )
     linked.unlink()
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
-    assert f"was made by {linked}, which is no folder here; name it by --model" in capsys.readouterr().err
+    assert f"was made by {linked}, which is not here; name it by --model" in capsys.readouterr().err
     linked.symlink_to(xl_folder)
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
     assert "was made by model" in capsys.readouterr().err

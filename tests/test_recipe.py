@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from latentdiff import recipe as module
 from latentdiff.errors import InputError
-from latentdiff.recipe import CHUNK, Recipe, hash_model, read_recipe, write_png
+from latentdiff.recipe import CHUNK, Recipe, read_recipe, write_png
 
 RECIPE = Recipe(
     prompt="猫, a \"cat\"\nface", negative_prompt="dog", seed=2**40, sampler="ddim", eta=0.1, steps=3,
@@ -72,15 +72,8 @@ def test_a_picture_that_unpacks_to_gigabytes(tmp_path: Path, monkeypatch: pytest
         read_recipe(path)
 
 
-def test_the_hash_is_of_weights_and_their_names(tmp_path: Path) -> None:
-    (tmp_path / "unet").mkdir()
-    weights = tmp_path / "unet" / "a.safetensors"
-    weights.write_bytes(b"1")
-    first = hash_model(tmp_path)
-    (tmp_path / "README.md").write_text("no weights")
-    assert hash_model(tmp_path) == first
-    lora = tmp_path / "lora.bin"
-    lora.write_bytes(b"2")
-    assert hash_model(tmp_path, lora) != first
-    weights.rename(weights.with_name("b.safetensors"))
-    assert hash_model(tmp_path) != first
+def test_recipes_with_one_lora_and_one_embedding_still_open() -> None:
+    raw = RECIPE.model_dump(exclude={"loras", "embeddings"}) | {"lora": "a", "lora_scale": 0.5, "embedding": "b"}
+    recipe = Recipe.model_validate(raw)
+    assert recipe.loras == (("a", 0.5, 0.5),) and recipe.embeddings == ("b",)
+    assert Recipe.model_validate(raw | {"lora": None, "embedding": None}).loras == ()

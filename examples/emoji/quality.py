@@ -31,8 +31,8 @@ from latentdiff.metrics.alignment import alignment
 from latentdiff.metrics.bootstrap import NORMAL_95, intervals
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.reconstruction import reconstruct
-from latentdiff.models.vae import AutoencoderKL
 from latentdiff.model_hash import hash_model
+from latentdiff.models.vae import AutoencoderKL
 from latentdiff.samplers import SAMPLERS, plan
 
 FLOOR_DRAWS, LEAST = 5, 4

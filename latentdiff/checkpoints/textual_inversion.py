@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import Components
+from latentdiff.checkpoints.tensor_files import READ_ERRORS, TensorFile, damaged, open_tensor_file
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import atomic_path
 from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.tokenizer import word_names
 
 FILE = "learned_embeds.safetensors"
+PARAMETERS = "string_to_param."  # A1111's .pt files
 
 
 class LearnedRows(nn.Module):
@@ -49,7 +51,8 @@ def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> Lea
         raise InputError(f"init_word={like!r} has no token to begin from; name a word near to what is taught")
     table = _embeddings(encoder).token_embedding
     start = table.weight.detach()[ids].mean(0).expand(vectors, -1)
-    _name(text, token, vectors)
+    _check_name(text, token, vectors)
+    tokenizer.add_word(token, vectors)
     rows = LearnedRows(table, start)
     _embeddings(encoder).token_embedding = rows
     return rows
@@ -62,18 +65,21 @@ def save_learned(rows: LearnedRows, token: str, folder: Path) -> None:
         save_file({token: rows.learned.detach().cpu().contiguous()}, path, metadata={"format": "pt"})
 
 
-def load_learned(parts: Components, path: Path) -> list[str]:
-    """Add the words in a file or folder, ours or diffusers', to the model, in place; returns them.
+def load_learned(parts: Components, path: Path, allow_pickle: bool = False) -> list[str]:
+    """Add the words in a file or folder to the model, in place; returns them.
 
-    Raises CheckpointError when there is none, and when they were learnt for another width.
+    Reads our files, diffusers', A1111's (`emb_params`, or `.pt` with `allow_pickle`) and SDXL's with vectors for both
+    encoders. Raises CheckpointError for a file that is none of these or was made for another kind of model; then
+    nothing was added.
     """
     file = find_learned(path)
-    try:
-        words = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is no readable safetensors file ({error}); download it again") from error
-    for token, vectors in words.items():
-        _add(parts.text, token, vectors.reshape(-1, vectors.shape[-1]), file)
+    words = _words(file, open_tensor_file(file, allow_pickle))
+    fitting = {token: _fit(parts.text, token, vectors, file) for token, vectors in words.items()}
+    for token, vectors in fitting.items():
+        _check_name(parts.text, token, len(vectors[0]))
+    for token, vectors in fitting.items():
+        for k, rows in enumerate(vectors):
+            _add(parts.text, k, token, rows)
     return list(words)
 
 
@@ -85,29 +91,58 @@ def find_learned(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no {FILE}; give a file of learnt words, or the folder finetune wrote")
 
 
-def _add(text: TextConditioner, token: str, vectors: Tensor, file: Path) -> None:
-    encoder: Any = text.encoders[0]
-    table = _embeddings(encoder).token_embedding
-    if len(text.encoders) != 1 or vectors.shape[-1] != table.embedding_dim:
+def _words(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
+    """Vectors [n, D] of each word, one tensor per text encoder. A word without a name is named after the file."""
+    try:
+        tensors = {key: opened.get(key) for key in opened.shapes}
+    except READ_ERRORS as error:
+        raise damaged(file, error) from error
+    for key, tensor in tensors.items():
+        if tensor.ndim not in (1, 2) or 0 in tensor.shape or not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {key[:80]} is {list(tensor.shape)}; vectors of a word must be [n, width]")
+    rows = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in tensors.items()}
+    if not rows:
+        raise CheckpointError(f"{file} holds no learnt word; give the file that a trainer wrote")
+    if rows.keys() <= {"clip_l", "clip_g"}:
+        return {file.stem: [rows[key] for key in ("clip_l", "clip_g") if key in rows]}
+    unnamed = [key for key in rows if key == "emb_params" or key.startswith(PARAMETERS)]
+    if len(unnamed) == 1:
+        return {file.stem: [rows[unnamed[0]]]}
+    return {key: [value] for key, value in rows.items()}
+
+
+def _fit(text: TextConditioner, token: str, vectors: list[Tensor], file: Path) -> list[Tensor]:
+    """The vectors, which must be as wide as each encoder's table. Raises CheckpointError."""
+    need = [_embeddings(encoder).token_embedding.weight.shape[1] for encoder in text.encoders]
+    have = [rows.shape[1] for rows in vectors]
+    if have != need:
+        have_text, need_text = (" and ".join(map(str, sizes)) for sizes in (have, need))
         raise CheckpointError(
-            f"{file}: {token!r} has width {vectors.shape[-1]} and this model reads {table.embedding_dim} from one "
-            "encoder; it was made for another kind of model"
+            f"{file}: {token[:80]!r} has width {have_text} and this model reads {need_text}; "
+            "use a file for this kind of model"
         )
-    _name(text, token, len(vectors))
+    if len({len(rows) for rows in vectors}) > 1:
+        raise CheckpointError(f"{file}: {token[:80]!r} has a different number of vectors for each encoder")
+    return vectors
+
+
+def _add(text: TextConditioner, k: int, token: str, vectors: Tensor) -> None:
+    encoder: Any = text.encoders[k]
+    text.tokenizers[k].add_word(token, len(vectors))
+    table = _embeddings(encoder).token_embedding
     rows = torch.cat([table.weight, vectors.to(table.weight)])
     _embeddings(encoder).token_embedding = nn.Embedding.from_pretrained(rows)
     encoder.config = encoder.config.model_copy(update={"vocab_size": len(rows)})
 
 
-def _name(text: TextConditioner, token: str, vectors: int) -> None:
-    """Tokens for the word, one a vector: `cat`, `cat_1`, …; prompts are written out so (diffusers' rule)."""
+def _check_name(text: TextConditioner, token: str, vectors: int) -> None:
+    """Raise InputError for a word that is none, is known, or has more vectors than a text has tokens."""
     if not token.strip():
         raise InputError("textual inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance")
-    names = [token, *(f"{token}_{k}" for k in range(1, vectors))]
-    if any(text.tokenizers[0].knows(name) for name in names):
+    if any(tokenizer.knows(name) for tokenizer in text.tokenizers for name in word_names(token, vectors)):
         raise InputError(f"the model knows {token!r} already; take a new word, '<{token.strip('<>')}-2>' for instance")
-    text.tokenizers[0].add(names)
-    text.longer_words[token] = " ".join(names)
+    if vectors > (most := text.tokenizers[0].model_max_length - 2):
+        raise InputError(f"{token!r} has {vectors} vectors, a text has {most} tokens; learn fewer")
 
 
 def _embeddings(encoder: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import latentdiff
+from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data = typer.Typer(no_args_is_help=True, help="Inspect training data.")
@@ -35,7 +36,7 @@ def _latentdiff(
 def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get numbered names.")],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    model: Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
@@ -76,9 +77,18 @@ def generate(
         bool | None,
         typer.Option(help="Leave weights in their files: slower, for models larger than memory. [default: no]"),
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="LoRA file, or the folder that finetune wrote.")] = None,
-    lora_scale: Annotated[float | None, typer.Option(help="How much of the LoRA. [default: 1]")] = None,
-    embedding: Annotated[Path | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote; may be repeated.")
+    ] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
     from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
 ) -> None:
     """Generate images from prompts."""
@@ -100,12 +110,15 @@ def generate(
         "approximate": None if approximate is None else [n for n in map(str.strip, approximate.split(",")) if n],
         "low_memory": low_memory,
         "model": model,
-        "lora": None if lora is None else str(lora),
-        "lora_scale": lora_scale,
-        "embedding": None if embedding is None else str(embedding),
+        "loras": tuple(map(parse_lora, lora)) if lora else None,
+        "embeddings": tuple(embedding) if embedding else None,
+        "vae": vae,
+        "unet": unet,
+        "variant": variant,
+        "prediction_type": prediction_type,
+        "allow_pickle": allow_pickle,
     }
-    given = {key: value for key, value in options.items() if value is not None}
-    run(Request(output, prompts or [], num_images, device, from_image, given))
+    run(Request(output, prompts or [], num_images, device, from_image, given(**options)))
 
 
 @app.command()
@@ -141,7 +154,12 @@ def train(
 def finetune(
     folder: Annotated[str, typer.Argument(help=PICTURES)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    model: Model = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
     method: Annotated[str | None, typer.Option(help="lora, dora, full or textual_inversion. [default: lora]")] = None,
     trigger: Annotated[
         str | None, typer.Option(help="Words put before every caption; with textual_inversion, the word to learn.")
@@ -177,6 +195,10 @@ def finetune(
         output,
         folder=folder,
         base=model,
+        base_options=given(
+            vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle
+        )
+        or None,
         method=method,
         trigger=trigger,
         init_word=init_word,
@@ -209,7 +231,7 @@ def evaluate(
     generated: Annotated[
         Path | None, typer.Option(help="Generated images; by default the model generates them.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id. [default: the bundled one]")] = None,
+    model: Model = None,
     num: Annotated[int | None, typer.Option(help="How many captions of --real to use. [default: all]")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
@@ -231,13 +253,18 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write, with numbers and images.")] = None,
-    vae: Annotated[Path | None, typer.Option(help="VAE or model folder: measure its reconstruction of --real.")] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE or model: measure its reconstruction of --real.")] = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
 ) -> None:
     """Compare generated images, from a folder or a model, with real ones."""
     from latentdiff.cli.evaluate import Request, run
 
     options = {"model": model, "num": num, "steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
-    of_model = {key: value for key, value in options.items() if value is not None}
+    how = {"unet": unet, "variant": variant, "prediction_type": prediction_type, "allow_pickle": allow_pickle}
+    of_model = given(**options, **how)
     files = (output, html, vae)
     run(Request(real, generated, features, weights, judge, metrics, resamples, seed, device, *files, of_model))
 
@@ -264,6 +291,8 @@ def check(
     trigger: Annotated[str | None, typer.Option(help="Words that will precede every caption.")] = None,
     resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
     allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Check every image and caption of a folder; exit code 1 if there are errors. Nothing is changed."""
@@ -271,4 +300,5 @@ def check(
 
     options = {"caption_template": caption_template, "prefix": trigger}
     sizes = {"resolution": resolution, "allow_upscale": allow_upscale}
-    raise typer.Exit(run(folder, model, as_json, **options, **sizes))
+    how = given(prediction_type=prediction_type, allow_pickle=allow_pickle)
+    raise typer.Exit(run(folder, model, as_json, how, **options, **sizes))

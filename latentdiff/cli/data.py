@@ -1,17 +1,21 @@
 """`latentdiff data check`."""
 
 import json
+from typing import Any
 
-from latentdiff.checkpoints.components import read_limits
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.components import open_model, read_limits
+from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.config.train import data_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 
 
-def run(folder: str, model: str | None, as_json: bool, **options: object) -> int:
-    """Print the report of a check and return 1 if it has errors, else 0. options: fields of DataConfig."""
-    limits = read_limits(locate(model))
+def run(folder: str, model: str | None, as_json: bool, how: dict[str, Any], **options: object) -> int:
+    """Print the report of a check and return 1 if it has errors, else 0.
+
+    how: fields of OpenOptions. options: fields of DataConfig.
+    """
+    limits = read_limits(open_model(model, OpenOptions(**how)))
     given = {"resolution": limits.resolution} | {name: value for name, value in options.items() if value is not None}
     config = data_config(train=folder, **given)
     fitting = Fitting.of(config, limits.multiple)

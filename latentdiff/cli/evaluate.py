@@ -4,7 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.components import read_vae
+import torch
+
+from latentdiff.checkpoints.components import build, open_vae
+from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.metrics.clip import Clip, open_clip
@@ -42,7 +46,7 @@ class Request:
     device: str
     output: Path | None
     html: Path | None
-    vae: Path | None
+    vae: str | None
     of_model: dict[str, Any]
 
 
@@ -77,12 +81,13 @@ def _two_sets(request: Request) -> Evaluation:
 def _vae_alone(request: Request) -> Evaluation:
     """The real pictures through an autoencoder; a pipeline's folder stands for its VAE."""
     assert request.vae is not None
-    others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **request.of_model}
+    of_model = {key: value for key, value in request.of_model.items() if key != "allow_pickle"}
+    others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **of_model}
     for name, value in others.items():
         if value is not None:
             raise InputError(f"--vae reads no --{name.replace('_', '-')}; leave one of the two out")
-    inside = request.vae / "vae"
-    vae = read_vae(inside if inside.is_dir() else request.vae)
+    allow_pickle = bool(request.of_model.get("allow_pickle"))
+    vae = build(open_vae(request.vae, OpenOptions(allow_pickle=allow_pickle)), torch.float32)
     if not isinstance(vae, AutoencoderKL):
         raise InputError(f"{request.vae} is a model of pixels, whose VAE changes nothing; give another")
     vae.to(pick_device(request.device))
@@ -109,7 +114,8 @@ def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
 def _of_model(request: Request) -> tuple[Pictures, Pictures]:
     asked = request.of_model
     rows = choose_rows(request.real, asked.get("num"), request.seed)
-    pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device)
+    how = {name: asked[name] for name in OPEN_NAMES if name in asked}
+    pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device, **how)
     real = FolderPictures(request.real, rows, pipe.default_size)
     assert real.captions is not None
     settings = pipe.generation.with_given(

@@ -8,10 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 import latentdiff
+from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
-from latentdiff.recipe import Recipe, hash_model, read_recipe, write_png
+from latentdiff.recipe import Recipe, read_recipe, write_png
 
+MODEL_NAMES = {"model", "loras", "embeddings", *OPEN_NAMES}
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
 DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
@@ -44,30 +46,37 @@ def run(request: Request) -> None:
 
     from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
+    from latentdiff.model_hash import hash_before_0_2, hash_model
     from latentdiff.pipeline import LatentDiffusionPipeline
     from latentdiff.runtime.memory import peak_memory
 
-    if recipe and recipe.model and "model" not in request.given and not Path(recipe.model).is_dir():
-        raise InputError(
-            f"{request.from_image} was made by {recipe.model}, which is no folder here; name it by --model"
-        )
+    if recipe and recipe.model and "model" not in request.given and not Path(recipe.model).exists():
+        raise InputError(f"{request.from_image} was made by {recipe.model}, which is not here; name it by --model")
     settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     options = {key: settings.pop(key) for key in DEFAULT_OPTIONS}
-    pipe = LatentDiffusionPipeline.from_pretrained(model, request.device, dtype, **options)
+    how = {key: settings.pop(key, None) for key in OPEN_NAMES}
+    allow_pickle = bool(how.pop("allow_pickle"))
+    pipe = LatentDiffusionPipeline.from_pretrained(
+        model, request.device, dtype, **options, **how, allow_pickle=allow_pickle
+    )
     usual = pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
-    lora, lora_scale = settings.pop("lora", None), settings.pop("lora_scale", 1.0)
-    if lora is not None:
-        pipe.load_lora(lora, lora_scale)
-    if (embedding := settings.pop("embedding", None)) is not None:
-        pipe.load_textual_inversion(embedding)
-    assert pipe.folder is not None
-    additions = [find_lora(Path(lora))] if lora else []
-    additions += [find_learned(Path(embedding))] if embedding else []
-    model_hash = hash_model(pipe.folder, *additions)
-    if recipe and not request.given.keys() & {"model", "lora", "embedding"} and model_hash != recipe.model_hash:
+    loras, embeddings = settings.pop("loras", ()), settings.pop("embeddings", ())
+    for k, (file, *weights) in enumerate(loras):
+        pipe.load_lora(file, f"{k}: {file}", (weights[0], weights[1]), allow_pickle)
+    for embedding in embeddings:
+        words = pipe.load_textual_inversion(embedding, allow_pickle)
+        print(f"{embedding} teaches {', '.join(words)}", file=sys.stderr)
+    assert pipe.source is not None
+    additions = [find_lora(Path(file)) for file, *_ in loras] + [find_learned(Path(file)) for file in embeddings]
+    model_hash = hash_model(pipe.source, *additions)
+    if (
+        recipe
+        and not request.given.keys() & MODEL_NAMES
+        and recipe.model_hash not in (model_hash, hash_before_0_2(pipe.source.path, *additions))
+    ):
         raise InputError(
             f"{request.from_image} was made by model {recipe.model_hash}, {model or 'bundled'} is {model_hash}; "
             "name the model by --model"
@@ -77,7 +86,7 @@ def run(request: Request) -> None:
         made = pipe(prompts, num_images_per_prompt=request.num_images, callback=_Progress(bar), **call)
         bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
     same = settings | {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "model_hash": model_hash}
-    same |= {"lora": lora, "lora_scale": lora_scale, "embedding": embedding}
+    same |= {"loras": loras, "embeddings": embeddings, **how}
     same |= {key: getattr(pipe.options, key) for key in DEFAULT_OPTIONS}
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, "height": image.height, "width": image.width}
@@ -91,7 +100,7 @@ def _check_together(request: Request, settings: dict[str, Any]) -> None:
 
     def check(asked: dict[str, Any]) -> None:
         choose_options(**{key: asked.get(key, value) for key, value in DEFAULT_OPTIONS.items()})
-        added = [key for key in ("lora", "embedding") if asked.get(key) is not None]
+        added = [key.removesuffix("s") for key in ("loras", "embeddings") if asked.get(key)]
         if added and asked.get("low_memory"):
             raise InputError(
                 f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out"

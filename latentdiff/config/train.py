@@ -251,16 +251,27 @@ class PriorConfig(Config):
     folder: Path | None = None
 
 
+class BaseOptions(Config):
+    """How the base model of a fine-tune is opened; see `checkpoints.source.OpenOptions`."""
+
+    vae: str | None = None
+    unet: str | None = None
+    variant: str | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    allow_pickle: bool = False
+
+
 class FineTuneConfig(DenoiserConfig):
     """A model that exists, taught more.
 
     `lora` and `dora` train low-rank pairs beside the U-Net's layers, and the text encoder's with `text_encoder`;
     `full` the U-Net itself; `textual_inversion` only `vectors` new rows for the word `data.prefix`, which begin as
-    `init_word`. `base`: a model folder or hub id; the bundled model if not given.
+    `init_word`. `base`: a model folder, file or hub id; the bundled model if not given.
     """
 
     task: Literal["finetune"]
     base: str | None = None
+    base_options: BaseOptions = BaseOptions()
     method: Literal["lora", "dora", "full", "textual_inversion"] = "lora"
     rank: PositiveInt = 16
     text_encoder: bool = False

@@ -14,8 +14,8 @@ from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import decode, fit, measure
-from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.model_hash import hash_model
+from latentdiff.pipeline import LatentDiffusionPipeline
 
 AT_ONCE = 16
 

@@ -21,12 +21,9 @@ class TextConditioner(nn.Module):
         super().__init__()
         self.tokenizers = tokenizers
         self.encoders = nn.ModuleList(encoders)
-        self.longer_words: dict[str, str] = {}  # learnt words of several tokens, as they are written out
 
     def tokenize(self, prompts: list[str]) -> list[Tensor]:
         """Token ids [B, S], padded and cut to the model's length, for each encoder."""
-        for word, tokens in self.longer_words.items():
-            prompts = [prompt.replace(word, tokens) for prompt in prompts]
         return [tokenizer(prompts) for tokenizer in self.tokenizers]
 
     def lost_words(self, prompt: str) -> str:

@@ -40,6 +40,7 @@ class CLIPTokenizer:
         self._backend = byte_pairs(vocab, merges, self.special["unk_token"])
         self._backend.add_tokens(list(added))
         self._backend.add_special_tokens(list(special.values()))
+        self._vectors = self._learnt_words()  # their first id, and how many ids follow one another
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._id, ("bos_token", "eos_token", "pad_token"))
         end, start = (self.special["eos_token"], self.eos_token_id), (self.special["bos_token"], self.bos_token_id)
         self._backend.post_processor = processors.RobertaProcessing(
@@ -53,6 +54,18 @@ class CLIPTokenizer:
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size()
+
+    def _learnt_words(self) -> dict[int, int]:
+        """Added tokens `cat`, `cat_1`, … with consecutive ids, which a saved model has for one learnt word."""
+        names = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
+        found = {}
+        for first, name in names.items():
+            vectors = 1
+            while names.get(first + vectors) == f"{name}_{vectors}":
+                vectors += 1
+            if vectors > 1:
+                found[first] = vectors
+        return found
 
     @property
     def largest_id(self) -> int:
@@ -70,19 +83,27 @@ class CLIPTokenizer:
     def encode(self, text: str) -> list[int]:
         """All ids of a text, without its ends."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return [k for i in ids for k in range(i, i + self._vectors.get(i, 1))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        """The text of ids, lowercased; a learnt word of several ids is written once."""
+        first = {k: i for i, vectors in self._vectors.items() for k in range(i, i + vectors)}
+        words = [first.get(k, k) for k in ids]
+        kept = [word for n, word in enumerate(words) if ids[n] == word or n == 0 or words[n - 1] != word]
+        text: str = self._backend.decode(kept, skip_special_tokens=False)
         return text.replace(WORD_END, " ").strip()
 
     def knows(self, word: str) -> bool:
         """Whether there is a token of this name, or for this word."""
         return any(self._backend.token_to_id(name) is not None for name in (word, word + WORD_END))
 
-    def add(self, words: Sequence[str]) -> None:
-        """Give each word a token of its own, numbered from `len(self)` on."""
-        self._backend.add_tokens(list(words))
+    def add_word(self, word: str, vectors: int) -> None:
+        """Give a learnt word `vectors` tokens in a row, numbered from `len(self)` on; it is not found inside words."""
+        first = len(self)
+        alone = word[0].isalnum() or word[-1].isalnum()
+        names = word_names(word, vectors)
+        self._backend.add_tokens([AddedToken(word, single_word=alone), *map(AddedToken, names[1:])])
+        self._vectors[first] = vectors
 
     def save(self, folder: Path) -> None:
         """Write what transformers' CLIPTokenizer opens, of any version: `tokenizer.json` and the older files."""
@@ -92,6 +113,11 @@ class CLIPTokenizer:
         added = {str(i): _properties(token) for i, token in self._backend.get_added_tokens_decoder().items()}
         length = {"model_max_length": self.model_max_length, "tokenizer_class": "CLIPTokenizer"}
         write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": added, **self.special, **length})
+
+
+def word_names(word: str, vectors: int) -> list[str]:
+    """The tokens of a learnt word, one a vector: `cat`, `cat_1`, … as diffusers names them."""
+    return [word, *(f"{word}_{k}" for k in range(1, vectors))]
 
 
 def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str = END) -> Tokenizer:

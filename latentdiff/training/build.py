@@ -8,7 +8,6 @@ import torch
 
 from latentdiff.checkpoints.components import Components, fill, read_pipeline, read_text_encoder, read_vae
 from latentdiff.checkpoints.folder import load_weights
-from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
@@ -18,6 +17,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
+from latentdiff.training.base import base_model
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import cast_trained, fill_frozen
 from latentdiff.training.prior import prior_rows
@@ -53,7 +53,7 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     """The base model with all of its U-Net, low-rank pairs beside it, or a new word's rows, set to be trained."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
-    parts = read_pipeline(locate(config.base), torch.float32, give)
+    parts = read_pipeline(base_model(config), torch.float32, give)
     more = prior_rows(parts, config, config.prior) if config.prior else []
     if config.method == "full":
         parts.denoiser.requires_grad_(True)
@@ -62,7 +62,8 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
         return _inversion_task(config, parts)
     add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
     cast_trained(parts.denoiser)
-    return DenoiserTask(config, parts, save_lora, more, config.text_encoder)
+    write = partial(save_lora, trigger=config.data.prefix)
+    return DenoiserTask(config, parts, write, more, config.text_encoder)
 
 
 def _inversion_task(config: FineTuneConfig, parts: Components) -> DenoiserTask:

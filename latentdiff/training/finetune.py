@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.components import read_limits
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.components import open_model, read_limits
+from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
 from latentdiff.data.buckets import Fitting
@@ -16,7 +16,12 @@ from latentdiff.errors import InputError
 VISITS = 40
 SMALL_MODEL = 256
 OTHER_PROMPTS = ("a red apple", "a cat")  # not in the folder, most likely: what the model still knows
-OPTIONS = {"folder": "FOLDER", "base": "--model", "text_encoder": "--train-text"}  # others are typed as they are named
+OPTIONS = {
+    "folder": "FOLDER",
+    "base": "--model",
+    "text_encoder": "--train-text",
+    "base_options": "how the model is opened",
+}  # others are typed as they are named
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def plan_finetune(
         raise InputError(
             "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
         )
-    limits = read_limits(locate(base))
+    options = given.get("base_options", {})
+    limits = read_limits(open_model(base, OpenOptions(**options)))
     sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
     data = data_config(train=folder, caption_template=caption_template, **sizes)
     resolution = data.resolution
@@ -80,6 +86,7 @@ def plan_finetune(
         {
             "task": "finetune",
             "base": base,
+            "base_options": options,
             "method": method,
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
             "sample_prompts": [prefixed(caption, trigger) for caption in (*(report.examples or [""]), *OTHER_PROMPTS)],
@@ -112,6 +119,7 @@ def going_on(folder: str | Path, output: Path, steps: int | None = None, **given
     overrides = [] if steps is None else [f"optim.max_steps={steps}"]
     config: FineTuneConfig = load_yaml(train_config, output / "config.yaml", overrides)
     begun = {
+        "base_options": config.base_options.model_dump(exclude_defaults=True),
         "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,
         "caption_template": config.data.caption_template, "init_word": config.init_word, "rank": config.rank,
         "class_prompt": config.prior and config.prior.prompt, "text_encoder": config.text_encoder,

@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentdiff.checkpoints.components import Components
-from latentdiff.checkpoints.hub import locate
 from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
-from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.model_hash import hash_model
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.training.base import base_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 
@@ -37,7 +37,7 @@ def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) ->
 
 
 def _settings_hash(config: FineTuneConfig, prior: PriorConfig) -> str:
-    model = hash_model(locate(config.base))
+    model = hash_model(base_model(config))
     settings = [prior.prompt, model, config.data.resolution, config.sample_steps, config.guidance_scale, SAMPLER]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 

@@ -1,0 +1,50 @@
+"""Options that every command which opens a model has, and how `--lora` is written."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentdiff.errors import InputError
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Model folder, .safetensors, .ckpt, or hub id owner/name[@revision]. [default: the bundled one]"),
+]
+Vae = Annotated[str | None, typer.Option("--vae", help="VAE to use instead: file, folder or hub id.")]
+Unet = Annotated[str | None, typer.Option("--unet", help="U-Net to use instead: file (GGUF too), folder or hub id.")]
+Variant = Annotated[str | None, typer.Option(help="Variant of a folder's files, like fp16. [default: the plain ones]")]
+Prediction = Annotated[
+    str | None,
+    typer.Option("--prediction-type", help="epsilon or v_prediction, instead of what the model says."),
+]
+AllowPickle = Annotated[
+    bool | None, typer.Option("--allow-pickle", help="Read tensors of .ckpt, .pt and .bin files; no code is run.")
+]
+NAMES = ("vae", "unet", "variant", "prediction_type", "allow_pickle")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_lora(text: str) -> tuple[str, float, float]:
+    """`FILE[:unet[:text]]` as (file, weight for the U-Net, weight for the text encoders); one number is for both.
+
+    A colon that no number follows belongs to the file, as in `C:\\loras\\a.safetensors`. Raises InputError.
+    """
+    path, weights = text, list[float]()
+    while len(weights) < 2 and not Path(path).exists():
+        head, colon, tail = path.rpartition(":")
+        try:
+            number = float(tail)
+        except ValueError:
+            break
+        if not colon or not head:
+            break
+        path, weights = head, [number, *weights]
+    if not path or not all(abs(weight) < 1e4 for weight in weights):
+        raise InputError(f"--lora {text}: write FILE, FILE:0.8 or FILE:0.8:0.5 (U-Net, text encoder)")
+    unet = weights[0] if weights else 1.0
+    return path, unet, weights[1] if len(weights) == 2 else unet
