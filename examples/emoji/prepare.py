@@ -1,4 +1,7 @@
-"""Make the emoji corpus: `python -m examples.emoji.prepare OUT` writes two image folders, train and held_out."""
+"""Make the emoji corpus: `python -m examples.emoji.prepare OUT` writes two image folders, train and held_out.
+
+`originals` holds the same pictures with their transparency, for `examples.emoji.scenes`.
+"""
 
 import argparse
 import json
@@ -15,7 +18,7 @@ from PIL import Image
 from examples.command import exit_code
 from examples.emoji.captions import captions
 from examples.emoji.concepts import Emoji, read_emoji
-from examples.emoji.render import render
+from examples.emoji.render import on_white, render_transparent
 from examples.emoji.sheet import contact_sheet
 from examples.emoji.sources import NAMES, NAMES_CREDIT, SOURCES, Source, fetch, pictures
 from examples.emoji.split import HELD_OUT_CONCEPTS, is_held_out
@@ -79,6 +82,8 @@ def _row(emoji: Emoji, style: str, held_out: bool) -> dict[str, Any]:
         "group": emoji.group,
         "keywords": list(emoji.keywords),
         "keywords_zh": list(emoji.keywords_zh),
+        "aliases": list(emoji.aliases),
+        "aliases_zh": list(emoji.aliases_zh),
     }
 
 
@@ -91,15 +96,20 @@ def _without_twins(rows: list[dict[str, Any]], found: dict[Source, dict[str, byt
 
 def _render_all(rows: list[dict[str, Any]], found: dict[Source, dict[str, bytes]], out: Path, size: int) -> None:
     data = {(source.style, code): image for source, images in found.items() for code, image in images.items()}
-    jobs = [(data[row["style"], row["code"]], out / row["part"] / row["file_name"], size) for row in rows]
-    for folder in {path.parent for _, path, _ in jobs}:
+    jobs = [
+        (data[row["style"], row["code"]], out / row["part"] / row["file_name"], out / "originals" / row["file_name"], size)
+        for row in rows
+    ]
+    for folder in {path.parent for _, *paths, _ in jobs for path in paths}:
         folder.mkdir(parents=True)
     with get_context("spawn").Pool() as pool:
         pool.starmap(_render_one, jobs, chunksize=64)
 
 
-def _render_one(data: bytes, path: Path, size: int) -> None:
-    render(data, size).save(path)
+def _render_one(data: bytes, path: Path, original: Path, size: int) -> None:
+    image = render_transparent(data, size)
+    image.save(original)
+    on_white(image).save(path)
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""SVG and WebP pictures as square RGB on white."""
+"""SVG and WebP pictures as square images, transparent or on white."""
 
 import io
 
@@ -6,12 +6,24 @@ import resvg_py
 from PIL import Image
 
 
-def render(data: bytes, size: int) -> Image.Image:
-    """One picture, `size` pixels a side, its transparency laid on white."""
+def render_transparent(data: bytes, size: int) -> Image.Image:
+    """One picture as RGBA, `size` pixels a side."""
     if data.startswith(b"<svg"):
         data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=size, height=size))
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (size, size), "white")
+    canvas = Image.new("RGBA", (size, size), (255, 255, 255, 0))
     canvas.alpha_composite(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return canvas
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as RGB, its transparency laid on white."""
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(image)
     return canvas.convert("RGB")
+
+
+def render(data: bytes, size: int) -> Image.Image:
+    """One picture as RGB on white, `size` pixels a side."""
+    return on_white(render_transparent(data, size))

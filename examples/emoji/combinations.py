@@ -1,0 +1,44 @@
+"""Which combinations of objects, colours, numbers and positions are never trained on: a fixed function of the names.
+
+A third of the held-out combinations serve to choose settings, the others only to report.
+"""
+
+from typing import Literal
+
+from examples.emoji.concepts import chance
+from examples.emoji.split import VALIDATION_PAIRS
+
+Part = Literal["train", "validation", "test"]
+HELD_OUT_COMBINATIONS = 0.1
+POSITIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def part_of(kind: str, *names: str) -> Part:
+    """The part that a combination belongs to."""
+    drawn = chance(f"held-out {kind}", *names)
+    if drawn >= HELD_OUT_COMBINATIONS:
+        return "train"
+    return "validation" if drawn < HELD_OUT_COMBINATIONS * VALIDATION_PAIRS else "test"
+
+
+def colour_part(concept: str, colour: str) -> Part:
+    """The part of an object in a colour, whatever else a picture shows."""
+    return part_of("colour", concept, colour)
+
+
+def number_part(concept: str, number: int) -> Part:
+    """The part of two to four copies of an object."""
+    return part_of("number", concept, str(number))
+
+
+def pair_part(first: str, second: str) -> Part:
+    """The part of two objects in one picture, in either order."""
+    return part_of("pair", *sorted((first, second)))
+
+
+def position_part(first: str, relation: str, second: str) -> Part:
+    """The part of "first RELATION second", which is the same as "second OPPOSITE first"."""
+    if first > second:
+        first, relation, second = second, OPPOSITE[relation], first
+    return part_of("position", first, relation, second)

@@ -1,0 +1,250 @@
+"""Make scenes whose captions are certain: `python -m examples.emoji.scenes data/emoji OUT --num 40000`.
+
+Colour, number and place of objects from the corpus's training pictures; no combination that is held out. Scene k of a
+seed is always the same. OUT is an image folder to train on.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from examples.command import exit_code
+from examples.emoji.colours import BACKGROUNDS, COLOURS
+from examples.emoji.combinations import colour_part, number_part, pair_part, position_part
+from examples.emoji.pairs import CORE
+from examples.emoji.scene_captions import Phrase, scene_captions
+from examples.emoji.sprites import Pixels, Sprite, SpriteBox, read_sprites, resized, stands_out
+from examples.folders import whole_folder
+from latentdiff.errors import InputError
+
+SIZE = 128
+WHITE = (255, 255, 255)
+GAP = 6  # pixels between two objects, and twice the least distance to the edge
+KINDS = {"original": 0.2, "single": 0.1, "colour": 0.2, "number": 0.2, "pair": 0.1, "position": 0.12, "attributes": 0.08}
+GRIDS = {2: ((2, 1), (2, 1), (1, 2), (2, 2)), 3: ((2, 2), (2, 2), (2, 2), (3, 1), (3, 3)), 4: ((2, 2),) * 5 + ((3, 3),)}
+COLOURED_BACKGROUND = 0.25
+Box = tuple[float, float, float]  # left, top and side of a square cell
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, what it shows, and what may be said of it."""
+
+    image: Image.Image
+    kind: str
+    style: str
+    concepts: tuple[str, ...]
+    captions: tuple[str, ...]
+
+
+class SceneMaker:
+    """Draws scenes of `sprites` by seed and number; `part_is_free` says which part of a combination may be shown."""
+
+    def __init__(self, sprites: list[Sprite], seed: int) -> None:
+        if len({sprite.concept for sprite in sprites if sprite.is_single}) < 2:
+            raise InputError("scenes need two concepts or more that are one connected thing; name more --styles")
+        self.seed = seed
+        self.all = SpriteBox(sprites)
+        self.single = SpriteBox([sprite for sprite in sprites if sprite.is_single])
+        self.kinds: dict[str, Callable[[random.Random], Scene | None]] = {
+            "original": self._original,
+            "single": self._single,
+            "colour": self._colour,
+            "number": self._number,
+            "pair": lambda rng: self._two(rng, "pair", placed=False, coloured=False),
+            "position": lambda rng: self._two(rng, "position", placed=True, coloured=False),
+            "attributes": lambda rng: self._two(rng, "attributes", placed=rng.random() < 0.3, coloured=True),
+        }
+
+    def scene(self, number: int) -> Scene:
+        """Scene `number`: draws that are held out, or hard to see, are drawn again."""
+        rng = random.Random(f"{self.seed}/{number}")
+        (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+        while (scene := self.kinds[kind](rng)) is None:
+            pass
+        return scene
+
+    def _original(self, rng: random.Random) -> Scene:
+        """A picture of the corpus as it is, with its own captions."""
+        sprite = self.all.draw(rng)
+        image = Image.new("RGB", (SIZE, SIZE), "white")
+        whole = sprite.whole()
+        image.paste(whole, mask=whole)
+        return Scene(image, "original", sprite.style, (sprite.concept,), tuple(sprite.row["captions"]))
+
+    def _single(self, rng: random.Random) -> Scene | None:
+        sprite = self.all.draw(rng)
+        side = rng.uniform(36, SIZE - GAP)
+        size = "small" if side < 56 else "big" if side > 108 else None
+        phrase = phrase_of(sprite, size=size if rng.random() < 0.6 else None)
+        background = _background(rng, [sprite.rgba], [])
+        return background and _compose("single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng)
+
+    def _colour(self, rng: random.Random) -> Scene | None:
+        sprite, colour = self.all.draw(rng), rng.choice(list(COLOURS))
+        painted = sprite.in_colour(colour)
+        if painted is None or colour_part(sprite.concept, colour) != "train":
+            return None
+        whole = rng.random() < 0.5
+        side = rng.uniform(104, SIZE - GAP) if whole else rng.uniform(40, 104)
+        background = _background(rng, [painted], [colour])
+        things = [(painted, _anywhere(rng, side))]
+        return background and _compose("colour", sprite, things, [phrase_of(sprite, colour=colour)], background, rng)
+
+    def _number(self, rng: random.Random) -> Scene | None:
+        sprite, number = self.single.draw(rng), rng.choice((2, 3, 4))
+        colour = rng.choice(list(COLOURS)) if rng.random() < 0.25 else None
+        rgba = sprite.rgba if colour is None else sprite.in_colour(colour)
+        held_out = colour is not None and colour_part(sprite.concept, colour) != "train"
+        if rgba is None or held_out or number_part(sprite.concept, number) != "train":
+            return None
+        cells = _cells(rng, number)
+        scale = rng.uniform(0.8, 1)
+        things = [(rgba, _inside(rng, cell, scale)) for cell in cells]
+        background = _background(rng, [rgba], [colour] if colour else [])
+        phrases = [phrase_of(sprite, number=number, colour=colour)]
+        return background and _compose("number", sprite, things, phrases, background, rng)
+
+    def _two(self, rng: random.Random, kind: str, placed: bool, coloured: bool) -> Scene | None:
+        first = self.single.draw(rng)
+        second = self.single.draw(rng, first.style)
+        colours: list[str | None] = [None, None]
+        if coloured:
+            colours = list(rng.sample(list(COLOURS), 2))
+        drawn = [s.rgba if c is None else s.in_colour(c) for s, c in zip((first, second), colours, strict=True)]
+        things = [rgba for rgba in drawn if rgba is not None]
+        relation = rng.choice(("left of", "above"))
+        if len(things) < 2 or _held_out(first, second, relation, colours):
+            return None
+        cells = _cells_of_two(rng, relation)
+        boxes = [_inside(rng, cell, rng.uniform(0.75, 1)) for cell in cells]
+        background = _background(rng, things, [colour for colour in colours if colour])
+        phrases = [phrase_of(s, colour=c) for s, c in zip((first, second), colours, strict=True)]
+        parts = list(zip(things, boxes, strict=True))
+        return background and _compose(kind, first, parts, phrases, background, rng, relation if placed else None)
+
+
+def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: str | None = None) -> Phrase:
+    """How captions name a sprite."""
+    row = sprite.row
+    names = (tuple(row[key]) for key in ("aliases", "aliases_zh"))
+    return Phrase(row["concept"], row["concept_zh"], row["group"], *names, number, colour, size)
+
+
+def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | None]) -> bool:
+    """Whether any combination of a scene of two objects is not to be trained on, whatever its captions say."""
+    a, b = first.concept, second.concept
+    parts = [pair_part(a, b), position_part(a, relation, b)]
+    parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=True) if colour]
+    return a == b or any(part != "train" for part in parts)
+
+
+def _background(rng: random.Random, things: list[Pixels], named: list[str]) -> str | None:
+    """White or another colour that is not `named` and that all things stand out from; None: drawn one does not."""
+    colour = rng.choice(list(BACKGROUNDS)) if rng.random() < COLOURED_BACKGROUND or "white" in named else "white"
+    clear = colour not in named and all(stands_out(rgba, BACKGROUNDS.get(colour, WHITE)) for rgba in things)
+    return colour if clear else None
+
+
+def _compose(
+    kind: str,
+    sprite: Sprite,
+    things: list[tuple[Pixels, Box]],
+    phrases: list[Phrase],
+    background: str,
+    rng: random.Random,
+    relation: str | None = None,
+) -> Scene:
+    """Things in the middle of square boxes on a plain background."""
+    image = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS.get(background, WHITE))
+    for rgba, (left, top, side) in things:
+        part = resized(rgba, side)
+        image.paste(part, (round(left + (side - part.width) / 2), round(top + (side - part.height) / 2)), part)
+    said = None if background == "white" else background
+    captions = scene_captions(phrases, relation, said, sprite.style, rng)
+    return Scene(image, kind, sprite.style, tuple(phrase.concept for phrase in phrases), tuple(captions))
+
+
+def _anywhere(rng: random.Random, side: float) -> Box:
+    room = SIZE - GAP - side
+    return GAP / 2 + rng.random() * room, GAP / 2 + rng.random() * room, side
+
+
+def _inside(rng: random.Random, cell: Box, scale: float) -> Box:
+    """A square of `scale` times the cell less half a gap all round, somewhere in it."""
+    left, top, side = cell
+    size = scale * (side - GAP)
+    room = side - GAP - size
+    return left + GAP / 2 + rng.random() * room, top + GAP / 2 + rng.random() * room, size
+
+
+def _cells(rng: random.Random, number: int) -> list[Box]:
+    """Some cells of a grid over the picture; a grid of one row or column is shifted as a whole."""
+    columns, rows = rng.choice(GRIDS[number])
+    side = SIZE / max(columns, rows)
+    left, top = (rng.random() * (SIZE - side * count) for count in (columns, rows))
+    places = [(left + x * side, top + y * side, side) for x in range(columns) for y in range(rows)]
+    return rng.sample(places, number)
+
+
+def _cells_of_two(rng: random.Random, relation: str) -> list[Box]:
+    """Two half cells beside or above each other, the first left or on top, each shifted across by less than half."""
+    half = SIZE / 2
+    shifts = [half / 2 + rng.uniform(-0.35, 0.35) * half for _ in range(2)]
+    if relation == "left of":
+        return [(k * half, shift, half) for k, shift in enumerate(shifts)]
+    return [(shift, k * half, half) for k, shift in enumerate(shifts)]
+
+
+_maker: SceneMaker  # of each worker process
+
+
+def _start_worker(corpus: Path, styles: list[str], seed: int) -> None:
+    global _maker
+    _maker = SceneMaker(read_sprites(corpus, styles), seed)
+
+
+def _write_scene(folder: Path, number: int) -> dict[str, Any]:
+    scene = _maker.scene(number)
+    name = f"{number // 1000:03d}/{number:06d}.png"
+    scene.image.save(folder / name, compress_level=1)
+    keys = {"kind": scene.kind, "style": scene.style, "concepts": scene.concepts}
+    return {"file_name": name, "text": scene.captions[0], "captions": scene.captions, **keys}
+
+
+def make_scenes(corpus: Path, out: Path, num: int, styles: list[str], seed: int, processes: int) -> None:
+    """Write `num` scenes as an image folder, whole or not at all. Raises InputError."""
+    if num < 1:
+        raise InputError(f"num={num} must be at least 1; try 40000")
+    with whole_folder(out) as partial:
+        for k in range(-(-num // 1000)):
+            (partial / f"{k:03d}").mkdir()
+        with get_context("spawn").Pool(processes, _start_worker, (corpus, styles, seed)) as pool:
+            rows = pool.starmap(_write_scene, ((partial, number) for number in range(num)), chunksize=32)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (partial / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    print(f"{num} scenes in {out}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path, help="what examples.emoji.prepare made")
+    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    parser.add_argument("--num", type=int, default=40_000)
+    parser.add_argument("--styles", nargs="+", default=list(CORE))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    return exit_code(make_scenes, given.corpus, given.out, given.num, given.styles, given.seed, given.processes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

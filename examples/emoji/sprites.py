@@ -1,0 +1,117 @@
+"""The corpus's training pictures with their transparency, ready to be put into scenes."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from examples.emoji.colours import COLOURS, Colour, can_recolour, name_colour, recolour
+from examples.emoji.nouns import COLOUR_WORDS, WITHOUT_COLOUR, is_counted
+from latentdiff.errors import InputError
+
+Pixels = NDArray[np.uint8]
+CONTRAST = 48  # of 255, in the channel that differs most
+LEAST_VISIBLE = 0.7
+LEAST_PART = 0.97  # of the foreground, in the largest connected part
+
+
+@dataclass
+class Sprite:
+    """A picture cut to its foreground, RGBA [H, W, 4], and the row of metadata.jsonl that describes it."""
+
+    row: dict[str, Any]
+    rgba: Pixels
+    path: Path
+    painted: dict[str, Pixels | None] = field(default_factory=dict)
+
+    @property
+    def concept(self) -> str:
+        return str(self.row["concept"])
+
+    @property
+    def style(self) -> str:
+        return str(self.row["style"])
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one connected thing with a name that can be counted."""
+        return bool(self.row["single"])
+
+    def whole(self) -> Image.Image:
+        """The picture as it is in the corpus, RGBA."""
+        return Image.open(self.path)
+
+    def in_colour(self, colour: str) -> Pixels | None:
+        """The sprite in a named colour; None where that would not look like it, or would name two colours."""
+        if colour not in self.painted:
+            self.painted[colour] = self._paint(COLOURS[colour])
+        return self.painted[colour]
+
+    def _paint(self, colour: Colour) -> Pixels | None:
+        named = COLOUR_WORDS.search(self.concept) and self.concept not in WITHOUT_COLOUR
+        if named or self.row["group"] == "people" or not can_recolour(self.rgba):
+            return None
+        painted = recolour(self.rgba, colour)
+        return painted if name_colour(painted[painted[..., 3] >= 128][:, :3]) == colour.english else None
+
+
+def read_sprites(corpus: Path, styles: Sequence[str], part: str = "train") -> list[Sprite]:
+    """The sprites of a part of the corpus without skin tones. Raises InputError when it has no originals."""
+    try:
+        lines = (corpus / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["style"] in styles and "skin tone" not in row["text"]]
+        return [_read(corpus, row) for row in rows]
+    except OSError as error:
+        raise InputError(f"{corpus} has no originals ({error.strerror}); make it again: examples.emoji.prepare") from None
+
+
+def _read(corpus: Path, row: dict[str, Any]) -> Sprite:
+    path = corpus / "originals" / row["file_name"]
+    rgba = np.array(Image.open(path).convert("RGBA"))
+    foreground = rgba[..., 3] >= 128
+    rows, columns = np.nonzero(rgba[..., 3] >= 16)
+    labels, count = ndimage.label(ndimage.binary_dilation(foreground))
+    sizes = np.bincount(labels[foreground], minlength=2)[1:]
+    connected = count > 0 and sizes.max() >= LEAST_PART * sizes.sum()
+    row["single"] = bool(connected and is_counted(row["concept"]) and "，" not in row["concept_zh"])
+    return Sprite(row, rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], path)
+
+
+def stands_out(rgba: Pixels, background: tuple[int, int, int]) -> bool:
+    """Whether most of the foreground differs from the background."""
+    pixels = rgba[rgba[..., 3] >= 128][:, :3].astype(np.int16)
+    return bool((np.abs(pixels - np.array(background, np.int16)).max(1) > CONTRAST).mean() >= LEAST_VISIBLE)
+
+
+def resized(rgba: Pixels, side: float) -> Image.Image:
+    """The picture with its longer side `side` pixels long."""
+    image = Image.fromarray(rgba)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+
+
+class SpriteBox:
+    """Sprites drawn at random: the group by the root of its number of concepts, then the concept, then the style."""
+
+    def __init__(self, sprites: Sequence[Sprite]) -> None:
+        self.groups: dict[str, dict[str, list[Sprite]]] = {}
+        for sprite in sprites:
+            self.groups.setdefault(sprite.row["group"], {}).setdefault(sprite.concept, []).append(sprite)
+
+    def draw(self, rng: random.Random, style: str | None = None) -> Sprite:
+        """One sprite; of `style` where its concept is drawn in that style, otherwise another draw."""
+        names = sorted(self.groups)
+        while True:
+            (group,) = rng.choices(names, [len(self.groups[name]) ** 0.5 for name in names])
+            concept = rng.choice(sorted(self.groups[group]))
+            found = [sprite for sprite in self.groups[group][concept] if style in (None, sprite.style)]
+            if found:
+                return rng.choice(found)
