@@ -56,7 +56,9 @@ def to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
     safe = np.where(chroma > 0, chroma, 1)
     red, green, blue = (rgb[..., k] for k in range(3))
     sixth = np.where(
-        high == red, (green - blue) / safe % 6, np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+        high == red,
+        (green - blue) / safe % 6,
+        np.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     saturation = np.where(high > 0, chroma / np.where(high > 0, high, 1), 0)
     return (sixth * 60 * (chroma > 0)).astype(np.float32), saturation.astype(np.float32), high.astype(np.float32)

@@ -56,7 +56,9 @@ def english(label: str, number: int = 1, colour: str | None = None, size: str | 
     if number > 1:
         return f"{NUMBERS[number][0]} {described}"
     first = described.split(" ")[0]
-    return with_article(label) if first == label.split(" ")[0] else f"{'an' if first[0] in 'aeiou' else 'a'} {described}"
+    return (
+        with_article(label) if first == label.split(" ")[0] else f"{'an' if first[0] in 'aeiou' else 'a'} {described}"
+    )
 
 
 def chinese(

@@ -97,7 +97,12 @@ def _without_twins(rows: list[dict[str, Any]], found: dict[Source, dict[str, byt
 def _render_all(rows: list[dict[str, Any]], found: dict[Source, dict[str, bytes]], out: Path, size: int) -> None:
     data = {(source.style, code): image for source, images in found.items() for code, image in images.items()}
     jobs = [
-        (data[row["style"], row["code"]], out / row["part"] / row["file_name"], out / "originals" / row["file_name"], size)
+        (
+            data[row["style"], row["code"]],
+            out / row["part"] / row["file_name"],
+            out / "originals" / row["file_name"],
+            size,
+        )
         for row in rows
     ]
     for folder in {path.parent for _, *paths, _ in jobs for path in paths}:

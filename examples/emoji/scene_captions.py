@@ -1,6 +1,7 @@
 """What is said of a scene: English and Chinese captions from several templates, short and long."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,13 @@ from examples.emoji.nouns import chinese, english
 EACH_LANGUAGE = 4
 STYLED = 0.5
 ADJECTIVES = ("smileys", "people")  # groups whose keywords describe rather than name: "cheery", "praise"
+PLANT = re.compile(
+    r"tree|flower|leaf|leaves|plant|rose|tulip|hibiscus|blossom|cactus|clover|shamrock|herb|seedling|bouquet|lotus|"
+    r"mushroom|hyacinth|sheaf|rosette|feather|nest|paw|shell|web|coral|wood|palm"
+)
 SIZES = {"small": "小小", "big": "大大"}
 OPENINGS = ("{}", "{}", "{}", "a picture of {}", "a photo of {}", "an emoji of {}", "a drawing of {}")
-OPENINGS_ZH = ("{}", "{}", "{}", "{}的图片", "一张{}的照片", "画面上有{}", "画着{}的表情")
+OPENINGS_ZH = ("{}", "{}", "{}", "{}的图片", "{}的照片", "画面上有{}", "画着{}的表情")
 PAIRS = ("{0} and {1}", "{1} and {0}", "{0} next to {1}", "{0} with {1}", "{1} beside {0}")
 PAIRS_ZH = ("{0}和{1}", "{1}和{0}", "{0}旁边有{1}", "{0}与{1}")
 RELATIONS = {
@@ -56,7 +61,8 @@ class Phrase:
     def chinese(self, rng: random.Random) -> str:
         """'一个蓝色的猫', '三只猫'; a single one sometimes without its number."""
         zh = self._name(self.concept_zh, ALSO_ZH.get(self.concept), self.aliases_zh, rng)
-        measure = "只" if self.group == "animals" and rng.random() < 0.5 else "个"
+        is_animal = self.group == "animals" and not PLANT.search(self.concept)
+        measure = "只" if is_animal and rng.random() < 0.5 else "个"
         phrase = chinese(self.concept, zh, self.number, self.colour, self.size and SIZES[self.size], measure)
         return phrase[2:] if self.number == 1 and rng.random() < 0.5 else phrase
 
@@ -65,7 +71,7 @@ class Phrase:
         chance = rng.random()
         if common is not None and chance < 0.5:
             return common
-        if aliases and self.number == 1 and self.group not in ADJECTIVES and chance > 0.9:
+        if aliases and self.group not in ADJECTIVES and chance > 0.8:
             return rng.choice(aliases)
         return name
 
@@ -106,5 +112,3 @@ def _chinese(
     if background is not None:
         text += f"，{COLOURS[background].chinese}背景"
     return text + (f"，{style} 风格" if rng.random() < STYLED else "")
-
-

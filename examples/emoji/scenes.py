@@ -28,7 +28,15 @@ from latentdiff.errors import InputError
 SIZE = 128
 WHITE = (255, 255, 255)
 GAP = 6  # pixels between two objects, and twice the least distance to the edge
-KINDS = {"original": 0.2, "single": 0.1, "colour": 0.2, "number": 0.2, "pair": 0.1, "position": 0.12, "attributes": 0.08}
+KINDS = {
+    "original": 0.2,
+    "single": 0.1,
+    "colour": 0.2,
+    "number": 0.2,
+    "pair": 0.1,
+    "position": 0.12,
+    "attributes": 0.08,
+}
 GRIDS = {2: ((2, 1), (2, 1), (1, 2), (2, 2)), 3: ((2, 2), (2, 2), (2, 2), (3, 1), (3, 3)), 4: ((2, 2),) * 5 + ((3, 3),)}
 COLOURED_BACKGROUND = 0.25
 Box = tuple[float, float, float]  # left, top and side of a square cell
@@ -86,7 +94,9 @@ class SceneMaker:
         size = "small" if side < 56 else "big" if side > 108 else None
         phrase = phrase_of(sprite, size=size if rng.random() < 0.6 else None)
         background = _background(rng, [sprite.rgba], [])
-        return background and _compose("single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng)
+        return background and _compose(
+            "single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng
+        )
 
     def _colour(self, rng: random.Random) -> Scene | None:
         sprite, colour = self.all.draw(rng), rng.choice(list(COLOURS))
@@ -133,10 +143,10 @@ class SceneMaker:
 
 
 def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: str | None = None) -> Phrase:
-    """How captions name a sprite."""
+    """How captions name a sprite; keywords serve as further names where it is alone and as it comes."""
     row = sprite.row
-    names = (tuple(row[key]) for key in ("aliases", "aliases_zh"))
-    return Phrase(row["concept"], row["concept_zh"], row["group"], *names, number, colour, size)
+    names = [tuple(row[key]) if number == 1 and colour is None else () for key in ("aliases", "aliases_zh")]
+    return Phrase(row["concept"], row["concept_zh"], row["group"], names[0], names[1], number, colour, size)
 
 
 def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | None]) -> bool:

@@ -69,7 +69,9 @@ def read_sprites(corpus: Path, styles: Sequence[str], part: str = "train") -> li
         rows = [row for row in map(json.loads, lines) if row["style"] in styles and "skin tone" not in row["text"]]
         return [_read(corpus, row) for row in rows]
     except OSError as error:
-        raise InputError(f"{corpus} has no originals ({error.strerror}); make it again: examples.emoji.prepare") from None
+        raise InputError(
+            f"{corpus} has no originals ({error.strerror}); make it again: examples.emoji.prepare"
+        ) from None
 
 
 def _read(corpus: Path, row: dict[str, Any]) -> Sprite:
