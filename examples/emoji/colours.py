@@ -49,6 +49,11 @@ BACKGROUNDS = {
 }  # fmt: skip
 
 
+def unit(pixels: NDArray[np.uint8]) -> Array:
+    """uint8 to float32 in [0, 1]."""
+    return pixels.astype(np.float32) * np.float32(1 / 255)
+
+
 def to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
     """RGB [..., 3] in [0, 1] to hue in degrees, saturation and value, each [...]."""
     high, low = rgb.max(-1), rgb.min(-1)
@@ -81,8 +86,8 @@ def dominant_hue(hue: Array, saturation: Array, value: Array) -> tuple[float, fl
 
 def can_recolour(rgba: NDArray[np.uint8]) -> bool:
     """Whether a picture [H, W, 4] has one dominant, saturated hue."""
-    foreground = rgba[rgba[..., 3] >= 128][:, :3].astype(np.float32) / 255
-    _, agreement, share = dominant_hue(*to_hsv(foreground))
+    foreground = rgba[rgba[..., 3] >= 128][:, :3]
+    _, agreement, share = dominant_hue(*to_hsv(unit(foreground)))
     return agreement >= LEAST_AGREEMENT and share >= LEAST_SATURATED
 
 
@@ -92,7 +97,7 @@ def recolour(rgba: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
     Hues move to the colour's and half their spread is kept; saturation and value are bent, 0 and 1 fixed, so that
     their medians become the colour's.
     """
-    rgb = rgba[..., :3].astype(np.float32) / 255
+    rgb = unit(rgba[..., :3])
     hue, saturation, value = to_hsv(rgb)
     foreground = rgba[..., 3] >= 128
     mean, _, _ = dominant_hue(hue[foreground], saturation[foreground], value[foreground])
@@ -117,7 +122,7 @@ def _bend(x: Array, middle: float, target: float) -> Array:
 
 def name_colour(rgb: NDArray[np.uint8]) -> str:
     """The word for most of some pixels [N, 3], each named by its hue, saturation and value."""
-    hue, saturation, value = to_hsv(rgb.astype(np.float32) / 255)
+    hue, saturation, value = to_hsv(unit(rgb))
     names = _names(hue, saturation, value)
     words, counts = np.unique(names, return_counts=True)
     return str(words[counts.argmax()])

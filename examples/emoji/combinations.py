@@ -9,17 +9,17 @@ from examples.emoji.concepts import chance
 from examples.emoji.split import VALIDATION_PAIRS
 
 Part = Literal["train", "validation", "test"]
-HELD_OUT_COMBINATIONS = 0.1
+HELD_OUT = {"colour": 0.25, "number": 0.3, "pair": 0.1, "position": 0.1}  # the fewer there are, the larger the share
 POSITIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def part_of(kind: str, *names: str) -> Part:
     """The part that a combination belongs to."""
-    drawn = chance(f"held-out {kind}", *names)
-    if drawn >= HELD_OUT_COMBINATIONS:
+    drawn, share = chance(f"held-out {kind}", *names), HELD_OUT[kind]
+    if drawn >= share:
         return "train"
-    return "validation" if drawn < HELD_OUT_COMBINATIONS * VALIDATION_PAIRS else "test"
+    return "validation" if drawn < share * VALIDATION_PAIRS else "test"
 
 
 def colour_part(concept: str, colour: str) -> Part:

@@ -25,6 +25,7 @@ def is_counted(label: str) -> bool:
     return (
         re.fullmatch(r"[a-z][a-z' -]*", label) is not None
         and len(label.split(" ")) <= 4
+        and not label.endswith(("o'clock", "thirty"))
         and with_article(label) != label
         and head not in UNCOUNTED
     )

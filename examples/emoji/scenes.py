@@ -94,9 +94,7 @@ class SceneMaker:
         size = "small" if side < 56 else "big" if side > 108 else None
         phrase = phrase_of(sprite, size=size if rng.random() < 0.6 else None)
         background = _background(rng, [sprite.rgba], [])
-        return background and _compose(
-            "single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng
-        )
+        return _compose("single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng)
 
     def _colour(self, rng: random.Random) -> Scene | None:
         sprite, colour = self.all.draw(rng), rng.choice(list(COLOURS))
@@ -107,7 +105,7 @@ class SceneMaker:
         side = rng.uniform(104, SIZE - GAP) if whole else rng.uniform(40, 104)
         background = _background(rng, [painted], [colour])
         things = [(painted, _anywhere(rng, side))]
-        return background and _compose("colour", sprite, things, [phrase_of(sprite, colour=colour)], background, rng)
+        return _compose("colour", sprite, things, [phrase_of(sprite, colour=colour)], background, rng)
 
     def _number(self, rng: random.Random) -> Scene | None:
         sprite, number = self.single.draw(rng), rng.choice((2, 3, 4))
@@ -121,7 +119,7 @@ class SceneMaker:
         things = [(rgba, _inside(rng, cell, scale)) for cell in cells]
         background = _background(rng, [rgba], [colour] if colour else [])
         phrases = [phrase_of(sprite, number=number, colour=colour)]
-        return background and _compose("number", sprite, things, phrases, background, rng)
+        return _compose("number", sprite, things, phrases, background, rng)
 
     def _two(self, rng: random.Random, kind: str, placed: bool, coloured: bool) -> Scene | None:
         first = self.single.draw(rng)
@@ -139,7 +137,7 @@ class SceneMaker:
         background = _background(rng, things, [colour for colour in colours if colour])
         phrases = [phrase_of(s, colour=c) for s, c in zip((first, second), colours, strict=True)]
         parts = list(zip(things, boxes, strict=True))
-        return background and _compose(kind, first, parts, phrases, background, rng, relation if placed else None)
+        return _compose(kind, first, parts, phrases, background, rng, relation if placed else None)
 
 
 def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: str | None = None) -> Phrase:
@@ -169,11 +167,13 @@ def _compose(
     sprite: Sprite,
     things: list[tuple[Pixels, Box]],
     phrases: list[Phrase],
-    background: str,
+    background: str | None,
     rng: random.Random,
     relation: str | None = None,
-) -> Scene:
-    """Things in the middle of square boxes on a plain background."""
+) -> Scene | None:
+    """Things in the middle of square boxes on a plain background; None without one."""
+    if background is None:
+        return None
     image = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS.get(background, WHITE))
     for rgba, (left, top, side) in things:
         part = resized(rgba, side)
