@@ -19,15 +19,23 @@ from PIL import Image
 from examples.command import exit_code
 from examples.emoji.colours import BACKGROUNDS, COLOURS
 from examples.emoji.combinations import colour_part, number_part, pair_part, position_part
+from examples.emoji.layout import (
+    GAP,
+    SIZE,
+    Box,
+    anywhere,
+    cells_of_copies,
+    cells_of_two,
+    compose,
+    inside,
+    stands_out,
+)
 from examples.emoji.pairs import CORE
 from examples.emoji.scene_captions import Phrase, scene_captions
-from examples.emoji.sprites import Pixels, Sprite, SpriteBox, read_sprites, resized, stands_out
+from examples.emoji.sprites import Pixels, Sprite, SpriteBox, read_sprites
 from examples.folders import whole_folder
 from latentdiff.errors import InputError
 
-SIZE = 128
-WHITE = (255, 255, 255)
-GAP = 6  # pixels between two objects, and twice the least distance to the edge
 KINDS = {
     "original": 0.2,
     "single": 0.1,
@@ -37,9 +45,7 @@ KINDS = {
     "position": 0.12,
     "attributes": 0.08,
 }
-GRIDS = {2: ((2, 1), (2, 1), (1, 2), (2, 2)), 3: ((2, 2), (2, 2), (2, 2), (3, 1), (3, 3)), 4: ((2, 2),) * 5 + ((3, 3),)}
 COLOURED_BACKGROUND = 0.25
-Box = tuple[float, float, float]  # left, top and side of a square cell
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class SceneMaker:
         """A picture of the corpus as it is, with its own captions."""
         sprite = self.all.draw(rng)
         image = Image.new("RGB", (SIZE, SIZE), "white")
-        whole = sprite.whole()
+        whole = sprite.whole().resize((SIZE, SIZE))
         image.paste(whole, mask=whole)
         return Scene(image, "original", sprite.style, (sprite.concept,), tuple(sprite.row["captions"]))
 
@@ -94,7 +100,7 @@ class SceneMaker:
         size = "small" if side < 56 else "big" if side > 108 else None
         phrase = phrase_of(sprite, size=size if rng.random() < 0.6 else None)
         background = _background(rng, [sprite.rgba], [])
-        return _compose("single", sprite, [(sprite.rgba, _anywhere(rng, side))], [phrase], background, rng)
+        return _compose("single", sprite, [(sprite.rgba, anywhere(rng, side))], [phrase], background, rng)
 
     def _colour(self, rng: random.Random) -> Scene | None:
         sprite, colour = self.all.draw(rng), rng.choice(list(COLOURS))
@@ -104,7 +110,7 @@ class SceneMaker:
         whole = rng.random() < 0.5
         side = rng.uniform(104, SIZE - GAP) if whole else rng.uniform(40, 104)
         background = _background(rng, [painted], [colour])
-        things = [(painted, _anywhere(rng, side))]
+        things = [(painted, anywhere(rng, side))]
         return _compose("colour", sprite, things, [phrase_of(sprite, colour=colour)], background, rng)
 
     def _number(self, rng: random.Random) -> Scene | None:
@@ -114,9 +120,9 @@ class SceneMaker:
         held_out = colour is not None and colour_part(sprite.concept, colour) != "train"
         if rgba is None or held_out or number_part(sprite.concept, number) != "train":
             return None
-        cells = _cells(rng, number)
+        cells = cells_of_copies(rng, number)
         scale = rng.uniform(0.8, 1)
-        things = [(rgba, _inside(rng, cell, scale)) for cell in cells]
+        things = [(rgba, inside(rng, cell, scale)) for cell in cells]
         background = _background(rng, [rgba], [colour] if colour else [])
         phrases = [phrase_of(sprite, number=number, colour=colour)]
         return _compose("number", sprite, things, phrases, background, rng)
@@ -132,8 +138,8 @@ class SceneMaker:
         relation = rng.choice(("left of", "above"))
         if len(things) < 2 or _held_out(first, second, relation, colours):
             return None
-        cells = _cells_of_two(rng, relation)
-        boxes = [_inside(rng, cell, rng.uniform(0.75, 1)) for cell in cells]
+        cells = cells_of_two(rng, relation)
+        boxes = [inside(rng, cell, rng.uniform(0.75, 1)) for cell in cells]
         background = _background(rng, things, [colour for colour in colours if colour])
         phrases = [phrase_of(s, colour=c) for s, c in zip((first, second), colours, strict=True)]
         parts = list(zip(things, boxes, strict=True))
@@ -158,7 +164,7 @@ def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | 
 def _background(rng: random.Random, things: list[Pixels], named: list[str]) -> str | None:
     """White or another colour that is not `named` and that all things stand out from; None: drawn one does not."""
     colour = rng.choice(list(BACKGROUNDS)) if rng.random() < COLOURED_BACKGROUND or "white" in named else "white"
-    clear = colour not in named and all(stands_out(rgba, BACKGROUNDS.get(colour, WHITE)) for rgba in things)
+    clear = colour not in named and all(stands_out(rgba, colour) for rgba in things)
     return colour if clear else None
 
 
@@ -174,44 +180,11 @@ def _compose(
     """Things in the middle of square boxes on a plain background; None without one."""
     if background is None:
         return None
-    image = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS.get(background, WHITE))
-    for rgba, (left, top, side) in things:
-        part = resized(rgba, side)
-        image.paste(part, (round(left + (side - part.width) / 2), round(top + (side - part.height) / 2)), part)
     said = None if background == "white" else background
     captions = scene_captions(phrases, relation, said, sprite.style, rng)
-    return Scene(image, kind, sprite.style, tuple(phrase.concept for phrase in phrases), tuple(captions))
-
-
-def _anywhere(rng: random.Random, side: float) -> Box:
-    room = SIZE - GAP - side
-    return GAP / 2 + rng.random() * room, GAP / 2 + rng.random() * room, side
-
-
-def _inside(rng: random.Random, cell: Box, scale: float) -> Box:
-    """A square of `scale` times the cell less half a gap all round, somewhere in it."""
-    left, top, side = cell
-    size = scale * (side - GAP)
-    room = side - GAP - size
-    return left + GAP / 2 + rng.random() * room, top + GAP / 2 + rng.random() * room, size
-
-
-def _cells(rng: random.Random, number: int) -> list[Box]:
-    """Some cells of a grid over the picture; a grid of one row or column is shifted as a whole."""
-    columns, rows = rng.choice(GRIDS[number])
-    side = SIZE / max(columns, rows)
-    left, top = (rng.random() * (SIZE - side * count) for count in (columns, rows))
-    places = [(left + x * side, top + y * side, side) for x in range(columns) for y in range(rows)]
-    return rng.sample(places, number)
-
-
-def _cells_of_two(rng: random.Random, relation: str) -> list[Box]:
-    """Two half cells beside or above each other, the first left or on top, each shifted across by less than half."""
-    half = SIZE / 2
-    shifts = [half / 2 + rng.uniform(-0.35, 0.35) * half for _ in range(2)]
-    if relation == "left of":
-        return [(k * half, shift, half) for k, shift in enumerate(shifts)]
-    return [(shift, k * half, half) for k, shift in enumerate(shifts)]
+    return Scene(
+        compose(things, background), kind, sprite.style, tuple(phrase.concept for phrase in phrases), tuple(captions)
+    )
 
 
 _maker: SceneMaker  # of each worker process

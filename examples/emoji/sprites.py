@@ -17,8 +17,6 @@ from examples.emoji.nouns import COLOUR_WORDS, WITHOUT_COLOUR, is_counted
 from latentdiff.errors import InputError
 
 Pixels = NDArray[np.uint8]
-CONTRAST = 48  # of 255, in the channel that differs most
-LEAST_VISIBLE = 0.7
 LEAST_PART = 0.97  # of the foreground, in the largest connected part
 
 
@@ -84,12 +82,6 @@ def _read(corpus: Path, row: dict[str, Any]) -> Sprite:
     connected = count > 0 and sizes.max() >= LEAST_PART * sizes.sum()
     row["single"] = bool(connected and is_counted(row["concept"]) and "，" not in row["concept_zh"])
     return Sprite(row, rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], path)
-
-
-def stands_out(rgba: Pixels, background: tuple[int, int, int]) -> bool:
-    """Whether most of the foreground differs from the background."""
-    pixels = rgba[rgba[..., 3] >= 128][:, :3].astype(np.int16)
-    return bool((np.abs(pixels - np.array(background, np.int16)).max(1) > CONTRAST).mean() >= LEAST_VISIBLE)
 
 
 def resized(rgba: Pixels, side: float) -> Image.Image:
