@@ -3,7 +3,8 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from examples.emoji.colours import COLOURS, Colour, can_recolour, name_colour, recolour
+from examples.emoji.colours import COLOURS, can_recolour, name_colour, recolour
 from examples.emoji.nouns import COLOUR_WORDS, WITHOUT_COLOUR, is_counted
 from latentdiff.errors import InputError
 
@@ -27,7 +28,6 @@ class Sprite:
     row: dict[str, Any]
     rgba: Pixels
     path: Path
-    painted: dict[str, Pixels | None] = field(default_factory=dict)
 
     @property
     def concept(self) -> str:
@@ -46,18 +46,18 @@ class Sprite:
         """The picture as it is in the corpus, RGBA."""
         return Image.open(self.path)
 
-    def in_colour(self, colour: str) -> Pixels | None:
-        """The sprite in a named colour; None where that would not look like it, or would name two colours."""
-        if colour not in self.painted:
-            self.painted[colour] = self._paint(COLOURS[colour])
-        return self.painted[colour]
-
-    def _paint(self, colour: Colour) -> Pixels | None:
+    @cached_property
+    def can_change(self) -> bool:
+        """Whether it has one dominant hue, and a name that says no colour."""
         named = COLOUR_WORDS.search(self.concept) and self.concept not in WITHOUT_COLOUR
-        if named or self.row["group"] == "people" or not can_recolour(self.rgba):
+        return not named and self.row["group"] != "people" and can_recolour(self.rgba)
+
+    def in_colour(self, colour: str) -> Pixels | None:
+        """The sprite in a named colour; None where it would not look like that."""
+        if not self.can_change:
             return None
-        painted = recolour(self.rgba, colour)
-        return painted if name_colour(painted[painted[..., 3] >= 128][:, :3]) == colour.english else None
+        painted = recolour(self.rgba, COLOURS[colour])
+        return painted if name_colour(painted[painted[..., 3] >= 128][:, :3]) == colour else None
 
 
 def read_sprites(corpus: Path, styles: Sequence[str], part: str = "train") -> list[Sprite]:

@@ -1,0 +1,119 @@
+"""Which object of the vocabulary a part shows, learnt from real pictures; some of these are kept to say how often."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageFilter
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from examples.emoji import parts as parts_module
+from examples.emoji.colours import BACKGROUNDS, COLOURS
+from examples.emoji.concepts import chance
+from examples.emoji.judges import Probe, fit_probe
+from examples.emoji.layout import anywhere, compose, stands_out
+from examples.emoji.parts import Part, Pixels, find_parts
+from examples.emoji.split import SAME_DRAWING
+from examples.emoji.sprites import Sprite
+from examples.emoji.vocabulary import Word
+from latentdiff.files import atomic_path
+from latentdiff.metrics.features import FeatureNetwork
+
+HELD_OUT_DRAWINGS = 0.15
+VIEWS = 8
+RIDGE = 0.02
+BATCH = 64
+CODE = hashlib.sha256(b"".join(Path(f).read_bytes() for f in (__file__, parts_module.__file__))).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A part as it was seen: which object, in which colour, and its centroid (x, y) in [0, 1]."""
+
+    concept: str
+    colour: str
+    centre: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PartClassifier:
+    """`accuracy`: share named right of the views of `drawings` real pictures that it was not taught."""
+
+    concepts: tuple[str, ...]
+    network: FeatureNetwork
+    probe: Probe
+    accuracy: float
+    drawings: int
+
+    def see(self, pictures: Sequence[Pixels]) -> list[list[Seen]]:
+        """The parts of each picture [H, W, 3], the largest first."""
+        found = [find_parts(picture) for picture in pictures]
+        parts = [part for one in found for part in one]
+        if not parts:
+            return [[] for _ in found]
+        features = _embed(self.network, [part.crop for part in parts])
+        named = iter([self.concepts[k] for k in self.probe(features).tolist()])
+        return [[Seen(next(named), part.colour, part.centre) for part in one] for one in found]
+
+
+def teach_classifier(
+    words: Sequence[Word], sprites: Sequence[Sprite], network: FeatureNetwork, cache: Path
+) -> PartClassifier:
+    """Views of the vocabulary's sprites, of all styles there are; their features are kept in the folder `cache`."""
+    concepts = tuple(word.concept for word in words)
+    own = [sprite for sprite in sprites if sprite.concept in concepts and sprite.is_single]
+    features, seen = _features(own, network, cache)
+    labels = torch.tensor([concepts.index(own[k].concept) for k in seen.tolist()])
+    held_out = torch.tensor([is_held_out_drawing(sprite) for sprite in own])[seen]
+    probe = fit_probe(features[~held_out], labels[~held_out], RIDGE)
+    right = (probe(features[held_out]) == labels[held_out]).double().mean().item()
+    return PartClassifier(concepts, network, probe, right, sum(map(is_held_out_drawing, own)))
+
+
+def is_held_out_drawing(sprite: Sprite) -> bool:
+    """Whether the classifier is not taught this picture; sets that share a drawing share its fate."""
+    style = SAME_DRAWING.get(sprite.style, sprite.style)
+    return chance("classifier", sprite.concept, style) < HELD_OUT_DRAWINGS
+
+
+def _features(sprites: Sequence[Sprite], network: FeatureNetwork, cache: Path) -> tuple[Tensor, Tensor]:
+    """Features [N, D] of all views in which one part is found, and the sprite of each, [N]."""
+    names = [f"{sprite.row['file_name']} {sprite.path.stat().st_size}" for sprite in sprites]
+    digest = hashlib.sha256("\n".join([CODE, network.name, network.weights, *names]).encode()).hexdigest()[:12]
+    kept = cache / f"parts-{digest}.safetensors"
+    if not kept.is_file():
+        views = [(k, part.crop) for k, sprite in enumerate(tqdm(sprites, desc="views")) for part in _views(sprite)]
+        found = _embed(network, [crop for _, crop in views], "features of views")
+        with atomic_path(kept) as partial:
+            save_file({"features": found, "sprite": torch.tensor([k for k, _ in views])}, partial)
+    loaded = load_file(kept)
+    return loaded["features"], loaded["sprite"]
+
+
+def _views(sprite: Sprite) -> list[Part]:
+    """The sprite at several sizes, colours and backgrounds, some a little blurred, as the measure would cut it out."""
+    rng = random.Random(f"views/{sprite.row['file_name']}")
+    found = []
+    for view in range(VIEWS):
+        painted = sprite.in_colour(rng.choice(list(COLOURS))) if view % 2 else None
+        rgba = sprite.rgba if painted is None else painted
+        background = rng.choice(["white", "white", *BACKGROUNDS])
+        image = compose([(rgba, anywhere(rng, rng.uniform(36, 122)))], background)
+        image = image.filter(ImageFilter.GaussianBlur(rng.choice((0, 0, 0.6, 1))))
+        parts = find_parts(np.array(image)) if stands_out(rgba, background) else []
+        found += parts[:1] if len(parts) == 1 else []
+    return found
+
+
+@torch.no_grad()
+def _embed(network: FeatureNetwork, crops: Sequence[Pixels], what: str | None = None) -> Tensor:
+    batches = range(0, len(crops), BATCH)
+    shown = tqdm(batches, desc=what, disable=None if what else True, leave=False)
+    stacked = (torch.from_numpy(np.stack(crops[k : k + BATCH])).permute(0, 3, 1, 2) for k in shown)
+    return torch.cat([network.embed(batch)["features"].float().cpu() for batch in stacked])

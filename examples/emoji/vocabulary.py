@@ -1,0 +1,60 @@
+"""The objects that the measure asks for: twenty of each group, drawn by a hash of their names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from examples.emoji.colours import COLOURS, name_colour
+from examples.emoji.concepts import GROUPS, chance
+from examples.emoji.nouns import COLOUR_WORDS
+from examples.emoji.sprites import Sprite
+from latentdiff.errors import InputError
+
+EACH_GROUP = 20
+LEAST_STYLES = 3
+NO_NOUN = re.compile(r"(^(man|woman|person|men|women|people) )|((ing|ed|done)$)")
+
+
+@dataclass(frozen=True)
+class Word:
+    """An object of the vocabulary, its training sprites, and the colours it can be asked for in."""
+
+    concept: str
+    concept_zh: str
+    group: str
+    sprites: tuple[Sprite, ...]
+
+    @cached_property
+    def colours(self) -> list[str]:
+        """Colours in which two styles or more can show it and that none shows by itself."""
+        natural = {name_colour(sprite.rgba[sprite.rgba[..., 3] >= 128][:, :3]) for sprite in self.sprites}
+        return [colour for colour in COLOURS if colour not in natural and len(self.painted(colour)) >= 2]
+
+    def painted(self, colour: str) -> list[Sprite]:
+        """The sprites that can be recoloured so."""
+        return [sprite for sprite in self.sprites if sprite.in_colour(colour) is not None]
+
+
+def read_vocabulary(sprites: Sequence[Sprite]) -> list[Word]:
+    """Connected, countable objects of one or two words that three styles or more show, as many of each group.
+
+    Names of what someone does ("man running") are left out, since their genders are drawn alike. Raises InputError when
+    a group has too few.
+    """
+    by_concept: dict[str, list[Sprite]] = {}
+    for sprite in sprites:
+        by_concept.setdefault(sprite.concept, []).append(sprite)
+    words = []
+    for group in GROUPS.values():
+        eligible = [c for c, found in by_concept.items() if found[0].row["group"] == group and _is_clear(c, found)]
+        if len(eligible) < EACH_GROUP:
+            raise InputError(f"the corpus has {len(eligible)} clear objects of {group}; {EACH_GROUP} are needed")
+        chosen = sorted(eligible, key=lambda concept: chance("vocabulary", concept))[:EACH_GROUP]
+        words += [Word(c, by_concept[c][0].row["concept_zh"], group, tuple(by_concept[c])) for c in chosen]
+    return words
+
+
+def _is_clear(concept: str, sprites: Sequence[Sprite]) -> bool:
+    plain = len(concept.split()) <= 2 and not COLOUR_WORDS.search(concept) and not NO_NOUN.search(concept)
+    return plain and len(sprites) >= LEAST_STYLES and all(sprite.is_single for sprite in sprites)
