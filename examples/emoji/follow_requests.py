@@ -1,4 +1,4 @@
-"""What the measure asks for: GenEval's six tasks (Ghosh et al. 2023), with as many prompts, on held-out combinations."""
+"""What the measure asks for: GenEval's six tasks (Ghosh et al. 2023), as many prompts, of held-out combinations."""
 
 import random
 from collections.abc import Sequence
