@@ -104,6 +104,8 @@ def recolour(rgba: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
     offset = (hue - mean + 180) % 360 - 180
     weight = np.clip((NEAR + 20 - np.abs(offset)) / 20, 0, 1) * np.clip((saturation - 0.08) / 0.12, 0, 1)
     body = foreground & (weight > 0.5) & (saturation >= SATURATED) & (value >= DARK)
+    if not body.any():  # hues on both sides of a mean that no pixel has
+        return rgba
     new_hue = (colour.hue + np.clip(SPREAD * offset, -MOST_SPREAD, MOST_SPREAD)) % 360
     new_saturation = _bend(saturation, float(np.median(saturation[body])), colour.saturation)
     new_value = _bend(value, float(np.median(value[body])), colour.value)

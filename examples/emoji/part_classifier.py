@@ -23,7 +23,8 @@ from examples.emoji.split import SAME_DRAWING
 from examples.emoji.sprites import Sprite
 from examples.emoji.vocabulary import Word
 from latentdiff.files import atomic_path
-from latentdiff.metrics.features import FeatureNetwork
+from latentdiff.metrics.features import FeatureNetwork, open_efficientnet
+from latentdiff.runtime import pick_device
 
 HELD_OUT_DRAWINGS = 0.15
 VIEWS = 8
@@ -60,6 +61,20 @@ class PartClassifier:
         features = _embed(self.network, [part.crop for part in parts])
         named = iter([self.concepts[k] for k in self.probe(features).tolist()])
         return [[Seen(next(named), part.colour, part.centre) for part in one] for one in found]
+
+
+def part_network() -> FeatureNetwork:
+    """EfficientNet-Lite0 on crops as they are: `embed` gives its pooled features, uint8 [B, 3, R, R] to [B, 1280]."""
+    device = pick_device("auto")
+    model, file = open_efficientnet(device)
+    model.to(memory_format=torch.channels_last)
+
+    def embed(pixels: Tensor) -> dict[str, Tensor]:
+        scaled = (pixels.to(device).float() - 127) / 128
+        maps = model.extract_features(scaled.contiguous(memory_format=torch.channels_last))
+        return {"features": maps.mean((2, 3))}
+
+    return FeatureNetwork("efficientnet-lite0 of parts", file, False, embed)
 
 
 def teach_classifier(

@@ -15,7 +15,7 @@ CONTRAST = 28  # of 255, in the channel that differs most
 CLOSED = 2  # gaps of up to twice as many pixels inside an object are closed
 LEAST_AREA = 0.006  # of the picture
 MARGIN = 0.06  # around a part, of its longer side
-CROP = 96  # pixels a side
+CROP = 128  # pixels a side
 
 
 @dataclass(frozen=True)
