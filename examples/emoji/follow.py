@@ -143,7 +143,7 @@ def open_classifier(corpus: Path) -> tuple[list[Word], PartClassifier]:
 
 
 def measure(given: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Pixels]]]:
-    """All numbers, and the first English picture of each request. Raises InputError, CheckpointError."""
+    """All numbers, and the first picture of each request. Raises InputError, CheckpointError."""
     words, classifier = open_classifier(given.corpus)
     requests = make_requests(words, given.part)[:: given.every]
     for task in COUNTS:
@@ -151,15 +151,16 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, 
             raise InputError(f"{few} prompts of {task}; at least {LEAST_PROMPTS} are needed, so lower --every")
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     settings = settings_of(pipe, given)
-    drawn = list(draw_requests(pipe, requests, given.pictures, settings, given.seed))
+    drawn = [] if given.real else list(draw_requests(pipe, requests, given.pictures, settings, given.seed))
     real = composites(requests, given.pictures, given.seed)
     seen_real = see_all(classifier, real, "real pictures")
     hits = {
-        "generated": score(requests, see_all(classifier, drawn, "generated pictures"), len(LANGUAGES)),
         "real": score(requests, seen_real),
         "real through the VAE": score(requests, see_all(classifier, through_vae(pipe, real), "real through the VAE")),
         "real, requests shuffled": score(shuffled(requests), seen_real),
     }
+    if drawn:
+        hits["generated"] = score(requests, see_all(classifier, drawn, "generated pictures"), len(LANGUAGES))
     assert pipe.folder is not None
     result = {
         "model": str(pipe.folder),
@@ -178,7 +179,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, 
         },
         "groups": {name: found.groups() for name, found in hits.items()},
     }  # fmt: skip
-    return result, [(request.text("English"), own[0]) for request, own in zip(requests, drawn, strict=True)]
+    return result, [(request.text("English"), own[0]) for request, own in zip(requests, drawn or real, strict=True)]
 
 
 def main() -> int:
@@ -189,6 +190,7 @@ def main() -> int:
     parser.add_argument("--sheet", type=Path, help="PNG of one picture for each prompt")
     parser.add_argument("--model", default=None, help="model folder; else the bundled one")
     parser.add_argument("--part", choices=("validation", "test"), default="test", help="validation: to choose settings")
+    parser.add_argument("--real", action="store_true", help="only what real pictures score: the ceiling and the floor")
     parser.add_argument("--pictures", type=int, default=4, help="of each prompt and language")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th prompt")
     parser.add_argument("--seed", type=int, default=0)

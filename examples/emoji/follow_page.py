@@ -14,10 +14,11 @@ def write_markdown(result: dict[str, Any]) -> str:
     """The page of one result of `examples.emoji.follow`."""
     classifier, values = result["classifier"], result["values"]
     others = [name for name in values if name != "generated"]
-    header = ["task", "prompts", *LANGUAGES, "both", "reach", *others]
-    rows = [_row(task, result, others) for task in (*(t for t in COUNTS if t in values["real"]), "mean")]
-    groups = result["groups"]["generated"]
+    generated = [*LANGUAGES, "both", "reach"] if "generated" in values else []
+    rows = [_row(task, result, others) for task in (*COUNTS, "mean")]
     settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
+    groups = {name: found for name, found in result["groups"].items() if name in ("generated", "real")}
+    names = list(groups["real"])
     return "\n".join(
         [
             f"Model {result['model_hash']}, {result['part']} prompts, {result['pictures']} pictures of each in each "
@@ -26,11 +27,11 @@ def write_markdown(result: dict[str, Any]) -> str:
             f"{classifier['held_out_drawings']} real pictures right that it was not taught. "
             "Intervals (95 %) are over prompts.",
             "",
-            *_table(header, rows),
+            *_table(["task", "prompts", *generated, *others], rows),
             "",
             "Single objects by group:",
             "",
-            *_table(list(groups), [[f"{value:.2f}" for value in groups.values()]]),
+            *_table(["", *names], [[name, *(f"{found[g]:.2f}" for g in names)] for name, found in groups.items()]),
             "",
         ]
     )
@@ -38,10 +39,11 @@ def write_markdown(result: dict[str, Any]) -> str:
 
 def _row(task: str, result: dict[str, Any], others: list[str]) -> list[str]:
     values = result["values"]
-    prompts = sum(result["prompts"].values()) if task == "mean" else result["prompts"][task]
-    languages = [_cell(values["generated"][f"{task}, {language}"]) for language in LANGUAGES]
-    both = _cell(values["generated"][task])
-    return [task, str(prompts), *languages, both, f"{REACH[task]:.2f}", *(_cell(values[name][task]) for name in others)]
+    cells = [task, str(sum(result["prompts"].values()) if task == "mean" else result["prompts"][task])]
+    if "generated" in values:
+        keys = (*(f"{task}, {language}" for language in LANGUAGES), task)
+        cells += [*(_cell(values["generated"][key]) for key in keys), f"{REACH[task]:.2f}"]
+    return cells + [_cell(values[name][task]) for name in others]
 
 
 def _cell(one: dict[str, float]) -> str:

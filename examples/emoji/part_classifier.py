@@ -1,24 +1,20 @@
 """Which object of the vocabulary a part shows, learnt from real pictures; some of these are kept to say how often."""
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.emoji import parts as parts_module
-from examples.emoji.colours import BACKGROUNDS, COLOURS
 from examples.emoji.concepts import chance
 from examples.emoji.judges import Probe, fit_probe
-from examples.emoji.layout import anywhere, compose, stands_out
-from examples.emoji.parts import Part, Pixels, find_parts
+from examples.emoji.part_views import CODE, views_of
+from examples.emoji.parts import Pixels, find_parts
 from examples.emoji.split import SAME_DRAWING
 from examples.emoji.sprites import Sprite
 from examples.emoji.vocabulary import Word
@@ -27,10 +23,8 @@ from latentdiff.metrics.features import FeatureNetwork, open_efficientnet
 from latentdiff.runtime import pick_device
 
 HELD_OUT_DRAWINGS = 0.15
-VIEWS = 8
-RIDGE = 0.02
+RIDGE = 0.005
 BATCH = 64
-CODE = hashlib.sha256(b"".join(Path(f).read_bytes() for f in (__file__, parts_module.__file__))).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -103,27 +97,12 @@ def _features(sprites: Sequence[Sprite], network: FeatureNetwork, cache: Path) -
     digest = hashlib.sha256("\n".join([CODE, network.name, network.weights, *names]).encode()).hexdigest()[:12]
     kept = cache / f"parts-{digest}.safetensors"
     if not kept.is_file():
-        views = [(k, part.crop) for k, sprite in enumerate(tqdm(sprites, desc="views")) for part in _views(sprite)]
+        views = [(k, part.crop) for k, sprite in enumerate(tqdm(sprites, desc="views")) for part in views_of(sprite)]
         found = _embed(network, [crop for _, crop in views], "features of views")
         with atomic_path(kept) as partial:
             save_file({"features": found, "sprite": torch.tensor([k for k, _ in views])}, partial)
     loaded = load_file(kept)
     return loaded["features"], loaded["sprite"]
-
-
-def _views(sprite: Sprite) -> list[Part]:
-    """The sprite at several sizes, colours and backgrounds, some a little blurred, as the measure would cut it out."""
-    rng = random.Random(f"views/{sprite.row['file_name']}")
-    found = []
-    for view in range(VIEWS):
-        painted = sprite.in_colour(rng.choice(list(COLOURS))) if view % 2 else None
-        rgba = sprite.rgba if painted is None else painted
-        background = rng.choice(["white", "white", *BACKGROUNDS])
-        image = compose([(rgba, anywhere(rng, rng.uniform(36, 122)))], background)
-        image = image.filter(ImageFilter.GaussianBlur(rng.choice((0, 0, 0.6, 1))))
-        parts = find_parts(np.array(image)) if stands_out(rgba, background) else []
-        found += parts[:1] if len(parts) == 1 else []
-    return found
 
 
 @torch.no_grad()
