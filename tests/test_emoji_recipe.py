@@ -111,6 +111,8 @@ def test_the_whole_recipe(cache: Path, tmp_path: Path) -> None:
         part = "train" if row in rows else "held_out"
         image = Image.open(tmp_path / "out" / part / row["file_name"])
         assert (image.size, image.mode) == ((32, 32), "RGB")
+        original = Image.open(tmp_path / "out" / "originals" / row["file_name"])
+        assert (original.size, original.mode) == ((32, 32), "RGBA")
         assert image.getpixel((16, 16)) == ((255, 255, 255) if row["style"] == "fluent 3d" else (255, 0, 0))
     assert "Microsoft" in (tmp_path / "out" / "NOTICE").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]

@@ -30,8 +30,8 @@ from examples.emoji.layout import (
     inside,
     stands_out,
 )
-from examples.emoji.pairs import CORE
 from examples.emoji.scene_captions import Phrase, scene_captions
+from examples.emoji.split import CORE
 from examples.emoji.sprites import Pixels, Sprite, SpriteBox, read_sprites
 from examples.folders import whole_folder
 from latentdiff.errors import InputError
