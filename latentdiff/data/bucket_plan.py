@@ -9,11 +9,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from latentdiff.data.buckets import Fitting, Size, enlargement, lost_area
+from latentdiff.data.buckets import Fitting, Size
 
 ENOUGH = 16  # pictures in a chunk: larger chunks are hardly faster
-JOINING_LOSS = 0.05  # of a picture's area, on average, that joining buckets may cost for chunks of up to ENOUGH
-LARGE_LOSS = 0.005  # that it may cost for larger chunks
+JOINING_COST = 0.05  # the average cost of joining buckets that is accepted for chunks of up to ENOUGH
+LARGE_COST = 0.005  # the same for larger chunks
 
 Bucket = TypeVar("Bucket", bound=Hashable)
 
@@ -45,10 +45,10 @@ def join_buckets(sizes: Sequence[Size], repeats: Sequence[int], fitting: Fitting
     for chunk in _divisors(batch):
         joined = _joined(counts, fitting, chunk, batch)
         extra = sum(
-            (lost_area(size, bucket) - lost_area(size, fitting.bucket(size))) * counts[size].pictures
+            (fitting.cost(size, bucket) - fitting.cost(size, fitting.bucket(size))) * counts[size].pictures
             for size, bucket in joined.items()
         )
-        if extra <= (JOINING_LOSS if chunk <= ENOUGH else LARGE_LOSS) * len(sizes):
+        if extra <= (JOINING_COST if chunk <= ENOUGH else LARGE_COST) * len(sizes):
             return joined
     raise AssertionError("with chunks of 1 nothing is joined")
 
@@ -64,12 +64,12 @@ def _joined(counts: dict[Size, Counts], fitting: Fitting, chunk: int, batch: int
             break
         smallest = min(small, key=lambda bucket: buckets[bucket].pictures)
         others = [bucket for bucket in buckets if bucket != smallest]
-        joined |= {size: _second_choice(size, others) for size, bucket in joined.items() if bucket == smallest}
+        joined |= {size: _cheapest(size, others, fitting) for size, bucket in joined.items() if bucket == smallest}
     return joined
 
 
-def _second_choice(size: Size, buckets: Sequence[Size]) -> Size:
-    return min(buckets, key=lambda bucket: lost_area(size, bucket) + max(0, enlargement(size, bucket) - 1))
+def _cheapest(size: Size, buckets: Sequence[Size], fitting: Fitting) -> Size:
+    return min(buckets, key=lambda bucket: fitting.cost(size, bucket))
 
 
 def _too_small(buckets: dict[Bucket, Counts], chunk: int, batch: int) -> list[Bucket]:

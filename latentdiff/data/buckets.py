@@ -64,15 +64,19 @@ class Fitting:
         return [*((h, w) for w, h in reversed(wide)), square, *wide]
 
     def bucket(self, size: Size) -> Size:
-        """The size that keeps the most of a picture."""
-        return _bucket(size, tuple(self.sizes))
+        """The size of the lowest cost to a picture."""
+        return _bucket(self, size)
+
+    def cost(self, size: Size, bucket: Size) -> float:
+        """The share of a picture that is cropped, plus how far it is enlarged beyond what is allowed."""
+        return lost_area(size, bucket) + max(0.0, enlargement(size, bucket) - self.allow_upscale)
 
     def problem(self, size: Size) -> tuple[str, str] | None:
         """What is wrong with a picture of this size: the kind of error, and its numbers."""
         bucket = self.bucket(size)
         if enlargement(size, bucket) > self.allow_upscale:
             return "too small", f"{size[0]}x{size[1]} would be enlarged to {bucket[0]}x{bucket[1]}"
-        if self.buckets and (lost := lost_area(size, bucket)) > self.max_crop:
+        if self.buckets and (lost := lost_area(size, bucket)) > self.max_crop + 1e-9:
             return "too narrow", f"{size[0]}x{size[1]} would lose {lost:.0%} of its area, more than {self.max_crop:.0%}"
         return None
 
@@ -96,8 +100,8 @@ def _nearest(ratio: float, side: int, step: int) -> Size | None:
 
 
 @lru_cache(maxsize=65536)
-def _bucket(size: Size, buckets: tuple[Size, ...]) -> Size:
-    return min(buckets, key=lambda bucket: lost_area(size, bucket))
+def _bucket(fitting: Fitting, size: Size) -> Size:
+    return min(fitting.sizes, key=lambda bucket: fitting.cost(size, bucket))
 
 
 def lost_area(size: Size, bucket: Size) -> float:

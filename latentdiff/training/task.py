@@ -31,7 +31,7 @@ class Share:
 
 
 class Data(Protocol):
-    """Pictures by (row, draw). `buckets`: of each row, which rows it can share a batch with; `pictures`: its own."""
+    """Pictures by (row, draw). `buckets` and `pictures` of each row: rows of one bucket can share a batch."""
 
     @property
     def buckets(self) -> list[int]: ...

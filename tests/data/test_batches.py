@@ -149,3 +149,12 @@ def test_small_enlargements_are_allowed_up_to_the_limit() -> None:
     for size, limit, kind in (((512, 511), 1.05, None), ((480, 480), 1.05, "too small"), ((480, 480), 1.07, None)):
         found = Fitting(512, allow_upscale=limit).problem(size)
         assert (found and found[0]) == kind
+
+
+def test_a_picture_that_just_covers_a_bucket_is_not_enlarged_to_another() -> None:
+    assert lost_area((640, 384), (704, 384)) < lost_area((640, 384), (576, 384))
+    fitting = Fitting(512)
+    assert fitting.bucket((640, 384)) == (576, 384) and fitting.problem((640, 384)) is None
+    assert fitting.bucket((1280, 768)) == (704, 384)
+    joined = join_buckets([(576, 448)] * 30 + [(640, 384)], [1] * 31, fitting, 4)
+    assert set(joined.values()) == {(576, 448)}
