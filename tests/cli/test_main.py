@@ -76,5 +76,5 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(generate, "run", refuse)
     assert run("generate", "x", "-o", "x.png", monkeypatch=monkeypatch) == 2
     assert capsys.readouterr().err == (
-        "error: [Errno 13] Permission denied: 'x.png'; check the path, its rights and the room on the disk\n"
+        "error: [Errno 13] Permission denied: 'x.png'; check the path, its permissions and the free disk space\n"
     )
