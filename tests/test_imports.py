@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "spacings", "schedule", "samplers", "score", "models", "text", "checkpoints",
-    "denoiser", "images", "runtime", "inputs", "diffusers_names", "pipeline", "model_hash", "recipe", "data",
+    "errors", "files", "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
+    "checkpoints", "denoiser", "images", "runtime", "inputs", "diffusers_names", "pipeline", "model_hash", "recipe", "data",
     "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {

@@ -14,22 +14,8 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.samplers import (
-    COLUMNS,
-    SAMPLERS,
-    Denoiser,
-    Levels,
-    Plan,
-    SamplerState,
-    StepInfo,
-    Update,
-    ddim_table,
-    dpmpp_2m_table,
-    heun_table,
-    plan,
-    sample,
-    step,
-)
+from latentdiff.sampler_tables import COLUMNS, ddim_table, dpmpp_2m_table, heun_table
+from latentdiff.samplers import SAMPLERS, Denoiser, Levels, Plan, SamplerState, StepInfo, Update, plan, sample, step
 from latentdiff.schedule import Grid, Schedule
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
