@@ -2,14 +2,13 @@
 
 import os
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from latentdiff.data.zip_members import MemberNames, ZipMembers
+from latentdiff.data.zip_members import ERRORS, MemberNames, ZipMembers
 from latentdiff.errors import InputError
 
 Entry = TypeVar("Entry")
@@ -65,7 +64,9 @@ def open_container(path: Path, source: str = "") -> Container:
             return _zip(path, source)
         if path.suffix.lower() == ".tar":
             return _tar(path, source)
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
+    except InputError:
+        raise
+    except (*ERRORS, tarfile.TarError) as error:
         raise InputError(f"{source} is damaged ({error}); copy or download it again") from error
     raise InputError(f"{source} is not a folder, .zip or .tar; unpack it into a folder first")
 

@@ -3,6 +3,7 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,20 +38,29 @@ def open_parquet(paths: Sequence[Path], source: str) -> Container:
 
     def records() -> Iterator[dict[str, Any]]:
         for path in paths:
-            for batch in _open(path).iter_batches(columns=others, use_threads=False):
-                yield from batch.to_pylist()
+            with _named(path):
+                for batch in _open(path).iter_batches(columns=others, use_threads=False):
+                    yield from batch.to_pylist()
 
     return table_container(source, groups.rows, groups.picture, records, text_column(others, source))
 
 
 def _open(path: Path) -> "ParquetFile":
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow; pip install pyarrow") from error
-    try:
+    with _named(path):
         return ParquetFile(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise pyarrow's errors as InputError."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
     except (ArrowException, OSError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); save it again") from error
 
@@ -92,9 +102,5 @@ class _RowGroups:
         return values[row - (self.ends[group - 1] if group else 0)].as_py()
 
     def _read(self, path: Path, group: int) -> Any:
-        from pyarrow import ArrowException
-
-        try:
+        with _named(path):
             return _open(path).read_row_group(group, columns=[self.column], use_threads=False).column(0)
-        except (ArrowException, OSError) as error:
-            raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); save it again") from error

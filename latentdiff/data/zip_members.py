@@ -1,6 +1,7 @@
 """Members of a zip file: read through one handle per thread, and named in the encoding the archive states."""
 
 import os
+import struct
 import threading
 import zipfile
 import zlib
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from latentdiff.errors import InputError
 
-ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError)
+ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, EOFError, ValueError)
 IS_UTF8 = 0x800  # general purpose bit 11 (APPNOTE.TXT 4.4.4)
 IS_ENCRYPTED = 0x1
 UNICODE_PATH = 0x7075  # extra field (APPNOTE.TXT 4.6.9)

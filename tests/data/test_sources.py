@@ -1,14 +1,19 @@
 """Sources other than plain folders and archives: archives in a folder, and tables of pictures."""
 
+import json
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from latentdiff.data.buckets import Fitting
+from latentdiff.data.check import check
 from latentdiff.data.layouts import read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
-from tests.data.test_layouts import PNG, as_folder, as_zip, jsonl, picture
+from tests.data.test_layouts import PNG, as_folder, as_tar, as_zip, jsonl, picture
 
 
 def test_archives_beside_metadata_are_opened(tmp_path: Path) -> None:
@@ -47,3 +52,50 @@ def test_parquet_with_pictures_inside(shape: str, tmp_path: Path) -> None:
     (tmp_path / "data" / "train-2.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"train-2\.parquet is damaged"):
         open_source(tmp_path)
+
+
+FILES = {"猫/a.png": PNG, "猫/a.txt": "é".encode(), "b/b.png": picture("blue"), "b/b.json": b'{"text": ["x", "y"]}'}
+
+
+def parquet_of_pictures(_: dict[str, bytes], folder: Path) -> Path:
+    pyarrow, module = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"image": [{"bytes": PNG, "path": "a"}] * 3, "text": ["a", "b", "c"]})
+    module.write_table(table, folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def metadata(name: str, data: bytes) -> Callable[[dict[str, bytes], Path], Path]:
+    return lambda _, folder: as_folder({"a.png": PNG, name: data}, folder) / name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        as_zip,
+        as_tar,
+        parquet_of_pictures,
+        metadata("metadata.jsonl", jsonl({"file_name": "a.png", "text": "x"})),
+        metadata("metadata.csv", b'file_name,text\na.png,"x, y"\n'),
+    ],
+    ids=["zip", "tar", "parquet", "jsonl", "csv"],
+)
+def test_random_damage_is_checked_or_a_one_line_error(
+    make: Callable[[dict[str, bytes], Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    path, rng, errors = make(FILES, tmp_path), random.Random(0), 0
+    whole = path.read_bytes()
+    for _ in range(100):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 4))):
+            place = rng.randrange(len(data))
+            data[place : place + rng.choice((1, 1, 1, 9, len(data)))] = rng.randbytes(rng.choice((1, 1, 1, 5)))
+        path.write_bytes(data)
+        try:
+            report = check(tmp_path if path.name.startswith("metadata") else path, Fitting(8), lambda caption: "")
+            json.dumps(report.to_json(), ensure_ascii=False).encode()
+        except InputError as error:
+            errors += 1
+            assert str(error).encode() and "\n" not in str(error)
+    assert errors > 10
