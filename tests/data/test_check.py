@@ -118,7 +118,7 @@ def test_captions_are_measured_with_the_trigger(folder: Path) -> None:
     assert not check(folder, Fitting(8), lost_words, prefix="sks").errors
 
 
-def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path, model_folder: Path) -> None:
+def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path) -> None:
     for k in range(150):
         Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text(f"{k} " + "word " * 4000)
@@ -129,15 +129,15 @@ def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path, model_folder
     assert "long caption: and 145 more; --json lists all" in words and "ignored file: and 145 more" in words
     assert words.endswith("0 errors, 300 warnings")
     assert report.warnings == "long caption (150), ignored file (150)"
-    plan = plan_finetune(tmp_path, tmp_path / "run", str(model_folder))
-    assert f"ignored file (150); latentdiff data check {tmp_path} --model {model_folder} lists" in plan.in_words()
     assert max(len(finding["detail"]) for finding in report.to_json()["findings"]) > 15000
 
 
-def test_files_that_are_not_read_are_warnings(folder: Path) -> None:
+def test_files_that_are_not_read_are_warnings_also_in_the_plan(folder: Path, model_folder: Path) -> None:
     (folder / "lost.txt").write_text("x")
     (finding,) = check(folder, Fitting(8), lost_words).findings
     assert (finding.kind, Path(finding.where)) == ("ignored file", folder / "lost.txt")
+    plan = plan_finetune(folder, folder / "run", str(model_folder)).in_words()
+    assert f"warnings: ignored file (1); latentdiff data check {folder} --model {model_folder} lists them" in plan
 
 
 def test_small_buckets_are_a_warning(folder: Path) -> None:
