@@ -184,6 +184,14 @@ def finetune(
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="If memory runs out, halve the batch and continue.")
     ] = False,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    mixed_precision: Annotated[str | None, typer.Option(help="bf16, fp16 or no. [default: bf16]")] = None,
+    gradient_accumulation: Annotated[
+        int | None, typer.Option(min=1, help="Batches per step, to fit less memory. [default: 1]")
+    ] = None,
+    caption_dropout: Annotated[
+        float | None, typer.Option(help="Share of captions left empty, for guidance. [default: 0.1]")
+    ] = None,
 ) -> None:
     """Fine-tune a model on a folder of images, which is checked first."""
     from latentdiff.cli.finetune import run
@@ -192,6 +200,7 @@ def finetune(
         resume,
         auto_batch,
         skip_bad,
+        num_processes,
         output,
         folder=folder,
         base=model,
@@ -212,6 +221,9 @@ def finetune(
         allow_upscale=allow_upscale,
         rank=rank,
         seed=seed,
+        mixed_precision=mixed_precision,
+        gradient_accumulation=gradient_accumulation,
+        caption_dropout=caption_dropout,
     )
 
 

@@ -3,25 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+from latentdiff.cli.launch import launch
 from latentdiff.config.train import FineTuneConfig
 from latentdiff.training.checkpoints import refuse_another_run
 from latentdiff.training.finetune import going_on, plan_finetune
+from latentdiff.training.processes import on_main_process, process_state
 from latentdiff.training.run import start, train
 
 
-def run(resume: bool, auto_batch: bool, skip_bad: bool, output: Path, **options: Any) -> None:
-    """Plan, say what will be done, do it, say how to use it; or go on as was planned."""
+def run(resume: bool, auto_batch: bool, skip_bad: bool, processes: int, output: Path, **options: Any) -> None:
+    """Plan the run, print the plan, train, and print how to use the result; or resume a run as it was planned."""
     refuse_another_run(output, resume, "finetune")
+    if processes > 1:
+        launch(processes, auto_batch)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         config = going_on(output=output, **given)
         train(config, resume, skip_bad, auto_batch)
     else:
-        plan = plan_finetune(output=output, skip_bad=skip_bad, **given)
+        plan = on_main_process(lambda: plan_finetune(output=output, skip_bad=skip_bad, **given))
         config = plan.config
-        print(plan.in_words(), flush=True)
+        _print(plan.in_words())
         start(config, plan.report, resume, auto_batch)
-    print(f"done; use it with: {_use(config)}")
+    _print(f"done; use it with: {_use(config)}")
+
+
+def _print(text: str) -> None:
+    if process_state().is_main_process:
+        print(text, flush=True)
 
 
 def _use(config: FineTuneConfig) -> str:

@@ -12,6 +12,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
 from latentdiff.data.check import Report, check, check_command, unusable
 from latentdiff.errors import InputError
+from latentdiff.training.processes import process_state
 
 VISITS = 40
 SMALL_MODEL = 256
@@ -31,6 +32,7 @@ class Plan:
     config: FineTuneConfig
     report: Report
     command: str
+    processes: int = 1
 
     def in_words(self) -> str:
         config = self.config
@@ -41,9 +43,19 @@ class Plan:
         return (
             f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
-            f"{config.optim.max_steps} steps of {config.data.batch_size}, rate {config.optim.learning_rate}\n"
+            f"{config.optim.max_steps} steps of {self.batch_in_words()}, rate {config.optim.learning_rate}, "
+            f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}\n"
             f"into {config.run.output}"
         )
+
+    def batch_in_words(self) -> str:
+        """How many pictures a step takes, and how they are divided."""
+        batch, accumulation = self.config.data.batch_size, self.config.run.gradient_accumulation_steps
+        total = batch * accumulation * self.processes
+        factors = f"{self.processes} processes of " * (self.processes > 1) + f"{accumulation} batches of " * (
+            accumulation > 1
+        )
+        return f"{total} ({factors}{batch})" if factors else f"{total}"
 
 
 def plan_finetune(
@@ -78,7 +90,8 @@ def plan_finetune(
     bad = unusable(report, bool(trigger), (), skip_bad, command)
     usable = report.pictures - len(bad)
     small = resolution <= SMALL_MODEL
-    batch = given.get("batch_size", min(16 if small else 2, usable))
+    processes, accumulation = process_state().num_processes, given.get("gradient_accumulation", 1)
+    batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
     rate = (1e-3 if small else 1e-4) * {"full": 0.1, "textual_inversion": 5}.get(method, 1)
     steps = given.get("steps", max(100, min(4000, VISITS * usable // max(1, batch))))
     config = validate(
@@ -90,10 +103,10 @@ def plan_finetune(
             "method": method,
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
             "sample_prompts": [prefixed(caption, trigger) for caption in (*(report.examples or [""]), *OTHER_PROMPTS)],
-            "caption_dropout": 0.0 if method == "textual_inversion" else 0.1,
+            "caption_dropout": given.get("caption_dropout", 0.0 if method == "textual_inversion" else 0.1),
             "data": {
-                "train": folder, **sizes, "batch_size": batch, "skip": bad, "prefix": trigger,
-                "caption_template": caption_template,
+                "train": folder, **sizes, "batch_size": batch // (processes * accumulation), "skip": bad,
+                "prefix": trigger, "caption_template": caption_template,
             },
             "optim": {
                 "max_steps": steps, "learning_rate": given.get("learning_rate", rate),
@@ -101,14 +114,27 @@ def plan_finetune(
                 "weight_decay": 0.0 if method == "textual_inversion" else 0.01,
             },
             "run": {
-                "output": output, "seed": given.get("seed", 0), "sample_every": max(1, steps // 4),
+                "output": output, "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
+                "mixed_precision": given.get("mixed_precision", "bf16"), "sample_every": max(1, steps // 4),
                 "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
             },
             **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
         },
         "finetune",
     )  # fmt: skip
-    return Plan(config, report, command)
+    return Plan(config, report, command, processes)
+
+
+def _batch(given: int | None, usual: int, parts: int) -> int:
+    """Pictures a step: a multiple of `parts`, processes times accumulation. Raises InputError for another number."""
+    if given is None or given <= 0:  # which the config refuses
+        return given if given is not None else max(1, usual // parts) * parts
+    if given % parts:
+        raise InputError(
+            f"--batch-size {given} must be a multiple of processes times --gradient-accumulation, {parts}; try "
+            f"{max(1, given // parts) * parts}"
+        )
+    return given
 
 
 def going_on(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:
@@ -123,7 +149,9 @@ def going_on(folder: str | Path, output: Path, steps: int | None = None, **given
         "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,
         "caption_template": config.data.caption_template, "init_word": config.init_word, "rank": config.rank,
         "class_prompt": config.prior and config.prior.prompt, "text_encoder": config.text_encoder,
-        "batch_size": config.data.batch_size * config.run.gradient_accumulation_steps,
+        "batch_size": config.data.batch_size * config.run.gradient_accumulation_steps * process_state().num_processes,
+        "gradient_accumulation": config.run.gradient_accumulation_steps, "caption_dropout": config.caption_dropout,
+        "mixed_precision": config.run.mixed_precision,
         "learning_rate": config.optim.learning_rate, "seed": config.run.seed,
         "resolution": config.data.resolution, "allow_upscale": config.data.allow_upscale,
     }  # fmt: skip

@@ -32,6 +32,8 @@ from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
 
+LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in a row that overflowed
+
 
 class Stopped(SystemExit):
     """The run was asked to end, and saved where it was."""
@@ -149,7 +151,10 @@ class Run:
             self.tracker.log(values, self.progress.step)
 
     def refuse_non_finite(self) -> None:
-        """Raise NonFiniteError with the first step since the last look at which the loss was no number."""
+        """Raise NonFiniteError with the first step since the last call whose loss is NaN or infinite.
+
+        The same when gradient scaling only finds overflows.
+        """
         seen = self.accelerator.reduce(torch.stack(self.unseen), "mean").tolist() if self.unseen else []
         for step, loss in enumerate(seen, self.progress.step - len(seen) + 1):
             if not math.isfinite(loss):
@@ -157,6 +162,11 @@ class Run:
                     f"the loss is {loss} at step {step}; lower optim.learning_rate or set run.mixed_precision: bf16"
                 )
         self.unseen.clear()
+        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() <= LOWEST_SCALE:
+            raise NonFiniteError(
+                f"fp16 gradients overflowed in some 50 steps up to {self.progress.step}, which changed nothing; set "
+                "run.mixed_precision: bf16, or lower optim.learning_rate"
+            )
 
     def evaluate(self) -> None:
         """Held-out figures and sample pictures, from the averaged weights, in every process its share."""

@@ -1,10 +1,15 @@
 """Which of how many processes this is."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)  # of processes that wait for one: the first checks and encodes all pictures alone
 
@@ -12,6 +17,14 @@ PATIENCE = timedelta(days=1)  # of processes that wait for one: the first checks
 def process_state() -> PartialState:
     """accelerate's view of it, made once; several processes without an accelerator talk over gloo."""
     return PartialState(cpu=on_many_cpus(), timeout=PATIENCE)
+
+
+def on_main_process(make: Callable[[], T]) -> T:
+    """What `make()` returns in the first process, in every process; the others wait."""
+    state = process_state()
+    made = [make() if state.is_main_process else None]
+    broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
 
 
 def on_many_cpus() -> bool:

@@ -66,6 +66,8 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
     if auto_batch and process_state().num_processes > 1:  # one would begin anew while the others wait for it
         raise InputError("--auto-batch is for one process; lower data.batch_size instead")
     check_tracker(config.run.tracker)
+    if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
+        raise InputError("mixed_precision=fp16 needs a GPU and this machine has none; use bf16 or no")
     if report is not None:
         _write(config, REPORT, json.dumps(report.to_json(), ensure_ascii=False))
     while True:

@@ -1,6 +1,7 @@
 """`latentdiff finetune`, from a folder to a picture."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,21 @@ def test_choices_follow_the_folder_and_what_is_given(folder: Path, model_folder:
     assert (given.config.data.batch_size, given.config.optim.max_steps, given.config.optim.learning_rate) == (2, 7, 0.5)
     with pytest.raises(InputError, match=r"method='lroa'"):
         plan_finetune(folder, tmp_path / "run", str(model_folder), "lroa")
+
+
+def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(
+    folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    options = {"gradient_accumulation": 2, "mixed_precision": "no", "caption_dropout": 0.25, "resolution": 12}
+    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=4, **options)
+    config = plan.config
+    assert (config.data.batch_size, config.run.gradient_accumulation_steps, config.data.resolution) == (2, 2, 12)
+    assert (config.run.mixed_precision, config.caption_dropout) == ("no", 0.25)
+    said = plan.in_words()
+    assert "12 px" in said and "of 4 (2 batches of 2)" in said and "precision no, caption dropout 0.25" in said
+    assert replace(plan, processes=3).batch_in_words() == "12 (3 processes of 2 batches of 2)"
+    with pytest.raises(InputError, match=r"--batch-size 5 must be a multiple of .*, 2; try 4"):
+        plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=5, **options)
 
 
 def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -82,6 +82,32 @@ def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["latentdiff"], ["accelerate.commands.accelerate_cli", "launch"]])
+def test_finetune_in_two_processes_is_the_run_of_one(
+    launcher: list[str], folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    words = ["finetune", str(folder), "--model", str(model_folder), "--steps", "3", "--batch-size", "8"]
+    words += ["--gradient-accumulation", "2", "--mixed-precision", "no"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+    def finetune(output: Path, start: list[str]) -> str:
+        command = [sys.executable, "-m", *start, *words, "-o", str(output)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    finetune(tmp_path / "one", ["latentdiff"])
+    if launcher == ["latentdiff"]:
+        words += ["--num-processes", "2"]
+    else:
+        file = str(ROOT / "configs" / "accelerate" / "cpu.yaml")
+        launcher = [*launcher, "--main_process_port", "0", "--config_file", file, "-m", "latentdiff"]
+    said = finetune(tmp_path / "two", launcher)
+    assert said.count("8 (2 processes of 2 batches of 2)") == 1 and said.count("done; use it with") == 1
+    assert losses(logged(tmp_path / "two")) == pytest.approx(losses(logged(tmp_path / "one")), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_share_one_tokenizer(folder: Path, tmp_path: Path) -> None:
     config = text_config(folder, tmp_path / "run", max_steps=2)
     config["data"]["batch_size"] = 4
