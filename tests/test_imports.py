@@ -19,7 +19,7 @@ SLOW = {
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode"],
-    "text": ["tokenizer", "clip", "conditioning"],
+    "text": ["prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning"],
 }
 
 

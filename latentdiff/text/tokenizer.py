@@ -85,6 +85,16 @@ class CLIPTokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [k for i in ids for k in range(i, i + self._vectors.get(i, 1))]
 
+    def encode_words(self, text: str) -> list[list[int]]:
+        """The ids of `encode`, with those of a learned word of several vectors in one list, the others alone."""
+        return [[i] for i in self.encode(text)]
+
+    @property
+    def comma_token_id(self) -> int | None:
+        """The id of a comma that ends a word; None where the vocabulary has none."""
+        found: int | None = self._backend.token_to_id("," + WORD_END)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, lowercased; a learnt word of several ids is written once."""
         first = {k: i for i, vectors in self._vectors.items() for k in range(i, i + vectors)}
