@@ -48,7 +48,7 @@ def _split_section(section: Sequence[WeightedText], tokenizer: CLIPTokenizer) ->
             chunk = chunks[-1]
             if word == [comma]:
                 last_comma = len(chunk.ids)
-            elif len(chunk.ids) == length and 0 <= last_comma and length - last_comma <= COMMA_BACKTRACK:
+            elif len(chunk.ids) == length and last_comma >= 0 and length - last_comma <= COMMA_BACKTRACK:
                 chunks.append(chunk.cut(last_comma + 1))
                 last_comma = -1
             if len(chunks[-1].ids) + len(word) > length:

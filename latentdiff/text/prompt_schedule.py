@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 PIECE = re.compile(r"(?:[^\\\[\]():|]|\\.)+|[\[\]():|]")
@@ -45,7 +45,7 @@ class _Alternation:
         return self.options[(step - 1) % len(self.options)]
 
 
-_Node = Union[str, _Separator, _Switch, _Alternation]
+_Node = str | _Separator | _Switch | _Alternation
 
 
 @dataclass
@@ -60,7 +60,7 @@ def schedule_prompt(prompt: str, steps: int) -> list[TextFrom]:
     `[from:to:when]`, `[to:when]` and `[from::when]` change after step `when`, which is a fraction of all steps where it
     has a point. `[a|b|c]` takes turns. Both nest. What follows no rule is text.
     """
-    nodes = _parse(prompt) if "[" in prompt else [prompt]
+    nodes: list[_Node] = _parse(prompt) if "[" in prompt else [prompt]
     changes = [TextFrom(0, _render(nodes, 1, steps))]
     for step in range(2, steps + 1):
         if (text := _render(nodes, step, steps)) != changes[-1].text:
