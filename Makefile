@@ -1,7 +1,7 @@
 .PHONY: check fix test bench wheels docs
 
 check:
-	ruff format --check . && ruff check . && mypy
+	ruff format --check . && ruff check . && mypy && mypy --platform darwin && mypy --platform win32
 
 fix:
 	ruff check --fix . && ruff format .

@@ -52,7 +52,7 @@ class Worker:
         if limit is None:
             return self._ask(line)
         end = time.monotonic() + limit
-        late = Timer(limit, os.killpg, (self.process.pid, signal.SIGKILL))
+        late = Timer(limit, _end_group, [self.process.pid])
         late.start()
         try:
             return self._ask(line)
@@ -107,3 +107,10 @@ def median(turns: list[Turn]) -> float:
 
 def fastest(turns: list[Turn]) -> float:
     return min(second for turn in turns for second in turn.seconds)
+
+
+def _end_group(process: int) -> None:
+    if sys.platform == "win32":
+        os.kill(process, signal.SIGTERM)
+    else:
+        os.killpg(process, signal.SIGKILL)

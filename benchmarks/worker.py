@@ -7,7 +7,6 @@ path of a file on it has the turn's last result saved there.
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from latentdiff.runtime.memory import keep_freed_memory
+from latentdiff.runtime.memory import keep_freed_memory, peak_memory
 
 TURN_S = 0.5  # a turn goes on for this long: calls that take milliseconds are many
 
@@ -36,8 +35,7 @@ def take(call: Callable[[], Any], path: str) -> dict[str, Any]:
         seconds.append(second)
     if path:
         torch.save(result, path)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else resident
+    peak = peak_memory(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     return {"seconds": seconds, "peak_bytes": peak}
 
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import resource
 import sys
 from functools import cache
 from threading import Lock
@@ -54,8 +53,12 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the GPU if `device` is one, else resident."""
+    """Peak memory of this process in bytes: of the GPU if `device` is one, else resident; 0 where it is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # POSIX only
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most  # getrusage(2): bytes there, KiB on Linux
