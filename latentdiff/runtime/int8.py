@@ -15,7 +15,7 @@ from latentdiff.errors import InputError
 from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
-from latentdiff.runtime.packed import PackedConv2d
+from latentdiff.runtime.packed import PackedConv2d, unpack
 from latentdiff.runtime.processor import cpu_has
 
 quantised: Any = torch.ops.onednn
@@ -28,7 +28,7 @@ TOP = 255
 def quantise(unet: nn.Module) -> None:
     """Let the 3x3 convolutions of a prepared U-Net's residual blocks run on 8 bits, in place; weights are kept.
 
-    Raises InputError where the processor, the compiler or the precision is missing.
+    The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is missing.
     """
     weight = next(unet.parameters())
     can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")
@@ -80,6 +80,7 @@ class Int8Conv2d(PackedConv2d):
 
 
 def _quantise(norm: Any, conv: Any) -> None:
+    unpack(conv)  # a call before may have packed it
     reach = DEVIATIONS * norm.weight.float().abs() + norm.bias.float()  # SiLU(u) <= u
     step = torch.maximum(reach / (TOP - ZERO), torch.tensor(LEAST / ZERO))
     weight = conv.weight.float() * step[:, None, None]

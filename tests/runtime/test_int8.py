@@ -15,6 +15,7 @@ from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import quantised_group_norm
 from latentdiff.runtime.optimize import prepare, restore
 from tests.runtime.test_optimize import answer, error, small_unet
+from tests.runtime.variants import TESTABLE
 
 can = load_kernels() is not None and torch.cpu.get_capabilities().get("avx512_vnni")
 needs_vnni = pytest.mark.skipif(not can, reason="no AVX-512 VNNI, or no compiler")
@@ -63,6 +64,22 @@ def test_the_norm_writes_the_whole_numbers_that_its_formula_says() -> None:
     frame = found.clone()
     frame[:, :, 1:-1, 1:-1] = ZERO
     assert (frame == ZERO).all()
+
+
+@needs_vnni
+@pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@pytest.mark.parametrize("side", [8, 16])  # whose weights the kernel for few pixels and oneDNN pack
+@torch.no_grad()
+def test_a_block_that_was_called_before_computes_the_same(variant: str, side: int) -> None:
+    plain, x, temb = block(64, 64), torch.randn(2, 64, side, side).bfloat16(), torch.randn(2, 16).bfloat16()
+    fresh, called = on_8_bits(plain), copy.deepcopy(plain).bfloat16()
+    prepare(called)
+    first = called(x, temb)
+    quantise(called)
+    assert torch.equal(called(x, temb), fresh(x, temb))
+    restore(called)
+    prepare(called)
+    assert torch.equal(called(x, temb), first)
 
 
 @needs_vnni
