@@ -28,7 +28,8 @@ TOP = 255
 def quantise(unet: nn.Module) -> None:
     """Let the 3x3 convolutions of a prepared U-Net's residual blocks run on 8 bits, in place; weights are kept.
 
-    The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is missing.
+    The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is
+    missing.
     """
     weight = next(unet.parameters())
     can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")
