@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.checkpoints.components import pipeline_index
-from latentdiff.checkpoints.families import family_name
+from latentdiff.checkpoints.families import family_of_config
 from latentdiff.checkpoints.folder import GENERATION, INDEX, TEXT_WEIGHTS, WEIGHTS
 from latentdiff.checkpoints.key_names import QKV, KeyTable, open_clip_table, unet_table_of, vae_table
 from latentdiff.checkpoints.single_file import source_of
@@ -88,7 +88,7 @@ def write_single_file(source: ModelSource, target: Path, dtype: torch.dtype | No
 def plan_single_file(source: ModelSource, dtype: torch.dtype | None) -> tuple[Planned, dict[str, str]]:
     """Tensors of a single file by their names there, and its metadata."""
     unet = source.unet.config
-    family = family_name(unet).split(",")[0]
+    family = family_of_config(unet).name
     levels = len(unet.block_out_channels)
     table = unet_table_of(unet)
     if table is None:

@@ -15,8 +15,9 @@ from latentdiff.errors import CheckpointError
 HEAD_WIDTH = 64  # of SD 2, SDXL and every CLIP encoder
 OPEN_CLIP_LAYERS = 24  # SD 2 reads the state before the last of these
 Shapes = Mapping[str, tuple[int, ...]]
+FIRST_WIDTHS = (320, 384)  # of the published models
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-TASKS = {4: "text-to-image", 8: "instruction editing (InstructPix2Pix)", 9: "inpainting"}
+TASKS = {8: "instruction editing (InstructPix2Pix)", 9: "inpainting"}
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,21 @@ def family_of(unet: Shapes) -> Family:
     return SD2 if projections and len(projections[0]) == 2 else SD1
 
 
+def family_of_config(unet: UNetConfig) -> Family:
+    """The family whose layout a config has."""
+    if unet.addition_embed_type is not None:
+        return REFINER if len(unet.block_out_channels) == 4 else XL
+    return SD2 if unet.use_linear_projection else SD1
+
+
 def family_name(unet: UNetConfig) -> str:
     """What a config's family is called, with its task where that is not text-to-image."""
-    if unet.addition_embed_type is not None:
-        family = REFINER if len(unet.block_out_channels) == 4 else XL
-    else:
-        family = SD2 if unet.use_linear_projection else SD1
-    task = TASKS.get(unet.in_channels, f"{unet.in_channels} input channels")
-    return family.name if unet.in_channels == 4 else f"{family.name}, {task}"
+    name = family_of_config(unet).name
+    if unet.block_out_channels[0] not in FIRST_WIDTHS:
+        name = f"a model in the layout of {name}"
+    if unet.in_channels == unet.out_channels:
+        return name
+    return f"{name}, {TASKS.get(unet.in_channels, f'{unet.in_channels} input channels')}"
 
 
 def count(names: Iterable[str], prefix: str) -> int:

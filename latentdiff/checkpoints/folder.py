@@ -43,6 +43,7 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
     unet = unet_files(folder / "unet", options)
     raw_schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     schedule = ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json")
+    schedule = ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json")
     return ModelSource(
         path=folder,
         unet=unet,
@@ -53,7 +54,7 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
         zero_empty_prompt=unet.config.addition_embed_type is not None
         and index.get("force_zeros_for_empty_prompt", True) is not False,
         generation=_read_generation(folder / GENERATION, schedule),
-        notes=("prediction type: by scheduler/scheduler_config.json",),
+        notes=(f"prediction type {schedule.prediction_type}: by scheduler/scheduler_config.json",),
     ).with_prediction(options.prediction_type)
 
 

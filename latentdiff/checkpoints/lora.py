@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import Components
-from latentdiff.checkpoints.families import family_name
+from latentdiff.checkpoints.families import family_of_config
 from latentdiff.checkpoints.key_names import unet_table_of
 from latentdiff.checkpoints.lora_file import FILE, KOHYA
 from latentdiff.checkpoints.lora_names import original_name, parts_of
+from latentdiff.config.model import UNetConfig
 from latentdiff.files import atomic_path
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -98,6 +99,7 @@ def _original(parts: Components, layer: str) -> str:
 
 
 def _kohya_metadata(parts: Components, state: dict[tuple[str, str], Tensor], trigger: str) -> dict[str, str]:
+    config = parts.denoiser.config
     ranks = [len(value) for (_, key), value in state.items() if key.endswith(".lora_A.weight")]
     found: dict[str, Any] = {
         "ss_network_module": "networks.lora",
@@ -105,7 +107,7 @@ def _kohya_metadata(parts: Components, state: dict[tuple[str, str], Tensor], tri
         "ss_network_alpha": str(max(ranks, default=0)),
         "modelspec.sai_model_spec": "1.0.0",
     }
-    version = BASE_VERSIONS.get(family_name(parts.denoiser.config).split(",")[0])
+    version = BASE_VERSIONS.get(family_of_config(config).name) if isinstance(config, UNetConfig) else None
     if version is not None:
         found |= {"ss_base_model_version": version, "modelspec.architecture": f"{ARCHITECTURES[version]}/lora"}
     if trigger:

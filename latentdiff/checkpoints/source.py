@@ -75,7 +75,7 @@ class ModelSource:
         return replace(
             self,
             schedule=self.schedule.model_copy(update={"prediction_type": prediction_type}),
-            notes=(*self.notes, f"prediction type {prediction_type}: as given"),
+            notes=(f"prediction type {prediction_type}: as given",),
         )
 
 

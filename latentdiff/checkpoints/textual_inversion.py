@@ -73,7 +73,7 @@ def load_learned(parts: Components, path: Path, allow_pickle: bool = False) -> l
     nothing was added.
     """
     file = find_learned(path)
-    words = _words(file, open_tensor_file(file, allow_pickle))
+    words = words_in(file, open_tensor_file(file, allow_pickle))
     fitting = {token: _fit(parts.text, token, vectors, file) for token, vectors in words.items()}
     for token, vectors in fitting.items():
         _check_name(parts.text, token, len(vectors[0]))
@@ -91,7 +91,7 @@ def find_learned(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no {FILE}; give a file of learnt words, or the folder finetune wrote")
 
 
-def _words(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
+def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
     """Vectors [n, D] of each word, one tensor per text encoder. A word without a name is named after the file."""
     try:
         tensors = {key: opened.get(key) for key in opened.shapes}

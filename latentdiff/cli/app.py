@@ -282,6 +282,43 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Model folder, single file, or hub id.")],
+    target: Annotated[Path, typer.Argument(help="What to write: a new folder, or a new .safetensors file.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: as stored]")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="diffusers or single-file. [default: by the target's name]")
+    ] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Convert a model between diffusers' folders and single files, without changing a weight."""
+    from latentdiff.cli.convert import run
+
+    how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
+    run(source, target, dtype, form, how)
+
+
+@app.command()
+def info(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Model, LoRA, embedding, image, run folder or hub id. [default: the bundled model]"),
+    ] = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Print what a file or folder is: family, parts, precision; a LoRA's rank; an image's recipe; a run's state."""
+    from latentdiff.cli.info import run
+
+    run(target, given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle))
+
+
+@app.command()
 def env(
     model: Annotated[str | None, typer.Option(help="Model whose layers are listed. [default: the bundled one]")] = None,
 ) -> None:

@@ -1,0 +1,64 @@
+"""`latentdiff info`: what a model, LoRA, embedding, image or training run is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latentdiff.checkpoints.describe import describe
+from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.recipe import read_recipe
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+
+
+def run(target: str | None, how: dict[str, Any]) -> None:
+    """Print what the target is. Raises CheckpointError or InputError for what cannot be read."""
+    path = locate(target, how.get("variant"))
+    if path.suffix.lower() == ".png":
+        lines = _image(path)
+    elif (path / CONFIG).is_file():
+        lines = _training_run(path)
+    else:
+        lines = describe(path, OpenOptions(**how))
+    for line in list(lines):
+        print(line)
+
+
+def _image(path: Path) -> Iterator[str]:
+    yield f"{path}: an image with its recipe"
+    for key, value in read_recipe(path).model_dump().items():
+        if value not in (None, (), False):
+            yield f"{key}: {value}"
+
+
+def _training_run(folder: Path) -> Iterator[str]:
+    from latentdiff.config.base import load_yaml
+    from latentdiff.config.train import train_config
+    from latentdiff.training.checkpoints import checkpoints
+
+    config = load_yaml(train_config, folder / CONFIG)
+    rows = _rows(folder / METRICS)
+    step = max((row["step"] for row in rows), default=0)
+    method = f" ({config.method})" if config.task == "finetune" else ""
+    yield f"{folder}: a run of task {config.task}{method}, at step {step} of {config.optim.max_steps}"
+    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
+    if losses:
+        yield f"loss: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    saved = checkpoints(folder)
+    yield f"checkpoints: {len(saved)}, the newest {saved[0].name}" if saved else "checkpoints: none"
+    yield f"model: {folder / 'model'}" if (folder / "model").is_dir() else "model: not written yet"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log that can be read: the last line may have been cut short."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int | float):
+            found.append(row)
+    return found

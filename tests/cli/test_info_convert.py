@@ -1,0 +1,104 @@
+"""`latentdiff info` and `latentdiff convert`: what files are, and one line for what they are not."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latentdiff.checkpoints.components import read_pipeline
+from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.cli import main
+from latentdiff.cli.options import parse_lora
+from latentdiff.errors import InputError
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command; returns exit code, standard output and errors."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["latentdiff", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_a_model_says_what_it_is(run: Any, model_folder: Path) -> None:
+    code, out, _ = run("info", model_folder)
+    assert code == 0 and "a model in the layout of Stable Diffusion 1" in out
+    assert "parameters in F32" in out and "prediction type epsilon: by scheduler/scheduler_config.json" in out
+
+
+def test_a_lora_says_its_rank_and_trigger(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    parts = read_pipeline(model_folder, torch.float32)
+    add_lora(parts, rank=4)
+    save_lora(parts, tmp_path, trigger="mycat")
+    out = run("info", tmp_path / "kohya.safetensors")[1]
+    assert "a LoRA of" in out and "rank: 4; alpha: 4" in out and "base: sd_v1" in out and "trigger words: mycat" in out
+    assert "text of width 32" in run("info", tmp_path)[1]
+
+
+def test_an_embedding_and_a_network_alone(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    save_file({"emb_params": torch.zeros(3, 768)}, tmp_path / "mycat.safetensors")
+    out = run("info", tmp_path / "mycat.safetensors")[1]
+    assert "the learnt word 'mycat', 3 vectors of width 768; base: Stable Diffusion 1" in out
+    out = run("info", next((model_folder / "vae").glob("*.safetensors")))[1]
+    assert "a VAE" in out and "M parameters in F32" in out
+
+
+def test_what_is_nothing_known_is_one_line(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    for name in ("x.txt", "x.safetensors", "gone"):
+        code, out, err = run("info", tmp_path / name)
+        assert code == 2 and out == "" and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_convert_changes_only_the_dtype(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("convert", model_folder, tmp_path / "half", "--dtype", "float16")
+    assert code == 0 and out.splitlines()[-1] == str(tmp_path / "half")
+    (before,), (after,) = ([*(folder / "unet").glob("*.safetensors")] for folder in (model_folder, tmp_path / "half"))
+    first, second = load_file(before), load_file(after)
+    assert all(torch.equal(value.half(), second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x.ckpt"], "must end in .safetensors"),
+        (["x.safetensors"], "has no single-file layout; use --format diffusers"),
+        (["x", "--format", "ckpt"], "--format ckpt is unknown"),
+        (["x", "--dtype", "int4"], "--dtype int4 is unknown"),
+        (["nowhere/x"], "does not exist; make it first"),
+    ],
+)
+def test_convert_refuses_in_one_line(
+    words: list[str], message: str, run: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    words: list[str], message: str, run: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("convert", model_folder, tmp_path / words[0], *words[1:])
+    assert code == 2 and message in err and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_lora_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_lora("a.safetensors") == ("a.safetensors", 1.0, 1.0)
+    assert parse_lora("a.safetensors:0.8") == ("a.safetensors", 0.8, 0.8)
+    assert parse_lora("a.safetensors:0.8:0") == ("a.safetensors", 0.8, 0.0)
+    assert parse_lora(r"C:\loras\a.safetensors") == (r"C:\loras\a.safetensors", 1.0, 1.0)
+    assert parse_lora(r"C:\loras\a.safetensors:-0.5") == (r"C:\loras\a.safetensors", -0.5, -0.5)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:2").mkdir()
+    assert parse_lora("a:2") == ("a:2", 1.0, 1.0) and parse_lora("a:2:0.5") == ("a:2", 0.5, 0.5)
+    for wrong in ("a:nan", "a:1e9"):
+        with pytest.raises(InputError, match="write FILE, FILE:"):
+            parse_lora(wrong)
