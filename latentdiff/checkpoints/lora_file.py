@@ -22,7 +22,7 @@ PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers: peft's settings, by part
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-PEFT_ALPHA = 8  # where a config leaves it out
+PEFT_ALPHA = PEFT_RANK = 8  # where a config leaves them out
 # Settings of peft that were used while training and change nothing afterwards, or that are read below.
 TRAINING_ONLY = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
@@ -30,6 +30,7 @@ TRAINING_ONLY = {
     "init_lora_weights", "init_weights", "rank_dropout", "module_dropout", "rank_dropout_scale", "eva_config",
     "decompose_both", "decompose_factor", "use_effective_conv2d", "runtime_config", "ensure_weight_tying",
     "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias", "megatron_core",
+    "qalora_group_size",
 }  # fmt: skip
 METHODS = ("LORA", "LOHA", "LOKR")
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that changed the base weights
@@ -97,14 +98,17 @@ def _split(key: str, file: Path) -> tuple[str, str]:
 
 
 def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[str, dict[str, Any]]) -> Delta:
-    alpha, rank = tensors.pop("alpha", None), rank_of(tensors)
+    alpha = tensors.pop("alpha", None)
+    rank: float | None = rank_of(tensors)
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{file}: {name[:80]}.alpha must be one number, not {list(alpha.shape)}")
     if any(tensor.ndim == 0 or 0 in tensor.shape for tensor in tensors.values()):
         raise CheckpointError(f"{file}: a tensor of {name[:80]} is empty; download the file again")
-    if {"k1", "k2"} <= tensors.keys() or rank is None:
-        return Delta(tensors, 1.0)
     config = configs.get(name.split(".")[0], configs.get("", None))
+    if rank is None:
+        if config is None or not {"k1", "k2"} <= tensors.keys():
+            return Delta(tensors, 1.0)  # a full difference, or LyCORIS' Kronecker product of whole factors
+        rank = _config_rank(config, name, file)
     said = None if config is None else _alpha(config, name, file)
     value = float(alpha if alpha is not None else rank if said is None else said)
     if not math.isfinite(value):
@@ -154,25 +158,42 @@ def _check_config(config: dict[str, Any], where: str) -> None:
     for key in ("use_rslora", "use_dora", "lora_bias"):
         if not isinstance(config.get(key, False), bool | None):
             raise CheckpointError(f"{where}.{key}={str(config[key])[:40]!r} must be true or false")
-    patterns = config.get("alpha_pattern")
+    for key in ("alpha_pattern", "rank_pattern"):
+        _check_pattern(config.get(key), f"{where}.{key}")
+
+
+def _check_pattern(patterns: Any, where: str) -> None:
+    """Raise CheckpointError unless these are numbers by names of layers."""
     if patterns is not None and not isinstance(patterns, dict):
-        raise CheckpointError(f"{where}.alpha_pattern holds {type(patterns).__name__}, not names and numbers")
+        raise CheckpointError(f"{where} holds {type(patterns).__name__}, not names and numbers")
     for pattern, value in (patterns or {}).items():
-        _number(value, f"{where}.alpha_pattern.{pattern[:40]}")
+        _number(value, f"{where}.{pattern[:40]}")
         if not re.fullmatch(r"\^?[\w.]+\$?", pattern):
-            raise CheckpointError(
-                f"{where}.alpha_pattern has the expression {pattern[:40]!r}; only names are supported"
-            )
+            raise CheckpointError(f"{where} has the expression {pattern[:40]!r}; only names are supported")
 
 
 def _alpha(config: dict[str, Any], name: str, file: Path) -> float:
-    """peft's alpha of a layer: that of the first pattern that is the end of its name, else the common one."""
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
+    """peft's alpha of a layer."""
+    common = config.get("lora_alpha", config.get("alpha"))
+    found = _by_pattern(config.get("alpha_pattern"), name, PEFT_ALPHA if common is None else common)
+    return _number(found, f"{file}: alpha of {name[:80]}")
+
+
+def _config_rank(config: dict[str, Any], name: str, file: Path) -> float:
+    """peft's rank of a layer whose tensors do not show it."""
+    rank = _number(_by_pattern(config.get("rank_pattern"), name, config.get("r", PEFT_RANK)), f"{file}: rank")
+    if rank < 1:
+        raise CheckpointError(f"{file}: the rank of {name[:80]} is {rank:g}; it must be at least 1")
+    return rank
+
+
+def _by_pattern(patterns: Any, name: str, common: Any) -> Any:
+    """The value of the first pattern that is the end of a layer's name, else the common one."""
+    for pattern, value in (patterns or {}).items():
         plain = pattern.removeprefix("^").removesuffix("$")
         if name == plain or name.endswith(f".{plain}"):
-            return _number(value, f"{file}: alpha_pattern")
-    common = config.get("lora_alpha", config.get("alpha"))
-    return float(PEFT_ALPHA) if common is None else _number(common, f"{file}: lora_alpha")
+            return value
+    return common
 
 
 def _number(value: Any, where: str) -> float:

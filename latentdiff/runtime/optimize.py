@@ -49,7 +49,9 @@ def prepare(model: nn.Module) -> None:
     The model gives no gradients then, and its layers are not to be touched until `restore`.
     """
     make_room(next(model.parameters()))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for plain, fast in REGISTRY.items():
         for module in list(model.modules()):
             if type(module) is plain and not fast.can_replace(module):
@@ -68,7 +70,7 @@ def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
     layers: names of plain layers; only these and the modules they are in are restored.
     """
     unquantise(model)
-    held = None if layers is None else _with_ancestors(layers)
+    held = None if layers is None else _restored(model, layers)
     for fast in reversed(REGISTRY.values()):
         for name, module in list(model.named_modules()):
             if held is not None and name not in held:
@@ -79,12 +81,18 @@ def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
                 cast(FastLayer, module).remove()
 
 
-def _with_ancestors(names: Collection[str]) -> set[str]:
+def _restored(model: nn.Module, layers: Collection[str]) -> set[str]:
+    """The names of these layers, of the modules they are in, and of what fast ones among those were built with."""
     found = {""}
-    for name in names:
+    for name in layers:
         while name:
             found.add(name)
             name = name.rpartition(".")[0]
+    fast = tuple(cast(type, kind) for kind in REGISTRY.values())
+    holders = [name for name, module in model.named_modules() if name in found and isinstance(module, fast)]
+    for name in holders:
+        prefix = f"{name}." if name else ""
+        found |= {prefix + child for child, _ in model.get_submodule(name).named_children()}
     return found
 
 

@@ -84,8 +84,6 @@ def test_convert_changes_only_the_dtype(run: Any, model_folder: Path, tmp_path: 
 def test_convert_refuses_in_one_line(
     words: list[str], message: str, run: Any, model_folder: Path, tmp_path: Path
 ) -> None:
-    words: list[str], message: str, run: Any, model_folder: Path, tmp_path: Path
-) -> None:
     code, _, err = run("convert", model_folder, tmp_path / words[0], *words[1:])
     assert code == 2 and message in err and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
 
