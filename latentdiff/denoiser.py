@@ -32,6 +32,8 @@ class NetworkDenoiser:
         """latents [B, C, h, w] to x0 [B, C, h, w], float32."""
         c_sample, c_output = (column(c, latents) for c in self._x0_coefficients(levels))
         sample, timesteps = latents.to(self.dtype), _timesteps(levels, latents.device)
+        if conditioning.channels is not None:
+            sample = torch.cat([sample, conditioning.channels.to(sample)], dim=1)
         output = self._padded(sample, timesteps, conditioning) if self.batch else None
         if output is None:
             output = self.network(sample, timesteps, conditioning)
@@ -62,15 +64,28 @@ def _timesteps(levels: Levels, device: torch.device) -> Tensor:
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022), at timesteps from `low` to `high` (Kynkaanniemi et al. 2024).
 
-    scale: s in u + s * (c - u). The interval is the paper's in sec. 3.
+    scale: s in u + s * (c - u). The interval is the paper's in sec. 3. image_scale: InstructPix2Pix's second guidance.
     """
 
     scale: float
     low: float = 0.0
     high: float = float("inf")
+    image_scale: float = 1.0
 
     def applies(self, timestep: float) -> bool:
         return self.low <= timestep <= self.high
+
+
+@dataclass(frozen=True)
+class Known:
+    """The part of an image that inpainting keeps. latents: [C, h, w], clean; mask: [1, h, w], 1 where repainted."""
+
+    latents: Tensor
+    mask: Tensor
+
+    def keep(self, x0: Tensor) -> Tensor:
+        """x0 [C, h, w] with the known part replaced."""
+        return torch.lerp(self.latents, x0, self.mask)
 
 
 @dataclass(frozen=True)
@@ -78,12 +93,21 @@ class Row:
     """One image being sampled: where it stands, and what conditions it, one row each.
 
     negative: the unconditional row; None samples without guidance, in one evaluation per step instead of two.
+    without_image: the third evaluation of InstructPix2Pix, the negative prompt without the input image.
+    known: the part of the image that inpainting keeps.
     """
 
     state: SamplerState
     positive: Conditioning
     negative: Conditioning | None = None
     guidance: Guidance = Guidance(1.0)
+    without_image: Conditioning | None = None
+    known: Known | None = None
+
+    @property
+    def result(self) -> Tensor:
+        """Its latents [C, h, w]; at the end of a plan, the known part without the noise that some plans end with."""
+        return self.known.keep(self.state.latents) if self.known and self.state.finished else self.state.latents
 
     @property
     def guided(self) -> bool:
@@ -95,7 +119,8 @@ class GuidedDenoiser:
     """Guidance for each row by itself: x0 = u + s * (c - u) of the rows that are guided at their timestep.
 
     It is the sum of Ho & Salimans (2022, eq. 6, with s = 1 + w): x0 is linear in the network's output. A batch holds
-    the unconditional evaluations first, then those of all rows with their prompt.
+    the unconditional evaluations first, then those of all rows with their prompt. Rows with an evaluation without image
+    e add (t - 1) * (u - e), so that x0 = e + t * (u - e) + s * (c - u) (Brooks et al. 2023, eq. 3).
     """
 
     def __init__(self, denoiser: NetworkDenoiser, rows: Sequence[Row]) -> None:
@@ -104,29 +129,37 @@ class GuidedDenoiser:
 
     def __call__(self, latents: Tensor, levels: Levels) -> Tensor:
         guided = [k for k, t in enumerate(levels.timesteps) if self._is_guided(k, t)]
-        evaluated = [*guided, *range(len(latents))]
-        if len(guided) == len(latents):
+        edited = [k for k in guided if self.rows[k].without_image is not None]
+        evaluated = [*edited, *guided, *range(len(latents))]
+        if len(guided) == len(latents) and not edited:
             latents = torch.cat([latents, latents])
         elif guided:
             latents = latents[evaluated]
-        x0 = self.denoiser(latents, levels.rows(evaluated), self._conditioning(guided))
+        x0 = self.denoiser(latents, levels.rows(evaluated), self._conditioning(edited, guided))
         if not guided:
             return x0
-        unconditional, conditional = x0[: len(guided)], x0[len(guided) :]
+        without_image, unconditional, conditional = x0.split([len(edited), len(guided), len(levels.timesteps)])
         scales = column([self.rows[k].guidance.scale for k in guided], unconditional)
         if len(guided) == len(conditional):
-            return torch.lerp(unconditional, conditional, scales)
-        conditional[guided] = torch.lerp(unconditional, conditional[guided], scales)
-        return conditional
+            combined = torch.lerp(unconditional, conditional, scales)
+        else:
+            combined = conditional
+            combined[guided] = torch.lerp(unconditional, conditional[guided], scales)
+        if edited:
+            with_image = unconditional[[guided.index(k) for k in edited]]
+            scales = column([self.rows[k].guidance.image_scale - 1 for k in edited], x0)
+            combined[edited] += scales * (with_image - without_image)
+        return combined
 
     def _is_guided(self, k: int, timestep: float) -> bool:
         row = self.rows[k]
         return row.negative is not None and row.guidance.applies(timestep)
 
-    def _conditioning(self, guided: list[int]) -> Conditioning:
+    def _conditioning(self, edited: list[int], guided: list[int]) -> Conditioning:
         if self._last is None or self._last[0] != guided:
-            negatives = [negative for k in guided if (negative := self.rows[k].negative) is not None]
-            self._last = guided, concatenate([*negatives, *(row.positive for row in self.rows)])
+            others = [*(self.rows[k].without_image for k in edited), *(self.rows[k].negative for k in guided)]
+            present = [conditioning for conditioning in others if conditioning is not None]
+            self._last = guided, concatenate([*present, *(row.positive for row in self.rows)])
         return self._last[1]
 
 
@@ -148,3 +181,19 @@ def bounded(denoiser: Denoiser, config: ScheduleConfig) -> Denoiser:
         return x0.clamp(-bound, bound) / bound
 
     return within_bounds
+
+
+def keep_known(denoiser: Denoiser, rows: Sequence[Row]) -> Denoiser:
+    """The known part of x0 replaced in rows that have one, which is inpainting with any model; else the denoiser.
+
+    A deterministic sampler then follows the noise that the known part was given, as the published method of adding
+    noise to it again at each level does (Lugmayr et al. 2022, eq. 8).
+    """
+    if not any(row.known for row in rows):
+        return denoiser
+
+    def with_known(latents: Tensor, levels: Levels) -> Tensor:
+        x0 = denoiser(latents, levels)
+        return torch.stack([row.known.keep(one) if row.known else one for row, one in zip(rows, x0, strict=True)])
+
+    return with_known

@@ -3,8 +3,8 @@
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,19 @@ from torch import Tensor
 from latentdiff.config.model import GenerationConfig
 from latentdiff.denoiser import Guidance
 from latentdiff.errors import InputError
+from latentdiff.images.edit import Canvas, EditOptions, make_canvas, per_image
+from latentdiff.images.reading import ImageInput, read_images, read_masks
 from latentdiff.samplers import Plan, plan
 from latentdiff.schedule import Schedule
 
 SEEDS = 2**63
 GENERATOR_SEEDS = 2**32  # torch's CPU generator reads no more of a seed
+STRENGTH = 0.8  # of image to image, where a call names none; inpainting's is 1
 STATE_OFFSET, STATE_WORDS = 24, 624  # of the Mersenne Twister in the bytes of the generator's state
+
+Task = Literal["generate", "inpaint", "edit"]
+"""What a network reads beside latents: nothing, a mask and the masked image, or the image (InstructPix2Pix)."""
+ImageInputs = ImageInput | Sequence[ImageInput]
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,15 @@ class ModelLimits:
     latent_channels: int
     downscale: int
     default_size: int
+    task: Task = "generate"
 
 
 @dataclass(frozen=True)
 class Inputs:
     """A checked call. prompts, negatives and seeds: one per image; a negative of None is the model's unconditional.
 
-    latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without.
+    latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
+    one per output; None makes images from noise.
     """
 
     prompts: list[str]
@@ -50,6 +59,8 @@ class Inputs:
     plan: Plan
     guidance: Guidance | None
     latents: Tensor | None
+    canvases: list[Canvas] | None = None
+    strength: float = 1.0
 
     @property
     def drawn_from(self) -> list[int]:
@@ -73,11 +84,21 @@ def read_inputs(
     spacing: str | None = None,
     eta: float = 0.0,
     latents: Tensor | None = None,
+    image: ImageInputs | None = None,
+    mask_image: ImageInputs | None = None,
+    strength: float | None = None,
+    edit: EditOptions | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
+    images = None if image is None else read_images(image)
+    prompt = spread(prompt, images)
     prompts = texts_per_image(prompt, "prompt", num_images_per_prompt)
     negatives = negatives_per_image(negative_prompt, prompts, num_images_per_prompt)
-    height, width = (_side(value, name, model) for value, name in ((height, "height"), (width, "width")))
+    sides = _side(width, "width", model), _side(height, "height", model)
+    canvases = _canvases(images, mask_image, strength, edit, sides, len(prompts), num_images_per_prompt, model)
+    if canvases is not None:
+        sides = canvases[0].size
+    width, height = (model.default_size if side is None else side for side in sides)
     usual = model.generation
     steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
     steps = whole(steps, "num_inference_steps")
@@ -85,16 +106,27 @@ def read_inputs(
     if latents is not None:
         shape = (len(prompts), model.latent_channels, height // model.downscale, width // model.downscale)
         latents = check_latents(latents, shape)
+    strength = _strength(strength, canvases, model.task)
+    guidance = _guidance(scale, guidance_interval, model)
+    if guidance is not None and model.task == "edit":
+        guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
     return Inputs(
         prompts,
         negatives,
         seeds_per_image(seed, len(prompts)),
         height,
         width,
-        plan(model.schedule, sampler or usual.sampler, steps, eta, spacing),
-        _guidance(scale, guidance_interval, model),
+        plan(model.schedule, sampler or usual.sampler, steps, eta, spacing, skip=steps - int(steps * strength)),
+        guidance,
         latents,
+        canvases,
+        strength,
     )
+
+
+def spread(prompt: str | Sequence[str], images: Sequence[Any] | None) -> str | Sequence[str]:
+    """One prompt for several images is a prompt for each of them."""
+    return [prompt] * len(images) if isinstance(prompt, str) and images is not None and len(images) > 1 else prompt
 
 
 def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
@@ -174,9 +206,9 @@ def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
     return latents.float()
 
 
-def _side(value: int | None, name: str, model: ModelLimits) -> int:
+def _side(value: int | None, name: str, model: ModelLimits) -> int | None:
     if value is None:
-        return model.default_size
+        return None
     factor, side = model.downscale, whole(value, name, 1)
     if side % factor:
         low = max(factor, side // factor * factor)
@@ -193,3 +225,50 @@ def _guidance(scale: float, interval: tuple[float, float], model: ModelLimits) -
         raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
     total = model.schedule.config.num_train_timesteps
     return Guidance(scale, low * total, high * total) if scale > 1 else None
+
+
+def _canvases(
+    images: list[Any] | None,
+    mask_image: ImageInputs | None,
+    strength: float | None,
+    edit: EditOptions | None,
+    sides: tuple[int | None, int | None],
+    count: int,
+    times: int,
+    model: ModelLimits,
+) -> list[Canvas] | None:
+    """One canvas per output, of one size; outputs of the same image and mask share one."""
+    if model.task != "generate" and (images is None or (mask_image is None) == (model.task == "inpaint")):
+        needs = "image= and mask_image=" if model.task == "inpaint" else "image= without mask_image="
+        kind = "an inpainting" if model.task == "inpaint" else "an image-editing"
+        raise InputError(f"this is {kind} checkpoint; pass {needs}, or use a text-to-image model")
+    if images is None:
+        unused = {"mask_image": mask_image, "strength": strength, "edit": edit}
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise InputError(f"{given[0]}= is only used with an input image; pass image= (--image), or leave it out")
+        return None
+    masks = [None] if mask_image is None else read_masks(mask_image)
+    prompts = count // times
+    pairs = zip(per_image(images, prompts, "image"), per_image(masks, prompts, "mask_image"), strict=True)
+    made: dict[tuple[int, int], Canvas] = {}
+    canvases: list[Canvas] = []
+    for image, mask in pairs:
+        key = id(image), id(mask)
+        if key not in made:
+            size = canvases[0].size if canvases else sides
+            made[key] = make_canvas(image, mask, size, edit or EditOptions(), model.downscale, model.default_size)
+        canvases.append(made[key])
+    return [canvas for canvas in canvases for _ in range(times)]
+
+
+def _strength(strength: float | None, canvases: list[Canvas] | None, task: Task) -> float:
+    """How much of the plan runs; 1 for images from noise. Raises InputError."""
+    if canvases is None or task == "edit":
+        if strength is not None:
+            raise InputError("strength= is not used by image-editing checkpoints; see EditOptions.image_guidance_scale")
+        return 1.0
+    if strength is None:
+        return STRENGTH if canvases[0].mask is None else 1.0
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength={strength} must be from 0, which keeps the image, to 1, which ignores it; try 0.6")
+    return float(strength)

@@ -2,15 +2,14 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from latentdiff.checkpoints.adapters import Adapters, Key, Weight
@@ -18,21 +17,23 @@ from latentdiff.checkpoints.components import Components, fill, open_model, read
 from latentdiff.checkpoints.lora_names import parts_of
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
-from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded
+from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded, keep_known
 from latentdiff.diffusers_names import call_arguments, dtype_name, open_arguments
-from latentdiff.errors import CheckpointError, InputError, NonFiniteError, did_you_mean
+from latentdiff.edit_rows import edit_rows
+from latentdiff.errors import CheckpointError, InputError, did_you_mean
 from latentdiff.files import partial_path
-from latentdiff.inputs import Inputs, ModelLimits, generator_for, read_inputs
+from latentdiff.images.edit import Canvas, EditOptions
+from latentdiff.images.reading import read_images
+from latentdiff.inputs import ImageInputs, Inputs, ModelLimits, Task, generator_for, read_inputs, spread
+from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.models.tiled_decode import decode_parts
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import report, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
-from latentdiff.samplers import Callback, Denoiser, SamplerState, StepInfo, draw_noise, sample, step
+from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
 
-OutputType = Literal["pil", "np", "pt", "latent"]
 KEPT_TEXTS = 64  # encoded prompts, the most recently used
 
 
@@ -55,10 +56,13 @@ class LatentDiffusionPipeline:
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
         """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
         reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
-        if reads != predicts:
+        tasks: dict[int, Task] = {predicts: "generate", 2 * predicts + 1: "inpaint", 2 * predicts: "edit"}
+        if reads not in tasks:
             raise CheckpointError(
-                f"the U-Net reads {reads} channels and predicts {predicts}; use a text-to-image model"
+                f"the U-Net reads {reads} channels and predicts {predicts}; use a text-to-image, inpainting or "
+                "InstructPix2Pix model"
             )
+        self.task = tasks[reads]
         self.denoiser = parts.denoiser.to(device, dtype)
         self.vae = parts.vae.to(device, torch.float32 if parts.vae.config.force_upcast else dtype)
         self.text = parts.text.to(device, dtype)
@@ -234,8 +238,9 @@ class LatentDiffusionPipeline:
     def limits(self) -> ModelLimits:
         """What the arguments of a call depend on."""
         return ModelLimits(
-            self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size
-        )
+            self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size,
+            self.task,
+        )  # fmt: skip
 
     @torch.no_grad()
     def __call__(
@@ -253,6 +258,10 @@ class LatentDiffusionPipeline:
         spacing: str | None = None,
         eta: float = 0.0,
         latents: Tensor | None = None,
+        image: ImageInputs | None = None,
+        mask_image: ImageInputs | None = None,
+        strength: float | None = None,
+        edit: EditOptions | None = None,
         callback: Callback | None = None,
         output_type: OutputType = "pil",
         **diffusers_names: Any,
@@ -263,27 +272,34 @@ class LatentDiffusionPipeline:
         `spacings.SPACINGS`, the model's own when None.
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
         these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
-        generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead. callback: called with a
+        generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead.
+        image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
+        height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
+        where it is white, and strength is 1 when None. edit: how both are used. callback: called with a
         `StepInfo` after each step; returns True to stop. diffusers_names: `generator` and `callback_on_step_end`.
         Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
+        image = None if image is None else read_images(image)
+        prompt = spread(prompt, image)
         count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
         given = call_arguments(diffusers_names, count)
         seed, callback = given.get("seed", seed), given.get("callback", callback)
         inputs = read_inputs(
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
+            image, mask_image, strength, edit,
         )  # fmt: skip
         rows = self.start(inputs)
         network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
-        watch = _FiniteWatch(callback)
+        watch = FiniteWatch(callback)
         states, x0 = sample(self._guided(rows, network), [row.state for row in rows], watch)
         watch.check()
         stopped = not states[0].finished
-        done = x0 if stopped else torch.stack([state.latents for state in states])
-        return PipelineOutput(self.finish(done, output_type), inputs.drawn_from, stopped)
+        results = [replace(row, state=state).result for row, state in zip(rows, states, strict=True)]
+        done = x0 if stopped else torch.stack(results)
+        return PipelineOutput(self.finish(done, output_type, inputs.canvases), inputs.drawn_from, stopped)
 
     @torch.no_grad()
     def start(self, inputs: Inputs) -> list[Row]:
@@ -300,10 +316,14 @@ class LatentDiffusionPipeline:
         sizes = (inputs.height, inputs.width, 0, 0, inputs.height, inputs.width)
         positives = [self.encode(prompt).with_time_ids(*sizes) for prompt in inputs.prompts]
         if inputs.guidance is None:
-            return [Row(*row) for row in zip(states, positives, strict=True)]
-        negatives = [self._unconditional(negative).with_time_ids(*sizes) for negative in inputs.negatives]
-        guidance = [inputs.guidance] * len(states)
-        return [Row(*row) for row in zip(states, positives, negatives, guidance, strict=True)]
+            rows = [Row(*row) for row in zip(states, positives, strict=True)]
+        else:
+            negatives = [self._unconditional(negative).with_time_ids(*sizes) for negative in inputs.negatives]
+            guidance = [inputs.guidance] * len(states)
+            rows = [Row(*row) for row in zip(states, positives, negatives, guidance, strict=True)]
+        if inputs.canvases is None:
+            return rows
+        return edit_rows(rows, inputs.canvases, inputs.strength, self.vae, self.task)
 
     @torch.no_grad()
     def step(self, rows: Sequence[Row], batch: int | None = None) -> tuple[list[Row], Tensor]:
@@ -322,7 +342,7 @@ class LatentDiffusionPipeline:
 
     def _guided(self, rows: Sequence[Row], network: Network, batch: int | None = None) -> Denoiser:
         guided = GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
-        return bounded(guided, self.schedule.config)
+        return keep_known(bounded(guided, self.schedule.config), rows)
 
     def encode(self, prompt: str) -> Conditioning:
         """One row of conditioning. Prompts are encoded one at a time and kept: no row depends on others."""
@@ -341,66 +361,13 @@ class LatentDiffusionPipeline:
         return self.encode(negative or "")
 
     @torch.no_grad()
-    def finish(self, latents: Tensor, output_type: OutputType = "pil") -> Any:
-        """Latents [B, C, h, w] decoded to what `output_type` names. Raises NonFiniteError."""
-        if output_type == "latent":
-            return latents
-        return _to_output(self._decode(latents, _bytes if output_type == "pil" else _unit), output_type)
+    def finish(self, latents: Tensor, output_type: OutputType = "pil", canvases: Sequence[Canvas] | None = None) -> Any:
+        """Latents [B, C, h, w] decoded to what `output_type` names, and pasted into their canvases, if any.
+
+        Raises NonFiniteError.
+        """
+        return to_output(self.vae, latents, output_type, canvases)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
-        return self._decode(latents, lambda pixels: pixels)
-
-    def _decode(self, latents: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        """[B, 3, H, W] of what `finish`, which may write to them, makes of pixels; only a part is float32 at a time."""
-        dtype = next(self.vae.parameters()).dtype
-        z, factor = (latents / self.vae.config.scaling_factor).to(dtype), self.vae.config.downscale
-        made: Tensor | None = None
-        for images, rows, pixels in decode_parts(self._decode_plainly, z, factor):
-            if not torch.isfinite(pixels).all():
-                raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
-            part = finish(pixels.clamp_(-1, 1))
-            if made is None:
-                made = part.new_empty(len(z), part.shape[1], factor * z.shape[-2], factor * z.shape[-1])
-            made[images, :, rows] = part
-        assert made is not None
-        return made
-
-    def _decode_plainly(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):  # the caller's: some decoders overflow in half precision
-            return self.vae.decode(z)
-
-
-class _FiniteWatch:
-    """Records after each step whether all latents are finite; reads it at the end, so that no step waits for it."""
-
-    def __init__(self, callback: Callback | None) -> None:
-        self.callback = callback
-        self.flags: list[Tensor] = []
-
-    def __call__(self, info: StepInfo) -> bool | None:
-        self.flags.append(torch.isfinite(info.latents).all())
-        return self.callback(info) if self.callback else None
-
-    def check(self) -> None:
-        finite = torch.stack(self.flags).tolist()
-        if not all(finite):
-            step = finite.index(False) + 1
-            raise NonFiniteError(
-                f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
-            )
-
-
-def _unit(pixels: Tensor) -> Tensor:
-    return pixels.div_(2).add_(0.5).clamp_(0, 1)
-
-
-def _bytes(pixels: Tensor) -> Tensor:
-    return _unit(pixels).mul_(255).round_().to(torch.uint8)
-
-
-def _to_output(pixels: Tensor, output_type: OutputType) -> Any:
-    if output_type == "pt":
-        return pixels
-    array = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return array if output_type == "np" else [Image.fromarray(image) for image in array]
+        return decode_latents(self.vae, latents)

@@ -80,9 +80,14 @@ class Plan:
 
 
 def plan(
-    schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0, spacing: str | None = None
+    schedule: Schedule,
+    sampler: str,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    spacing: str | None = None,
+    skip: int = 0,
 ) -> Plan:
-    """Lay out a sampling run; spacing: of its levels, the schedule's when None.
+    """Lay out a sampling run; spacing: of its levels, the schedule's when None. skip: steps left out at its start.
 
     Raises InputError for an unknown sampler or spacing, steps out of range, or an eta that the sampler does not read.
     """
@@ -99,6 +104,7 @@ def plan(
         known = [chosen.spacing] if chosen.spacing else SPACINGS
         raise InputError(f"spacing={spacing!r} is not for sampler {sampler!r}; {did_you_mean(spacing, known)}")
     grid = schedule.grid(num_inference_steps, chosen.spacing or spacing, chosen.clean)
+    grid = Grid(grid.timesteps[skip:], grid.alphas[skip:], grid.sigmas[skip:])
     if chosen.evaluations == 2:
         grid = _inner_levels_twice(grid)
     table = ddim_table(grid, eta) if sampler == "ddim" else chosen.table(grid)

@@ -28,14 +28,17 @@ def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
     Raises InputError naming the file if it is not an image, is truncated, or has more than 64 million pixels.
     """
 
-    def to_image(opened: Image.Image) -> Image.Image:
-        width, height = _displayed_size(opened)
-        if width * height > MAX_PIXELS:
-            raise InputError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; reduce it first")
-        opened.load()
-        return _to_rgb(ImageOps.exif_transpose(opened), background)
+    return _read(data, name, lambda opened: to_rgb(_loaded(opened, name), background))
 
-    return _read(data, name, to_image)
+
+def decode_mask(data: bytes, name: str) -> Image.Image:
+    """The first frame of a mask as `mask_of` reads it. Raises InputError as `decode` does."""
+    return _read(data, name, lambda opened: mask_of(_loaded(opened, name)))
+
+
+def count_frames(data: bytes, name: str) -> int:
+    """How many frames a file holds: 1 unless it is animated. Raises InputError."""
+    return _read(data, name, lambda opened: getattr(opened, "n_frames", 1))
 
 
 def measure(data: bytes, name: str) -> tuple[int, int]:
@@ -69,6 +72,15 @@ def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Resul
         raise InputError(f"{name}: not a readable image ({reason}); replace or remove it") from error
 
 
+def _loaded(opened: Image.Image, name: str) -> Image.Image:
+    """The pixels, upright. Raises InputError for more than `MAX_PIXELS`."""
+    width, height = _displayed_size(opened)
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; reduce it first")
+    opened.load()
+    return ImageOps.exif_transpose(opened)
+
+
 def _displayed_size(opened: Image.Image) -> tuple[int, int]:
     """Width and height after EXIF orientation. Pillow swaps a TIFF's sides itself, so its tags are read instead."""
     width, height = opened.size
@@ -93,7 +105,17 @@ def _without_png_metadata(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+def mask_of(image: Image.Image) -> Image.Image:
+    """Greys of a mask: its alpha channel where it is transparent anywhere, else its brightness."""
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.histogram()[255] < alpha.width * alpha.height:
+            return alpha
+    return to_rgb(image, "white").convert("L")
+
+
+def to_rgb(image: Image.Image, background: str) -> Image.Image:
+    """RGB, 8 bits, flattened onto a colour where the image is transparent."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:

@@ -19,13 +19,15 @@ class Conditioning:
 
     hidden: [B, S, D] token states for cross-attention. pooled: [B, P] pooled text, SDXL only. time_ids: [B, 6] original
     size, crop offset and target size in pixels, SDXL only (Podell et al. 2023, sec. 2.2).
-    keys: one per row; rows with the same key have the same content. New ones where none are given.
+    channels: [B, E, h, w] that the network reads beside the latents, for inpainting and editing models only.
+    keys: one per row; rows with the same key have the same content but for channels. New ones where none are given.
     """
 
     hidden: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     keys: tuple[Hashable, ...] = ()
+    channels: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -51,6 +53,10 @@ class Conditioning:
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return Conditioning(torch.zeros_like(self.hidden), pooled, self.time_ids)
 
+    def with_channels(self, channels: Tensor) -> "Conditioning":
+        """These channels [E, h, w] for every row."""
+        return replace(self, channels=channels.expand(len(self), *channels.shape))
+
     def with_time_ids(self, *ids: int) -> "Conditioning":
         """These sizes in pixels for every row; without pooled text the network reads none, and nothing changes."""
         if self.pooled is None:
@@ -65,11 +71,13 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         return parts[0]
     shapes = {tuple(None if t is None else t.shape[1:] for t in _tensors(part)) for part in parts}
     if len(shapes) > 1:
+        if len({None if part.channels is None else part.channels.shape[1:] for part in parts}) > 1:
+            raise InputError("rows with and without an input image cannot share a batch; step them separately")
         counts = sorted({part.hidden.shape[1] for part in parts})
         raise InputError(f"conditioning of {counts} tokens cannot share a batch; encode every prompt to one length")
-    hidden, pooled, ids = (_cat(group) for group in zip(*map(_tensors, parts), strict=True))
+    hidden, pooled, ids, channels = (_cat(group) for group in zip(*map(_tensors, parts), strict=True))
     assert hidden is not None
-    return Conditioning(hidden, pooled, ids, tuple(key for part in parts for key in part.keys))
+    return Conditioning(hidden, pooled, ids, tuple(key for part in parts for key in part.keys), channels)
 
 
 def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -78,7 +86,7 @@ def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _tensors(part: Conditioning) -> tuple[Tensor | None, ...]:
-    return part.hidden, part.pooled, part.time_ids
+    return part.hidden, part.pooled, part.time_ids, part.channels
 
 
 def _rows(value: Any, rows: slice) -> Any:

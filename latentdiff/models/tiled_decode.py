@@ -43,6 +43,16 @@ def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> 
             start += strip.shape[-2]
 
 
+def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int) -> Tensor:
+    """Pixels [B, 3, H, W] to latents [B, C, h, w], each image by itself, and one of more than `AT_ONCE` in tiles."""
+    height, width = pixels.shape[-2:]
+    if height * width <= AT_ONCE:
+        return torch.cat([encode(image[None]) for image in pixels])
+    rows, columns = (cuts(side // factor, TILE // factor, OVERLAP // factor, 1) for side in (height, width))
+    strips = (_strips(encode, image[None], rows, columns, factor) for image in pixels)
+    return torch.cat([torch.cat(list(strip), dim=-2) for strip in strips])
+
+
 def cuts(length: int, tile: int, overlap: int, factor: int) -> list[Cut]:
     """Evenly spaced tiles of one size over a side of `length` latents; tile and overlap are in latents too.
 
@@ -66,11 +76,16 @@ def _cut(start: int, size: int, factor: int, weights: Tensor) -> Cut:
     return Cut(slice(start, start + size), slice(first, last + 1), inner, weights[first : last + 1])
 
 
-def _strips(decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], columns: list[Cut]) -> Iterator[Tensor]:
-    """Finished rows of an image [1, 3, rows, W], from top to bottom; float32 memory is one row of tiles."""
+def _strips(
+    decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], columns: list[Cut], scale: int = 1
+) -> Iterator[Tensor]:
+    """Finished rows of an image [1, C, rows, W], from top to bottom; float32 memory is one row of tiles.
+
+    scale: numbers of z per latent along each side, 1 unless z holds pixels.
+    """
     begun: Tensor | None = None  # the seam with the tiles above
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        band = _band(decode, z[..., row.latents, :], row, columns)
+        band = _band(decode, z[..., _scaled(row.latents, scale), :], row, columns, scale)
         if begun is not None:
             band[..., : begun.shape[-2], :] += begun
         done = (following.kept.start if following else row.kept.stop) - row.kept.start
@@ -78,13 +93,17 @@ def _strips(decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], colu
         yield band[..., :done, :]
 
 
-def _band(decode: Callable[[Tensor], Tensor], z: Tensor, row: Cut, columns: list[Cut]) -> Tensor:
+def _band(decode: Callable[[Tensor], Tensor], z: Tensor, row: Cut, columns: list[Cut], scale: int) -> Tensor:
     """A row of tiles, multiplied by its weights."""
     band: Tensor | None = None
     for column in columns:
-        tile = decode(z[..., column.latents].contiguous())[..., row.inner, column.inner].float()
+        tile = decode(z[..., _scaled(column.latents, scale)].contiguous())[..., row.inner, column.inner].float()
         if band is None:
             band = tile.new_zeros(*tile.shape[:-1], columns[-1].kept.stop)
         band[..., column.kept] += tile * column.weights.to(tile.device)
     assert band is not None
     return band.mul_(row.weights[:, None].to(band.device))
+
+
+def _scaled(latents: slice, scale: int) -> slice:
+    return slice(scale * latents.start, scale * latents.stop)

@@ -1,0 +1,76 @@
+"""Rows that start from an image: image to image, inpainting with any model or its own, and InstructPix2Pix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from latentdiff.denoiser import Known, Row
+from latentdiff.images.edit import Canvas
+from latentdiff.images.masks import to_latent_mask
+from latentdiff.inputs import Task
+from latentdiff.latents import encode_pixels
+from latentdiff.models.vae import VAE
+from latentdiff.samplers import draw_noise
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the network sees of an input image. latents: [C, h, w], scaled; mask: [1, h, w], 1 where repainted.
+
+    channels: [E, h, w] beside the latents, for models that read them.
+    """
+
+    latents: Tensor
+    mask: Tensor | None
+    channels: Tensor | None
+
+
+def edit_rows(rows: Sequence[Row], canvases: Sequence[Canvas], strength: float, vae: VAE, task: Task) -> list[Row]:
+    """Rows of pure noise that start from their images instead. Each image is encoded once."""
+    device = rows[0].state.latents.device
+    sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}
+    return [_edit_row(row, sources[canvas], canvas, strength, task) for row, canvas in zip(rows, canvases, strict=True)]
+
+
+def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Source:
+    pixels = canvas.pixels().to(device)
+    latents = encode_pixels(vae, pixels[None])[0]
+    if task == "edit":
+        return Source(latents, None, latents)  # InstructPix2Pix reads them unscaled
+    scale = vae.config.scaling_factor
+    if canvas.mask is None:
+        return Source(latents * scale, None, None)
+    hole = canvas.mask_pixels().to(device)
+    mask = to_latent_mask(hole, vae.config.downscale)
+    if task == "generate":
+        return Source(latents * scale, mask, None)
+    masked = encode_pixels(vae, (pixels * (1 - hole))[None])[0]
+    return Source(latents * scale, mask, torch.cat([mask, masked * scale]))
+
+
+def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float, task: Task) -> Row:
+    if source.channels is not None:
+        row = _with_channels(row, source.channels, task)
+    if task == "edit":
+        return row
+    state, clean, mask = row.state, source.latents, source.mask
+    noise, known = state.latents, None
+    if mask is not None and canvas.noise_fill:
+        clean = torch.lerp(clean, draw_noise([state.generator], clean.shape, clean)[0], mask)
+    start = state.plan.noisy(clean, noise) if len(state.plan) else clean
+    if mask is not None and task == "generate":
+        known = Known(source.latents, mask)
+        start = torch.lerp(start, noise, mask) if strength == 1 else start
+    elif strength == 1:
+        start = noise
+    return replace(row, state=replace(state, latents=start), known=known)
+
+
+def _with_channels(row: Row, channels: Tensor, task: Task) -> Row:
+    positive, negative, without = row.positive.with_channels(channels), row.negative, None
+    if negative is not None:
+        without = negative.with_channels(torch.zeros_like(channels)) if task == "edit" else None
+        negative = negative.with_channels(channels)
+    return replace(row, positive=positive, negative=negative, without_image=without)

@@ -1,0 +1,35 @@
+"""Matching the size of an image to that of the output."""
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Fit = Literal["cover", "contain", "stretch"]
+FITS = ("cover", "contain", "stretch")
+EDGES = ("left", "top", "right", "bottom")
+
+
+def fit_to(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The image at `size` (width, height).
+
+    cover: fills it, and what stands over is cropped around the centre. contain: all of it is shown, and its edge pixels
+    are repeated up to the border (masks get black). stretch: each side is scaled by itself.
+    """
+    if image.size == size:
+        return image
+    if fit == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    if fit == "cover":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
+    return pad(inner, left, top, size[0] - inner.width - left, size[1] - inner.height - top)
+
+
+def pad(image: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Image.Image:
+    """A larger image: edge pixels are repeated outwards; masks (mode L) get black."""
+    if image.mode == "L":
+        return ImageOps.expand(image, (left, top, right, bottom), fill=0)
+    around = ((top, bottom), (left, right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), around, mode="edge"))

@@ -1,0 +1,92 @@
+"""Masks of inpainting: growing, blurring, the crop around one, and what fills it."""
+
+import math
+
+import torch
+from PIL import Image, ImageChops, ImageFilter
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from latentdiff.errors import InputError
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, the last two exclusive."""
+SAME_ASPECT = 0.02  # relative difference of width / height that rounding explains
+
+
+def binary(mask: Image.Image) -> Image.Image:
+    """0 or 255, split at the middle grey."""
+    return mask.point([0] * 128 + [255] * 128)
+
+
+def check_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
+    """The mask in black and white, at the image's size. Raises InputError for another aspect ratio or nothing white."""
+    ratio = mask.width * image.height / (mask.height * image.width)
+    if abs(math.log(ratio)) > SAME_ASPECT:
+        raise InputError(
+            f"mask_image is {mask.width}x{mask.height} and the image {image.width}x{image.height}; "
+            "give a mask of the image's aspect ratio"
+        )
+    found = binary(binary(mask).resize(image.size))
+    if found.getbbox() is None:
+        raise InputError("mask_image is all black, so nothing would be repainted; make the area to repaint white")
+    return found
+
+
+def grow(mask: Image.Image, pixels: int) -> Image.Image:
+    """White areas made larger by this many pixels on every side, in a square."""
+    while pixels > 0:
+        step = min(pixels, 4)
+        mask = mask.filter(ImageFilter.MaxFilter(2 * step + 1))
+        pixels -= step
+    return mask
+
+
+def soft_edge(mask: Image.Image, sigma: float) -> Image.Image:
+    """White where the mask is, falling to black outside of it; all black from 3 sigma + 2 pixels away on."""
+    if sigma == 0:
+        return mask
+    blurred = mask.filter(ImageFilter.GaussianBlur(sigma)).point([min(2 * value, 255) for value in range(256)])
+    near = grow(mask, math.ceil(3 * sigma) + 1)
+    return ImageChops.lighter(mask, ImageChops.darker(blurred, near))
+
+
+def crop_around(mask: Image.Image, padding: int, aspect: float) -> Box:
+    """The white area and its padding, widened or heightened to width / height = aspect where the image allows."""
+    bounds = mask.getbbox()
+    assert bounds is not None
+    left, top, right, bottom = bounds
+    left, top = max(left - padding, 0), max(top - padding, 0)
+    right, bottom = min(right + padding, mask.width), min(bottom + padding, mask.height)
+    width, height = max(right - left, round((bottom - top) * aspect)), max(bottom - top, round((right - left) / aspect))
+    left, right = _widen(left, right, width, mask.width)
+    top, bottom = _widen(top, bottom, height, mask.height)
+    return left, top, right, bottom
+
+
+def _widen(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
+    """An interval of this length around another, moved to lie within 0 and limit."""
+    length = min(length, limit)
+    start = min(max((start + stop - length) // 2, 0), limit - length)
+    return start, start + length
+
+
+def fill_from_surroundings(pixels: Tensor, mask: Tensor) -> Tensor:
+    """pixels [3, H, W] with the masked area filled smoothly from its border: pull-push (Gortler et al. 1996, sec. 3.4).
+
+    mask: [1, H, W], 1 where pixels are unknown. Where all are, they become grey (0).
+    """
+    known = 1 - mask
+    height, width = pixels.shape[-2:]
+    if known.all() or max(height, width) == 1:
+        return pixels * known
+    sums = avg_pool2d(pixels * known, 2, ceil_mode=True, count_include_pad=False)
+    weights = avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)
+    coarse = fill_from_surroundings(sums / weights.clamp_min(1e-6), (weights == 0).to(mask))
+    smooth = interpolate(coarse[None], (height, width), mode="bilinear", antialias=False)[0]
+    return pixels * known + smooth * mask
+
+
+def to_latent_mask(mask: Tensor, factor: int) -> Tensor:
+    """[1, H, W] to [1, H/f, W/f]: 1 for every latent that stands for a masked pixel."""
+    return torch.nn.functional.max_pool2d(mask, factor)

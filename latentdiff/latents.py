@@ -1,0 +1,107 @@
+"""Between pixels and latents, in tiles where an image is large; and the check that latents stay finite."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.errors import NonFiniteError
+from latentdiff.images.edit import Canvas
+from latentdiff.images.reading import to_tensor
+from latentdiff.models.tiled_decode import decode_parts, encode_tiled
+from latentdiff.models.vae import VAE
+from latentdiff.samplers import Callback, StepInfo
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+def encode_pixels(vae: VAE, pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] in [-1, 1] to the mean of their latents, float32 [B, C, h, w]; unscaled.
+
+    Raises NonFiniteError.
+    """
+    weight = next(vae.parameters())
+
+    def encode(part: Tensor) -> Tensor:
+        with torch.autocast(part.device.type, enabled=False):
+            return vae.encode(part).mean.float()
+
+    z = encode_tiled(encode, pixels.to(weight), vae.config.downscale)
+    if not torch.isfinite(z).all():
+        raise NonFiniteError(f"the VAE made latents that are not finite in {weight.dtype}; use dtype='float32'")
+    return z
+
+
+def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
+    """Scaled latents [B, C, h, w] to [B, 3, H, W], what `convert`, which may write to its argument, makes of pixels.
+
+    Pixels are in [-1, 1]; only a part of them is float32 at a time. Raises NonFiniteError.
+    """
+    dtype = next(vae.parameters()).dtype
+    z, factor = (latents / vae.config.scaling_factor).to(dtype), vae.config.downscale
+
+    def decode(part: Tensor) -> Tensor:
+        with torch.autocast(part.device.type, enabled=False):  # the caller's: some decoders overflow in half precision
+            return vae.decode(part)
+
+    made: Tensor | None = None
+    for images, rows, pixels in decode_parts(decode, z, factor):
+        if not torch.isfinite(pixels).all():
+            raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
+        part = convert(pixels.clamp_(-1, 1))
+        if made is None:
+            made = part.new_empty(len(z), part.shape[1], factor * z.shape[-2], factor * z.shape[-1])
+        made[images, :, rows] = part
+    assert made is not None
+    return made
+
+
+def to_output(vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None) -> Any:
+    """Latents [B, C, h, w] as `PipelineOutput.images`; edited images are pasted back, in 8 bits."""
+    if output_type == "latent":
+        return latents
+    if canvases is not None and all(canvas.mask is None for canvas in canvases):
+        canvases = None  # all of each image was painted
+    if canvases is None and output_type != "pil":
+        pixels = decode_latents(vae, latents, _unit)
+        return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
+    arrays = decode_latents(vae, latents, _bytes).permute(0, 2, 3, 1).cpu().numpy()
+    images = [Image.fromarray(array) for array in arrays]
+    if canvases is None:
+        return images
+    images = [canvas.paste(image) for canvas, image in zip(canvases, images, strict=True)]
+    if output_type == "pil":
+        return images
+    pasted = torch.stack([to_tensor(image) for image in images])
+    return pasted if output_type == "pt" else pasted.permute(0, 2, 3, 1).numpy()
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.div_(2).add_(0.5).clamp_(0, 1)
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return _unit(pixels).mul_(255).round_().to(torch.uint8)
+
+
+class FiniteWatch:
+    """Records after each step whether all latents are finite; reads it at the end, so that no step waits for it."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self.callback = callback
+        self.flags: list[Tensor] = []
+
+    def __call__(self, info: StepInfo) -> bool | None:
+        self.flags.append(torch.isfinite(info.latents).all())
+        return self.callback(info) if self.callback else None
+
+    def check(self) -> None:
+        """Raise NonFiniteError for the first step whose latents were not finite."""
+        finite = torch.stack(self.flags).tolist() if self.flags else []
+        if not all(finite):
+            step = finite.index(False) + 1
+            raise NonFiniteError(
+                f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
+            )
