@@ -1,0 +1,100 @@
+"""Errors that a client of the server can meet, with their HTTP status."""
+
+from latentdiff.errors import InputError, LatentDiffError, is_out_of_memory
+
+
+class ServingError(LatentDiffError):
+    """A request that cannot be served. `param`: the field at fault; `headers`: of the HTTP answer."""
+
+    status = 400
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.param, self.headers = param, headers or {}
+
+
+class LimitError(ServingError):
+    """A value above a limit of this server."""
+
+    code = "limit_exceeded"
+
+
+class BodyTooLargeError(LimitError):
+    """A request body above the limit."""
+
+    status = 413
+
+
+class NotFoundError(ServingError):
+    """A job, file, model or sampler that does not exist."""
+
+    status = 404
+    code = "not_found"
+
+
+class UnauthorizedError(ServingError):
+    """A missing or wrong key."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(ServingError):
+    """A request from a host or web page that this server does not serve."""
+
+    status = 403
+    code = "forbidden"
+
+
+class QueueFullError(ServingError):
+    """The queue holds as many images as it may."""
+
+    status = 429
+    code = "queue_full"
+
+
+class CancelledError(ServingError):
+    """The job was cancelled. Not a 409 or 5xx: clients repeat those, and the image would be made again."""
+
+    code = "cancelled"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class DeadlineError(ServingError):
+    """The job was not finished within its deadline."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class UnavailableError(ServingError):
+    """The server is starting or stopping."""
+
+    status = 503
+    code = "unavailable"
+
+
+class InternalError(ServingError):
+    """A failure of the server; the log has the details."""
+
+    status = 500
+    code = "internal_error"
+
+
+def as_serving_error(error: BaseException) -> ServingError:
+    """Any exception of the engine as one with a status: mistakes in the request are 400, the rest are 500."""
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, InputError):
+        return ServingError(str(error))
+    if isinstance(error, LatentDiffError):
+        return InternalError(str(error))
+    if is_out_of_memory(error):
+        return InternalError("out of memory; request a smaller image, or fewer at once")
+    return InternalError(f"{type(error).__name__}: {error}"[:500])

@@ -1,0 +1,86 @@
+"""Images that may share a batch, and which of them the next step takes."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from latentdiff.denoiser import Row
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.serving.job import Job, Loras
+
+SIZES = (8, 4, 2, 1)  # rows in a batch; a U-Net's throughput grows little beyond
+MAX_ROWS = SIZES[0]
+
+
+class GroupKey(NamedTuple):
+    """What images must agree in to share a batch, beside the number of tokens."""
+
+    model: str
+    loras: Loras
+    height: int
+    width: int
+
+
+@dataclass(eq=False)
+class Picture:
+    """One image of a job in the engine.
+
+    pipe, row: None until it is started. first_position: in the plan, where it started.
+    """
+
+    job: Job
+    index: int
+    pipe: LatentDiffusionPipeline | None = None
+    row: Row | None = None
+    first_position: int = 0
+    x0: Tensor | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.job.request.seed + self.index
+
+
+@dataclass(eq=False)
+class Group:
+    """The images of one key: those that wait in order of arrival, and those being sampled, longest since a step first."""
+
+    key: GroupKey
+    waiting: deque[Picture] = field(default_factory=deque)
+    active: list[Picture] = field(default_factory=list)
+    last_turn: float = field(default_factory=time.monotonic)
+
+    def next_batch(self, evaluations: int | None = None) -> list[Picture]:
+        """The images whose last step is longest ago, of one token count: 8, 4, 2 or 1 of them.
+
+        evaluations: take as many as fit into this number of network evaluations instead; a guided row takes two.
+        """
+        same = [picture for picture in self.active if _tokens(picture) == _tokens(self.active[0])]
+        chosen = _fitting(same, evaluations) if evaluations else same[: next(n for n in SIZES if n <= len(same))]
+        self.active = [*(picture for picture in self.active if picture not in chosen), *chosen]
+        return chosen
+
+    def remove(self, job: Job) -> list[Picture]:
+        """Take all images of a job out, and return them."""
+        gone = [picture for picture in (*self.waiting, *self.active) if picture.job is job]
+        for picture in gone:
+            (self.active if picture in self.active else self.waiting).remove(picture)
+        return gone
+
+
+def _tokens(picture: Picture) -> int:
+    assert picture.row is not None
+    return picture.row.positive.hidden.shape[1]
+
+
+def _fitting(pictures: list[Picture], evaluations: int) -> list[Picture]:
+    chosen, used = [], 0
+    for picture in pictures:
+        assert picture.row is not None
+        used += 2 if picture.row.guided else 1
+        if used > evaluations:
+            break
+        chosen.append(picture)
+    return chosen

@@ -1,0 +1,32 @@
+"""What one request may use, published at /v1/capabilities."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from latentdiff.serving.errors import LimitError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """queue: images waiting, beside those being sampled. deadline: seconds from acceptance to the result.
+
+    pixels: of one image. images, steps, prompt_characters: of one request. body: bytes.
+    """
+
+    pixels: int = 2048 * 2048
+    steps: int = 150
+    images: int = 16
+    prompt_characters: int = 20_000
+    queue: int = 128
+    body: int = 32 * 2**20
+    deadline: float = 600.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name, for JSON."""
+        return asdict(self)
+
+    def check(self, param: str, value: float, limit: float, unit: str = "") -> None:
+        """Raise LimitError when a value is above its limit."""
+        if value > limit:
+            space = f" {unit}" if unit else ""
+            raise LimitError(f"{param}={value:g} is above this server's limit of {limit:g}{space}; lower it", param)

@@ -1,0 +1,173 @@
+"""The models of a server: opened when first used, the least recently used dropped above a memory limit."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
+from latentdiff.inputs import ModelLimits
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.serving.errors import NotFoundError
+
+log = logging.getLogger("latentdiff.serving")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by its name in requests. path: as for `from_pretrained`; None is the bundled model."""
+
+    name: str
+    path: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def disk_size(self) -> int:
+        """Bytes of its weight files, as far as they are local."""
+        if self.path is None or not (path := Path(self.path)).exists():
+            return 0
+        files = path.rglob("*.safetensors") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """A LoRA by its name in requests."""
+
+    name: str
+    path: Path
+
+
+class ModelStore:
+    """Models by name. One thread loads, so that the models in use go on.
+
+    limit: bytes of weights held at once, None for no limit. The engine assigns `on_change`, called after a model was
+    loaded or could not be, and `in_use`, the names whose images are being sampled.
+    """
+
+    def __init__(self, models: list[ModelSpec], loras: list[LoraSpec] | None = None, limit: int | None = None) -> None:
+        self.specs = {spec.name: spec for spec in models}
+        self.loras = {spec.name: spec for spec in loras or []}
+        if len(self.specs) != len(models) or len(self.loras) != len(loras or []):
+            raise InputError("two models or two LoRAs have the same name; write NAME=PATH to rename one")
+        self.default, self.limit = models[0].name, limit
+        self.on_change: Callable[[], None] = lambda: None
+        self.in_use: Callable[[], set[str]] = set
+        self.loading: set[str] = set()
+        self.limits: dict[str, ModelLimits] = {}
+        self._pipes: OrderedDict[str, LatentDiffusionPipeline] = OrderedDict()
+        self._failures: dict[str, Exception] = {}
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._making_room = False
+        self._loader = ThreadPoolExecutor(1, "latentdiff-loader")
+
+    def find(self, name: str | None) -> str:
+        """The name of a known model, the default one for None. Raises NotFoundError."""
+        if name is None:
+            return self.default
+        if name not in self.specs:
+            raise NotFoundError(f"model={name!r} is unknown; {did_you_mean(name, self.specs)}", "model")
+        return name
+
+    def find_lora(self, name: str) -> str:
+        """The name of a known LoRA. Raises NotFoundError."""
+        if name not in self.loras:
+            raise NotFoundError(f"LoRA {name!r} is unknown; {did_you_mean(name, self.loras)}", "loras")
+        return name
+
+    def get(self, name: str) -> LatentDiffusionPipeline | None:
+        """The model if it is loaded; otherwise loading begins. Raises once what a load raised."""
+        with self._lock:
+            if name in self._pipes:
+                self._pipes.move_to_end(name)
+                return self._pipes[name]
+            if (failure := self._failures.pop(name, None)) is not None:
+                raise failure
+            if name not in self.loading:
+                self.loading.add(name)
+                self._loader.submit(self._load, name)
+            return None
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the loaded models, the least recently used first."""
+        with self._lock:
+            return list(self._pipes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that are loaded."""
+        with self._lock:
+            return sum(self._sizes[name] for name in self._pipes)
+
+    @property
+    def starts_no_images(self) -> bool:
+        """Whether a load waits for memory: no new images start, so that models become idle and can be dropped."""
+        return self._making_room
+
+    def unload(self, name: str) -> None:
+        """Drop a model that is not in use."""
+        with self._lock:
+            if name not in self.in_use():
+                self._pipes.pop(name, None)
+
+    def close(self) -> None:
+        """Stop loading."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, name: str) -> None:
+        try:
+            spec = self.specs[name]
+            self._make_room(name, self._sizes.get(name, spec.disk_size))
+            pipe = LatentDiffusionPipeline.from_pretrained(spec.path, **spec.options)
+            self._add_loras(name, pipe)
+            with self._lock:
+                self._pipes[name], self.limits[name] = pipe, pipe.limits
+                self._sizes[name] = _bytes(pipe)
+            log.info("loaded", extra={"fields": {"model": name, "bytes": self._sizes[name]}})
+            self._make_room(name, 0)
+        except Exception as error:
+            log.error("load_failed", extra={"fields": {"model": name, "error": str(error)}})
+            self._failures[name] = error
+        finally:
+            with self._lock:
+                self.loading.discard(name)
+            self.on_change()
+
+    def _add_loras(self, name: str, pipe: LatentDiffusionPipeline) -> None:
+        for lora in self.loras.values():
+            try:
+                pipe.load_lora(lora.path, lora.name, weight=0.0)
+            except LatentDiffError as error:
+                log.warning(
+                    "lora_does_not_fit", extra={"fields": {"model": name, "lora": lora.name, "error": str(error)}}
+                )
+
+    def _make_room(self, name: str, needed: int) -> None:
+        """Drop idle models until `needed` more bytes fit; waits for models that are in use."""
+        if self.limit is None:
+            return
+        if needed > self.limit:
+            raise CheckpointError(f"{name} needs {needed} bytes, above the memory limit of {self.limit}; raise the limit")
+        try:
+            while self.size + needed > self.limit:
+                self._making_room = True
+                idle = [other for other in self.loaded if other != name and other not in self.in_use()]
+                if idle:
+                    self.unload(idle[0])
+                    continue
+                if self.loaded in ([], [name]):
+                    break
+                threading.Event().wait(0.02)
+        finally:
+            self._making_room = False
+
+
+def _bytes(pipe: LatentDiffusionPipeline) -> int:
+    parts = (pipe.denoiser, pipe.vae, pipe.text)
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

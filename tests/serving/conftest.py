@@ -1,0 +1,57 @@
+"""An engine over the small random model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentdiff.serving.engine import Engine
+from latentdiff.serving.job import ImageRequest
+from latentdiff.serving.limits import Limits
+from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
+
+OPTIONS = {"device": "cpu", "dtype": "float32"}
+
+
+def request(**changes: Any) -> ImageRequest:
+    values: dict[str, Any] = {
+        "model": "small",
+        "prompt": "a red apple",
+        "seed": 1,
+        "height": 16,
+        "width": 16,
+        "steps": 3,
+        "guidance_scale": 4.0,
+        "sampler": "ddim",
+    }
+    return ImageRequest(**values | changes)
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(model_folder: Path) -> Iterator[MakeEngine]:
+    """Engines that are closed after the test. start=False: jobs wait until the test starts it."""
+    made: list[Engine] = []
+
+    def make(
+        models: dict[str, Path] | None = None,
+        loras: list[LoraSpec] | None = None,
+        limit: int | None = None,
+        start: bool = True,
+        limits: Limits | None = None,
+        exact_batch: int | None = None,
+    ) -> Engine:
+        paths = models or {"small": model_folder}
+        store = ModelStore([ModelSpec(name, str(path), OPTIONS) for name, path in paths.items()], loras, limit)
+        engine = Engine(store, limits, exact_batch)
+        made.append(engine)
+        if start:
+            engine.start()
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()
