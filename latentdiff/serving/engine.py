@@ -50,7 +50,9 @@ class Engine:
         metrics: Metrics | None = None,
     ) -> None:
         if exact_batch is not None and exact_batch < 2:
-            raise InputError(f"exact_batch={exact_batch} must be at least 2, since guidance takes two evaluations; try 8")
+            raise InputError(
+                f"exact_batch={exact_batch} must be at least 2, since guidance takes two evaluations; try 8"
+            )
         self.models, self.limits, self.exact_batch = models, limits or Limits(), exact_batch
         self.metrics = metrics or Metrics()
         self._groups: dict[GroupKey, Group] = {}
@@ -89,8 +91,8 @@ class Engine:
 
     def submit(self, request: ImageRequest, deadline: float | None = None, keep_at: tuple[int, ...] = ()) -> Job:
         """Accept a job. Raises InputError, QueueFullError, and UnavailableError when the server is stopping."""
-        if (limits := self.models.limits.get(request.model)) is not None:
-            read_inputs(limits, **request.arguments(0))
+        if (facts := self.models.facts.get(request.model)) is not None:
+            read_inputs(facts.limits, **request.arguments(request.images - 1))
         job = Job(request, min(deadline or self.limits.deadline, self.limits.deadline), keep_at)
         key = GroupKey(request.model, request.loras, request.height, request.width)
         with self._changed:
@@ -298,7 +300,7 @@ class Engine:
     def _decode_now(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor, stopped: bool) -> None:
         job = picture.job
         if job.over or job.cancelling:
-            return
+            return None
         began = time.monotonic()
         try:
             if not torch.isfinite(latents).all():

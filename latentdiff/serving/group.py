@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(eq=False)
 class Group:
-    """The images of one key: those that wait in order of arrival, and those being sampled, longest since a step first."""
+    """The images of one key: waiting in order of arrival, active with the longest since a step first."""
 
     key: GroupKey
     waiting: deque[Picture] = field(default_factory=deque)

@@ -12,7 +12,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         name = "latentdiff_"
         self.images = Counter(name + "images", "Images made.", registry=registry)
-        self.steps = Counter(name + "row_steps", "Steps of single images; its rate is steps per second.", registry=registry)
+        self.steps = Counter(
+            name + "row_steps", "Steps of single images; its rate is steps per second.", registry=registry
+        )
         self.errors = Counter(name + "errors", "Requests that failed, by error code.", ["code"], registry=registry)
         self.requests = Counter(name + "requests", "HTTP requests.", ["route", "status"], registry=registry)
         self.rows = Histogram(name + "batch_rows", "Images in a batch.", buckets=(1, 2, 4, 8), registry=registry)

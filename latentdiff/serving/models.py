@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentdiff.checkpoints.lora_file import find_lora
+from latentdiff.checkpoints.source import ModelSource
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
 from latentdiff.inputs import ModelLimits
+from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.previews import Previewer
 
 log = logging.getLogger("latentdiff.serving")
 
@@ -42,6 +46,24 @@ class LoraSpec:
     path: Path
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model once it was loaded, also after it was dropped."""
+
+    limits: ModelLimits
+    dtype: str
+    source: ModelSource
+    hash: str
+    preview: Previewer
+
+    @classmethod
+    def of(cls, pipe: LatentDiffusionPipeline) -> "ModelFacts":
+        """Of a model opened from files."""
+        assert pipe.source is not None
+        dtype = str(pipe.dtype).removeprefix("torch.")
+        return cls(pipe.limits, dtype, pipe.source, hash_model(pipe.source), Previewer(pipe))
+
+
 class ModelStore:
     """Models by name. One thread loads, so that the models in use go on.
 
@@ -58,7 +80,8 @@ class ModelStore:
         self.on_change: Callable[[], None] = lambda: None
         self.in_use: Callable[[], set[str]] = set
         self.loading: set[str] = set()
-        self.limits: dict[str, ModelLimits] = {}
+        self.facts: dict[str, ModelFacts] = {}
+        self._hashes: dict[tuple[str, ...], str] = {}
         self._pipes: OrderedDict[str, LatentDiffusionPipeline] = OrderedDict()
         self._failures: dict[str, Exception] = {}
         self._sizes: dict[str, int] = {}
@@ -93,6 +116,16 @@ class ModelStore:
                 self._loader.submit(self._load, name)
             return None
 
+    def hash_with(self, name: str, loras: list[str]) -> str:
+        """The hash of a model that was loaded once, with LoRAs, as recipes store it."""
+        if not loras:
+            return self.facts[name].hash
+        key = (name, *loras)
+        if key not in self._hashes:
+            files = [find_lora(self.loras[lora].path) for lora in loras]
+            self._hashes[key] = hash_model(self.facts[name].source, *files)
+        return self._hashes[key]
+
     @property
     def loaded(self) -> list[str]:
         """Names of the loaded models, the least recently used first."""
@@ -126,8 +159,9 @@ class ModelStore:
             self._make_room(name, self._sizes.get(name, spec.disk_size))
             pipe = LatentDiffusionPipeline.from_pretrained(spec.path, **spec.options)
             self._add_loras(name, pipe)
+            facts = self.facts.get(name) or ModelFacts.of(pipe)
             with self._lock:
-                self._pipes[name], self.limits[name] = pipe, pipe.limits
+                self._pipes[name], self.facts[name] = pipe, facts
                 self._sizes[name] = _bytes(pipe)
             log.info("loaded", extra={"fields": {"model": name, "bytes": self._sizes[name]}})
             self._make_room(name, 0)
@@ -153,7 +187,9 @@ class ModelStore:
         if self.limit is None:
             return
         if needed > self.limit:
-            raise CheckpointError(f"{name} needs {needed} bytes, above the memory limit of {self.limit}; raise the limit")
+            raise CheckpointError(
+                f"{name} needs {needed} bytes, above the memory limit of {self.limit}; raise the limit"
+            )
         try:
             while self.size + needed > self.limit:
                 self._making_room = True

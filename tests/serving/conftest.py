@@ -10,6 +10,8 @@ from latentdiff.serving.engine import Engine
 from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
+from latentdiff.serving.server import Server, Settings
+from tests.serving.live import Live
 
 OPTIONS = {"device": "cpu", "dtype": "float32"}
 
@@ -55,3 +57,29 @@ def make_engine(model_folder: Path) -> Iterator[MakeEngine]:
     yield make
     for engine in made:
         engine.close()
+
+
+MakeLive = Callable[..., Live]
+
+
+@pytest.fixture
+def make_live(make_engine: MakeEngine) -> Iterator[MakeLive]:
+    """Servers on free ports. settings: of `Settings`; the rest is `make_engine`'s."""
+    made: list[Live] = []
+
+    def make(settings: Settings | None = None, port: int = 0, **engine: Any) -> Live:
+        server = Server(make_engine(start=False, **engine), settings or Settings())
+        made.append(Live(server, port))
+        return made[-1]
+
+    yield make
+    for live in made:
+        live.close()
+
+
+@pytest.fixture(scope="session")
+def live(model_folder: Path) -> Iterator[Live]:
+    """One server for the tests that leave it as it is."""
+    running = Live(Server(Engine(ModelStore([ModelSpec("small", str(model_folder), OPTIONS)]))))
+    yield running
+    running.close()

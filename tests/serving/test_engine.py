@@ -120,16 +120,16 @@ def test_decoding_does_not_hold_up_the_steps_of_others(make_engine: MakeEngine) 
     assert first.wait(WAIT) and second.wait(WAIT)
 
 
-def slow(engine: Engine, monkeypatch: pytest.MonkeyPatch, model: str = "small") -> None:
+def slow(engine: Engine, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> None:
     """Steps that wait a little, so that a test can act between them."""
     deadline = time.monotonic() + WAIT
-    while (pipe := engine.models.get(model)) is None and time.monotonic() < deadline:
+    while (pipe := engine.models.get("small")) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert pipe is not None
     step = pipe.step
 
     def step_slowly(*args: Any) -> Any:
-        time.sleep(0.01)
+        time.sleep(seconds)
         return step(*args)
 
     monkeypatch.setattr(pipe, "step", step_slowly)
@@ -239,7 +239,7 @@ def test_models_share_a_memory_limit_and_a_broken_one_harms_no_other(
     jobs = [engine.submit(request(model=name, seed=k)) for k, name in enumerate(["second", "broken", "small"] * 2)]
     for job in jobs:
         if job.request.model == "broken":
-            with pytest.raises(InternalError, match="model_index.json"):
+            with pytest.raises(InternalError, match=r"model_index\.json"):
                 job.wait(WAIT)
         else:
             assert job.wait(WAIT)
@@ -270,4 +270,3 @@ def test_closing_ends_jobs_that_are_not_over(make_engine: MakeEngine, monkeypatc
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(InputError, match="same name"):
         ModelStore([ModelSpec("a"), ModelSpec("a")])
-

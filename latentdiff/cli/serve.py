@@ -1,0 +1,83 @@
+"""`latentdiff serve`: from options to a running server."""
+
+import ipaddress
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentdiff.errors import InputError
+
+KEY_VARIABLE = "LATENTDIFF_KEY"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed. models, loras: PATH or NAME=PATH. limits: changed numbers of `serving.limits.Limits`."""
+
+    models: list[str]
+    loras: list[Path]
+    host: str
+    port: int
+    key: str | None
+    origins: list[str]
+    exact_batch: int | None
+    memory_limit: float | None
+    options: dict[str, Any]
+    limits: dict[str, Any]
+
+
+def run(request: Request) -> None:
+    """Check the options, then serve until SIGTERM or Ctrl-C."""
+    key = request.key or os.environ.get(KEY_VARIABLE) or None
+    if not _is_local(request.host) and key is None:
+        raise InputError(
+            f"--host {request.host} is reachable from other machines and needs a key; set {KEY_VARIABLE} or --key"
+        )
+    try:
+        import uvicorn
+
+        from latentdiff.serving.app import create_app
+    except ImportError as error:
+        raise InputError(f"serving needs packages that are not installed ({error.name}); "
+                         'pip install "latentdiff[serve]"') from error  # fmt: skip
+    from latentdiff.serving.engine import Engine
+    from latentdiff.serving.limits import Limits
+    from latentdiff.serving.logs import start_logging
+    from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
+    from latentdiff.serving.server import Server, Settings
+
+    start_logging()
+    models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
+        ModelSpec("emoji", None, request.options)
+    ]
+    loras = [LoraSpec(*_named_file(path)) for path in request.loras]
+    limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
+    engine = Engine(ModelStore(models, loras, limit), replace(Limits(), **request.limits), request.exact_batch)
+    settings = Settings(
+        key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
+    )
+    app = create_app(Server(engine, settings))
+    uvicorn.run(app, host=request.host, port=request.port, log_config=None, access_log=False, timeout_keep_alive=75)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _named(word: str) -> tuple[str, str]:
+    """NAME=PATH, or a path with its last part as the name."""
+    name, equals, path = word.partition("=")
+    return (name, path) if equals and name else (Path(word).stem or word, word)
+
+
+def _named_file(path: Path) -> tuple[str, Path]:
+    from latentdiff.checkpoints.adapters import default_name
+    from latentdiff.checkpoints.lora_file import find_lora
+
+    name, text = _named(str(path))
+    file = find_lora(Path(text))
+    return (name if "=" in str(path) else default_name(file)), Path(text)

@@ -1,0 +1,168 @@
+"""Our own API: a job is posted, watched by server-sent events, and deleted."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from latentdiff.serving.api.events import DESCRIPTION, PING, PING_SECONDS, event, stream
+from latentdiff.serving.dialects import openai_error
+from latentdiff.serving.encoding import Format, as_base64, encode, preview
+from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.job import Job
+from latentdiff.serving.server import Server, server_of
+
+router = APIRouter(tags=["jobs"])
+Here = Annotated[Server, Depends(server_of)]
+PREVIEW_SECONDS = 0.1  # between two previews of one job
+
+EXAMPLE: dict[str, Any] = {"prompt": "a red apple", "steps": 25, "guidance_scale": 3.0, "seed": 7, "images": 1}
+
+
+class JobRequest(BaseModel):
+    """What to generate; the model's own settings apply where a field is left out."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str | None = Field(None, description="A model of /v1/capabilities.")
+    images: int = Field(1, ge=1, description="Image k is drawn from seed + k.")
+    seed: int | None = Field(None, ge=0, lt=2**53, description="Random when left out.")
+    width: int | None = Field(None, ge=1, description="Pixels.")
+    height: int | None = Field(None, ge=1, description="Pixels.")
+    steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 or less samples without guidance.")
+    guidance_interval: tuple[float, float] | None = Field(None, description="Guide only at these noise levels, 0 to 1.")
+    sampler: str | None = None
+    eta: float | None = Field(None, ge=0, le=1)
+    loras: dict[str, float | tuple[float, float]] = Field({}, description="Weight by name, or U-Net and text weights.")
+    deadline: float | None = Field(None, gt=0, description="Seconds until the job fails if it is not finished.")
+
+
+class JobState(BaseModel):
+    """How far a job is. position: in the queue, 0 once it has started. done: evaluations of each image, of `total`."""
+
+    id: str
+    status: str
+    position: int
+    done: list[int]
+    total: int
+    progress: float
+    eta: float | None
+    created: int
+    request: dict[str, Any]
+    images: list[dict[str, Any]]
+    error: dict[str, Any] | None
+
+
+def state_of(server: Server, job: Job) -> JobState:
+    """A job as JSON."""
+    request = job.request
+    return JobState(
+        id=job.id,
+        status=job.status,
+        position=server.engine.position(job),
+        done=job.done,
+        total=job.total,
+        progress=round(job.progress, 4),
+        eta=None if (eta := job.eta()) is None else round(eta, 2),
+        created=job.created,
+        request={
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "model": request.model,
+            "images": request.images,
+            "seed": request.seed,
+            "width": request.width,
+            "height": request.height,
+            "steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "sampler": request.sampler,
+            "loras": dict(request.loras),
+            **request.settings,
+        },
+        images=[
+            {"url": f"/jobs/{job.id}/images/{k}", "seed": image.seed, "stopped": image.stopped}
+            for k, image in sorted(job.images.items())
+        ],
+        error=None if job.error is None else openai_error(job.error),
+    )
+
+
+@router.post("/jobs", status_code=202)
+async def submit(body: JobRequest, server: Here) -> JobState:
+    """Accept a job. 429 with Retry-After when the queue is full."""
+    values = body.model_dump(exclude={"deadline"})
+    job = server.engine.submit(await server.request(**values), body.deadline)
+    server.keep(job)
+    return state_of(server, job)
+
+
+@router.get("/jobs/{job_id}")
+async def show(job_id: str, server: Here) -> JobState:
+    """How far a job is."""
+    return state_of(server, server.find_job(job_id))
+
+
+@router.delete("/jobs/{job_id}")
+async def delete(job_id: str, server: Here) -> JobState:
+    """Cancel a job, or forget a finished one."""
+    job = server.find_job(job_id)
+    if job.over:
+        server.finished.pop(job_id, None)
+    else:
+        server.engine.cancel(job)
+    return state_of(server, job)
+
+
+@router.get("/jobs/{job_id}/images/{index}", response_class=Response,
+            responses={200: {"content": {"image/png": {}}}})  # fmt: skip
+async def image(
+    job_id: str,
+    index: int,
+    server: Here,
+    format: Format = "png",
+    quality: Annotated[int, Query(ge=1, le=100)] = 90,
+) -> Response:
+    """A finished image; a PNG holds its recipe."""
+    job = server.find_job(job_id)
+    if (made := job.images.get(index)) is None:
+        raise NotFoundError(f"image {index} of this job is not finished, or does not exist")
+    data = await asyncio.to_thread(encode, job, made, server.engine.models, format, quality)
+    return Response(data, media_type=f"image/{format}", headers={"Cache-Control": "private, max-age=3600, immutable"})
+
+
+@router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=DESCRIPTION)
+async def events(
+    job_id: str,
+    server: Here,
+    previews: Annotated[bool, Query(description="Send small previews too.")] = True,
+) -> StreamingResponse:
+    """Events `progress`, `preview`, and last `result` or `error`. A slow reader misses some, never the last."""
+    return stream(_events(server, server.find_job(job_id), previews))
+
+
+async def _events(server: Server, job: Job, previews: bool) -> AsyncIterator[str]:
+    sent, shown, last_preview, last_sent = "", {}, 0.0, time.monotonic()  # type: tuple[str, dict[int, int], float, float]
+    async for _ in job.changes(1.0):
+        state = state_of(server, job).model_dump_json(exclude={"request"})
+        if state != sent and not job.over:
+            sent, last_sent = state, time.monotonic()
+            yield f"event: progress\ndata: {state}\n\n"
+        elif time.monotonic() - last_sent > PING_SECONDS:
+            last_sent = time.monotonic()
+            yield PING
+        if previews and not job.over and time.monotonic() - last_preview > PREVIEW_SECONDS:
+            last_preview = time.monotonic()
+            for index, x0 in list(job.x0.items()):
+                if shown.get(index) != job.done[index]:
+                    shown[index] = job.done[index]
+                    data = await asyncio.to_thread(preview, job, x0, server.engine.models)
+                    yield event("preview", {"image": index, "step": shown[index], "png": as_base64(data)})
+    final = "error" if job.error is not None else "result"
+    yield f"event: {final}\ndata: {state_of(server, job).model_dump_json()}\n\n"

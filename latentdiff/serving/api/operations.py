@@ -1,0 +1,74 @@
+"""Health, readiness, metrics and capabilities."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+
+import latentdiff
+from latentdiff.samplers import SAMPLERS
+from latentdiff.serving.errors import UnavailableError
+from latentdiff.serving.server import Server, server_of
+
+router = APIRouter(tags=["operations"])
+Here = Annotated[Server, Depends(server_of)]
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "Loading, or stopping"}})
+async def readyz(server: Here) -> dict[str, str]:
+    """A model is loaded and jobs are accepted."""
+    if not server.engine.ready:
+        raise UnavailableError("no model is loaded yet, or the server is stopping; try again in a few seconds",
+                               headers={"Retry-After": "2"})  # fmt: skip
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(server: Here) -> Response:
+    """Prometheus' text format."""
+    numbers = server.engine.metrics
+    numbers.waiting.set(server.engine.waiting)
+    numbers.running.set(len(server.engine.jobs))
+    numbers.model_bytes.set(server.engine.models.size)
+    numbers.resident_bytes.set(resident_bytes())
+    return Response(numbers.text(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/capabilities")
+async def capabilities(server: Here) -> dict[str, Any]:
+    """Models, LoRAs, samplers and limits of this server."""
+    models = server.engine.models
+    usual = {name: await _usual(server, name) for name in models.specs}
+    return {
+        "version": latentdiff.__version__,
+        "default_model": models.default,
+        "models": [{"id": name, "loaded": name in models.loaded, **usual[name]} for name in models.specs],
+        "loras": list(models.loras),
+        "samplers": list(SAMPLERS),
+        "limits": server.limits.as_dict(),
+        "exact_batch": server.engine.exact_batch,
+    }
+
+
+async def _usual(server: Server, name: str) -> dict[str, Any]:
+    """A model's own settings; of a model that was never loaded, none are known."""
+    facts = server.engine.models.facts.get(name)
+    if facts is None:
+        return {}
+    limits = facts.limits
+    return {"size": limits.default_size, "size_multiple": limits.downscale, **limits.generation.model_dump()}
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,55 @@
+"""Files behind the `url` answers: an hour in a bounded folder, under names that cannot be guessed."""
+
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from latentdiff.files import atomic_path
+from latentdiff.serving.errors import InternalError, NotFoundError
+
+NAME = re.compile(r"[A-Za-z0-9_-]{20,40}\.(png|jpeg|webp)")
+
+
+class ResultFiles:
+    """A folder of images, made at first use. seconds: how long a file is kept; limit: bytes of all files."""
+
+    def __init__(self, seconds: float = 3600.0, limit: int = 2**30) -> None:
+        self.seconds, self.limit = seconds, limit
+        self._folder: Path | None = None
+
+    def write(self, data: bytes, extension: str) -> str:
+        """Store an image and return its name. Raises InternalError when the disk is full."""
+        try:
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="latentdiff-"))
+            self._remove_old(len(data))
+            name = f"{secrets.token_urlsafe(24)}.{extension}"
+            with atomic_path(self._folder / name) as partial:
+                partial.write_bytes(data)
+        except OSError as error:
+            raise InternalError(
+                f"the image file cannot be written ({error.strerror}); use response_format=b64_json"
+            ) from error
+        return name
+
+    def find(self, name: str) -> Path:
+        """The path of a stored image. Raises NotFoundError, also for anything that is not one of our names."""
+        if self._folder is None or not NAME.fullmatch(name) or not (path := self._folder / name).is_file():
+            raise NotFoundError("no such file; image files are kept for an hour")
+        return path
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _remove_old(self, needed: int) -> None:
+        assert self._folder is not None
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._folder.iterdir())
+        total = sum(size for _, size, _ in files) + needed
+        for modified, size, path in files:
+            if total > self.limit or time.time() - modified > self.seconds:
+                path.unlink(missing_ok=True)
+                total -= size

@@ -1,0 +1,140 @@
+"""What the HTTP routes share: the engine, limits, finished jobs, files, and how a request becomes a job."""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from latentdiff.checkpoints.adapters import weight_pair
+from latentdiff.inputs import GENERATOR_SEEDS, ModelLimits
+from latentdiff.serving.engine import Engine
+from latentdiff.serving.errors import NotFoundError, as_serving_error
+from latentdiff.serving.files import ResultFiles
+from latentdiff.serving.job import ImageRequest, Job, JobImage
+from latentdiff.serving.limits import Limits
+
+KEPT_SECONDS = 3600.0
+KEPT_PIXELS = 128 * 2**20  # of finished jobs; three bytes each
+DISCONNECT_SECONDS = 0.25  # between looks whether a waiting client is still there
+
+
+@dataclass(frozen=True)
+class Settings:
+    """key: required from every client when given. origins: web pages elsewhere that may call, CORS.
+
+    hosts: names this server is reached by, checked when there is no key, against DNS rebinding.
+    """
+
+    key: str | None = None
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass
+class Server:
+    """One server; the routes find it at `request.app.state.server`."""
+
+    engine: Engine
+    settings: Settings = field(default_factory=Settings)
+    files: ResultFiles = field(default_factory=ResultFiles)
+    finished: OrderedDict[str, Job] = field(default_factory=OrderedDict)
+
+    @property
+    def limits(self) -> Limits:
+        return self.engine.limits
+
+    async def model_limits(self, model: str) -> ModelLimits:
+        """What arguments depend on; loads a model that was never loaded. Raises what loading raises."""
+        models = self.engine.models
+        while model not in models.facts:
+            try:
+                models.get(model)
+            except Exception as error:
+                raise as_serving_error(error) from error
+            await asyncio.sleep(0.02)
+        return models.facts[model].limits
+
+    async def request(
+        self,
+        prompt: str,
+        model: str | None = None,
+        images: int = 1,
+        seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        negative_prompt: str | None = None,
+        loras: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> ImageRequest:
+        """A request with the model's own settings where none are given. Raises ServingError and InputError."""
+        check = self.limits.check
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
+        check("images", images, self.limits.images)
+        model = self.engine.models.find(model)
+        usual = await self.model_limits(model)
+        height, width = height or usual.default_size, width or usual.default_size
+        steps = usual.generation.num_inference_steps if steps is None else steps
+        check("width*height", height * width, self.limits.pixels, "pixels")
+        check("steps", steps, self.limits.steps)
+        return ImageRequest(
+            model=model,
+            prompt=prompt,
+            negative_prompt=negative_prompt or None,
+            images=images,
+            seed=secrets.randbelow(GENERATOR_SEEDS - self.limits.images) if seed is None else seed,
+            height=height,
+            width=width,
+            steps=steps,
+            guidance_scale=usual.generation.guidance_scale if guidance_scale is None else guidance_scale,
+            sampler=sampler or usual.generation.sampler,
+            loras=self._loras(loras or {}),
+            settings={key: value for key, value in settings.items() if value is not None},
+        )
+
+    def _loras(self, loras: Mapping[str, Any]) -> tuple[tuple[str, tuple[float, float]], ...]:
+        find = self.engine.models.find_lora
+        pairs = [(find(name), weight_pair(weight, name)) for name, weight in loras.items()]
+        return tuple(sorted((name, pair) for name, pair in pairs if pair != (0.0, 0.0)))
+
+    def keep(self, job: Job) -> None:
+        """Remember a job after its end, for an hour and within a bound on pixels."""
+        self.finished[job.id] = job
+        total = sum(_pixels(other) for other in self.finished.values())
+        for oldest in list(self.finished.values()):
+            expired = oldest.ended_at is not None and time.monotonic() - oldest.ended_at > KEPT_SECONDS
+            if oldest is job or not (expired or (oldest.over and total > KEPT_PIXELS)):
+                continue
+            total -= _pixels(self.finished.pop(oldest.id))
+
+    def find_job(self, job_id: str) -> Job:
+        """A job by its id. Raises NotFoundError."""
+        if job_id not in self.finished:
+            raise NotFoundError(f"job {job_id!r} is unknown; jobs are kept for an hour after they end")
+        return self.finished[job_id]
+
+    async def wait(self, job: Job, http: Request) -> list[JobImage]:
+        """The images of a job; a client that leaves cancels it. Raises the job's error."""
+        async for _ in job.changes(DISCONNECT_SECONDS):
+            if not job.over and await http.is_disconnected():
+                self.engine.cancel(job)
+        return job.result()
+
+
+def _pixels(job: Job) -> int:
+    return job.request.height * job.request.width * len(job.done)
+
+
+def server_of(http: Request) -> Server:
+    """The server that an HTTP request reached, for FastAPI's Depends."""
+    server = http.app.state.server
+    assert isinstance(server, Server)
+    return server

@@ -1,0 +1,32 @@
+"""Files behind url answers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.files import ResultFiles
+
+
+def test_files_have_unguessable_names_a_bound_and_an_age() -> None:
+    files = ResultFiles(limit=25)
+    names = [files.write(bytes(10), "png") for _ in range(2)]
+    folder = files.find(names[0]).parent
+    os.utime(folder / names[0], (1, 1))
+    third = files.write(bytes(10), "webp")
+    assert len(set(names)) == 2 and all(len(name) > 30 for name in names)
+    with pytest.raises(NotFoundError):
+        files.find(names[0])
+    assert files.find(names[1]).read_bytes() == bytes(10) and files.find(third)
+    files.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "x.png", "", "a" * 32 + ".exe"])
+def test_only_our_names_are_looked_up(name: str, tmp_path: Path) -> None:
+    files = ResultFiles()
+    files.write(b"x", "png")
+    with pytest.raises(NotFoundError):
+        files.find(name)
+    files.close()

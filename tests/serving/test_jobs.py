@@ -1,0 +1,187 @@
+"""Our own API, operations, limits and the guard, over HTTP."""
+
+import io
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from PIL import Image
+
+from latentdiff.recipe import CHUNK, Recipe
+from latentdiff.serving.limits import Limits
+from latentdiff.serving.server import Settings
+from tests.serving.conftest import MakeLive
+from tests.serving.live import Live
+from tests.serving.test_engine import slow
+
+JOB = {"prompt": "a red apple", "steps": 4, "seed": 5, "images": 2}
+
+
+def events(live: Live, job_id: str, **query: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    with httpx.stream("GET", f"{live.url}/jobs/{job_id}/events", params=query, timeout=60) as answer:
+        kind = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            if line.startswith("data: "):
+                yield kind, json.loads(line.removeprefix("data: "))
+
+
+def test_a_job_is_accepted_watched_and_its_images_hold_their_recipes(make_live: MakeLive, monkeypatch: Any) -> None:
+    live = make_live()
+    slow(live.server.engine, monkeypatch, 0.1)
+    accepted = httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 10})
+    assert accepted.status_code == 202
+    seen = list(events(live, accepted.json()["id"]))
+    kinds = [kind for kind, _ in seen]
+    assert kinds[-1] == "result" and {"progress", "preview"} <= set(kinds)
+    first_preview = next(data for kind, data in seen if kind == "preview")
+    joined = next(max(data["done"]) for kind, data in seen if kind == "progress")
+    assert first_preview["step"] <= joined + 3
+    steps = [max(data["done"]) for kind, data in seen if kind == "progress"]
+    assert steps == sorted(steps)
+    images = seen[-1][1]["images"]
+    assert [image["seed"] for image in images] == [5, 6]
+    for image in images:
+        file = Image.open(io.BytesIO(httpx.get(live.url + image["url"]).content))
+        recipe = Recipe.model_validate_json(file.text[CHUNK])  # type: ignore[attr-defined]
+        assert (recipe.prompt, recipe.seed, recipe.steps, file.size) == ("a red apple", image["seed"], 10, (16, 16))
+        assert f"Seed: {image['seed']}, Size: 16x16" in file.text["parameters"]  # type: ignore[attr-defined]
+    assert httpx.get(live.url + images[0]["url"], params={"format": "webp"}).content[8:12] == b"WEBP"
+
+
+def test_deleting_a_job_cancels_it_and_deleting_it_again_forgets_it(make_live: MakeLive, monkeypatch: Any) -> None:
+    live = make_live()
+    slow(live.server.engine, monkeypatch)
+    job = httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 150}).json()
+    assert httpx.delete(f"{live.url}/jobs/{job['id']}").status_code == 200
+    kind, data = list(events(live, job["id"]))[-1]
+    assert kind == "error" and data["status"] == "cancelled" and data["error"]["code"] == "cancelled"
+    assert httpx.get(f"{live.url}/jobs/{job['id']}/images/0").status_code == 404
+    httpx.delete(f"{live.url}/jobs/{job['id']}")
+    assert httpx.get(f"{live.url}/jobs/{job['id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"steps": 5000}, 400, "steps=5000 is above this server's limit of 150"),
+        ({"width": 65536, "height": 65536}, 400, "pixels"),
+        ({"images": 99}, 400, "images=99 is above this server's limit of 16"),
+        ({"prompt": "x" * 100_000}, 400, "limit of 20000 characters"),
+        ({"height": 17}, 400, "height=17 must be a multiple of 2; try 16 or 18"),
+        ({"sampler": "eule"}, 400, "did you mean 'euler'"),
+        ({"model": "smal"}, 404, "did you mean 'small'"),
+        ({"loras": {"ink": 1}}, 404, "LoRA 'ink' is unknown"),
+        ({"stepps": 3}, 422, "stepps"),
+        ({"seed": -1}, 422, "seed"),
+        ({"prompt": "\ud800"}, 422, ""),
+    ],
+)
+def test_what_cannot_be_used_is_named(live: Live, change: dict[str, Any], status: int, words: str) -> None:
+    content = json.dumps(JOB | change)
+    answer = httpx.post(f"{live.url}/jobs", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code in (status, 400) and words in answer.json()["error"]["message"], answer.text
+
+
+def test_a_full_queue_answers_429_with_retry_after(make_live: MakeLive, monkeypatch: Any) -> None:
+    live = make_live(limits=Limits(queue=1))
+    slow(live.server.engine, monkeypatch)
+    accepted = [httpx.post(f"{live.url}/jobs", json=JOB | {"images": 4, "steps": 150}) for _ in range(2)]
+    refused = httpx.post(f"{live.url}/jobs", json=JOB)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert "8 images are ahead" in refused.json()["error"]["message"]
+    for answer in accepted:
+        httpx.delete(f"{live.url}/jobs/{answer.json()['id']}")
+
+
+def test_operations(live: Live) -> None:
+    assert httpx.get(f"{live.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{live.url}/readyz").status_code == 200
+    job = httpx.post(f"{live.url}/jobs", json=JOB).json()
+    assert list(events(live, job["id"]))[-1][0] == "result"
+    httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 999})
+    text = httpx.get(f"{live.url}/metrics").text
+    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(numbers["latentdiff_images_total"]) >= 2 and float(numbers["latentdiff_model_bytes"]) > 0
+    assert float(numbers["latentdiff_resident_bytes"]) > 2**20 and float(numbers["latentdiff_row_steps_total"]) >= 8
+    assert float(numbers['latentdiff_requests_total{route="/jobs",status="202"}']) >= 1
+    facts = httpx.get(f"{live.url}/v1/capabilities").json()
+    assert facts["limits"]["steps"] == 150 and facts["models"][0]["id"] == "small" and "euler" in facts["samplers"]
+    assert facts["models"][0]["size"] == 16 and facts["models"][0]["size_multiple"] == 2
+
+
+def test_request_ids_are_returned(live: Live) -> None:
+    assert httpx.get(f"{live.url}/healthz", headers={"x-request-id": "abc"}).headers["x-request-id"] == "abc"
+    assert httpx.get(f"{live.url}/nowhere").headers["x-request-id"]
+
+
+def test_a_server_that_is_loading_is_not_ready(make_engine: Any) -> None:
+    from starlette.testclient import TestClient
+
+    from latentdiff.serving.app import create_app
+    from latentdiff.serving.server import Server
+
+    client = TestClient(create_app(Server(make_engine(start=False))), base_url="http://localhost")
+    assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+
+
+def test_a_key_is_required_where_there_is_one(make_live: MakeLive) -> None:
+    live = make_live(Settings(key="sesame"))
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic !!"}, {"authorization": ""}):
+        refused = httpx.get(f"{live.url}/v1/models", headers=headers)
+        assert refused.status_code == 401 and refused.json()["error"]["type"] == "authentication_error"
+    assert httpx.get(f"{live.url}/v1/models", headers={"authorization": "Bearer sesame"}).status_code == 200
+    assert httpx.get(f"{live.url}/v1/models", auth=("anyone", "sesame")).status_code == 200
+    assert httpx.get(f"{live.url}/healthz").status_code == 200
+
+
+def test_pages_of_other_sites_may_not_call(make_live: MakeLive) -> None:
+    live = make_live(Settings(origins=("https://friend.example",)))
+    evil = httpx.post(f"{live.url}/jobs", json=JOB, headers={"origin": "https://evil.example"})
+    assert evil.status_code == 403 and "--cors-origin" in evil.json()["error"]["message"]
+    rebound = httpx.get(f"{live.url}/v1/models", headers={"host": "evil.example"})
+    assert rebound.status_code == 403 and "not a name of this server" in rebound.json()["error"]["message"]
+    friend = httpx.get(f"{live.url}/v1/models", headers={"origin": "https://friend.example"})
+    assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+    assert "access-control-allow-origin" not in httpx.get(f"{live.url}/v1/models").headers
+
+
+def test_large_bodies_are_refused_whether_or_not_they_state_their_length(make_live: MakeLive) -> None:
+    live = make_live(limits=Limits(body=1000))
+    body = json.dumps(JOB | {"negative_prompt": "x" * 2000}).encode()
+    for content in (body, iter([body[:900], body[900:]])):
+        answer = httpx.post(f"{live.url}/jobs", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413 and "limit of 1000 bytes" in answer.json()["error"]["message"]
+    assert httpx.post(f"{live.url}/jobs", json=JOB).status_code == 202
+
+
+def test_broken_requests_do_no_harm(live: Live) -> None:
+    for data in (b"GARBAGE\r\n\r\n", b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf"):
+        with socket.create_connection(("127.0.0.1", live.port)) as connection:
+            connection.sendall(data)
+    broken = httpx.post(f"{live.url}/jobs", content=b"{", headers={"content-type": "application/json"})
+    assert broken.status_code == 422 and broken.json()["error"]["message"]
+    assert httpx.get(f"{live.url}/jobs/../../etc/passwd").status_code == 404
+    assert httpx.get(f"{live.url}/v1/files/..%2F..%2Fetc%2Fpasswd").status_code == 404
+    assert httpx.get(f"{live.url}/healthz").status_code == 200
+
+
+def test_stopping_finishes_accepted_jobs(make_live: MakeLive, monkeypatch: Any) -> None:
+    live = make_live()
+    slow(live.server.engine, monkeypatch)
+    ids = [httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 20, "seed": k}).json()["id"] for k in range(6)]
+    streams = [events(live, job_id, previews=False) for job_id in ids]
+    for stream in streams:
+        next(stream)
+    live.uvicorn.should_exit = True
+    assert [list(stream)[-1][0] for stream in streams] == ["result"] * 6
+    live.thread.join(30)
+    deadline = time.monotonic() + 10
+    with pytest.raises(httpx.TransportError):
+        while time.monotonic() < deadline:
+            httpx.post(f"{live.url}/jobs", json=JOB, timeout=0.5)
