@@ -33,7 +33,7 @@ from latentdiff.runtime import pick_device
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. `of_model` holds only the options that were, of those that belong to a model."""
+    """The options. `of_model` has those for generation that were given."""
 
     real: Path
     generated: Path | None
@@ -51,7 +51,7 @@ class Request:
 
 
 def run(request: Request) -> None:
-    """Check all that can be checked, compare the two sets, print the numbers and write the files."""
+    """Check the options, compare the two sets, print the values and write the files."""
     for path in (request.output, request.html):
         if path is not None:
             check_writable_parent(path)
@@ -67,7 +67,7 @@ def run(request: Request) -> None:
 
 def _two_sets(request: Request) -> Evaluation:
     names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
-    chosen = choose_metrics(names, set(LACKS))  # a wrong name is told before anything is loaded
+    chosen = choose_metrics(names, set(LACKS))  # names are checked before anything is loaded
     sets = _of_folder if request.generated is not None else _of_model
     generated, real = sets(request)
     check_counts(names or [], len(generated), len(real))
@@ -79,7 +79,7 @@ def _two_sets(request: Request) -> Evaluation:
 
 
 def _vae_alone(request: Request) -> Evaluation:
-    """The real pictures through an autoencoder; a pipeline's folder stands for its VAE."""
+    """Evaluate the reconstructions of a VAE, given by its own or by a pipeline's folder."""
     assert request.vae is not None
     of_model = {key: value for key, value in request.of_model.items() if key != "allow_pickle"}
     others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **of_model}
@@ -127,6 +127,6 @@ def _of_model(request: Request) -> tuple[Pictures, Pictures]:
 
 
 def _judge(request: Request) -> Clip | None:
-    """The CLIP pair that was named; with features of a CLIP, that one."""
+    """The CLIP model of `--judge`, or the one whose features are compared."""
     place = request.judge or (request.weights if request.features == "clip" else None)
     return None if place is None else open_clip(place, pick_device(request.device))

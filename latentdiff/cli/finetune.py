@@ -6,7 +6,7 @@ from typing import Any
 from latentdiff.cli.launch import launch
 from latentdiff.config.train import FineTuneConfig
 from latentdiff.training.checkpoints import refuse_another_run
-from latentdiff.training.finetune import going_on, plan_finetune
+from latentdiff.training.finetune import plan_finetune, resumed_config
 from latentdiff.training.processes import on_main_process, process_state
 from latentdiff.training.run import start, train
 
@@ -18,7 +18,7 @@ def run(resume: bool, auto_batch: bool, skip_bad: bool, processes: int, output: 
         launch(processes, auto_batch)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
-        config = going_on(output=output, **given)
+        config = resumed_config(output=output, **given)
         train(config, resume, skip_bad, auto_batch)
     else:
         plan = on_main_process(lambda: plan_finetune(output=output, skip_bad=skip_bad, **given))

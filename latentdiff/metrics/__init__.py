@@ -1,4 +1,4 @@
-"""Measure what a model makes: metrics on features, and `evaluate`, which computes them with intervals."""
+"""Evaluation metrics, and `evaluate`, which computes them with confidence intervals."""
 
 from latentdiff.metrics.alignment import alignment, retrieval
 from latentdiff.metrics.evaluate import Evaluation, evaluate

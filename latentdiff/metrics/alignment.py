@@ -1,4 +1,4 @@
-"""Does the picture show what the caption says? Judged by a CLIP pair."""
+"""Agreement of pictures and captions, measured by a CLIP model."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from latentdiff.metrics.validation import as_pairs
 
 AT_ONCE = 1024
-EQUAL = 1e-6  # cosines of one caption's embeddings, which other batches round otherwise, differ by less
+EQUAL = 1e-6  # embeddings of one caption computed in different batches have cosines closer than this
 
 
 def alignment(image: Any, text: Any) -> float:
@@ -24,7 +24,7 @@ def alignment(image: Any, text: Any) -> float:
 def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> dict[str, float]:
     """`r1`, `r5`: how often a picture's own caption is first, or in the first five, of `candidates` captions.
 
-    All captions where there are fewer. R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError,
+    All captions if there are fewer. R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError,
     NonFiniteError.
     """
     return precision_at(caption_ranks(image, text, candidates, seed))
@@ -36,7 +36,7 @@ def precision_at(rank: Tensor) -> dict[str, float]:
 
 
 def caption_ranks(image: Any, text: Any, candidates: int, seed: int) -> Tensor:
-    """How many of the other captions suit a picture more than its own, [N], 0 at best.
+    """How many other captions match a picture better than its own, [N]; 0 is best.
 
     The others are of pictures drawn by `seed`; equal captions do not compete.
     """

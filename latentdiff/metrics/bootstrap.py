@@ -1,4 +1,4 @@
-"""How much would a number move with other pictures?"""
+"""Confidence intervals by resampling."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Statistic = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 def check_resamples(resamples: int) -> None:
-    """Raise InputError for so few that nothing can spread."""
+    """Raise InputError for fewer than two, which have no spread."""
     if resamples < 2:
         raise InputError(f"resamples={resamples} must be at least 2; try 100")
 

@@ -1,4 +1,4 @@
-"""A CLIP pair as a judge of pictures and captions."""
+"""A CLIP model that embeds pictures and captions for metrics."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 class Clip:
-    """Embeddings of pictures and texts in one space; `weights` says where the model is from."""
+    """Embeddings of pictures and texts in one space; `weights` is where the model came from."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, mean: Tensor, std: Tensor, weights: str) -> None:
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
@@ -31,7 +31,7 @@ class Clip:
         return self.model.visual_projection(self.model.vision_model((scaled - self.mean) / self.std).pooler_output)
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """Texts to [B, projection_dim]; what is over the model's token limit is cut off."""
+        """Texts to [B, projection_dim], truncated at the model's token limit."""
         limit = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         pooled = self.model.text_model(tokens.input_ids.to(self.model.device)).pooler_output
@@ -46,15 +46,13 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 def open_clip(path_or_id: str, device: torch.device) -> Clip:
-    """Open a transformers CLIPModel folder or hub id, or what `latentdiff train` wrote for task text_encoder.
+    """Open a transformers CLIPModel folder or hub id, or the result of `latentdiff train` with task text_encoder.
 
-    Raises InputError when the place or a file is missing, CheckpointError when the model cannot be read.
+    Raises InputError when the model is not found, CheckpointError when it cannot be read.
     """
     folder = _find(Path(path_or_id))
     if folder is None and not _is_hub_id(path_or_id):
-        raise InputError(
-            f"{path_or_id} holds no CLIPModel; give its folder, a text_encoder run, or a hub id owner/name"
-        )
+        raise InputError(f"{path_or_id} has no CLIPModel; give its folder, a text_encoder run, or a hub id owner/name")
     place = path_or_id if folder is None else str(folder)
     own = folder is not None and (folder.parent / "tokenizer").is_dir()
     words = str(Path(place).parent / "tokenizer") if own else place
@@ -70,7 +68,7 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
         mean, std = (torch.full((3, 1, 1), 0.5),) * 2 if own else _normalisation(place, local)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path_or_id} is no CLIP model that can be read ({reason}); give another") from error
+        raise CheckpointError(f"{path_or_id} is not a readable CLIP model ({reason}); give another") from error
     return Clip(model.eval().to(device), tokenizer, mean, std, path_or_id)
 
 
@@ -104,7 +102,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _normalisation(place: str, local: bool) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each colour, [3, 1, 1]: without them a CLIP model judges other pictures than it learnt."""
+    """Mean and standard deviation of each colour, [3, 1, 1], that the model was trained with."""
     found = cached_file(place, PREPROCESSOR, local_files_only=local)
     values = json.loads(Path(found).read_text(encoding="utf-8"))
     return torch.tensor(values["image_mean"]).view(3, 1, 1), torch.tensor(values["image_std"]).view(3, 1, 1)

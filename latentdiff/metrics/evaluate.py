@@ -1,4 +1,4 @@
-"""Compare a generated set with a real one: look at both once, then every metric with its interval."""
+"""Compare generated with real pictures: one pass over each set, then every metric with its interval."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers, all that they depend on, and some of the pictures.
+    """The values, everything they depend on, and some of the pictures.
 
     shown: (generated, real) uint8 [3, R, R] and the two captions, evenly spaced over the sets.
     """
@@ -57,7 +57,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pass over a set leaves: numbers a picture, and the pictures to show by their place."""
+    """The result of one pass over a set: a Sample, and the pictures to show by index."""
 
     sample: Sample
     shown: dict[int, Tensor]
@@ -72,11 +72,11 @@ def evaluate(
     seed: int = 0,
     resamples: int = 100,
 ) -> Evaluation:
-    """Every metric of `metrics` (all that can be had when None) between two sets of pictures of one size.
+    """Compute `metrics` (all available ones if None) between two sets of pictures of one size.
 
     network: whose features are compared. judge: the CLIP pair for alignment and retrieval.
     seed: of patches, halves and candidates; one seed, one result. resamples: behind each interval.
-    Raises InputError before any picture is looked at, NonFiniteError for features that are no numbers.
+    Raises InputError before any picture is read, NonFiniteError for features that are NaN or infinite.
     """
     names = choose_metrics(metrics, kinds(network, judge, generated.captions, generated.resolution))
     check_counts(names, len(generated), len(real))
@@ -109,16 +109,16 @@ def evaluate(
 
 
 LACKS = {
-    "features": "a feature network; name one",
+    "features": "a feature network; give --features",
     "logits": "a network that names classes; use efficientnet-lite0",
-    "image": "a judge; name a CLIP model",
+    "image": "a judge; give a CLIP model",
     "text": "captions of the generated pictures; put .txt files beside them",
     "patches": f"pictures of {SMALLEST} pixels or more; give larger ones",
 }
 
 
 def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str] | None, resolution: int) -> set[str]:
-    """The parts of a Sample that can be had."""
+    """The parts of a Sample that are available."""
     kinds = {"patches"} if resolution >= SMALLEST else set()
     if network:
         kinds |= {"features", "logits"} if network.classes else {"features"}
@@ -128,7 +128,7 @@ def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str
 
 
 def choose_metrics(asked: Sequence[str] | None, kinds: set[str]) -> list[str]:
-    """The metrics to compute. Raises InputError for an unknown name, and for one that `kinds` do not make."""
+    """The metrics to compute. Raises InputError for an unknown name, and for one that needs more than `kinds`."""
     if asked is None:
         return [name for name, metric in METRICS.items() if kinds >= set(metric.needs)]
     for name in asked:
@@ -136,18 +136,18 @@ def choose_metrics(asked: Sequence[str] | None, kinds: set[str]) -> list[str]:
             raise InputError(f"metric {name!r} is unknown; {did_you_mean(name, METRICS)}")
         for need in METRICS[name].needs:
             if need not in kinds:
-                raise InputError(f"metric {name!r} needs {LACKS[need]}, or leave the metric out")
+                raise InputError(f"metric {name!r} needs {LACKS[need]}, or omit the metric")
     return list(dict.fromkeys(asked))
 
 
 def check_counts(names: Iterable[str], generated: int, real: int) -> None:
-    """Raise InputError for a metric that so few pictures do not make."""
+    """Raise InputError for a metric that needs more pictures."""
     for name in names:
         least = METRICS[name].least
         if min(generated, real) < least:
             raise InputError(
                 f"{name} needs {least} pictures of each kind; there are {generated} generated and {real} real ones; "
-                "add pictures, or leave the metric out"
+                "add pictures, or omit the metric"
             )
 
 
@@ -155,7 +155,7 @@ def check_counts(names: Iterable[str], generated: int, real: int) -> None:
 def look(
     pictures: Pictures, what: str, metrics: list[str], network: FeatureNetwork | None, judge: Clip | None, seed: int = 0
 ) -> Seen:
-    """All that `metrics` need of one set, called `what`. Raises NonFiniteError for features that are no numbers."""
+    """Everything that `metrics` need of one set, named `what` in messages. Raises NonFiniteError."""
     needs = {need for name in metrics for need in METRICS[name].needs}
     generator = torch.Generator().manual_seed(seed)
     captions, count = pictures.captions, len(pictures)
@@ -188,9 +188,9 @@ def _patches(pixels: Tensor, generator: torch.Generator) -> Sample:
 
 
 def finite(values: Tensor, name: str) -> Tensor:
-    """`values`, of which `name` tells. Raises NonFiniteError for NaN or infinity among them."""
+    """`values` unchanged. Raises NonFiniteError naming them if any is NaN or infinite."""
     if not torch.isfinite(values).all():
-        raise NonFiniteError(f"{name} are not finite; give another network or other weights")
+        raise NonFiniteError(f"{name} are not finite; use another network or other weights")
     return values
 
 
@@ -202,8 +202,8 @@ def _notes(count: int, dimensions: int | None) -> list[str]:
     if dimensions is None or count > dimensions:
         return []
     return [
-        f"{count} pictures are not more than the {dimensions} features: Frechet distance comes out too large; "
-        "compare it only with numbers from as many pictures"
+        f"{count} pictures are fewer than the {dimensions} features, which biases the Frechet distance upwards: "
+        "compare it only at equal numbers of pictures"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Frechet distance: how far apart two sets are, seen as Gaussians."""
+"""Frechet distance between Gaussians fitted to two sets."""
 
 from typing import Any
 

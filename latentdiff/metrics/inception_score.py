@@ -1,4 +1,4 @@
-"""Class score: sure about each picture, and many classes over all of them."""
+"""Class score, the formula of the Inception Score."""
 
 import math
 from typing import Any

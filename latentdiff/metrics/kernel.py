@@ -1,4 +1,4 @@
-"""Kernel distance: do two sets come from one distribution? Unbiased, also for few pictures."""
+"""Kernel distance, the formula of KID: an unbiased test whether two sets have one distribution."""
 
 from typing import Any
 

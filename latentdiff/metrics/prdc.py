@@ -1,4 +1,4 @@
-"""Fidelity and variety apart: each set is covered by balls that reach to the k-th neighbour."""
+"""Precision, recall, density and coverage, from balls that reach each feature's k-th neighbour."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def density_coverage(generated: Any, real: Any, neighbours: int = 5) -> dict[str
 
 
 def _inside(points: Tensor, centres: Tensor, neighbours: int) -> Tensor:
-    """bool [N, M]: is a point within the ball of a centre, whose radius is the way to its k-th neighbour."""
+    """bool [N, M]: is a point within the ball of a centre, whose radius is the distance to its k-th neighbour."""
     own = [torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(AT_ONCE)]
     radius = torch.cat(own)
     return torch.cat([torch.cdist(part, centres) <= radius for part in points.split(AT_ONCE)])

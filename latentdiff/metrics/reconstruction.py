@@ -1,4 +1,4 @@
-"""What an autoencoder loses of real pictures, and whether its latents have the spread that diffusion expects."""
+"""Reconstruction quality of an autoencoder, and the mean and deviation of its latents."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from latentdiff.models.vae import AutoencoderKL
 
 WINDOW, SIGMA = 11, 1.5
 LEAST = 4
-TOLERATED = 0.05  # of the latents' deviation, before it is remarked on
+TOLERATED = 0.05  # relative error of the latents' deviation above which a note is added
 
 Parts = dict[str, Tensor]
 
@@ -59,7 +59,7 @@ def reconstruct(
     under 2 resamples, NonFiniteError for a VAE that makes NaN or infinity.
     """
     if len(pictures) < LEAST:
-        raise InputError(f"{len(pictures)} pictures are too few to judge a VAE; give {LEAST} or more")
+        raise InputError(f"{len(pictures)} pictures are too few to evaluate a VAE; give {LEAST} or more")
     check_resamples(resamples)
     parts: list[Parts] = []
     start = 0

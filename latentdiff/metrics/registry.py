@@ -1,4 +1,4 @@
-"""Which metrics there are, what each is computed from, and what its values are called."""
+"""The metrics: what each needs, how it is computed, and the labels of its values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from latentdiff.metrics.kernel import kernel_distance
 from latentdiff.metrics.prdc import density_coverage, precision_recall
 from latentdiff.metrics.wasserstein import texture_distance
 
-PATCHES = 16  # a picture, and directions: Karras et al. take 128 and 512; fewer so that intervals can be had
+PATCHES = 16  # per picture. Karras et al. use 128 and 512 directions; fewer make intervals affordable
 DIRECTIONS = 128
 CANDIDATES = 100
 
 Sample = dict[str, Tensor]
-"""What was taken of a set: `features`, `logits`, `image`, `text`, `rank`, `patches_<size>`; one row a picture."""
+"""Tensors of a set with one row per picture: `features`, `logits`, `image`, `text`, `rank`, `patches_<size>`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _textures(generated: Sample, real: Sample) -> dict[str, float]:
 
 
 def _each(generated: Sample, real: Sample, needs: str, value: Callable[[Sample], dict[str, float]]) -> dict[str, float]:
-    """A number about one set, for the generated pictures and, as a measure for it, the real ones."""
+    """A value of one set, for the generated pictures and, for comparison, the real ones."""
     theirs = {f"{key}_real": number for key, number in value(real).items()} if needs in real else {}
     return value(generated) | theirs
 
@@ -82,7 +82,7 @@ LABELS = {
 
 
 def label(key: str) -> str:
-    """A value's name for people."""
+    """A value's name in tables."""
     stem = key.removesuffix("_real")
     words = LABELS.get(stem, stem.replace("_", " ").replace("retrieval r", "retrieval R@"))
     return f"{words} of the real pictures" if stem != key else words

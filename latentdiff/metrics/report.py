@@ -1,4 +1,4 @@
-"""An evaluation for machines (JSON), for the shell (a table), and for people (one HTML file with pictures)."""
+"""An evaluation as JSON, as a table for the terminal, and as one HTML file with pictures."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ td,th{padding:.2em .8em;text-align:left}td.n{text-align:right;font-variant-numer
 
 
 def in_words(result: Evaluation) -> str:
-    """A line a value, and what they depend on."""
+    """One line per value, and the settings."""
     rows = _rows(result)
     wide = max(len(row[0]) for row in rows)
     lines = [f"{name:{wide}}  {value:>10}  {low:>10} to {high:<10}" for name, value, low, high in rows]
@@ -28,12 +28,12 @@ def in_words(result: Evaluation) -> str:
 
 
 def write_json(result: Evaluation, path: Path) -> None:
-    """Raises InputError when the disk refuses the file; nothing is left of it then."""
+    """Raises InputError when the file cannot be written; no partial file is left."""
     _write(path, json.dumps(result.to_json(), ensure_ascii=False, indent=2) + "\n")
 
 
 def write_html(result: Evaluation, path: Path) -> None:
-    """One file that needs no other: the numbers, and generated pictures beside real ones. Raises InputError."""
+    """A self-contained page: the values, and generated pictures beside real ones. Raises InputError."""
     rows = "".join(
         f'<tr><td>{html.escape(name)}<td class="n">{value}<td class="n">{low} to {high}'
         for name, value, low, high in _rows(result)

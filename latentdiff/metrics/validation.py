@@ -1,4 +1,4 @@
-"""What every metric asks of the numbers it is given."""
+"""Checks of the arguments of metrics."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from latentdiff.errors import InputError, NonFiniteError
 
 
 def as_rows(values: Any, name: str, least: int = 1) -> Tensor:
-    """Numbers [N, D], from torch, numpy or lists, as a float64 tensor.
+    """Values [N, D], from torch, numpy or lists, as a float64 tensor.
 
     Raises InputError for another shape or under `least` rows, NonFiniteError for NaN or infinity.
     """
     rows = torch.as_tensor(values).detach().cpu().double()
     if rows.ndim != 2:
-        raise InputError(f"{name} has the shape {list(rows.shape)} and must be [pictures, numbers]; flatten the rest")
+        raise InputError(f"{name} has the shape {list(rows.shape)} and must be [pictures, features]; flatten the rest")
     if len(rows) < least:
         raise InputError(f"{name} has {len(rows)} rows and must have at least {least}; give more pictures")
     finite = torch.isfinite(rows).all(dim=1)

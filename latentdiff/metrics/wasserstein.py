@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance over a Laplacian pyramid: are textures of each scale the same? Needs no network."""
+"""Sliced Wasserstein distance over a Laplacian pyramid: compares textures of each scale without a network."""
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def draw_patches(pixels: Tensor, count: int, generator: torch.Generator) -> dict
 
 
 def laplacian_pyramid(pixels: Tensor) -> list[Tensor]:
-    """What each scale adds to the next coarser one, from R down to 16 pixels or to an odd number; the last is whole.
+    """Differences of each scale to the next coarser one, from R down to 16 pixels or an odd size, then the coarsest.
 
     Burt and Adelson 1983, "The Laplacian Pyramid as a Compact Image Code".
     """

@@ -1,4 +1,4 @@
-"""Training the VAE: reconstruct, keep edges, stay near the normal; a patch critic when asked for."""
+"""VAE training: reconstruction, gradient and KL losses, and optionally a patch discriminator."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ SHOWN = 16
 
 
 class AutoencoderModule(nn.Module):
-    """The losses of one batch, of the autoencoder and, where it has one, of its critic."""
+    """The losses of one batch: of the autoencoder and, if there is one, of its discriminator."""
 
     def __init__(self, config: VAETrainConfig) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class AutoencoderModule(nn.Module):
         return {"loss": loss, **losses}
 
     def _step(self, draws: Tensor) -> int:
-        """Which optimiser step a batch is of, by the number of its draws."""
+        """The optimiser step that a batch belongs to, computed from the numbers of its draws."""
         config, processes = self.config, process_state().num_processes
         return int(draws[0]) // (config.data.batch_size * config.run.gradient_accumulation_steps * processes)
 
     def _adversarial(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Both sides in one graph: the critic is frozen where it judges the autoencoder, and the reverse."""
+        """Both losses in one graph: the critic's weights are detached in the autoencoder's loss, and the reverse."""
         assert self.critic is not None
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         fool = -torch.func.functional_call(self.critic, frozen, (reconstruction,)).float().mean()
@@ -77,12 +77,12 @@ class AutoencoderModule(nn.Module):
 
 
 class AutoencoderTask:
-    """Train on one folder; look at another."""
+    """Train on one folder; evaluate on another."""
 
     def __init__(self, config: VAETrainConfig) -> None:
         self.config = config
         self.module = AutoencoderModule(config)
-        data = config.data.model_copy(update={"prefix": "a picture"})  # nobody reads it, but all have a caption
+        data = config.data.model_copy(update={"prefix": "a picture"})  # captions are not used, but rows must have one
         rows, held_out = read_parts(data, measure=True)
         self.data = CaptionedImages(rows, data)
         step = max(1, len(held_out) // HELD_OUT)
@@ -90,7 +90,7 @@ class AutoencoderTask:
         self.held_out = torch.stack([load_pixels(row, config.data.resolution, config.data.background) for row in shown])
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """L1, PSNR in dB (peak 255, pixels rounded), spread of the latents over held-out pictures, some in pairs."""
+        """L1, PSNR in dB (peak 255, pixels rounded) and standard deviation of the latents on held-out pictures."""
         vae = self.module.vae
         device = next(vae.parameters()).device
         share = Share()
@@ -107,7 +107,7 @@ class AutoencoderTask:
         return share
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers VAE folder; scaling_factor becomes 1 / std of the held-out latents, if they changed."""
+        """Write a diffusers VAE folder; after encoder training scaling_factor is 1 / std of the latents."""
         vae = self.module.vae
         write_model(vae, vae.config.model_copy(update={"scaling_factor": self._scaling_factor()}).write(), folder)
 
@@ -122,5 +122,5 @@ class AutoencoderTask:
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """[-1, 1] to whole numbers 0..255, kept as float."""
+    """[-1, 1] to integers 0..255, as float."""
     return ((pixels + 1) * 127.5).round()

@@ -1,4 +1,4 @@
-"""What of a model is trained, by each method, and what is saved of it."""
+"""Training tasks for denoisers: which weights each method trains, and which it saves."""
 
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from latentdiff.training.prior import prior_rows
 
 
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
-    """A new U-Net, or one from `init`, beside the VAE and text encoder that the config names, or between pixels."""
+    """A new U-Net, or one from `init`, with the VAE and text encoder that the config names, or on pixels."""
     text = read_text_encoder(config.text_encoder)
     text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
@@ -39,18 +39,20 @@ def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
 
 
 def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VAE) -> None:
-    """Raise InputError where the U-Net's inputs are not as wide as what is to go into them."""
+    """Raise InputError unless the U-Net's widths match the text encoder and the VAE."""
     encoder: Any = text.encoders[0]
     width, channels = encoder.config.hidden_size, vae.config.latent_channels
     if config.model.cross_attention_dim != width:
-        asked = f"model.cross_attention_dim={config.model.cross_attention_dim}"
-        raise InputError(f"{asked}, and {config.text_encoder} gives {width} numbers a token; make it {width}")
+        given = f"model.cross_attention_dim={config.model.cross_attention_dim}"
+        raise InputError(f"{given} must be {width}, the hidden size of {config.text_encoder}; set it to {width}")
     if (needs := (config.model.in_channels, config.model.out_channels)) != (channels, channels):
-        raise InputError(f"model.in_channels, out_channels={needs}, and latents have {channels}; make both {channels}")
+        raise InputError(
+            f"model.in_channels, out_channels={needs} must be {channels}, the latents' channels; set both to {channels}"
+        )
 
 
 def finetune_task(config: FineTuneConfig) -> DenoiserTask:
-    """The base model with all of its U-Net, low-rank pairs beside it, or a new word's rows, set to be trained."""
+    """The base model with its whole U-Net, LoRA layers, or the embeddings of a new word set to be trained."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
     parts = read_pipeline(base_model(config), torch.float32, give)

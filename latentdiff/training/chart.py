@@ -9,13 +9,13 @@ from itertools import accumulate
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 30, 24
 MOST_POINTS = 1000
-MARKED = 40  # a curve of no more points than this shows each
+MARKED = 40  # curves with at most this many points have markers
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart; the points in the order of x, one at least. A faint one lies behind its smoothed twin."""
+    """One line of a chart: at least one point, sorted by x. A faint curve is drawn behind its smoothed version."""
 
     name: str
     points: Points
@@ -25,7 +25,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie between two ends of the picture, in pixels."""
+    """Maps values to pixels between two ends of the picture."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """A few round values in sight."""
+        """A few round values within the axis."""
         if self.log and self.high / self.low > 5:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if self.high / self.low < 100 else (1,)
@@ -62,7 +62,7 @@ def smooth(points: Points, share: float = 0.05) -> Points:
 def chart(title: str, curves: list[Curve], over: str = "the step", log_across: bool = False) -> str:
     """An `<svg>` of the curves; values that span a decade or more get a logarithmic axis.
 
-    over: what x is, for who cannot see it. log_across: the same for x, which must be positive.
+    over: what x is, for screen readers. log_across: a logarithmic x axis; all x must be positive.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
@@ -111,7 +111,7 @@ def _grid(across: Axis, up: Axis) -> list[str]:
 
 
 def _path(curve: Curve, across: Axis, up: Axis) -> str:
-    """The line, thinned where there are more points than anyone sees, and its points where there are few."""
+    """The line, thinned if it has more points than can be seen, with markers if it has few."""
     thin = curve.points[:: math.ceil(len(curve.points) / MOST_POINTS)]
     places = [(f"{across.place(x):.1f}", f"{up.place(y):.1f}") for x, y in thin]
     opacity = 0.3 if curve.faint else 1

@@ -1,4 +1,4 @@
-"""The state of a run on disk: staged under another name, hashed, renamed when whole; the one before it stays."""
+"""Checkpoints on disk: written under a temporary name, hashed and then renamed; the previous one is kept."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ MANIFEST = "manifest.json"
 REPORT = "data.json"  # the first file of a run
 CONFIG = "config.yaml"
 FOLDER_STRIP = "data.png"  # a few pictures of the folder
-OF_MANY = "module."  # what DistributedDataParallel puts before each name
+OF_MANY = "module."  # DistributedDataParallel's prefix of each name
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
 
 def name_plainly(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
-    """Before saving: names as in one process, and no weights that are not trained, which come from where the run began.
+    """Before saving: names as in one process, without frozen weights, which are read from the base model again.
 
-    Shards are not in `weights`.
+    Sharded weights are not in `weights`.
     """
     for model, state in zip(models, weights, strict=False):
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -41,19 +41,22 @@ def name_plainly(models: list[nn.Module], weights: list[dict[str, Tensor]], _: s
 
 
 def into_plain(models: list[nn.Module], folder: str) -> None:
-    """Before loading: into the modules themselves, by however many processes. Raises InputError if weights lack."""
+    """Before loading: unwrap the modules, for any number of processes. Raises InputError if weights are missing."""
     models[:] = [extract_model_from_parallel(model) for model in models]
     for model in models:
         with safe_open(Path(folder) / SAFE_WEIGHTS_NAME, "pt") as opened:
             saved = set(opened.keys())
         for name, p in model.named_parameters():
             if p.requires_grad and name not in saved:
-                raise InputError(f"{folder} lacks {name}, which is trained; start another run.output")
+                raise InputError(f"{folder} has no weights for {name}, which is trained; use another run.output")
 
 
 @dataclass
 class Progress:
-    """How far a run is. `step`: optimiser steps taken; `pictures_a_step` makes the place in the data of it."""
+    """How far a run is: optimiser steps taken, and the best held-out loss.
+
+    pictures_a_step: with `step` it determines the position in the data.
+    """
 
     pictures_a_step: int
     step: int = 0
@@ -64,11 +67,11 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError when the run took another number of pictures a step: it would be another run."""
+        """Raises InputError when the run used another number of pictures per step: it would be a different run."""
         if state["pictures_a_step"] != self.pictures_a_step:
             raise InputError(
-                f"the run took {state['pictures_a_step']} pictures a step, now {self.pictures_a_step}; keep "
-                "data.batch_size times run.gradient_accumulation_steps times processes, or start another run.output"
+                f"the run used {state['pictures_a_step']} pictures per step and now {self.pictures_a_step} are set; "
+                "keep data.batch_size times run.gradient_accumulation_steps times processes, or use another run.output"
             )
         for key, value in state.items():
             setattr(self, key, value)
@@ -80,18 +83,18 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def refuse_another_run(output: Path, resume: bool, task: str) -> None:
-    """Raise InputError unless `output` can take this run: new or empty, or with `resume` a begun run of this task."""
+    """Raise InputError unless `output` is new or empty, or with `resume` the folder of a run of this task."""
     found = checkpoints(output)
     if resume and found and (other := _task(output)) not in (task, None):
         raise InputError(
             f"{output} is a run of task {other}, not {task}; resume it with latentdiff train {output / CONFIG} --resume"
         )
     if resume and not found:
-        raise InputError(f"{output} holds no checkpoint to go on from; leave out --resume to start a run there")
+        raise InputError(f"{output} has no checkpoint to resume from; omit --resume to start a run there")
     if found and not resume:
-        raise InputError(f"{found[0]} is there; go on from it with --resume, or name another folder for a new run")
+        raise InputError(f"{found[0]} exists; resume the run with --resume, or give a new run another folder")
     if output.is_dir() and not found and not (output / REPORT).exists() and (others := _visible(output)):
-        raise InputError(f"{output} holds {others[0].name}, which is not of a run; name a new or an empty folder")
+        raise InputError(f"{output} contains {others[0].name}, which is not part of a run; give a new or empty folder")
 
 
 def _task(output: Path) -> str | None:
@@ -108,18 +111,18 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def newest_good(output: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written, or None; warns of each that is not."""
+    """The newest checkpoint whose files match their hashes, or None; warns about each damaged one."""
     for folder in checkpoints(output):
         if (problem := _problem(folder)) is None:
             return folder
-        warnings.warn(f"{folder} is passed over: {problem}", stacklevel=2)
+        warnings.warn(f"{folder} is skipped: {problem}", stacklevel=2)
     return None
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int) -> None:
-    """Write the state of all that `accelerator` prepared; the files' hashes last, then the name.
+    """Write the state of everything that `accelerator` prepared, then the hashes, then rename.
 
-    Raises LatentDiffError when it cannot be written, on a full disk say; what was there before stays.
+    Raises LatentDiffError when it cannot be written, for instance on a full disk; earlier checkpoints stay.
     """
     final = output / "checkpoints" / f"step-{step:08d}"
     with Staged(accelerator.is_main_process, final) as staged:
@@ -135,13 +138,13 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int) -> None:
 
 
 def save_model(output: Path, write: Callable[[Path], None]) -> None:
-    """Have `write(folder)` save the usable model; it appears as `model/` when it is whole."""
+    """Call `write(folder)` to save the model; it appears as `model/` when it is complete."""
     with Staged(True, output / "model") as staged:
         write(staged)
 
 
 class Staged:
-    """A folder beside `final` that takes its place if nothing fails, and goes if something does."""
+    """A folder beside `final` that replaces it on success and is removed on an error."""
 
     def __init__(self, mine: bool, final: Path) -> None:
         self.mine, self.final = mine, final
@@ -163,8 +166,8 @@ class Staged:
         if isinstance(error, WRITE_ERRORS) and not isinstance(error, LatentDiffError):
             reason = " ".join(str(error).split())[:200]
             raise LatentDiffError(
-                f"{self.final} could not be written ({reason}); what was saved before is whole: make room and go on "
-                "with --resume"
+                f"{self.final} could not be written ({reason}); earlier checkpoints are intact: free space and "
+                "continue with --resume"
             ) from error
 
     def _replace(self) -> None:
@@ -191,7 +194,7 @@ def _problem(folder: Path) -> str | None:
         changed = [name for name, value in hashes.items() if _hash(folder / name) != value]
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{changed[0]} is not what was written" if changed else None
+    return f"{changed[0]} does not match its hash" if changed else None
 
 
 def _hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Training the latent U-Net, new or further: VAE and text encoder frozen, some captions dropped for guidance."""
+"""Denoiser training in a frozen VAE's latent space, with caption dropout for classifier-free guidance."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
@@ -75,9 +75,9 @@ def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) 
 
 
 class DenoiserTask:
-    """Train on latents of pictures; measure on held-out ones, and draw some prompts.
+    """Train on latents of pictures, evaluate on held-out ones, and generate samples.
 
-    `write(parts, folder)` saves what the run is about: the whole pipeline, or a LoRA alone. `more` are pictures beside
+    `write(parts, folder)` saves the result: the whole pipeline, or only a LoRA. `more` are pictures in addition to
     those of `config.data`. Captions are encoded once unless `trains_text`.
     """
 
@@ -130,9 +130,9 @@ class DenoiserTask:
             return TextCache(self.parts.text, sorted(captions), cache, process_state().device)
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """Held-out loss at fixed timesteps and noise, and pictures of the config's prompts from seed 0 on.
+        """Held-out loss at fixed timesteps and noise, and samples of the config's prompts; sample k has seed k.
 
-        Metrics of pictures are the first process's; the others wait for it where shares meet.
+        The first process computes the image metrics; the others wait for it when shares are gathered.
         """
         share = Share()
         for loss in self._held_out_losses(rank, world):
@@ -170,7 +170,7 @@ class DenoiserTask:
         ).images  # fmt: skip
 
     def _held_out_losses(self, rank: int, world: int) -> Iterator[float]:
-        """Of every `world`th held-out picture, at a timestep and with noise that follow from its place."""
+        """The loss of every `world`th held-out picture, at a timestep and with noise that depend on its index only."""
         device = self._device
         total = self.module.schedule.config.num_train_timesteps
         for place in range(rank, len(self.held_out), world):
@@ -185,5 +185,5 @@ class DenoiserTask:
 
 
 def _as_often(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """The rows, from the first on again where `others` are more, so that two kinds come equally often."""
+    """The rows, repeated if `others` are more, so that both kinds occur equally often."""
     return list(islice(cycle(rows), max(len(rows), len(others) if rows else 0)))

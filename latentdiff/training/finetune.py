@@ -1,4 +1,4 @@
-"""From a folder to a checked plan for teaching a model what is in it."""
+"""Planning a fine-tune: check the folder, choose the settings that were not given."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from latentdiff.training.processes import process_state
 
 VISITS = 40
 SMALL_MODEL = 256
-OTHER_PROMPTS = ("a red apple", "a cat")  # not in the folder, most likely: what the model still knows
+OTHER_PROMPTS = ("a red apple", "a cat")  # most likely not in the folder: they show what the model still knows
 OPTIONS = {
     "folder": "FOLDER",
     "base": "--model",
@@ -68,14 +68,14 @@ def plan_finetune(
     skip_bad: bool = False,
     **given: Any,
 ) -> Plan:
-    """Check the folder, before any weight is read, and choose what was not given: steps, batch, rate, rank, seed.
+    """Check the folder before any weight is read, and choose the settings that were not given.
 
-    Small models take larger batches and steps. Each picture is seen some 40 times. Raises InputError when the check
-    finds errors and `skip_bad` is not set.
+    Small models get larger batches and learning rates. Each picture is seen about 40 times. Raises InputError when the
+    check finds errors and `skip_bad` is not set.
     """
     if method == "textual_inversion" and not trigger.strip():
         raise InputError(
-            "method=textual_inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance"
+            "method=textual_inversion needs a word to learn; give one with --trigger, for example '<my-cat>'"
         )
     options = given.get("base_options", {})
     limits = read_limits(open_model(base, OpenOptions(**options)))
@@ -137,10 +137,10 @@ def _batch(given: int | None, usual: int, parts: int) -> int:
     return given
 
 
-def going_on(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:
-    """The config of a run that has begun, to more steps if asked.
+def resumed_config(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:
+    """The config of a run to resume, with the number of steps replaced if given.
 
-    Raises InputError for options that were others when it began.
+    Raises InputError for options that differ from those of the run.
     """
     overrides = [] if steps is None else [f"optim.max_steps={steps}"]
     config: FineTuneConfig = load_yaml(train_config, output / "config.yaml", overrides)
@@ -159,5 +159,7 @@ def going_on(folder: str | Path, output: Path, steps: int | None = None, **given
         if value != begun[name]:
             option = OPTIONS.get(name, "--" + name.replace("_", "-"))
             before = "none" if begun[name] is None else begun[name]
-            raise InputError(f"{option} {value}, and {output} was begun with {before}; give the same, or another -o")
+            raise InputError(
+                f"{option} {value} differs from {before}, which {output} was started with; omit it, or use another -o"
+            )
     return config

@@ -1,4 +1,4 @@
-"""A run's numbers as they come."""
+"""The log of a run, `metrics.jsonl`."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from latentdiff.files import atomic_path
 
 @dataclass
 class Log:
-    """`metrics.jsonl`, one line an event; a resumed run first drops what lies after its checkpoint."""
+    """`metrics.jsonl`, one line per event; a resumed run first drops the lines after its checkpoint."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""The training loop, one for every task: read it top to bottom."""
+"""The training loop that every task uses."""
 
 import math
 import signal
@@ -36,11 +36,11 @@ LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in
 
 
 class Stopped(SystemExit):
-    """The run was asked to end, and saved where it was."""
+    """The run was stopped by a signal, after it saved a checkpoint."""
 
 
 class Run:
-    """A run in this process: what trains, what is averaged, and how far it is."""
+    """A run in this process: the trained module, its average, the optimiser and the progress."""
 
     def __init__(self, task: Task, config: TrainConfig, resume: bool) -> None:
         self.task, self.config = task, config
@@ -55,7 +55,7 @@ class Run:
             cpu=on_many_cpus(),
             mixed_precision=run.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(self.sampler.passes),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_leave_some_out(config))],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_have_unused_weights(config))],
             **self.sharding,
         )
         set_seed(run.seed, device_specific=True)
@@ -72,7 +72,7 @@ class Run:
         self.accelerator.register_load_state_pre_hook(into_plain)
         if resume:
             self._restore(run.output)
-        self.unseen: list[Tensor] = []  # losses that wait on the device, so that a step need not
+        self.unseen: list[Tensor] = []  # losses that stay on the device, so that a step does not wait for it
         self.batches = self._batches()
         self.log = Log(run.output / "metrics.jsonl")
         tracker = run.tracker if self.accelerator.is_main_process else "none"
@@ -81,21 +81,21 @@ class Run:
             self.log.start(self.progress.step)
 
     def _place(self) -> nn.Module:
-        """What will be trained: the task's module on the device, or a copy, which is brought there in parts."""
+        """The module to train: the task's own on the device, or a copy that accelerate will shard."""
         module, device = self.task.module, self.accelerator.device
         if self.sharding:
             return copy_to_shard(module, device)
         return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _restore(self, output: Path) -> None:
-        """Go on from the newest good checkpoint. Raises InputError when none is."""
+        """Load the newest intact checkpoint. Raises InputError when there is none."""
         checkpoint = newest_good(output)
         if checkpoint is None:
-            raise InputError(f"no checkpoint in {output} is whole; start the run anew in another folder")
+            raise InputError(f"no checkpoint in {output} is intact; start a new run in another folder")
         refuse_another_layout(checkpoint, self.sharding)
-        options = {} if self.sharding else {"strict": False}  # what is frozen is not in it
+        options = {} if self.sharding else {"strict": False}  # frozen weights are not in it
         self.accelerator.load_state(str(checkpoint), **options)
-        self.accelerator.step = 0  # micro-batches since the last update: none, and accumulation may be another now
+        self.accelerator.step = 0  # no micro-batches since the last update; accumulation may have changed
 
     def _batches(self) -> Iterator[Any]:
         self.sampler.start = self.progress.step
@@ -103,7 +103,7 @@ class Run:
             self.task.data,  # type: ignore[arg-type]
             batch_sampler=self.sampler,
             num_workers=self.config.data.num_workers,
-            generator=torch.Generator(),  # the global one belongs to the task: starting a loader must not move it
+            generator=torch.Generator(),  # starting a loader must not advance the global one
         )
         return iter(loader)
 
@@ -169,7 +169,7 @@ class Run:
             )
 
     def evaluate(self) -> None:
-        """Held-out figures and sample pictures, from the averaged weights, in every process its share."""
+        """Held-out figures and samples with the averaged weights; every process computes its share."""
         self.task.module.eval()
         with self.ema.applied():
             found = evaluate(self.task, self.accelerator)
@@ -183,7 +183,7 @@ class Run:
         if found.figures:
             tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))
         for failure in found.failures:
-            tqdm.write(f"warning: a look at step {step} failed and was left out: {failure}")
+            tqdm.write(f"warning: evaluation at step {step} failed and was skipped: {failure}")
         if found.samples is not None:
             found.samples.save(output / "samples" / f"{step:07d}.png")
             self.tracker.image("samples", found.samples.grid, step)
@@ -202,7 +202,7 @@ class Run:
         return early or self.progress.step >= self.config.optim.max_steps
 
     def save(self) -> None:
-        """The state to go on from, then the averaged weights as a model to use; of a run that went wrong neither."""
+        """Write a checkpoint, then the averaged weights as a model; neither if a loss was not finite."""
         self.refuse_non_finite()
         save_checkpoint(self.accelerator, self.config.run.output, self.progress.step)
         with self.ema.applied():
@@ -215,7 +215,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
     """Train `task` to its last step, or until its held-out loss has not fallen for `run.early_stopping` evaluations.
 
     Writes `metrics.jsonl`, `samples/`, `checkpoints/` and, at each checkpoint, the usable model in `model/`.
-    Raises NonFiniteError when the loss is no number, Stopped after SIGTERM or Ctrl-C, when all is saved.
+    Raises NonFiniteError when a loss is not finite, Stopped after SIGTERM or Ctrl-C, once everything is saved.
     """
     run = Run(task, config, resume)
     every: RunConfig = config.run
@@ -238,13 +238,13 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
                 run.save()
             if asked and not run.finished:
                 bar.close()
-                tqdm.write(f"stopped and saved at step {step}; go on with --resume", file=sys.stderr)
+                tqdm.write(f"stopped and saved at step {step}; continue with --resume", file=sys.stderr)
                 raise Stopped(128 + signal.Signals(asked))
     bar.close()
 
 
-def _may_leave_some_out(config: TrainConfig) -> bool:
-    """Whether a step may give some weights no gradient: a critic's before its start, a text encoder's last layer."""
+def _may_have_unused_weights(config: TrainConfig) -> bool:
+    """Whether some weights may get no gradient in a step: a critic before its start, a text encoder's last layer."""
     match config:
         case VAETrainConfig():
             return config.adversarial_weight > 0 and config.adversarial_start > 0

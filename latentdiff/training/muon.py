@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal; AdamW for everything that is no matrix."""
+"""Muon (Jordan et al. 2024): orthogonalised momentum for matrices, AdamW for all other weights."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Which optimiser, and its learning rate at each step."""
+"""Optimisers, and the learning rate at each step."""
 
 import math
 from typing import Any
@@ -44,11 +44,11 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def _adamw_8bit() -> Any:
     """AdamW with 8-bit states (Dettmers et al. 2022)."""
     if not torch.cuda.is_available():
-        raise InputError("optim.name=adamw_8bit needs a CUDA device; take adamw here")
+        raise InputError("optim.name=adamw_8bit needs a CUDA device; use adamw instead")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise InputError("optim.name=adamw_8bit needs bitsandbytes; pip install bitsandbytes, or take adamw") from error
+        raise InputError("optim.name=adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use adamw") from error
     return AdamW8bit
 
 
@@ -57,5 +57,5 @@ def _prodigy() -> Any:
     try:
         from prodigyopt import Prodigy
     except ImportError as error:
-        raise InputError("optim.name=prodigy needs prodigyopt; pip install prodigyopt, or take adamw") from error
+        raise InputError("optim.name=prodigy needs prodigyopt; pip install prodigyopt, or use adamw") from error
     return Prodigy

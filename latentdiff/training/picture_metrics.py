@@ -1,4 +1,4 @@
-"""Metrics of what a model makes while it is trained: the same captions and seeds each time."""
+"""Image metrics during training, with the same captions and seeds at each evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class _Held:
 class PictureMetrics:
     """`config.num` of the held-out rows, evenly spread, and the networks that compare.
 
-    Raises InputError for too few rows, and for a metric, network, package or judge that cannot be had.
+    Raises InputError for too few rows, and for a metric, network, package or judge that is not available.
     """
 
     def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Which of how many processes this is."""
+"""The processes of a run: rank, number, and work that only the first one does."""
 
 import os
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)  # of processes that wait for one: the first checks and encodes all pictures alone
+PATIENCE = timedelta(days=1)  # how long others wait for the first process, which checks and encodes all pictures
 
 
 def process_state() -> PartialState:
-    """accelerate's view of it, made once; several processes without an accelerator talk over gloo."""
+    """accelerate's process state; several processes without an accelerator communicate over gloo."""
     return PartialState(cpu=on_many_cpus(), timeout=PATIENCE)
 
 

@@ -1,4 +1,4 @@
-"""What a run did, as one page to look at: `report.html`, with everything in it."""
+"""The report of a run: `report.html`, a single self-contained page."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from latentdiff.training.checkpoints import FOLDER_STRIP
 from latentdiff.training.sample_table import STYLE as SAMPLE_STYLE
 from latentdiff.training.sample_table import captioned_strip, sample_table
 
-BLUE, ORANGE, GREEN = "#3b82f6", "#ea7317", "#16a34a"  # seen on white and on black
+BLUE, ORANGE, GREEN = "#3b82f6", "#ea7317", "#16a34a"  # visible on white and on black
 SHOWN_ITEMS = 8
 STYLE = """
 :root { color-scheme: light dark }
@@ -39,9 +39,9 @@ Row = dict[str, float]
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` in a run's folder from what lies there, and return its path.
+    """Write `report.html` into a run's folder, and return its path.
 
-    Raises InputError when the folder has no `metrics.jsonl` with a line in it; what else is missing is left out.
+    Raises InputError when `metrics.jsonl` is missing or empty; other missing files are omitted.
     """
     rows = _read_rows(run_folder / "metrics.jsonl")
     path = run_folder / "report.html"
@@ -71,16 +71,16 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """The lines as they were written, their finite numbers; a line that was cut short is passed over."""
+    """The finite numbers of each line, in order; truncated lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}); name the folder of a run, run.output in its config"
+            f"{path} cannot be read ({error.strerror}); give the folder of a run, run.output in its config"
         ) from error
     rows = [row for row in map(_row, lines) if "step" in row]
     if not rows:
-        raise InputError(f"{path} holds no figures yet; wait until the run has made run.log_every steps")
+        raise InputError(f"{path} has no figures yet; wait for run.log_every steps")
     return rows
 
 
@@ -106,7 +106,7 @@ def _read_text(path: Path) -> str:
 
 
 def _pictures_per_step(config: str) -> int | None:
-    """What one process sees in a step, None where the config does not tell."""
+    """Pictures that one process sees in a step, None if the config does not say."""
     try:
         values = yaml.safe_load(config)
         return int(values["data"]["batch_size"] * values["run"].get("gradient_accumulation_steps", 1))
@@ -115,9 +115,9 @@ def _pictures_per_step(config: str) -> int | None:
 
 
 def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
-    """Steps and seconds since the row before, by the row's place, for rows that followed another in one sitting.
+    """Steps and seconds since the previous row, by index, for rows of the same session.
 
-    A sitting ends where the step goes back, and at a wait of ten minutes that is also 20 times the usual.
+    A session ends where the step decreases, and at a pause of over ten minutes that is also over 20 times the median.
     """
     pairs = pairwise((k, row) for k, row in enumerate(rows) if "time" in row)
     waits = {k: (b["step"] - a["step"], b["time"] - a["time"]) for (_, a), (k, b) in pairs}
@@ -127,7 +127,7 @@ def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
 
 
 def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
-    """The rows, with the rate since the row before: so the time of evaluations does not count."""
+    """The rows with the rate since the previous row, so that evaluation time does not count."""
     name = "steps per second" if pictures is None else "pictures per second"
     intervals = _intervals(rows).items()
     rates = {k: {name: (pictures or 1) * steps / seconds} for k, (steps, seconds) in intervals if steps > 0}
@@ -135,7 +135,7 @@ def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
 
 
 def _series(rows: list[Row]) -> dict[str, Points]:
-    """(step, value) under each name; a run that goes on from an earlier step takes back what came after it."""
+    """(step, value) by name; a run resumed from an earlier step replaces the later values."""
     kept: dict[str, dict[float, float]] = {}
     for row in rows:
         step = row["step"]
@@ -161,7 +161,7 @@ def _totals(rows: list[Row], series: dict[str, Points]) -> dict[str, str]:
 
 
 def _charts(series: dict[str, Points]) -> str:
-    """The losses in one chart, then the learning rate, the speed and whatever else was measured."""
+    """The losses in one chart, then the learning rate, the speed and all other figures."""
     losses = []
     if points := series.get("loss"):
         smoothed = Curve("training, smoothed", smooth(points), BLUE)
@@ -181,7 +181,7 @@ def _data(text: str) -> str:
 
 
 def _words(value: Any) -> str:
-    """A value in lines: the first items of a list, the values of a mapping."""
+    """A value as lines: the first items of a list, or the entries of a mapping."""
     if not isinstance(value, (list, dict)):
         return str(value)
     items = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else [_item(item) for item in value]

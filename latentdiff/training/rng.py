@@ -1,6 +1,6 @@
-"""The random numbers of a training step: they belong to the draw of a picture, not to a process or a batch.
+"""Random numbers of a training step, seeded by the number of the draw, not by process or batch.
 
-So one process and many, a batch and its accumulated parts, and a run that was interrupted all see the same noise.
+One process and many, a batch and its micro-batches, and a resumed run therefore get the same noise.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""From a checked config to a finished run."""
+"""Running a training config: check the data, build the task, train, write the report."""
 
 import gc
 import json
@@ -49,7 +49,7 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
         command = check_command(data.train, model=model, trigger=data.prefix or None, resolution=data.resolution)
         bad = unusable(report, captioned, data.skip, skip_bad, command)
         if bad:
-            tqdm.write(f"{len(bad)} pictures are left out; {config.run.output / REPORT} says why", file=sys.stderr)
+            tqdm.write(f"{len(bad)} pictures are skipped; see {config.run.output / REPORT}", file=sys.stderr)
         if report.warnings:
             tqdm.write(f"warnings: {report.warnings}; {config.run.output / REPORT} lists them", file=sys.stderr)
         config = config.model_copy(update={"data": config.data.model_copy(update={"skip": bad})})
@@ -60,10 +60,10 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
 def start(config: TrainConfig, report: Report | None, resume: bool = False, auto_batch: bool = False) -> None:
     """Train as `config` says, in the folder `config.run.output`, which `refuse_another_run` has let pass.
 
-    Out of memory, `auto_batch` halves the batch, doubles the accumulation, and goes on from the last checkpoint.
-    Raises InputError without it.
+    If memory runs out, `auto_batch` halves the batch, doubles the accumulation and continues from the last checkpoint;
+    without it InputError is raised.
     """
-    if auto_batch and process_state().num_processes > 1:  # one would begin anew while the others wait for it
+    if auto_batch and process_state().num_processes > 1:  # one process would restart while the others wait for it
         raise InputError("--auto-batch is for one process; lower data.batch_size instead")
     check_tracker(config.run.tracker)
     if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
@@ -86,10 +86,10 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
             if not auto_batch:
                 raise InputError(
                     f"out of memory ({why[:120]}); set data.batch_size={config.data.batch_size} and "
-                    f"run.gradient_accumulation_steps={config.run.gradient_accumulation_steps} to go on, or pass "
+                    f"run.gradient_accumulation_steps={config.run.gradient_accumulation_steps} to continue, or pass "
                     "--auto-batch"
                 ) from error
-            tqdm.write(f"out of memory; going on with batches of {config.data.batch_size}")
+            tqdm.write(f"out of memory; continuing with batches of {config.data.batch_size}")
         resume = bool(checkpoints(config.run.output))
         gc.collect()  # accelerate has the model hold itself
         torch.cuda.empty_cache()
@@ -98,7 +98,7 @@ def start(config: TrainConfig, report: Report | None, resume: bool = False, auto
 def _halved(config: TrainConfig) -> TrainConfig:
     """Half the batch, twice the accumulation: the same pictures and noise make up each step.
 
-    The text encoder alone learns otherwise then: it tells a caption from those of the same batch.
+    Only the text encoder trains differently then: its loss contrasts the captions of one batch.
     """
     if config.data.batch_size % 2:
         checkpointing = isinstance(config, DenoiserConfig) and not config.run.gradient_checkpointing
@@ -120,7 +120,7 @@ def _write(config: TrainConfig, name: str, text: str) -> None:
 
 
 def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
-    """What pictures are brought to, and what of a caption is over the limit of the text encoder that will read it."""
+    """The sizes that pictures are fitted to, and a function that returns a caption's words over the token limit."""
     if isinstance(config, UNetTrainConfig):
         vae = IdentityVAEConfig() if config.vae is None else read_vae_config(config.vae)
         multiple = side_multiple(config.model, vae)

@@ -1,6 +1,6 @@
-"""A model spread over the processes, where `accelerate launch` asks for it: by FSDP 2, or by DeepSpeed's ZeRO 1 and 2.
+"""Sharding a model over processes if `accelerate launch` requests it: FSDP 2, or DeepSpeed's ZeRO 1 and 2.
 
-A copy of the task's module is what trains. The task's own stays whole, to look at the averaged weights and save them.
+A copy of the task's module is trained. The task's own is kept complete, to evaluate and save the averaged weights.
 """
 
 import copy
@@ -27,16 +27,16 @@ BLOCKS = {"BasicTransformerBlock", "CLIPEncoderLayer", "ResnetBlock2D"}
 
 
 def sharding_plugin(module: nn.Module, config: TrainConfig) -> dict[str, Any]:
-    """The argument that has `Accelerator` shard what trains in `module`; none when nobody asked for it.
+    """The argument that makes `Accelerator` shard `module`; empty if sharding was not requested.
 
-    Raises InputError for what is not supported: another optimiser than AdamW, FSDP 1, FSDP of a single number, ZeRO 3,
+    Raises InputError for unsupported cases: optimisers other than AdamW, FSDP 1, FSDP with scalar weights, ZeRO 3,
     DeepSpeed on CPUs.
     """
     asked = [name for name in WEIGHTS if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
     if not asked or process_state().num_processes == 1:
         return {}
     if config.optim.name != "adamw":
-        raise InputError(f"optim.name={config.optim.name} cannot be sharded; take adamw, or launch without {asked[0]}")
+        raise InputError(f"optim.name={config.optim.name} cannot be sharded; use adamw, or launch without {asked[0]}")
     if asked == ["FSDP"]:
         return {"fsdp_plugin": _fsdp(module)}
     return {"deepspeed_plugin": _deepspeed(config)}
@@ -47,7 +47,7 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
     if os.environ.get("FSDP_VERSION") != "2":
         raise InputError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp.yaml does")
     if scalars := [name for name, p in module.named_parameters() if p.requires_grad and p.ndim == 0]:
-        raise InputError(f"FSDP cannot divide {scalars[0]}, a single number; launch with configs/accelerate/ddp.yaml")
+        raise InputError(f"FSDP cannot shard {scalars[0]}, a scalar; launch with configs/accelerate/ddp.yaml")
     # accelerate shards on GPUs alone, and in the first run of a process alone; gloo can do it too.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trained = [child for child in module.children() if _trains(child)]
@@ -82,22 +82,22 @@ def _deepspeed(config: TrainConfig) -> DeepSpeedPlugin:
 
 
 def copy_to_shard(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of `module` with weights of its own for what trains; it shares the rest, which goes to `device`."""
+    """A copy of `module` with its own trainable weights; frozen ones are shared and moved to `device`."""
     frozen = [child.to(device) for child in module.children() if not _trains(child)]
     plain = [value for value in vars(module).values() if not isinstance(value, dict)]
     return copy.deepcopy(module, {id(value): value for value in (*frozen, *plain)})
 
 
 def refuse_another_layout(checkpoint: Path, plugin: dict[str, Any]) -> None:
-    """Raise InputError for a checkpoint that was sharded otherwise than the run is."""
+    """Raise InputError for a checkpoint whose sharding differs from the run's."""
     saved = [name for name, folder in WEIGHTS.items() if (checkpoint / folder).is_dir()]
     if saved != [name for name in WEIGHTS if f"{name.lower()}_plugin" in plugin]:
         how = f"with {saved[0]}" if saved else "without sharding"
-        raise InputError(f"{checkpoint} was saved {how}; launch the run as it was, or start another run.output")
+        raise InputError(f"{checkpoint} was saved {how}; launch the run as before, or use another run.output")
 
 
 class ShardedEMA(EMA):
-    """The average of sharded weights; `whole` is the module that shows it. Its state on disk is that of an `EMA`."""
+    """The average of sharded weights; `whole` is the module that receives it. Its state on disk is that of an `EMA`."""
 
     def __init__(self, sharded: nn.Module, whole: nn.Module, decay: float) -> None:
         super().__init__(sharded, decay)
@@ -106,7 +106,7 @@ class ShardedEMA(EMA):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the whole module holds the averaged weights, where the shards are; afterwards it waits on the CPU."""
+        """Inside, the complete module has the averaged weights on the shards' device; afterwards it is on the CPU."""
         self._move(self.average[0].device)
         with torch.no_grad():
             for p, average in zip(self.shown, self.average, strict=True):
@@ -121,7 +121,7 @@ class ShardedEMA(EMA):
             child.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Every process takes part; the main one alone holds the numbers, and writes them."""
+        """A collective call: every process takes part, and the main one gets the tensors to write."""
         main = process_state().is_main_process
         whole = (_gathered(average) for average in self.average)
         return {"updates": self.updates, "average": [tensor.cpu() for tensor in whole if main]}

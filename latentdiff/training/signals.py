@@ -1,4 +1,4 @@
-"""A run that is asked to end saves first."""
+"""SIGTERM and Ctrl-C: finish the step and save before the process ends."""
 
 import signal
 import threading
@@ -12,11 +12,11 @@ from latentdiff.training.processes import PATIENCE, process_state
 
 
 class StopSignal:
-    """Inside, SIGTERM and the first Ctrl-C set `signal`, the signal's number, in place of ending the process."""
+    """Inside, SIGTERM and the first Ctrl-C set `signal` to the signal's number instead of ending the process."""
 
     def __init__(self) -> None:
         self.signal = 0
-        # Of the CPUs, so that no step waits for what a GPU still computes.
+        # A CPU group, so that no step waits for the GPU.
         many = process_state().num_processes > 1
         self.group = dist.new_group(backend="gloo", timeout=PATIENCE) if many else None
         self._before: dict[signal.Signals, Any] = {}
@@ -30,7 +30,7 @@ class StopSignal:
         self._restore()
 
     def seen_by_any(self) -> int:
-        """The signal that this or another process was sent, 0 for none: all of them must stop at the same step."""
+        """The signal that any process received, 0 for none: all processes must stop at the same step."""
         if self.group is None:
             return self.signal
         sent = torch.tensor([self.signal])

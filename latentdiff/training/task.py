@@ -43,10 +43,10 @@ class Data(Protocol):
 
 
 class Task(Protocol):
-    """What differs between training a VAE, a text encoder and a denoiser.
+    """The part of training that differs between a VAE, a text encoder and a denoiser.
 
-    `module(batch)` returns named losses, each a scalar; `loss` is the one that is minimised. A batch holds what the
-    data's items hold, and `draw` [B], the number of each draw.
+    `module(batch)` returns named scalar losses; `loss` is minimised. A batch has the fields of the data's items and
+    `draw` [B], the number of each draw.
     """
 
     @property
@@ -59,12 +59,12 @@ class Task(Protocol):
         """This process's share of the held-out figures and pictures, made with the averaged weights."""
 
     def save(self, folder: Path) -> None:
-        """Write what the module holds as a model that can be used."""
+        """Write the module's weights as a usable model."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All shares together: means of the figures, the samples, and what went wrong."""
+    """All shares combined: means of the figures, samples and failures."""
 
     figures: dict[str, float]
     samples: Samples | None
@@ -77,7 +77,7 @@ def reason(error: Exception) -> str:
 
 
 def evaluate(task: Task, accelerator: Accelerator) -> Findings:
-    """Have every process do its share; a share that fails is reported, the others count."""
+    """Evaluate in every process; a share that fails is reported and the others are used."""
     try:
         with torch.no_grad(), accelerator.autocast():
             share = task.evaluate(accelerator.process_index, accelerator.num_processes)

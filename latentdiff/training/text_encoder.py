@@ -1,4 +1,4 @@
-"""Training the CLIP text encoder: captions against pictures, with a small image tower beside it."""
+"""CLIP text encoder training: contrastive, together with a small image tower."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class ContrastiveModule(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Logarithm of what similarities are multiplied by, 100 at most."""
+        """Logarithm of the temperature that multiplies similarities, at most log 100."""
         return self.clip.logit_scale.clamp(max=4.6052)
 
     def embed_text(self, captions: list[str]) -> Tensor:
@@ -50,7 +50,7 @@ class ContrastiveModule(nn.Module):
 
 
 class TextEncoderTask:
-    """Train on one folder; judge retrieval on another."""
+    """Train on one folder; measure retrieval on another."""
 
     def __init__(self, config: TextTrainConfig) -> None:
         rows, held_out = read_parts(config.data, measure=True)
@@ -65,7 +65,7 @@ class TextEncoderTask:
         )
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """How often the right held-out picture is first, and among the first five, for its caption; and its loss."""
+        """Recall at 1 and 5 of held-out pictures by their captions, and the held-out loss."""
         device = self.module.clip.device
         image = nn.functional.normalize(self.module.embed_images(self.pixels.to(device)).float(), dim=-1)
         text = nn.functional.normalize(self.module.embed_text(self.captions[rank::world]).float(), dim=-1)
@@ -80,7 +80,7 @@ class TextEncoderTask:
         return share
 
     def save(self, folder: Path) -> None:
-        """`text_encoder/` and `tokenizer/` as a diffusers pipeline wants them, `clip/` with both towers."""
+        """`text_encoder/` and `tokenizer/` in diffusers' layout, and `clip/` with both towers."""
         clip = self.module.clip
         text = CLIPTextModel(self.text)
         text.load_state_dict(clip.text_model.state_dict())
@@ -125,7 +125,7 @@ def text_config(config: TextTrainConfig, tokenizer: CLIPTokenizer) -> CLIPTextCo
 
 
 def clip_config(config: TextTrainConfig, text: CLIPTextConfig) -> CLIPConfig:
-    """The text tower, and an image tower as wide."""
+    """The text tower, and an image tower of the same width."""
     vision = CLIPVisionConfig(
         image_size=config.data.resolution,
         patch_size=config.patch_size,

@@ -1,4 +1,4 @@
-"""A byte-pair vocabulary of one's own, split as CLIP splits text."""
+"""Training a byte-pair vocabulary with CLIP's text splitting."""
 
 import json
 
@@ -23,7 +23,7 @@ def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CL
     )
     learnt.train_from_iterator(captions, trainer)
     merges = [(left, right) for left, right in json.loads(learnt.to_str())["model"]["merges"]]
-    # The trainer keeps only letters it met; all of them are put back, so that no prompt holds an unknown one.
+    # The trainer keeps only letters that occur; all are put back, so that no prompt has unknown tokens.
     merges = merges[: max(0, vocab_size - len(symbols))]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*symbols, *("".join(pair) for pair in merges)]))}
     return CLIPTokenizer(vocab, merges, max_length)

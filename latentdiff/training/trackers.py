@@ -1,4 +1,4 @@
-"""A run's figures in TensorBoard, Weights & Biases or MLflow: accelerate's trackers, each with a picture."""
+"""Logging to TensorBoard, Weights & Biases or MLflow: accelerate's trackers, extended by images."""
 
 import os
 from importlib.util import find_spec
@@ -15,23 +15,23 @@ from latentdiff.errors import InputError, did_you_mean
 PROJECT = "latentdiff"
 KNOWN = ("auto", "none", "tensorboard", "wandb", "mlflow")
 ADVICE = {
-    "tensorboard": "check that the folder may be written",
+    "tensorboard": "check that the folder is writable",
     "wandb": "run wandb login, or set WANDB_MODE=offline",
     "mlflow": "check MLFLOW_TRACKING_URI",
 }
 
 
 class Tracker:
-    """Where figures go beside `metrics.jsonl`; this one keeps nothing."""
+    """Receives figures in addition to `metrics.jsonl`; this base class discards them."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Keep figures of one step. Steps never go back within a run."""
+        """Log figures of one step. Steps increase within a run."""
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
-        """Keep a picture of one step."""
+        """Log an image of one step."""
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close."""
 
 
 def check_tracker(name: str) -> str:
@@ -49,9 +49,9 @@ def check_tracker(name: str) -> str:
 
 
 def open_tracker(name: str, output: Path, config: dict[str, Any]) -> Tracker:
-    """Start tracking a run that lies in `output` and was made by `config`.
+    """Start tracking the run in `output`.
 
-    For the main process alone, after the Accelerator is made: accelerate's trackers ask for its state.
+    Call it in the main process, after the Accelerator is made, since accelerate's trackers use its state.
     The variables of wandb (WANDB_MODE, WANDB_PROJECT, …) and MLflow (MLFLOW_TRACKING_URI, …) hold as ever.
     Raises InputError when the tracker is not known, not installed or does not start.
     """
@@ -92,7 +92,7 @@ class _TensorBoard(_Accelerate):
 
 
 class _WandB(_Accelerate):
-    """What is passed to wandb goes before its variables, so these are asked first."""
+    """Arguments take precedence over wandb's environment variables, so these are read first."""
 
     def __init__(self, output: Path, config: dict[str, Any]) -> None:
         project = os.environ.get("WANDB_PROJECT", PROJECT)

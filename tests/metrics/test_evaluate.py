@@ -180,7 +180,7 @@ def test_a_model_is_drawn_with_what_it_names_itself(tmp_path: Path, run: Run, mo
 BAD = {
     "metric": (["--metrics", "frechet,kernal"], "metric 'kernal' is unknown; did you mean 'kernel'?"),
     "features": (["--features", "mean"], "features='mean' is unknown; did you mean 'means'?"),
-    "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; name a CLIP model"),
+    "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; give a CLIP model"),
     "classes": (["--features", "broken", "--metrics", "class-score"], "'class-score' needs a network that names"),
     "nan": (["--features", "broken"], "generated: features are not finite"),
     "resamples": (["--resamples", 1], "resamples=1 must be at least 2"),

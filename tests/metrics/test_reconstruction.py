@@ -127,6 +127,6 @@ def test_the_verb(
     assert json.loads(inner.read_text())["values"] == found["values"]
     for words, reason in (
         (["--vae", model_folder, "--steps", 3], "--vae reads no --steps"),
-        (["--vae", tmp_path / "none"], "config.json"),
+        (["--vae", tmp_path / "none"], "does not exist; give a model folder"),
     ):
         assert run(*words) == 2 and reason in capsys.readouterr().err

@@ -88,7 +88,10 @@ def test_finetune_goes_on_as_it_was_planned(
     plan = (output / "config.yaml").read_text()
     first = load_file(output / "model" / FILE)
     assert run(monkeypatch, "finetune", folder, "-o", output, "--rank", 4, "--resume") == 2
-    assert f"--rank 4, and {output} was begun with 3; give the same, or another -o" in capsys.readouterr().err
+    assert (
+        f"--rank 4 differs from 3, which {output} was started with; omit it, or use another -o"
+        in capsys.readouterr().err
+    )
     assert run(monkeypatch, "finetune", folder, "-o", output, "--steps", 4, "--resume") == 0
     assert 'latentdiff generate "sks"' in capsys.readouterr().out
     assert (output / "config.yaml").read_text() == plan.replace("max_steps: 2", "max_steps: 4")
@@ -183,7 +186,7 @@ def test_files_that_are_not_of_a_run_are_left_alone(
     (tmp_path / "mine" / "model" / "precious").write_text("x")
     options = ["-o", tmp_path / "mine", "--model", model_folder, "--steps", 1]
     assert run(monkeypatch, "finetune", folder, *options) == 2
-    assert "mine holds model, which is not of a run; name a new or an empty folder" in capsys.readouterr().err
+    assert "mine contains model, which is not part of a run; give a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["model", "precious"]
 
 

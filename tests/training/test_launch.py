@@ -109,7 +109,7 @@ def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("environment", "optimizer", "said"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "muon", "optim.name=muon cannot be sharded; take adamw"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "muon", "optim.name=muon cannot be sharded; use adamw"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "adamw", "set fsdp_version: 2"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "adamw", "set zero_stage: 2"),
     ],
@@ -132,7 +132,7 @@ def test_fsdp_refuses_a_single_number(folder: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sharding, "process_state", lambda: SimpleNamespace(num_processes=2))
     module = nn.ParameterDict({"temperature": nn.Parameter(torch.tensor(1.0))})
     config = train_config.validate_python(vae_config(folder, tmp_path))
-    with pytest.raises(InputError, match=r"FSDP cannot divide temperature, a single number; launch with configs/acc"):
+    with pytest.raises(InputError, match=r"FSDP cannot shard temperature, a scalar; launch with configs/acc"):
         sharding.sharding_plugin(module, config)
 
 

@@ -92,7 +92,7 @@ def test_what_fails_there_leaves_the_other_figures(unet_config: Make, tmp_path: 
         ({"features": "lpips"}, "features='lpips' is unknown"),
         ({"num": 17}, r"metrics\.num=17 is over the 16 held-out pictures"),
         ({"num": 2}, "frechet needs 4 pictures"),
-        ({"judge": "no/such/folder"}, "holds no CLIPModel"),
+        ({"judge": "no/such/folder"}, "has no CLIPModel"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_training(

@@ -181,10 +181,10 @@ def test_files_that_hold_something_else_are_no_error(config: str, data: str, tmp
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; name the folder of a run"):
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; give the folder of a run"):
         write_report(tmp_path / "gone")
     write_metrics(tmp_path, "")
-    with pytest.raises(InputError, match="holds no figures yet"):
+    with pytest.raises(InputError, match="has no figures yet"):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

@@ -82,14 +82,14 @@ def test_sigterm_saves_the_current_step(unet_config: Make, tmp_path: Path, monke
 
 def test_a_run_is_neither_overwritten_nor_gone_on_with_unasked(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run", max_steps=5)
-    with pytest.raises(InputError, match="holds no checkpoint to go on from; leave out --resume"):
+    with pytest.raises(InputError, match="has no checkpoint to resume from; omit --resume"):
         run(config, resume=True)
     run(config)
-    with pytest.raises(InputError, match=r"step-00000005 is there; go on from it with --resume"):
+    with pytest.raises(InputError, match=r"step-00000005 exists; resume the run with --resume"):
         run(config)
     config["data"]["batch_size"] = 4
     config["optim"]["max_steps"] = 7
-    with pytest.raises(InputError, match=r"took 8 pictures a step, now 4; keep data\.batch_size times"):
+    with pytest.raises(InputError, match=r"used 8 pictures per step and now 4 are set; keep data\.batch_size times"):
         run(config, resume=True)
 
 
@@ -101,7 +101,7 @@ def test_a_run_of_another_task_is_not_resumed(folder: Path, unet_config: Make, t
     with pytest.raises(InputError, match=re.escape(named.format("vae"))):
         run(vae_config(folder, output, max_steps=2), resume=True)
     with pytest.raises(InputError, match=re.escape(named.format("finetune"))):
-        finetune.run(resume=True, auto_batch=False, skip_bad=False, output=output, folder=folder)
+        finetune.run(resume=True, auto_batch=False, skip_bad=False, processes=1, output=output, folder=folder)
     assert (output / "config.yaml").read_text() == before
 
 
@@ -113,13 +113,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unet_config: M
     assert [path.name for path in newest] == ["step-00000005", "step-00000010"]
     damaged = newest[1] / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    with pytest.warns(UserWarning, match=r"step-00000010 is passed over: model.safetensors is not what was written"):
+    with pytest.warns(UserWarning, match=r"step-00000010 is skipped: model.safetensors does not match its hash"):
         assert losses(run(config, resume=True)) == whole
     (newest[0] / checkpoints.MANIFEST).unlink()
     (newest[1] / checkpoints.MANIFEST).write_text("{")
     with (
-        pytest.warns(UserWarning, match="is passed over"),
-        pytest.raises(InputError, match=r"no checkpoint in .* is whole; start the run anew"),
+        pytest.warns(UserWarning, match="is skipped"),
+        pytest.raises(InputError, match=r"no checkpoint in .* is intact; start a new run"),
     ):
         run(config, resume=True)
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         write(folder, step)
 
     monkeypatch.setattr(checkpoints, "_write_manifest", full)
-    with pytest.raises(LatentDiffError, match="what was saved before is whole: make room and go on"):
+    with pytest.raises(LatentDiffError, match="earlier checkpoints are intact: free space and continue"):
         run(config)
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000005"]
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("PytorchStreamWriter failed")])
 def test_files_that_cannot_be_written_are_one_line(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(LatentDiffError, match="what was saved before is"), Staged(True, tmp_path / "model"):
+    with pytest.raises(LatentDiffError, match="earlier checkpoints are intact"), Staged(True, tmp_path / "model"):
         raise error
     assert not list(tmp_path.iterdir())
 

@@ -183,7 +183,7 @@ def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
 
 @pytest.mark.parametrize(
     ("key", "said"),
-    [("cross_attention_dim", "gives 32 numbers a token"), ("in_channels", "latents have 4; make")],
+    [("cross_attention_dim", "must be 32, the hidden size of"), ("in_channels", "must be 4, the latents' channels")],
 )
 def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, key: str, said: str) -> None:
     config = unet_config(tmp_path / "run", max_steps=1)
@@ -226,7 +226,7 @@ def test_eight_bit_adamw_is_refused_without_a_gpu(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="needs a CUDA device; take adamw"):
+    with pytest.raises(InputError, match="needs a CUDA device; use adamw"):
         run(unet_config(tmp_path / "run", name="adamw_8bit"))
 
 
