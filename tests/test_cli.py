@@ -260,7 +260,7 @@ def test_no_room_is_one_line(
     words = ["generate", PROMPT, "-o", tmp_path / "x.png", "--model", model_folder]
     assert run(*words, monkeypatch=monkeypatch) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("error: out of memory (DefaultCPU") and "ask for smaller pictures" in said[-1]
+    assert said[-1].startswith("error: out of memory (DefaultCPU") and "make smaller images" in said[-1]
     assert not (tmp_path / "x.png").exists()
 
 
