@@ -66,7 +66,9 @@ def read_json(path: Path, otherwise: str = "download or save the model again") -
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); {otherwise}") from error
+        raise CheckpointError(f"{path} is not JSON ({str(error)[:200]}); {otherwise}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply for a model's JSON file; {otherwise}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}, not keys and values; {otherwise}")
     return value
