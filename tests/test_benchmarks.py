@@ -112,7 +112,7 @@ def test_shapes_have_the_parameters_of_the_published_models(shape: str, count: i
     assert networks.parameters(networks.unet(shape)) == count
 
 
-def test_shapes_are_of_the_size_they_were_trained_for() -> None:
+def test_shapes_default_to_the_size_they_were_trained_at() -> None:
     assert [networks.unet(shape).latents for shape in ("sd15", "sdxl", "emoji")] == [64, 128, 16]
     assert networks.unet("sd15", 32).latents == 32
     assert [networks.decoder(shape).size for shape in ("sd15", "emoji")] == [512, 128]
@@ -130,7 +130,7 @@ def test_contestants_take_turns() -> None:
     assert found == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
-def test_passes_fit_the_memory() -> None:
+def test_groups_of_contestants_fit_into_memory() -> None:
     assert passes({"a": 5, "b": 5, "c": 1, "d": 20, "e": 2}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
     assert passes({}, 10) == []
 
@@ -167,7 +167,7 @@ def test_the_matrix_product_is_what_its_operations_say(monkeypatch: pytest.Monke
     assert roofline.flops("cpu") == 2 * 64 * 32 * 16
 
 
-def test_report_says_on_what_with_what_and_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_report_names_hardware_versions_and_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/unet.py", "--batch", "4"])
     path = report.write("unet_small", "A call.", "| table |", torch.device("cpu"))
@@ -177,13 +177,13 @@ def test_report_says_on_what_with_what_and_how(monkeypatch: pytest.MonkeyPatch, 
         assert part in text
 
 
-def test_a_device_that_is_not_here_is_one_line() -> None:
+def test_an_unavailable_device_is_a_one_line_error() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="try cpu"):
         machine.device_option("cuda:99")
 
 
 @pytest.mark.slow
-def test_comparison_names_the_absent_and_the_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_names_absent_and_failed_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["latentdiff bfloat16 plain", REFERENCE, "stable-diffusion.cpp"]
     contest, errors = compare(SMALL["unet"], names, rounds=1)
     assert contest.notes == {"stable-diffusion.cpp": "not installed"}
@@ -204,7 +204,7 @@ def test_pictures_of_random_weights_come_from_both(tmp_path: Path) -> None:
     assert pipeline.tabulate(contest).count("\n") == 3
 
 
-def test_a_process_is_measured_to_its_end() -> None:
+def test_a_process_is_measured_until_it_exits() -> None:
     turn = coldstart.start([sys.executable, "-c", "x = bytearray(2**26)"])
     assert turn.seconds[0] > 0 and turn.peak_bytes > 2**26
     with pytest.raises(RuntimeError, match="status 3: why"):
@@ -218,7 +218,7 @@ def test_cold_starts_of_the_bundled_model() -> None:
     assert coldstart.tabulate(turns).count("\n") == 4
 
 
-def test_what_is_alive_together_is_counted() -> None:
+def test_the_peak_of_simultaneously_live_tensors_is_counted() -> None:
     weight = torch.zeros(100, 100)
     with memory.Alive([weight]) as alive:
         a = torch.ones(1000)  # 4000 bytes
@@ -233,7 +233,7 @@ def test_what_is_alive_together_is_counted() -> None:
     assert alive.peak == 16000
 
 
-def test_memory_is_told_as_a_part_of_the_need() -> None:
+def test_memory_is_reported_relative_to_the_need() -> None:
     turns = {memory.LIBRARIES: [Turn([1.0], 2**30)], "latentdiff": [Turn([3.0], 2 * 2**30), Turn([1.0], 4 * 2**30)]}
     lines = memory.tabulate(turns, 2 * 2**30).splitlines()
     assert lines[2] == f"| {memory.LIBRARIES} | 1 | 1.000 |  |  |"
@@ -250,7 +250,7 @@ def test_memory_of_every_side_is_measured(model_folder: Path) -> None:
     assert all(turn.peak_bytes > 2**26 for own in turns.values() for turn in own)
 
 
-def test_one_that_takes_too_long_is_left_out_with_all_it_started(tmp_path: Path) -> None:
+def test_a_contestant_over_the_time_limit_is_ended_with_its_children(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(
         "import subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
@@ -268,7 +268,7 @@ def test_one_that_takes_too_long_is_left_out_with_all_it_started(tmp_path: Path)
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
-def test_one_that_fails_in_a_later_round_has_a_note_and_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contestant_that_fails_in_a_later_round_has_a_note_and_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(contests.Worker):
         def __init__(self, name: str, *_: object, **__: object) -> None:
             self.name, self.asked = name, 0
@@ -287,7 +287,7 @@ def test_one_that_fails_in_a_later_round_has_a_note_and_no_turns(monkeypatch: py
     assert list(found.turns) == ["good"] and len(found.turns["good"]) == 3
 
 
-def test_numerics_are_of_every_level_and_change_nothing() -> None:
+def test_numerics_cover_every_level_and_leave_the_model_unchanged() -> None:
     network = SMALL["unet of XL"]
     found = numerics.errors(numerics.outputs(numerics.model_of("small", network), network, compiled=False))
     assert list(found) == ["off", "auto"] and all(0 < value < 0.05 for value in found.values())

@@ -8,12 +8,12 @@ import torch
 from benchmarks.approximate import EXACT, Asked, Maker, Setting, compare_pictures, relative_error
 
 
-def test_errors_are_of_the_exact_one() -> None:
+def test_errors_are_relative_to_the_exact_result() -> None:
     exact = torch.tensor([3.0, 4.0])
     assert relative_error(exact + torch.tensor([0.3, 0.4]), exact) == pytest.approx(0.1)
 
 
-def test_settings_are_named_by_what_they_do() -> None:
+def test_settings_are_named_by_their_effect() -> None:
     settings = Setting(()), Setting(("reuse", "int8"), 3), Setting((), steps=7)
     assert [str(setting) for setting in settings] == [EXACT, "reuse, every 3 + int8", "exact, 7 steps"]
 
@@ -28,7 +28,7 @@ def test_each_setting_makes_its_own_pictures_from_the_same_seeds(model_folder: P
 
 
 @pytest.mark.slow
-def test_a_row_for_each_setting(model_folder: Path) -> None:
+def test_the_table_has_a_row_for_each_setting(model_folder: Path) -> None:
     asked = Asked(model_folder, "cpu", 2, ["a red apple", "a cat face", "a rocket"])
     lines = compare_pictures(asked, [Setting(()), Setting(("reuse",), 2)], rounds=1, real=None).splitlines()
     assert (

@@ -45,9 +45,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert done.stderr.strip() == "False False"
 
 
-def test_picture_recipe_and_the_same_pixels_again(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_reproduces_the_pixels(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again, other = tmp_path / "apple.png", tmp_path / "again.png", tmp_path / "other.png"
     options = ["--model", model_folder, "--steps", 3, "--eta", 0.5, "--guidance-scale", 2, "--height", 24, "--seed", 9]
     options += ["--guidance-interval", 0.2, 1.0, "--dtype", "float32", "--approximate", "reuse"]
@@ -71,7 +69,7 @@ def test_picture_recipe_and_the_same_pixels_again(
     assert not np.array_equal(pixels(first), pixels(other))
 
 
-def test_the_recipe_keeps_how_it_ran_and_what_is_typed_wins(
+def test_the_recipe_stores_execution_options_and_the_command_line_overrides_it(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, again, other = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "other.png"
@@ -97,7 +95,7 @@ def test_the_recipe_keeps_how_it_ran_and_what_is_typed_wins(
     assert read_recipe(again).approximate == () and read_recipe(again).optimize == "off"
 
 
-def test_the_recipe_has_what_the_model_is_usually_drawn_with(
+def test_the_recipe_stores_the_default_settings_of_the_model(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = shutil.copytree(model_folder, tmp_path / "model"), tmp_path / "apple.png"
@@ -107,7 +105,7 @@ def test_the_recipe_has_what_the_model_is_usually_drawn_with(
     assert (recipe.steps, recipe.guidance_scale, recipe.sampler) == (2, 2.0, "ddpm")
 
 
-def test_several_pictures_get_numbers_and_their_own_seeds(
+def test_several_pictures_are_numbered_and_have_different_seeds(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model", model_folder, "--steps", 2, "--num-images", 2, "--seed", 5]
@@ -122,7 +120,7 @@ def test_several_pictures_get_numbers_and_their_own_seeds(
     assert np.abs(alone - pixels(paths[3])).max() <= 1
 
 
-def test_little_memory_makes_the_same_picture_and_the_bar_tells_the_most(
+def test_low_memory_generates_the_same_picture_and_the_bar_shows_peak_memory(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -164,7 +162,7 @@ def test_little_memory_makes_the_same_picture_and_the_bar_tells_the_most(
         ([PROMPT, "-o", "x.png", "--approximate", "reuse,reus"], "approximate='reus' is unknown; did you mean 'reuse'"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(
+def test_errors_print_one_line_and_exit_with_2(
     arguments: list[str], message: str, model_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -194,7 +192,7 @@ def test_mistakes_are_one_line_and_exit_2(
         (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
     ],
 )
-def test_training_mistakes_are_one_line_and_exit_2(
+def test_training_errors_print_one_line_and_exit_with_2(
     arguments: list[str], message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -215,7 +213,7 @@ def test_the_schema_of_config_files(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert set(schema["discriminator"]["mapping"]) == {"vae", "text_encoder", "unet", "finetune"}
 
 
-def test_words_over_the_limit_are_one_line(model_folder: Path, tmp_path: Path) -> None:
+def test_words_over_the_token_limit_warn_in_one_line(model_folder: Path, tmp_path: Path) -> None:
     options = ["--steps", "1", "--model", str(model_folder), "-o", str(tmp_path / "x.png")]
     command = [sys.executable, "-m", "latentdiff", "generate", "a cat face " * 9, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -223,13 +221,13 @@ def test_words_over_the_limit_are_one_line(model_folder: Path, tmp_path: Path) -
     assert done.stderr.count("\n") == 1
 
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert run("generate", PROMPT, "-o", tmp_path / "x.png", monkeypatch=monkeypatch) == 2
     assert "may not be written" in capsys.readouterr().err
 
 
-def test_another_model_than_the_recipes_is_refused(
+def test_a_model_other_than_that_of_the_recipe_is_an_error(
     model_folder: Path,
     xl_folder: Path,
     tmp_path: Path,
@@ -250,7 +248,7 @@ def test_another_model_than_the_recipes_is_refused(
     assert not (tmp_path / "b.png").exists()
 
 
-def test_no_room_is_one_line(
+def test_a_full_disk_is_a_one_line_error(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_room(*_: object, **__: object) -> None:
@@ -264,7 +262,7 @@ def test_no_room_is_one_line(
     assert not (tmp_path / "x.png").exists()
 
 
-def test_auto_batch_is_for_one_process(
+def test_auto_batch_requires_a_single_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", ROOT / "configs" / "emoji" / "vae.yaml", "--auto-batch", "--num-processes", 2]

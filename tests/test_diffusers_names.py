@@ -60,7 +60,7 @@ def test_the_pipeline_moves(pipe: LatentDiffusionPipeline) -> None:
         ({"generatr": 1}, "did you mean 'generator'"),
     ],
 )
-def test_what_means_something_else_names_ours(
+def test_an_argument_with_another_meaning_names_ours(
     pipe: LatentDiffusionPipeline, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -74,7 +74,7 @@ def test_a_generator_that_has_drawn_is_refused(pipe: LatentDiffusionPipeline) ->
         call(pipe, generator=generator)
 
 
-def test_opening_takes_what_is_always_so_and_names_the_rest(model_folder: Path) -> None:
+def test_from_pretrained_accepts_redundant_arguments_and_rejects_the_others_by_name(model_folder: Path) -> None:
     open_ = LatentDiffusionPipeline.from_pretrained
     assert (
         open_(model_folder, safety_checker=None, use_safetensors=True, torch_dtype="bfloat16").dtype == torch.bfloat16

@@ -54,7 +54,7 @@ def run(name: str, digits: Path, *overrides: str, resume: bool = False) -> Path:
     return output
 
 
-def test_scikit_learns_digits_are_written_as_they_are(tmp_path: Path) -> None:
+def test_scikit_learns_digits_are_written_unchanged(tmp_path: Path) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     prepare.prepare(tmp_path / "digits")
     found = {path: np.asarray(Image.open(path)) for path in sorted((tmp_path / "digits").rglob("*.png"))}
@@ -71,7 +71,7 @@ def test_every_tenth_of_a_class_is_held_out(digits: Path) -> None:
         assert len(list((digits / "train" / word).iterdir())) == 18
 
 
-def test_a_folder_that_is_taken_is_one_line(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_folder_is_a_one_line_error(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare", str(digits)])
         assert prepare.main() == 2
@@ -156,7 +156,7 @@ def test_a_perfect_model_needs_the_entropy() -> None:
         (("", ""), [], "held no pictures out"),
     ],
 )
-def test_what_has_no_bits_a_pixel_is_one_line(
+def test_models_without_a_pixel_likelihood_are_one_line_errors(
     change: tuple[str, str], options: list[str], message: str, digits: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -173,7 +173,7 @@ def test_what_has_no_bits_a_pixel_is_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_pixels_that_know_nothing_of_each_other() -> None:
+def test_independent_bits_of_uniform_pixels() -> None:
     train = torch.tensor([0, 0, 0, 1]).view(4, 1, 1, 1)
     expected = -(3 / 4 * math.log2(4 / 6) + 1 / 4 * math.log2(2 / 6))
     assert likelihood.independent_bits(train, train, 2) == pytest.approx(expected)

@@ -21,7 +21,7 @@ def ask(unet: UNet2DConditionModel) -> torch.Tensor:
     return unet(latents, torch.tensor([10, 900]), Conditioning(context))
 
 
-def test_it_answers_as_before_and_what_is_new_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_attention_preserves_the_output_and_is_trainable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(small_unet_config())
     write_model(unet, unet.config.write(), tmp_path / "unet")
@@ -41,7 +41,7 @@ def test_it_answers_as_before_and_what_is_new_learns(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("blocks", "heads", "said"), [("CrossAttnDownBlock2D", 4, "already"), ("DownBlock2D", 3, "heads=3")]
 )
-def test_what_cannot_be_is_one_line(
+def test_unsupported_models_are_one_line_errors(
     blocks: str, heads: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     unet = UNet2DConditionModel(small_unet_config(down_block_types=(blocks, "CrossAttnDownBlock2D")))

@@ -65,7 +65,7 @@ def test_parts_are_found_with_their_colours_and_places() -> None:
         assert small.crop.shape == (CROP, CROP, 3) and (small.crop[0] == 255).all()
 
 
-def test_gaps_of_four_pixels_part_nothing_and_specks_are_no_parts() -> None:
+def test_small_gaps_do_not_split_parts_and_specks_are_ignored() -> None:
     picture = np.full((128, 128, 3), 255, np.uint8)
     picture[40:80, 20:50] = picture[40:80, 54:90] = 0
     picture[5:9, 100:104] = 0
@@ -98,7 +98,7 @@ def test_object_and_attribute_must_both_be_right(request_: Request, parts: list[
     assert request_.is_met(parts) is met
 
 
-def test_prompts_name_what_is_asked_for_in_both_languages() -> None:
+def test_prompts_express_the_request_in_both_languages() -> None:
     assert Request("counting", (CAT,), (None,), 3).text("English") == "three cats"
     assert (
         Request("position", (CAT, CAR), (None, None), relation="left of").text("English")
@@ -131,11 +131,11 @@ def test_requests_are_of_their_part_and_always_the_same(words: list[Word], reque
     assert all(sum(r.task == task for r in requests) <= count for task, count in COUNTS.items())
 
 
-def test_no_object_is_asked_for_in_its_own_colour() -> None:
+def test_no_request_gives_an_object_its_own_colour() -> None:
     assert "red" not in CAT.colours and "blue" in CAT.colours
 
 
-def test_real_composites_show_what_is_asked_for(requests: list[Request]) -> None:
+def test_real_composites_satisfy_their_requests(requests: list[Request]) -> None:
     for request in requests[::9]:
         parts = find_parts(composite(request, random.Random(0)))
         assert len(parts) == (request.number if request.task == "counting" else len(request.words))
@@ -196,7 +196,7 @@ def pixel_network() -> FeatureNetwork:
     return FeatureNetwork("pixels", "none", False, embed)
 
 
-def test_the_classifier_names_shapes_and_says_how_often_it_is_right(tmp_path: Path) -> None:
+def test_the_classifier_recognises_shapes_and_reports_its_accuracy(tmp_path: Path) -> None:
     styles = [f"style {k}" for k in range(6)]
     names = ("cat", "bus", "kite")
     words = [Word(name, name, "objects", ()) for name in names]

@@ -153,7 +153,7 @@ def test_prompts_are_even_over_pairs_and_languages(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", HARDLY_SEEN)
-def test_what_is_hardly_seen_changes_a_few_levels_and_the_same_each_time(change: Change) -> None:
+def test_invisible_changes_alter_few_levels_and_are_reproducible(change: Change) -> None:
     pixels = torch.full((4, 3, 32, 32), 90, dtype=torch.uint8)
     pixels[..., 16:] = 120
     made, again = (change(pixels, torch.Generator().manual_seed(1)) for _ in range(2))
@@ -183,12 +183,12 @@ def _with(probe: Any, weight: Tensor) -> Any:
     return type(probe)(probe.mean, probe.std, weight)
 
 
-def test_a_tie_is_no_hit() -> None:
+def test_a_tie_is_not_counted_as_a_hit() -> None:
     similarity = torch.tensor([[1.0, 0.5, 0.2], [0.5, 0.5, 0.1], [0.1, 0.2, 0.3]])
     assert first_of(similarity, torch.tensor([[0, 1, 2]] * 3)).tolist() == [True, False, False]
 
 
-def test_real_pictures_are_named_and_asking_for_others_is_seen(folder: Path) -> None:
+def test_real_pictures_are_recognised_and_wrong_requests_are_detected(folder: Path) -> None:
     bench = make_bench(folder, None)
     test = bench.corpus.test
     seen = bench.see(pixels_of(test))
@@ -207,7 +207,7 @@ def run_standard(folder: Path, faithful: bool, monkeypatch: pytest.MonkeyPatch) 
     return standard.measure(make_bench(folder, Painter(faithful)), 80, Settings(1, 5.0), seed=0, resamples=8)
 
 
-def test_a_model_that_draws_what_is_asked_meets_the_standard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_follows_prompts_meets_the_standard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_standard(folder, True, monkeypatch)
     values = {key: one.value for key, one in result.values.items()}
     for key in ("concept_clip_share", "concept_centroid_share", "style", "never_seen_style", "never_seen_clip_real"):
@@ -219,7 +219,7 @@ def test_a_model_that_draws_what_is_asked_meets_the_standard(folder: Path, monke
     assert result.notes[0] == "judged by friends" and result.shown[0][2].startswith(("koala", "a koala"))
 
 
-def test_a_model_that_draws_one_thing_misses_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ignores_prompts_misses_the_standard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_standard(folder, False, monkeypatch)
     met = {one["asks"].split(",")[0]: one["met"] for one in standard.verdicts(result)}
     assert not any(value for key, value in met.items() if not key.startswith("English"))
@@ -227,7 +227,7 @@ def test_a_model_that_draws_one_thing_misses_it(folder: Path, monkeypatch: pytes
     assert result.values["style_real"].value == 1
 
 
-def test_distances_tell_a_copy(folder: Path) -> None:
+def test_distances_reveal_a_copy(folder: Path) -> None:
     train = torch.eye(5)
     values, rows = copying.nearest(torch.tensor([[0, 2.0, 0, 0, 0], [1, 1, 0, 0, 0]]), train, count=2)
     assert rows[0, 0] == 1 and values[0].tolist() == pytest.approx([0, 1])
@@ -272,7 +272,7 @@ def test_the_commands(opened: Path, model_folder: Path, tmp_path: Path, monkeypa
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_page_goes_on_where_it_stopped(
+def test_an_interrupted_page_continues(
     opened: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [opened, "--groups", "food", "--model", model_folder, "--judge", "j", "--quick", "-o", tmp_path / "q.md"]
@@ -307,7 +307,7 @@ def test_cells_are_of_one_judge_and_one_corpus(folder: Path, tmp_path: Path) -> 
     assert len({str(one) for one in (repainted, context(judged), context(replace(bench, corpus=said)))}) == 3
 
 
-def test_pairs_of_concepts_that_are_not_taught_are_left_out(folder: Path) -> None:
+def test_pairs_of_untrained_concepts_are_excluded(folder: Path) -> None:
     metadata = folder / "train" / "metadata.jsonl"
     rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if row["concept"] != "thing 7"]
@@ -318,7 +318,7 @@ def test_pairs_of_concepts_that_are_not_taught_are_left_out(folder: Path) -> Non
     assert len(pairs) == 39 and {picture.concept for picture in pairs} <= taught and len(corpus.whole) == 4
 
 
-def test_what_the_disk_refuses_is_one_line(
+def test_disk_errors_are_one_line(
     opened: Path,
     model_folder: Path,
     tmp_path: Path,

@@ -100,7 +100,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_whole_recipe(cache: Path, tmp_path: Path) -> None:
+def test_the_recipe_writes_the_complete_corpus(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     recipe.prepare(tmp_path / "out", cache, 32)
     rows, held = (read_rows(tmp_path / "out" / part) for part in ("train", "held_out"))
@@ -206,7 +206,7 @@ def test_codes_have_one_spelling() -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another package"])
-def test_a_bad_package_is_named(cache: Path, damage: str) -> None:
+def test_a_bad_package_is_named_in_the_error(cache: Path, damage: str) -> None:
     tarball = cache / "emojibase-data-17.0.0.tgz"
     data = bytearray(tarball.read_bytes())
     if damage == "flipped":
@@ -219,14 +219,14 @@ def test_a_bad_package_is_named(cache: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize(("out", "size", "reason"), [("new", 0, "at least 1"), ("file/new", 32, "cannot be made")])
-def test_bad_input_is_refused_first(tmp_path: Path, out: str, size: int, reason: str) -> None:
+def test_bad_input_is_rejected_before_any_work(tmp_path: Path, out: str, size: int, reason: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=reason):
         recipe.prepare(tmp_path / out, tmp_path / "cache", size)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_failed_fetch_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_states_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="npm is not installed"):
         fetch("x@1.0.0", tmp_path / "cache")
@@ -240,7 +240,9 @@ def test_a_failed_fetch_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         fetch("x@1.0.0", tmp_path / "file" / "cache")
 
 
-def test_a_damaged_package_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_damaged_package_is_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     (tmp_path / "x.tgz").write_bytes(b"no tarball")
     with pytest.raises(InputError, match="is damaged"):
         read_members(tmp_path / "x.tgz", ".*")

@@ -120,7 +120,7 @@ def test_scenes_show_as_many_parts_as_their_captions_say(scenes: list[Scene]) ->
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_two_objects_stand_as_they_are_said_to(relation: str) -> None:
+def test_two_objects_have_the_relative_position_of_the_caption(relation: str) -> None:
     red, blue = np.array(shape(0)), np.array(shape(4))
     for seed in range(20):
         rng = random.Random(seed)
@@ -143,7 +143,7 @@ def test_copies_keep_their_distance(number: int) -> None:
         assert all(x >= GAP / 2 and x + side <= SIZE - GAP / 2 + 1e-9 for *place, side in boxes for x in place)
 
 
-def test_what_looks_like_the_background_does_not_stand_out() -> None:
+def test_colours_like_the_background_have_low_contrast() -> None:
     white = np.full((8, 8, 4), 255, np.uint8)
     assert not stands_out(white, "white") and stands_out(white, "blue")
 

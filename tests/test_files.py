@@ -8,7 +8,7 @@ from latentdiff.errors import CheckpointError, InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent, read_json
 
 
-def test_a_file_appears_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")
     with atomic_path(target) as partial:
@@ -29,7 +29,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_places_where_no_file_can_be_made(tmp_path: Path) -> None:
+def test_paths_where_no_file_can_be_created(tmp_path: Path) -> None:
     check_writable_parent(tmp_path / "a.png")
     with pytest.raises(InputError, match="does not exist"):
         check_writable_parent(tmp_path / "no" / "a.png")
@@ -38,12 +38,12 @@ def test_places_where_no_file_can_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["n" * 240 + ".png", "n" * 300 + ".png", "n" * 300 + "/a.png"])
-def test_names_too_long_for_the_temporary_file_are_told_before_the_work(path: str, tmp_path: Path) -> None:
+def test_names_too_long_for_the_temporary_file_are_rejected_before_any_work(path: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shorten its name"):
         check_writable_parent(tmp_path / path)
 
 
-def test_json_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+def test_unreadable_json_names_the_next_action(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text("{")
     for name in ("cut.json", "missing.json"):
         with pytest.raises(CheckpointError, match=f"{name} .*; delete it$"):

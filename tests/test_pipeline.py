@@ -209,7 +209,7 @@ def test_a_network_that_reads_other_channels_is_refused() -> None:
         LatentDiffusionPipeline(replace(parts, denoiser=unet), torch.device("cpu"), torch.float32)
 
 
-def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -> None:
+def test_the_default_seed_is_random_and_reported(pipe: LatentDiffusionPipeline) -> None:
     first, second = (pipe(PROMPT, num_inference_steps=1) for _ in range(2))
     assert first.seeds != second.seeds
     again = pipe(PROMPT, num_inference_steps=1, seed=first.seeds[0])
@@ -217,12 +217,12 @@ def test_default_seed_is_new_each_time_and_told(pipe: LatentDiffusionPipeline) -
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
-def test_guidance_that_is_no_number_is_refused_before_a_step(scale: float, pipe: LatentDiffusionPipeline) -> None:
+def test_nan_guidance_is_an_error_before_the_first_step(scale: float, pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=f"guidance_scale={scale} must be a finite number; try"):
         pipe("a red apple", guidance_scale=scale, callback=lambda _: pytest.fail("a step was made"))
 
 
-def test_guidance_in_an_empty_interval_is_none(pipe: LatentDiffusionPipeline) -> None:
+def test_an_empty_guidance_interval_disables_guidance(pipe: LatentDiffusionPipeline) -> None:
     call = partial(pipe, PROMPT, num_inference_steps=3, seed=1, output_type="latent")
     unguided, never, always = call(guidance_scale=1.0), call(guidance_interval=(1, 1)), call()
     assert torch.allclose(never.images, unguided.images, atol=1e-5)
@@ -230,7 +230,7 @@ def test_guidance_in_an_empty_interval_is_none(pipe: LatentDiffusionPipeline) ->
 
 
 @pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
-def test_an_interval_that_is_none_is_refused(interval: tuple[float, float], pipe: LatentDiffusionPipeline) -> None:
+def test_an_invalid_interval_is_an_error(interval: tuple[float, float], pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=r"guidance_interval=.* must rise within 0 and 1; try"):
         pipe(PROMPT, guidance_interval=interval)
 
@@ -287,7 +287,7 @@ def test_rows_of_another_model_or_size_are_refused(pipe: LatentDiffusionPipeline
         pipe.step([replace(row, negative=None), longer])
 
 
-def test_a_callback_sees_x0_and_may_stop_with_what_there_is(pipe: LatentDiffusionPipeline) -> None:
+def test_a_callback_receives_x0_and_can_stop_sampling(pipe: LatentDiffusionPipeline) -> None:
     seen: list[StepInfo] = []
 
     def stop_at_two(info: StepInfo) -> bool:

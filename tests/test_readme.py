@@ -39,13 +39,13 @@ def test_shell_lines_use_verbs_and_options_that_exist(line: str) -> None:
             assert (ROOT / word).is_file()
 
 
-def test_the_two_commands_of_the_quick_start_stand_as_promised() -> None:
+def test_the_quick_start_contains_the_two_tested_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     assert 'pip install -c constraints.txt . && latentdiff generate "a red apple" -o apple.png' in readme
     assert 'pip install -c constraints.txt ".[test]" && pytest' in readme
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
+def test_links_to_files_are_valid(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target

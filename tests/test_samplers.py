@@ -330,7 +330,7 @@ def test_a_plan_can_start_in_the_middle_at_its_own_noise_level() -> None:
     assert torch.allclose(done.latents, wanted, atol=1e-5)  # a perfect prediction leaves the same noise, at less level
 
 
-def test_what_cannot_step_together_is_named() -> None:
+def test_rows_that_cannot_share_a_batch_are_named() -> None:
     denoiser = predicts_x0(schedule())
     with pytest.raises(InputError, match=r"shapes \[\(2, 3\), \(2, 4\)\] cannot share a batch"):
         step(denoiser, [*states("ddim"), *states("ddim", shape=(2, 4))])

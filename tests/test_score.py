@@ -48,7 +48,7 @@ def exact(levels: Schedule) -> Denoiser:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_levels_are_the_table_and_between_them_keep_its_kind(kind: PredictionType) -> None:
+def test_levels_equal_the_table_and_interpolate_between_its_entries(kind: PredictionType) -> None:
     levels = schedule(kind)
     for t in (0, 1, 500, 999):
         assert level_at(levels, t).alpha == pytest.approx(levels.alphas[t].item(), abs=1e-12)

@@ -8,7 +8,9 @@ import torch
 from latentdiff import cli
 
 
-def test_env_says_what_a_bug_report_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_prints_what_a_bug_report_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["latentdiff", "env"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -32,13 +32,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_a_model_says_what_it_is(run: Any, model_folder: Path) -> None:
+def test_info_describes_a_model(run: Any, model_folder: Path) -> None:
     code, out, _ = run("info", model_folder)
     assert code == 0 and "a model in the layout of Stable Diffusion 1" in out
     assert "parameters in F32" in out and "prediction type epsilon: by scheduler/scheduler_config.json" in out
 
 
-def test_a_lora_says_its_rank_and_trigger(run: Any, model_folder: Path, tmp_path: Path) -> None:
+def test_info_prints_the_rank_and_trigger_of_a_lora(run: Any, model_folder: Path, tmp_path: Path) -> None:
     parts = read_pipeline(model_folder, torch.float32)
     add_lora(parts, rank=4)
     save_lora(parts, tmp_path, trigger="mycat")
@@ -47,7 +47,7 @@ def test_a_lora_says_its_rank_and_trigger(run: Any, model_folder: Path, tmp_path
     assert "text of width 32" in run("info", tmp_path)[1]
 
 
-def test_an_embedding_and_a_network_alone(run: Any, model_folder: Path, tmp_path: Path) -> None:
+def test_info_describes_embeddings_and_single_networks(run: Any, model_folder: Path, tmp_path: Path) -> None:
     save_file({"emb_params": torch.zeros(3, 768)}, tmp_path / "mycat.safetensors")
     out = run("info", tmp_path / "mycat.safetensors")[1]
     assert "the learnt word 'mycat', 3 vectors of width 768; base: Stable Diffusion 1" in out
@@ -55,7 +55,7 @@ def test_an_embedding_and_a_network_alone(run: Any, model_folder: Path, tmp_path
     assert "a VAE" in out and "M parameters in F32" in out
 
 
-def test_what_is_nothing_known_is_one_line(run: Any, tmp_path: Path) -> None:
+def test_info_on_an_unknown_file_is_a_one_line_error(run: Any, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "x.safetensors").write_bytes(b"x")
     for name in ("x.txt", "x.safetensors", "gone"):
@@ -81,7 +81,7 @@ def test_convert_changes_only_the_dtype(run: Any, model_folder: Path, tmp_path: 
         (["nowhere/x"], "does not exist; make it first"),
     ],
 )
-def test_convert_refuses_in_one_line(
+def test_convert_reports_each_error_in_one_line(
     words: list[str], message: str, run: Any, model_folder: Path, tmp_path: Path
 ) -> None:
     code, _, err = run("convert", model_folder, tmp_path / words[0], *words[1:])

@@ -16,7 +16,9 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return stopped.value.code
 
 
-def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_one_line_and_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(_: generate.Request) -> None:
         raise KeyboardInterrupt
 
@@ -49,7 +51,7 @@ def test_text_that_is_not_utf_8(
         (["paint"], "'paint'"),
     ],
 )
-def test_a_command_typed_wrongly_is_one_line_and_exit_2(
+def test_a_mistyped_command_prints_one_line_and_exits_with_2(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments, monkeypatch=monkeypatch) == 2
@@ -59,7 +61,7 @@ def test_a_command_typed_wrongly_is_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize("arguments", [[], ["data"]])
-def test_no_verb_shows_the_verbs(
+def test_a_missing_command_prints_the_commands(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments, monkeypatch=monkeypatch) in (0, 2)  # by Click's version
@@ -67,9 +69,7 @@ def test_no_verb_shows_the_verbs(
     assert "Commands:" in printed.out + printed.err and "error" not in printed.err
 
 
-def test_what_the_system_refuses_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_system_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(_: generate.Request) -> None:
         raise PermissionError(13, "Permission denied", "x.png")
 

@@ -157,7 +157,7 @@ def test_textures_differ_where_the_scale_does_and_contrast_does_not_count() -> N
 
 
 @pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, precision_recall, density_coverage])
-def test_what_is_no_pair_of_feature_sets_is_refused(metric: Any) -> None:
+def test_invalid_feature_sets_are_errors(metric: Any) -> None:
     good = normal(20, 4)
     with pytest.raises(InputError, match=r"20, 2, 2.*must be"):
         metric(good.view(20, 2, 2), good)

@@ -168,7 +168,7 @@ def test_a_model_against_held_out_pictures(
     assert again.read_bytes() == out.read_bytes()
 
 
-def test_a_model_is_drawn_with_what_it_names_itself(tmp_path: Path, run: Run, model_folder: Path) -> None:
+def test_a_call_uses_the_settings_stored_in_the_model(tmp_path: Path, run: Run, model_folder: Path) -> None:
     folder, out = shutil.copytree(model_folder, tmp_path / "model"), tmp_path / "out.json"
     (folder / GENERATION).write_text('{"num_inference_steps": 1, "guidance_scale": 2.0, "sampler": "ddpm"}')
     real = pictures(tmp_path / "real", 20, 1)

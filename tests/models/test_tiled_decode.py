@@ -46,7 +46,7 @@ def gather(decode: object, z: Tensor, factor: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(150, 150), (300, 97), (97, 401)])
-def test_a_decoder_that_looks_no_further_than_a_latent_is_decoded_exactly(size: tuple[int, int]) -> None:
+def test_tiles_are_exact_for_a_decoder_whose_receptive_field_is_one_latent(size: tuple[int, int]) -> None:
     z = torch.randn(2, 4, *size)
     seen: list[Tensor] = []
 
@@ -59,7 +59,7 @@ def test_a_decoder_that_looks_no_further_than_a_latent_is_decoded_exactly(size: 
     assert all(max(part.shape[-2:]) <= tiled_decode.TILE // 8 and len(part) == 1 for part in seen)
 
 
-def test_up_to_a_megapixel_pictures_are_decoded_whole_and_together() -> None:
+def test_pictures_of_up_to_a_megapixel_are_decoded_at_once() -> None:
     sizes: list[torch.Size] = []
 
     def decode(part: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
     torch.testing.assert_close(gather(decode, z, 8), decode(z), rtol=0, atol=1e-4)
 
 
-def test_a_vae_in_tiles_is_near_to_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiled_decoding_agrees_with_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms and attention see a tile instead of the picture, so the two differ; seams are no worse than the rest."""
     monkeypatch.setattr(tiled_decode, "AT_ONCE", 64 * 64)
     monkeypatch.setattr(tiled_decode, "TILE", 64)
@@ -95,7 +95,9 @@ def test_a_vae_in_tiles_is_near_to_it_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert error[..., 48:72, :].mean() < 2 * error.mean()
 
 
-def test_a_large_picture_is_tiled_and_a_broken_one_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_picture_is_decoded_in_tiles_and_nan_pixels_are_an_error(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     latents = torch.randn(2, 4, 24, 32)
     whole = pipe.decode(latents)

@@ -94,7 +94,7 @@ def test_written_config_is_read_alike_by_diffusers(name: str) -> None:
         ({"up_block_types": (UP,)}, "needs 2 entries"),
     ],
 )
-def test_what_is_not_supported_is_refused(change: dict[str, Any], message: str) -> None:
+def test_unsupported_settings_are_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         UNetConfig.read(SMALL["one layer a block"] | {"norm_num_groups": 8} | change, "unet/config.json")
 

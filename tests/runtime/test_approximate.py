@@ -37,12 +37,12 @@ def steps(unet: UNet2DConditionModel, every: int, batches: list[int]) -> tuple[l
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
-def test_reuse_at_every_step_is_the_network_itself(name: str) -> None:
+def test_deepcache_at_every_step_equals_the_network(name: str) -> None:
     assert steps(small_unet(name), 1, [2] * 4) == ([0.0] * 4, 4)
 
 
 @torch.no_grad()
-def test_reuse_computes_all_levels_every_other_step_and_is_near_between() -> None:
+def test_deepcache_computes_all_levels_every_other_step_and_approximates_the_others() -> None:
     errors, calls = steps(small_unet("sd2"), 2, [2] * 5)
     assert calls == 3 and errors[::2] == [0.0] * 3
     assert all(0 < e < 0.1 for e in errors[1::2])
@@ -55,7 +55,7 @@ def test_a_batch_of_another_size_reuses_nothing() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_reuse_goes_with_every_sampler_and_starts_anew_with_each_picture(model_folder: Path, sampler: str) -> None:
+def test_deepcache_works_with_every_sampler_and_resets_for_each_picture(model_folder: Path, sampler: str) -> None:
     def latents(pipe: LatentDiffusionPipeline) -> Tensor:
         made: Tensor = pipe(
             "a cat face", num_inference_steps=5, seed=1, sampler=sampler, guidance_interval=(0.2, 0.9),
@@ -88,7 +88,7 @@ def test_one_name_may_stand_alone() -> None:
     assert check_approximations(KNOWN[::-1]) == KNOWN == ("reuse", "int8")
 
 
-def test_a_name_that_is_none_of_them() -> None:
+def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(InputError, match="approximate='reus' is unknown; did you mean 'reuse'"):
         check_approximations(["reus"])
     with pytest.raises(InputError, match="approximate='x' is unknown"):

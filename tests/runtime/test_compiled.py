@@ -62,7 +62,7 @@ def made(folder: Path, **files: bytes) -> CompileCache:
     return cache
 
 
-def test_what_one_process_kept_the_next_finds(tmp_path: Path) -> None:
+def test_a_process_finds_the_cache_of_an_earlier_one(tmp_path: Path) -> None:
     first = made(tmp_path, kernel=b"code", graph=b"plan")
     second = CompileCache(first.archive)
     assert second.work != first.work
@@ -73,7 +73,7 @@ def test_what_one_process_kept_the_next_finds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_a_damaged_cache_is_one_line_and_written_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_warns_in_one_line_and_is_rewritten(tmp_path: Path, damage: str) -> None:
     archive = made(tmp_path, kernel=bytes(range(256)) * 40).archive
     whole = archive.read_bytes()
     middle = len(whole) // 2
@@ -87,7 +87,9 @@ def test_a_damaged_cache_is_one_line_and_written_anew(tmp_path: Path, damage: st
     assert zipfile.ZipFile(archive).testzip() is None
 
 
-def test_a_cache_of_another_torch_is_one_line_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_another_torch_version_warns_in_one_line_and_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     old = made(tmp_path, kernel=b"old").archive
     monkeypatch.undo()
@@ -96,13 +98,13 @@ def test_a_cache_of_another_torch_is_one_line_and_not_opened(tmp_path: Path, mon
     assert len(told) == 1 and not any(cache.work.iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_warns_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "compiled").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="cannot be written .*; the next start compiles again"):
         made(tmp_path, kernel=b"code")
 
 
-def test_the_cache_is_of_this_torch_and_this_device_unless_someone_else_keeps_one(
+def test_the_cache_belongs_to_a_torch_version_and_a_device_unless_the_user_sets_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = archive_path(CPU)
@@ -118,7 +120,7 @@ def test_the_cache_is_of_this_torch_and_this_device_unless_someone_else_keeps_on
     assert found is not None and os.environ[FOLDER] == str(found.work)
 
 
-def test_where_nothing_compiles_one_line_and_the_other_way() -> None:
+def test_failed_compilation_warns_in_one_line_and_falls_back() -> None:
     model, x, prepared = Doubled(), torch.ones(3, 4, 5, 6), []
     compile_model(model, prepared.append)
     with (
@@ -135,7 +137,7 @@ def test_where_nothing_compiles_one_line_and_the_other_way() -> None:
         assert torch.equal(model(x + 1), 2 * (x + 1))
 
 
-def test_threads_that_fail_together_give_up_once() -> None:
+def test_threads_that_fail_at_the_same_time_fall_back_once() -> None:
     from torch._dynamo.exc import TorchDynamoException
 
     model, x, gate, inside = Doubled(), torch.ones(3), Barrier(2), []
@@ -161,7 +163,7 @@ def test_threads_that_fail_together_give_up_once() -> None:
     assert sum("torch.compile failed" in str(one.message) for one in told) == 1
 
 
-def test_restoring_takes_the_compiled_call_away_and_no_other() -> None:
+def test_restoring_removes_only_the_compiled_call() -> None:
     model = nn.ModuleList([Doubled(), Doubled()])
     compile_model(model[0], never)
     model[1].forward = other = lambda x: x
@@ -222,7 +224,7 @@ def test_compiled_pictures_are_those_of_the_plain_modules(model_folder: Path, tm
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @torch.no_grad()
-def test_a_recorded_answer_outlives_the_next_call() -> None:
+def test_a_recorded_output_survives_the_next_call() -> None:
     device = torch.device("cuda")
     unet = UNet2DConditionModel(small_unet_config()).to(device, torch.bfloat16).requires_grad_(False)
     plain = UNet2DConditionModel(small_unet_config()).to(device, torch.bfloat16)

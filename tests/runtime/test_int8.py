@@ -39,7 +39,7 @@ def on_8_bits(plain: nn.Module) -> nn.Module:
 @needs_vnni
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
 @torch.no_grad()
-def test_a_block_is_near_to_float32_at_its_borders_too(size: tuple[int, int]) -> None:
+def test_a_block_agrees_with_float32_also_at_its_borders(size: tuple[int, int]) -> None:
     plain = block()
     changed = on_8_bits(plain)
     assert isinstance(changed.conv1, Int8Conv2d) and isinstance(changed.conv2, Int8Conv2d)
@@ -51,7 +51,7 @@ def test_a_block_is_near_to_float32_at_its_borders_too(size: tuple[int, int]) ->
 
 @needs_vnni
 @torch.no_grad()
-def test_the_norm_writes_the_whole_numbers_that_its_formula_says() -> None:
+def test_the_norm_writes_integers_according_to_its_formula() -> None:
     norm = GroupNormSiLU(4, 16)
     nn.init.normal_(norm.bias)
     steps, x = torch.linspace(5, 200, 16), torch.randn(2, 16, 3, 5).bfloat16()
@@ -93,7 +93,7 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
 
 
 @needs_vnni
-def test_a_unet_is_near_and_restored_to_the_bit() -> None:
+def test_an_int8_unet_agrees_with_float32_and_is_restored_to_the_bit() -> None:
     plain = small_unet("sd2")
     changed = on_8_bits(plain)
     wanted: Tensor = answer(copy.deepcopy(plain).double())
@@ -109,7 +109,7 @@ def test_a_unet_is_near_and_restored_to_the_bit() -> None:
 
 
 @needs_vnni
-def test_a_lora_that_comes_later_is_seen(model_folder: Path) -> None:
+def test_a_lora_loaded_later_takes_effect(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="bfloat16", approximate=["int8"])
     with pipe._plain() as parts:
         assert not any(isinstance(m, Int8Conv2d) for m in parts.denoiser.modules())
@@ -121,7 +121,7 @@ def test_a_lora_that_comes_later_is_seen(model_folder: Path) -> None:
     assert torch.allclose(changed.quantised[1], 2 * scale)
 
 
-def test_float32_is_refused_in_one_line(model_folder: Path) -> None:
+def test_int8_in_float32_is_a_one_line_error(model_folder: Path) -> None:
     with pytest.raises(InputError, match="approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16'"):
         LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", approximate=["int8"])
     with pytest.raises(InputError, match="needs optimize='auto'"):

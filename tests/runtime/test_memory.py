@@ -49,7 +49,7 @@ def test_systems_count_in_their_own_units(platform: str, expected: int, monkeypa
     assert peak_memory(torch.device("cpu")) == expected
 
 
-def test_a_gpu_is_asked_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_of_a_gpu_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {torch.device("cuda:0"): 1, torch.device("cuda:1"): 2}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: held[device])
     assert peak_memory(torch.device("cuda:1")) == 2

@@ -91,7 +91,7 @@ def test_kernels_can_be_switched_off(compiled: list[str], monkeypatch: pytest.Mo
     assert load_silently() is None and compiled == []
 
 
-def test_a_forced_variant_that_the_processor_lacks_gives_way_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_variant_that_the_processor_cannot_run_falls_back_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "amx")
     with pytest.warns(UserWarning, match=r"amx needs avx512_vbmi.*lacks; the variant avx512_bf16 is used"):
         assert native.kernel_variant() == "avx512_bf16"
@@ -103,7 +103,7 @@ def test_an_unknown_variant_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         native.load_kernels()
 
 
-def test_without_a_compiler_a_warning_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_a_warning_names_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     with pytest.warns(UserWarning, match=r"no compiler \(c\+\+\) is on the PATH; torch's own layers run"):
         assert native.load_kernels() is None
@@ -125,7 +125,7 @@ def test_a_damaged_installed_library_is_never_loaded(spoil: object, compiled: li
     assert compiled == ["avx512_bf16"]
 
 
-def test_without_a_compiler_the_next_installed_variant_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_next_best_installed_variant_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     install("avx512_bf16").write_bytes(b"not a library")
     install("avx2")
@@ -141,7 +141,7 @@ def test_a_library_of_another_version_is_not_loaded() -> None:
         assert native.kernel_variant() == "avx512_bf16"
 
 
-def test_a_file_that_is_no_library_of_this_machine_is_not_loaded() -> None:
+def test_a_file_that_is_not_a_library_for_this_machine_is_not_loaded() -> None:
     path = install("avx512_bf16")
     path.write_bytes(b"\x7fELF\x01 of another machine")
     path.with_name(f"{path.name}.sha256").write_text(seal(path))
@@ -174,7 +174,7 @@ def test_a_compiler_that_fails_is_named_with_its_error(monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(not processor.CPUINFO.exists(), reason="no /proc/cpuinfo")
 @pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="torch before 2.10")
-def test_linux_tells_the_same_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proc_cpuinfo_and_torch_report_the_same_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {need for v in variants_of(platform.machine()) for need in v.needs}
     known = processor.capabilities() & needed
     monkeypatch.delattr(torch.cpu, "get_capabilities")

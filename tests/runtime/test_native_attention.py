@@ -31,32 +31,32 @@ def assert_as_near_as_torchs(heads: int, *inputs: Tensor) -> None:
 
 @pytest.mark.parametrize("dim", [8, 24, 40, 64, 80, 160, 512])
 @pytest.mark.parametrize(("queries", "keys"), [(64, 64), (50, 77), (1, 1), (33, 300), (130, 129)])
-def test_native_attention_is_as_near_to_float64_as_torchs(dim: int, queries: int, keys: int) -> None:
+def test_native_attention_is_as_accurate_as_torchs(dim: int, queries: int, keys: int) -> None:
     assert_as_near_as_torchs(3, *attention_inputs(3, dim, queries, keys, seed=dim))
 
 
 @pytest.mark.parametrize("keys", [77, 300])
 @pytest.mark.parametrize("factor", [0.01, 3.0, 10.0, 40.0, 3e3])
-def test_native_attention_is_as_near_where_scores_are_small_or_large(factor: float, keys: int) -> None:
+def test_native_attention_is_as_accurate_for_small_and_large_scores(factor: float, keys: int) -> None:
     q, k, v = attention_inputs(2, 40, 70, keys)
     assert_as_near_as_torchs(2, factor * q, k, v)
 
 
 @pytest.mark.parametrize("offset", [-400.0, -100.0, -65.0, -10.0, 50.0, 65.0, 100.0, 400.0])
-def test_native_attention_is_as_near_wherever_scores_lie(offset: float) -> None:
+def test_native_attention_is_as_accurate_when_scores_are_shifted(offset: float) -> None:
     q, k, v = attention_inputs(1, 16, 70, 77)
     q[..., 0], k[..., 0] = offset, 4.0  # the square root of the dimension
     assert_as_near_as_torchs(1, q, k, 1e9 * v)
 
 
-def test_native_attention_reads_parts_of_a_wider_map() -> None:
+def test_native_attention_reads_slices_of_a_wider_tensor() -> None:
     whole = torch.randn(2, 40, 3 * 64).bfloat16()
     q, k, v = whole.chunk(3, dim=-1)
     assert torch.equal(fast_attention(q, k, v, 2), fast_attention(q.contiguous(), k.contiguous(), v.contiguous(), 2))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_native_attention_says_what_is_no_number_and_nothing_else(value: float) -> None:
+def test_native_attention_propagates_nan_and_infinity_only_where_they_belong(value: float) -> None:
     q, k, v = (t.bfloat16() for t in attention_inputs(2, 32, 40, 50))
     clean = fast_attention(q, k, v, 2)
     q[0, 3, 5] = value
@@ -68,7 +68,7 @@ def test_native_attention_says_what_is_no_number_and_nothing_else(value: float) 
     assert fast_attention(q, k, v, 2)[1, :, 32:].isnan().all()
 
 
-def test_attention_that_has_no_kernel_takes_torchs_way() -> None:
+def test_attention_without_a_kernel_falls_back_to_torch() -> None:
     q, k, v = torch.randn(3, 1, 6, 6, dtype=torch.float64)
     assert torch.equal(fast_attention(q, k, v, 2), attention(q, k, v, 2))
     q, k, v = (t.bfloat16() for t in (q, k, v))  # heads of an odd number of values

@@ -49,7 +49,7 @@ def relative_errors(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("index", range(7))
-def test_values_and_gradients_are_as_near_to_float64_as_torchs(index: int, dtype: torch.dtype) -> None:
+def test_values_and_gradients_are_as_accurate_as_torchs(index: int, dtype: torch.dtype) -> None:
     torch.manual_seed(index)
     _, model, x = layers()[index]
     model, x = model.to(dtype), x.to(dtype)
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_as_near_to_float64_as_torchs(index: int, dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_spare_map_takes_the_answer_but_where_there_are_gradients(dtype: torch.dtype) -> None:
+def test_a_spare_tensor_receives_the_output_unless_gradients_are_needed(dtype: torch.dtype) -> None:
     norm = with_kernels(GroupNormSiLU(8, 48).to(dtype))
     x, shift = torch.randn(3, 48, 5, 4, dtype=dtype).contiguous(memory_format=torch.channels_last), torch.randn(3, 48)
     before = x.clone()
@@ -89,13 +89,13 @@ def test_large_and_infinite_values() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda x: x.contiguous(), lambda x: x.double(), lambda x: x[:, ::2]])
-def test_other_maps_take_torchs_way(make: object) -> None:
+def test_unsupported_maps_fall_back_to_torch(make: object) -> None:
     x = make(torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
     norm = GroupNormSiLU(2, x.shape[1]).to(x.dtype)
     assert torch.equal(with_kernels(norm)(x), norm(x))
 
 
-def test_a_unet_computes_the_same_with_them() -> None:
+def test_a_unet_with_native_layers_computes_the_same() -> None:
     unet = UNet2DConditionModel(small_unet_config()).to(memory_format=torch.channels_last)
     fast = with_kernels(unet)
     assert fast.state_dict().keys() == unet.state_dict().keys()

@@ -39,7 +39,9 @@ def _block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("_block_bytes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
-def test_the_plain_modules_give_the_same_bits(folder: str, dtype: str, request: pytest.FixtureRequest) -> None:
+def test_plain_modules_with_offload_give_identical_bits(
+    folder: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
     plain, lent = (
         LatentDiffusionPipeline.from_pretrained(
             request.getfixturevalue(folder), device="cpu", dtype=dtype, optimize="off", low_memory=low_memory
@@ -53,9 +55,7 @@ def test_the_plain_modules_give_the_same_bits(folder: str, dtype: str, request: 
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("bfloat16", 24)])
-def test_kernels_of_this_machine_change_no_more_than_they_do_elsewhere(
-    model_folder: Path, dtype: str, most: int
-) -> None:
+def test_native_layers_differ_from_plain_ones_by_the_usual_tolerance(model_folder: Path, dtype: str, most: int) -> None:
     plain, lent = (
         LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype=dtype, **options)
         for options in ({"optimize": "off"}, {"low_memory": True})
@@ -64,7 +64,7 @@ def test_kernels_of_this_machine_change_no_more_than_they_do_elsewhere(
 
 
 @pytest.mark.usefixtures("_block_bytes")
-def test_every_weight_is_lent_once(model_folder: Path) -> None:
+def test_every_weight_is_mapped_once_per_call(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for model in (pipe.denoiser, pipe.vae, *pipe.text.encoders):
         assert isinstance(model, nn.Module)
@@ -89,7 +89,7 @@ def test_threads_do_not_take_weights_from_each_other(model_folder: Path) -> None
         torch.testing.assert_close(found[seed], expected[seed], rtol=1e-5, atol=1e-6)
 
 
-def test_weights_go_back_when_a_block_fails(model_folder: Path) -> None:
+def test_weights_are_unmapped_when_a_block_fails(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", low_memory=True)
     before = held(pipe)
     with pytest.raises(RuntimeError):
@@ -98,13 +98,13 @@ def test_weights_go_back_when_a_block_fails(model_folder: Path) -> None:
     assert torch.isfinite(latents_of(pipe)).all()
 
 
-def test_it_is_for_the_cpu(model_folder: Path) -> None:
+def test_disk_offload_requires_the_cpu(model_folder: Path) -> None:
     with pytest.raises(InputError, match="low_memory=True runs on the CPU, not on device='meta'; try device='cpu'"):
         LatentDiffusionPipeline.from_pretrained(model_folder, device="meta", low_memory=True)
     assert LatentDiffusionPipeline.from_pretrained(model_folder, low_memory=True).device == torch.device("cpu")
 
 
-def test_what_changes_or_saves_weights_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_changing_or_saving_offloaded_weights_is_an_error(model_folder: Path, tmp_path: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for call in (pipe.load_lora, pipe.load_textual_inversion, pipe.save_pretrained):
         with pytest.raises(

@@ -72,7 +72,7 @@ def test_a_prepared_vae_is_no_further_from_float64_than_plain(dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
-def test_restoring_gives_back_every_layer_and_bit(name: str, dtype: torch.dtype) -> None:
+def test_restoring_recovers_every_layer_to_the_bit(name: str, dtype: torch.dtype) -> None:
     plain = small_unet(name).to(dtype)
     prepared = copy.deepcopy(plain)
     prepare(prepared)
@@ -84,7 +84,7 @@ def test_restoring_gives_back_every_layer_and_bit(name: str, dtype: torch.dtype)
     assert not any(isinstance(m, PackedLinear | PackedConv2d | FusedCrossAttention) for m in prepared.modules())
 
 
-def test_other_sizes_and_texts_follow_the_first() -> None:
+def test_a_prepared_unet_accepts_other_sizes_and_prompts() -> None:
     plain = small_unet("sd2")
     prepared = copy.deepcopy(plain)
     prepare(prepared)
@@ -94,7 +94,7 @@ def test_other_sizes_and_texts_follow_the_first() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_timestep_and_one_text_serve_a_batch(dtype: torch.dtype) -> None:
+def test_one_timestep_and_one_prompt_are_broadcast_over_a_batch(dtype: torch.dtype) -> None:
     plain = small_unet("sd2").to(dtype)
     prepared = copy.deepcopy(plain)
     prepare(prepared)
@@ -132,7 +132,7 @@ def test_preparing_twice_is_preparing_once() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packed_layers_compute_what_plain_ones_do(dtype: torch.dtype) -> None:
+def test_packed_layers_compute_the_same_as_plain_layers(dtype: torch.dtype) -> None:
     near = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 2**-6}
     x, residual = (
         torch.randn(2, 24, 6, 5, dtype=dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
@@ -184,7 +184,7 @@ def test_calls_of_a_packed_layer_keep_freed_memory_again() -> None:
     assert faults[0] > pages / 2 and min(faults) < pages / 10
 
 
-def test_attention_adds_what_it_is_given() -> None:
+def test_attention_adds_its_residual() -> None:
     layer, (residual, x, hidden) = Attention(8, 8, 2, 4), torch.randn(3, 1, 6, 8)
     context = Conditioning(hidden)
     alone = layer(torch.zeros_like(x), x, context)
@@ -194,9 +194,7 @@ def test_attention_adds_what_it_is_given() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_where_nothing_is_packed_attention_is_fused_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_attention_is_fused_even_if_nothing_is_packed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     for module in (packed, time_embedding_cache):
         monkeypatch.setattr(module, "cannot_pack", lambda _: "not here")
     plain = small_unet("sd2").to(dtype)

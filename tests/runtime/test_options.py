@@ -27,7 +27,9 @@ def test_pictures_stay_the_same(model_folder: Path, dtype: str, most: int) -> No
     assert np.abs(first - second).max() <= most
 
 
-def test_what_comes_after_a_call_is_seen_by_the_next_and_saved_plain(model_folder: Path, tmp_path: Path) -> None:
+def test_weights_loaded_after_a_call_affect_the_next_call_and_are_saved_plain(
+    model_folder: Path, tmp_path: Path
+) -> None:
     parts = read_pipeline(model_folder, torch.float32)
     add_lora(parts, rank=4, text_encoder=True)
     for name, p in [*parts.denoiser.named_parameters(), *parts.text.named_parameters()]:
@@ -53,7 +55,7 @@ def latents_of(pipe: LatentDiffusionPipeline) -> torch.Tensor:
     return made
 
 
-def test_a_word_that_is_none_of_them() -> None:
+def test_an_unknown_optimisation_level_is_an_error() -> None:
     with pytest.raises(InputError, match="optimize='atuo' is unknown; did you mean 'auto'"):
         LatentDiffusionPipeline.from_pretrained(optimize="atuo")
 

@@ -39,7 +39,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (96, 32, 1, 1), (64, 96, 3, 3)])
-def test_weights_come_back_from_panels(shape: tuple[int, ...]) -> None:
+def test_unpacking_panels_recovers_the_weights(shape: tuple[int, ...]) -> None:
     weight = draw(*shape)
     assert torch.equal(from_panels(to_panels(weight), shape), weight)
     if len(shape) == 2:
@@ -80,7 +80,7 @@ def test_a_convolution_of_maps_smaller_than_a_tile(size: tuple[int, int, int]) -
 
 
 @pytest.mark.parametrize("size", [(24, 20), (8, 8)])  # of the smaller ones, alone few rows and together many
-def test_an_image_is_the_same_to_the_bit_in_any_batch(size: tuple[int, int]) -> None:
+def test_an_image_is_bit_identical_in_any_batch(size: tuple[int, int]) -> None:
     x, weight, bias = draw(3, 384, *size), to_panels(draw(96, 384, 3, 3, seed=1)), draw(96, seed=2)
     together = convolution(x, weight, bias, None)
     assert torch.equal(together, torch.cat([convolution(one[None], weight, bias, None) for one in x]))
@@ -98,7 +98,7 @@ def test_more_threads_than_blocks_share_the_columns(size: tuple[int, int, int]) 
         torch.set_num_threads(threads)
 
 
-def test_rows_in_any_order_are_read_rightly() -> None:
+def test_rows_with_any_strides_are_read_correctly() -> None:
     x, weight = draw(2, 64, 8, 6), to_panels(draw(32, 64, 3, 3, seed=1))
     assert torch.equal(convolution(x, weight, None, None), convolution(x.clone(), weight, None, None))
     flipped = x.transpose(2, 3)
@@ -116,7 +116,7 @@ def test_gated_linear(rows: int, depth: int, width: int, more: bool) -> None:
     assert error(gated_linear(x, to_gated_panels(weight), bias), value * F.gelu(gate)) < ROUNDING / 2
 
 
-def test_a_gate_is_right_wherever_it_lies() -> None:
+def test_gelu_is_accurate_over_its_whole_range() -> None:
     gates = torch.cat([torch.linspace(-8, 8, 4001), torch.tensor([-1e30, -200.0, 200.0, 1e30])]).bfloat16()
     x = torch.zeros(len(gates), 32).bfloat16()
     x[:, 0] = gates
@@ -131,7 +131,7 @@ def test_a_gate_is_right_wherever_it_lies() -> None:
 
 
 @pytest.mark.parametrize("depth", [64, 640, 1280])
-def test_a_row_is_the_same_to_the_bit_among_any_others(depth: int) -> None:
+def test_a_row_is_bit_identical_in_any_batch(depth: int) -> None:
     x, residual, bias = draw(2100, depth), draw(2100, 96, seed=3), draw(96, seed=2)
     weight, gate = (make(draw(96, depth, seed=1)) for make in (to_panels, to_gated_panels))
     together, gated = linear(x, weight, bias, residual), gated_linear(x, gate, bias)
@@ -170,7 +170,7 @@ def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_gated_layer_packs_its_halves_together_and_gives_them_back(bias: bool) -> None:
+def test_a_gated_layer_packs_its_halves_together_and_restores_them(bias: bool) -> None:
     plain = GEGLU(64, 48).bfloat16().requires_grad_(False)
     plain.proj.bias = plain.proj.bias if bias else None
     fast: Any = copy.deepcopy(plain)
@@ -203,7 +203,7 @@ def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None
     "layer",
     [nn.Linear(64, 40), nn.Linear(40, 64), nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 5)],
 )
-def test_what_the_kernel_cannot_take_stays_with_onednn(layer: nn.Module) -> None:
+def test_layers_that_the_kernel_does_not_support_use_onednn(layer: nn.Module) -> None:
     packed: Any = copy.deepcopy(layer).bfloat16().requires_grad_(False)
     packed.__class__ = PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear
     x = draw(1, 64, 8, 8) if isinstance(layer, nn.Conv2d) else draw(64, packed.in_features)
@@ -211,7 +211,7 @@ def test_what_the_kernel_cannot_take_stays_with_onednn(layer: nn.Module) -> None
     assert not in_panels(packed.weight)
 
 
-def test_without_the_kernel_all_stays_with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_kernel_every_layer_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "provides", lambda kernel: False)
     layer: Any = nn.Linear(64, 32).bfloat16().requires_grad_(False)
     layer.__class__ = PackedLinear
@@ -219,7 +219,7 @@ def test_without_the_kernel_all_stays_with_onednn(monkeypatch: pytest.MonkeyPatc
     assert not in_panels(layer.weight)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_shapes_and_dtypes_are_errors() -> None:
     weight, x = to_panels(draw(32, 64)), draw(48, 64)
     for wrong in (x[:, :32], x.float()):
         with pytest.raises(ValueError, match=r"does not fit weights in torch\.bfloat16 of depth 64"):

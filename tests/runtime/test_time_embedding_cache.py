@@ -32,7 +32,7 @@ def projections(unet: UNet2DConditionModel, timesteps: Tensor, conditioning: Con
     return torch.cat([m.time_emb_proj(temb) for m in unet.modules() if hasattr(m, "time_emb_proj")], dim=1)
 
 
-def test_projections_are_those_of_the_plain_blocks_whatever_was_asked_before() -> None:
+def test_projections_equal_those_of_plain_blocks_after_any_earlier_call() -> None:
     plain, changed = kept("sd1")
     for timesteps in [*TIMES, *TIMES]:
         assert torch.allclose(projections(changed, timesteps), projections(plain, timesteps), atol=1e-6)
@@ -67,7 +67,7 @@ def test_a_timestep_is_embedded_once_and_only_the_last_ones_are_kept(monkeypatch
     assert len(calls) == 5
 
 
-def test_restoring_gives_back_every_bit() -> None:
+def test_restoring_recovers_weights_to_the_bit() -> None:
     plain, changed = kept("sd2")
     changed.remove()
     assert type(changed) is UNet2DConditionModel and "kept" not in changed.__dict__
