@@ -1,6 +1,6 @@
-"""What approximations gain and what they cost: `python -m benchmarks.approximate`.
+"""Measure the speed and the error of approximations: `python -m benchmarks.approximate`.
 
-Pictures of a model, the exact ones and the others from the same seeds and words; with `--shape`, one U-Net call.
+Compares pictures with and without approximations from the same seeds and prompts; with `--shape`, one U-Net call.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PROMPTS = ["a red apple", "a cat face", "a rocket", "a yellow taxi", "a green tr
 
 @dataclass(frozen=True)
 class Setting:
-    """Names of approximations, how often reuse computes everything, and the steps if not those that are asked for."""
+    """Names of approximations, the interval at which reuse computes all levels, and the steps if they differ."""
 
     names: tuple[str, ...]
     every: int = deepcache.EVERY
@@ -49,8 +49,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which pictures: `steps` of the default sampler with the default guidance, one for each of `prompts`."""
+class Inputs:
+    """The pictures to generate: one for each of `prompts`, with `steps` of the default sampler and default guidance."""
 
     folder: Path
     device: str
@@ -59,27 +59,27 @@ class Asked:
 
 
 class Maker:
-    """A pipeline that makes pictures with one setting."""
+    """A pipeline that generates pictures with one setting."""
 
-    def __init__(self, asked: Asked, setting: Setting) -> None:
-        self.asked, self.setting = asked, setting
-        self.pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, asked.device, approximate=setting.names)
+    def __init__(self, inputs: Inputs, setting: Setting) -> None:
+        self.inputs, self.setting = inputs, setting
+        self.pipe = LatentDiffusionPipeline.from_pretrained(inputs.folder, inputs.device, approximate=setting.names)
         self.pipe.options = replace(self.pipe.options, every=setting.every)
 
     def latents(self, prompts: list[str], seed: int = 0) -> Tensor:
         made: Tensor = self.pipe(
-            prompts, num_inference_steps=self.setting.steps or self.asked.steps, guidance_scale=5.0, sampler="ddim",
+            prompts, num_inference_steps=self.setting.steps or self.inputs.steps, guidance_scale=5.0, sampler="ddim",
             seed=seed, output_type="latent",
         ).images  # fmt: skip
         return made
 
     def one(self) -> Tensor:
-        return self.pipe.decode(self.latents(self.asked.prompts[:1]))
+        return self.pipe.decode(self.latents(self.inputs.prompts[:1]))
 
     @torch.no_grad()
     def all(self) -> tuple[Tensor, Tensor]:
         """Latents and uint8 pixels of all pictures."""
-        prompts = self.asked.prompts
+        prompts = self.inputs.prompts
         latents = [self.latents(prompts[k : k + AT_ONCE], k) for k in range(0, len(prompts), AT_ONCE)]
         pixels = [((self.pipe.decode(part) / 2 + 0.5) * 255).round().to(torch.uint8) for part in latents]
         return torch.cat(latents), torch.cat(pixels)
@@ -99,21 +99,21 @@ def turns(call: Callable[[], Any]) -> Callable[[], Turn]:
     return lambda: Turn(**take(call, ""))
 
 
-def compare_pictures(asked: Asked, settings: list[Setting], rounds: int, real: Path | None) -> str:
-    """A row for each setting: times in turns, and how far its pictures are from the exact ones, and from real ones."""
-    makers = {str(setting): Maker(asked, setting) for setting in settings}
+def compare_pictures(inputs: Inputs, settings: list[Setting], rounds: int, real: Path | None) -> str:
+    """A table row for each setting: times, and the distances of its pictures to the exact ones and to real ones."""
+    makers = {str(setting): Maker(inputs, setting) for setting in settings}
     alternate({name: maker.one for name, maker in makers.items()}, 1)
     seconds = alternate({name: turns(maker.one) for name, maker in makers.items()}, rounds)
     exact, exact_pixels = makers[EXACT].all()
-    shown = embed(list(exact_pixels.split(AT_ONCE)), asked.device)
+    shown = embed(list(exact_pixels.split(AT_ONCE)), inputs.device)
     there = None
     if real is not None:
         rows = read_pictures(real)
-        there = embed(list(FolderPictures(real, rows, exact_pixels.shape[-1]).batches()), asked.device)
+        there = embed(list(FolderPictures(real, rows, exact_pixels.shape[-1]).batches()), inputs.device)
     lines = []
     for name, maker in makers.items():
         latents, pixels = maker.all()
-        features = embed(list(pixels.split(AT_ONCE)), asked.device)
+        features = embed(list(pixels.split(AT_ONCE)), inputs.device)
         cells = [f"{relative_error(latents, exact):.3f}", f"{relative_error(pixels.float(), exact_pixels.float()):.3f}"]
         decibels = math.inf if torch.equal(pixels, exact_pixels) else float(psnr(pixels, exact_pixels).mean())
         cells += [f"{decibels:.1f}", f"{frechet_distance(features, shown):.2f}"]
@@ -133,7 +133,7 @@ def load(network: networks.UNet, state: dict[str, Tensor], *names: str) -> UNet2
 
 
 def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> str:
-    """One U-Net call, exact and with each of `names`, of reuse the cheap one: times, and errors against exact."""
+    """Times and errors of one U-Net call, exact and with each of `names`; for reuse, of the call that skips levels."""
     state = networks.weights(network, torch.bfloat16)
     runs: dict[str, Callable[..., Tensor]] = {EXACT: (exact := load(network, state))}
     runs |= {name: load(network, state, name) for name in names if name != "reuse"}
@@ -153,15 +153,17 @@ def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
-    parser.add_argument("--shape", choices=["sd15", "emoji"], help="one U-Net call of random weights instead")
+    parser.add_argument("--shape", choices=["sd15", "emoji"], help="time one U-Net call with random weights instead")
     parser.add_argument("--latents", type=int, help="with --shape: height and width")
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--every", type=int, nargs="+", default=[deepcache.EVERY], help="of reuse")
-    parser.add_argument("--fewer", type=int, nargs="*", default=[], help="exact pictures of so many steps beside them")
+    parser.add_argument("--every", type=int, nargs="+", default=[deepcache.EVERY], help="intervals of reuse to compare")
+    parser.add_argument(
+        "--fewer", type=int, nargs="*", default=[], help="also generate exact pictures with these numbers of steps"
+    )
     parser.add_argument("--names", nargs="*", default=KNOWN, choices=KNOWN)
-    parser.add_argument("--real", type=Path, help="captioned held-out pictures: their words are drawn too")
+    parser.add_argument("--real", type=Path, help="captioned held-out pictures, whose captions are used as prompts")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     device = torch.device(given.device)
@@ -182,7 +184,7 @@ def main() -> None:
     settings = [Setting(()), *(Setting((), steps=steps) for steps in given.fewer)]
     settings += [Setting(("reuse",), n) for n in given.every if "reuse" in given.names]
     settings += [Setting(("int8",)), Setting(("reuse", "int8"))] if "int8" in given.names else []
-    body = compare_pictures(Asked(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
+    body = compare_pictures(Inputs(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
     about = (
         f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "
         f"of {given.pictures} pictures, exact ones from the same seeds beside them."

@@ -1,6 +1,6 @@
-"""Run a command to its end and say what it took: `python -m benchmarks.clock COMMAND...`.
+"""Run a command and report its time and peak memory: `python -m benchmarks.clock COMMAND...`.
 
-A small process of its own, without torch: what a parent holds counts as its child's peak.
+This is a separate small process without torch, because the memory of a parent counts towards the peak of its child.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""From the shell to a PNG file, in new processes, ours and diffusers' in turns: `python -m benchmarks.coldstart`."""
+"""Time from the shell to a PNG file in new processes, ours and diffusers': `python -m benchmarks.coldstart`."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ pipe({prompt!r}, num_inference_steps={steps}).images[0].save({output!r})
 
 
 def commands(folder: Path, device: str, steps: int, output: Path) -> dict[str, list[str]]:
-    """What is started, each with this Python."""
+    """The commands to run, each with this Python."""
     ours = [sys.executable, "-m", "latentdiff"]
     script = SCRIPT.format(folder=str(folder), device=device, prompt=PROMPT, steps=steps, output=str(output))
     options = ["--model", str(folder), "--device", device, "--steps", str(steps), "--output", str(output)]
@@ -37,13 +37,13 @@ def commands(folder: Path, device: str, steps: int, output: Path) -> dict[str, l
 
 
 def start(command: list[str]) -> Turn:
-    """Run a command to its end. Raises RuntimeError when it fails."""
+    """Run a command until it exits. Raises RuntimeError if it fails."""
     with Worker(command[0], "benchmarks.clock", *command) as worker:
         return Turn(**worker.ask(""))
 
 
 def measure(folder: Path, device: str, steps: int, rounds: int) -> dict[str, list[Turn]]:
-    """Turns of fresh processes; a first round, which may find files that are not in memory, is not counted."""
+    """Turns of new processes; the first round, in which files may not be cached in memory, is not counted."""
     with TemporaryDirectory() as temporary:
         listed = commands(folder, device, steps, Path(temporary) / "picture.png")
         calls: dict[str, Callable[[], Turn]] = {name: partial(start, command) for name, command in listed.items()}
@@ -71,8 +71,8 @@ def main() -> None:
     folder = locate(given.model)
     body = tabulate(measure(folder, given.device, given.steps, given.rounds))
     about = (
-        f"A picture of {folder.name} in a file, {given.steps} steps, {given.device}, from a process that has just "
-        f"started; {given.rounds} rounds after one to warm up."
+        f"One picture of {folder.name} written to a file, {given.steps} steps, {given.device}, by a new process; "
+        f"{given.rounds} rounds after one to warm up."
     )
     write(f"coldstart_{folder.name}", about, body, torch.device(given.device))
 

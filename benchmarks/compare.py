@@ -1,4 +1,4 @@
-"""One call of a network by every contestant: options, turns, errors and table."""
+"""Compare one call of a network between all contestants: options, timing, errors and the table."""
 
 import argparse
 from pathlib import Path
@@ -7,26 +7,30 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks import roofline
-from benchmarks.contest import Contest, Entry, hold
+from benchmarks.contest import Contest, Entry, run_contest
 from benchmarks.contestants import BASE, CONTESTANTS, OPT_IN, REFERENCE
 from benchmarks.machine import device_option, free_memory
 from benchmarks.networks import Network, flops, parameters
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import median
 
-ACTIVATIONS = 2**30  # bytes, about: of a call, and of the libraries
+ACTIVATIONS = 2**30  # approximate bytes of a call and of the libraries
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=300, help="seconds to wait for an answer of a contestant")
-    parser.add_argument("--peers", nargs="*", help=f"parts of names; by default all but {', '.join(OPT_IN)}")
-    parser.add_argument("--base", default=BASE, choices=CONTESTANTS, help="whose time the ratios are of")
+    parser.add_argument("--limit", type=float, default=300, help="seconds to wait for a result of a contestant")
+    parser.add_argument(
+        "--peers", nargs="*", help=f"parts of the names of contestants; by default all but {', '.join(OPT_IN)}"
+    )
+    parser.add_argument(
+        "--base", default=BASE, choices=CONTESTANTS, help="contestant whose time the ratios are relative to"
+    )
 
 
 def chosen(peers: list[str] | None) -> list[str]:
-    """We, and the contestants that have one of `peers` in their name."""
+    """latentdiff, and the contestants whose names contain one of `peers`."""
     if peers is None:
         return [name for name in CONTESTANTS if name not in OPT_IN]
     return [name for name in CONTESTANTS if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
@@ -35,18 +39,18 @@ def chosen(peers: list[str] | None) -> list[str]:
 def compare(
     network: Network, names: list[str], rounds: int, limit: float | None = None
 ) -> tuple[Contest, dict[str, float]]:
-    """What those of `names` that are installed did, and their relative errors: ||y - y_exact|| / ||y_exact||."""
+    """Turns of those of `names` that are installed, and their relative errors ||y - y_exact|| / ||y_exact||."""
     size, settings = parameters(network), network.model_dump_json()
     entries = {
         name: Entry("benchmarks.contestants", settings, contestant.bytes_each * size + ACTIVATIONS)
         for name, contestant in CONTESTANTS.items()
         if name in names and contestant.installed
     }
-    # Room for the float32 weights that a contestant starts from, and for what is left of others.
+    # Memory for the float32 weights that a contestant starts from, and for what other contestants still occupy.
     free = free_memory(torch.device(network.device)) - 8 * size
     product = {roofline.NAME: Entry("benchmarks.roofline", network.device)}
     with TemporaryDirectory() as folder:
-        contest = hold(entries, rounds, free, always=product, outputs=Path(folder), limit=limit)
+        contest = run_contest(entries, rounds, free, always=product, outputs=Path(folder), limit=limit)
         paths = {name: Path(folder) / f"{name}.pt" for name in entries if name in contest.turns}
         outputs = {name: torch.load(path, map_location="cpu").float() for name, path in paths.items()}
     contest.notes |= {name: "not installed" for name in names if name not in entries}
@@ -57,7 +61,7 @@ def compare(
 
 
 def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: str, device: str) -> str:
-    """A row for each contestant and the matrix product, whose rate the shares are of; `operations`: of one call."""
+    """A row for each contestant and for the matrix product that rates are compared with. operations: of one call."""
     header = ["", "median s", "min s", f"of {base}", "TFLOP/s", "of matrix product", "relative error"]
     product = roofline.flops(device) / median(contest.turns[roofline.NAME])
     rows = []
@@ -74,7 +78,7 @@ def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: 
 
 
 def run(what: str, about: str, network: Network, given: argparse.Namespace) -> None:
-    """Measure, print and write."""
+    """Measure, print the report and write it to a file."""
     contest, errors = compare(network, chosen(given.peers), given.rounds, given.limit)
     operations = flops(network)
     about += f": {operations / 1e12:.3f} TFLOP. {contest.about(given.rounds)} Relative error: L2, of {REFERENCE}."

@@ -1,4 +1,4 @@
-"""Contestants that each have a process: started, warmed up and asked in turns, as many at a time as memory holds."""
+"""Run contestants in processes of their own, alternating between them, as many at a time as fit into memory."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from benchmarks.turns import Turn, Worker, alternate, passes
 
-# The same for all. Idle threads spin for a millisecond (libgomp's default) and then sleep: without the millisecond a
-# small network takes a quarter longer, with more of it one contestant holds up the next.
+# Equal for all contestants. Idle threads spin for a millisecond (libgomp's default) and then sleep. Without spinning, a
+# small network takes a quarter longer; if threads spin longer, one contestant slows down the next.
 ENVIRONMENT = {"GOMP_SPINCOUNT": "300000"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What `benchmarks.worker` is started with, and about how many bytes it keeps."""
+    """The arguments of `benchmarks.worker`, and the approximate number of bytes that it occupies."""
 
     module: str
     settings: str
@@ -25,7 +25,7 @@ class Entry:
 
 @dataclass
 class Contest:
-    """Turns by name, why the others have none, and who shared the memory with whom."""
+    """Turns by name, notes on contestants without turns, and the groups that were in memory together."""
 
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -34,19 +34,19 @@ class Contest:
     def about(self, rounds: int) -> str:
         lots = "; then ".join(", ".join(group) for group in self.together)
         return (
-            f"Each in a process of its own, in turns of half a second or one call, {rounds} rounds after one to warm "
-            f"up. In memory together: {lots}."
+            f"Each contestant has its own process; a turn is half a second or one call; {rounds} rounds after one to "
+            f"warm up. In memory together: {lots}."
         )
 
 
-def hold(
+def run_contest(
     entries: Mapping[str, Entry], rounds: int, free: float, always: Mapping[str, Entry] | None = None,
     outputs: Path | None = None, limit: float | None = None,
 ) -> Contest:  # fmt: skip
-    """Ask all in turns; `free`: bytes for them to share. `always`: these run with every lot that shares the memory.
+    """Time all contestants in turns. free: bytes that they may occupy together. always: these run with every group.
 
-    What each computes goes to `outputs` as NAME.pt. One that fails, or that takes over `limit` seconds for an answer,
-    the first with all that comes before it included, has a note instead of turns.
+    The output of each is saved to `outputs` as NAME.pt. A contestant that fails, or that takes over `limit` seconds for
+    a turn (for the first, including its start), has a note instead of turns.
     """
     contest = Contest(together=passes({name: entry.bytes_needed for name, entry in entries.items()}, free))
     for group in contest.together:
@@ -62,7 +62,7 @@ def hold(
                     contest.notes[name] = str(error)
                 else:
                     calls[name] = _turn(worker, limit, contest.notes)
-                print(f"{name}: {time.perf_counter() - start:.1f} s to its first answer", file=sys.stderr)
+                print(f"{name}: {time.perf_counter() - start:.1f} s to its first result", file=sys.stderr)
             for name, turns in alternate(calls, rounds).items():
                 contest.turns.setdefault(name, []).extend(turn for turn in turns if turn is not None)
     for name in contest.notes:
@@ -71,7 +71,7 @@ def hold(
 
 
 def _turn(worker: Worker, limit: float | None, notes: dict[str, str]) -> Callable[[], Turn | None]:
-    """A turn; None, and a note, from the time on when it fails."""
+    """A function that takes one turn; after a failure it returns None, and `notes` has the reason."""
 
     def take() -> Turn | None:
         if worker.name in notes:

@@ -1,4 +1,4 @@
-"""Who can run a network: us and the peers, each by one function from a network to a call on its own inputs."""
+"""The contestants: each is one function that takes a network and returns a call on the network's inputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ COMPILED = "diffusers bfloat16 compiled"
 
 @dataclass(frozen=True)
 class Contestant:
-    """`packages` must be there to run it; `bytes_each`: about what it keeps of memory for a parameter."""
+    """packages: those that must be installed. bytes_each: approximate memory per parameter."""
 
     make: Callable[[Network], Call]
     packages: tuple[str, ...]
@@ -37,7 +37,7 @@ class Contestant:
 
 
 def build(name: str, settings: str) -> Call:
-    """What `benchmarks.worker` times."""
+    """The call that `benchmarks.worker` times."""
     return CONTESTANTS[name].make(TypeAdapter(Network).validate_json(settings))
 
 
@@ -127,22 +127,22 @@ def _to_onnx(network: Network, path: Path) -> None:
 
 @contextmanager
 def _exported(export: Callable[[Network, Path], None], network: Network, name: str) -> Iterator[Path]:
-    """The file that `export` writes. It runs in a process of its own, since tracers keep the weights they have seen."""
+    """The file that `export` writes, in a separate process because tracers keep references to the weights."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         process = get_context("spawn").Process(target=export, args=(network, path))
         process.start()
         process.join()
         if process.exitcode:
-            raise RuntimeError(f"{export.__name__} ended with status {process.exitcode}; its message is above")
+            raise RuntimeError(f"{export.__name__} ended with status {process.exitcode}; see its message above")
         yield path
 
 
 def _whole_pictures_only(_: Network) -> Call:
-    raise RuntimeError("makes whole pictures only")
+    raise RuntimeError("generates complete pictures only")
 
 
-# In this order they share the memory: those that are compared most come first.
+# Memory is assigned in this order, so the most important comparisons come first.
 CONTESTANTS: dict[str, Contestant] = {
     BASE: Contestant(partial(_diffusers, dtype=torch.bfloat16, layout=torch.channels_last), ("diffusers",), 2),
     "latentdiff bfloat16 prepared": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=True), (), 4),
@@ -156,4 +156,4 @@ CONTESTANTS: dict[str, Contestant] = {
     "ONNX Runtime float32": Contestant(_onnxruntime, ("onnxruntime", "onnx", "onnxscript", "diffusers"), 9),
     "stable-diffusion.cpp": Contestant(_whole_pictures_only, ("stable_diffusion_cpp",), 0),
 }
-OPT_IN = {COMPILED}  # takes minutes before its first call
+OPT_IN = {COMPILED}  # needs minutes before its first call

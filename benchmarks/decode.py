@@ -1,4 +1,4 @@
-"""One decoding of latents by a VAE, random weights, ours and the peers' in turns: `python -m benchmarks.decode`."""
+"""Time decoding latents with a VAE of random weights, ours and other packages': `python -m benchmarks.decode`."""
 
 import argparse
 
@@ -9,7 +9,9 @@ from benchmarks.compare import add_options, run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="sd15", choices=["sd15", "emoji"])
-    parser.add_argument("--size", type=int, help="pixels a side; by default what the shape was trained for")
+    parser.add_argument(
+        "--size", type=int, help="side of the square in pixels; by default the size that the shape was trained at"
+    )
     parser.add_argument("--batch", type=int, default=1)
     add_options(parser)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""On what, and with what, something was measured."""
+"""The hardware and the software versions of a measurement."""
 
 import argparse
 import platform
@@ -28,7 +28,7 @@ def device_option(name: str) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU's name, or the processor's and the fastest variant of our kernels that it can run: zen5-avx512_bf16."""
+    """The name of the GPU, or of the processor with the fastest kernel variant that it can run: zen5-avx512_bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     best = next((name for name, lacking in variants().items() if not lacking), "no kernels")
@@ -36,7 +36,7 @@ def hardware(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """What the maker calls this design; in virtual machines AMD's model names do not say it, its families do."""
+    """The name of the microarchitecture; for AMD from the family, since model names in virtual machines omit it."""
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
     zen = {"23": "zen2", "25": "zen4" if cpu_has("avx512_f") else "zen3", "26": "zen5"}
@@ -51,7 +51,7 @@ def versions() -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of the GPU's memory, or of the machine's, that can be had now."""
+    """Bytes of memory that are available now, of the GPU or of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)

@@ -1,9 +1,9 @@
-"""The most memory that a picture takes, ours and diffusers' in fresh processes: `python -m benchmarks.memory`.
+"""Peak memory of generating a picture, ours and diffusers', in new processes: `python -m benchmarks.memory`.
 
-What it needs: the bytes of all weights of U-Net, VAE and text encoders in the precision that is computed in, and the
-activations: the most bytes of other tensors that are alive together while the plain modules (`optimize="off"`) make
-the picture, counted after every operation. What an operation uses within itself, and what Python and its libraries
-take before there is a model, is in no need; the latter has a row and a column of its own.
+The need is the number of bytes of all weights of the U-Net, the VAE and the text encoders in the precision of the
+computation, plus the activations: the peak of the bytes of other tensors that are alive at the same time while the
+plain modules (`optimize="off"`) generate the picture, counted after every operation. The need excludes temporary memory
+inside operations, and the memory of Python and its libraries before a model is loaded, which has its own row.
 """
 
 import argparse
@@ -38,7 +38,7 @@ pipe({prompt!r}, num_inference_steps={steps}, height={size}, width={size}).image
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors alive together that operations made, but for views of `weights`; `peak`: the most."""
+    """Tracks the bytes of live tensors that operations created, except views of `weights`. peak: the maximum."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Alive(TorchDispatchMode):
 
 
 def need(folder: Path, dtype: str, size: int | None) -> tuple[int, int]:
-    """Bytes of weights and of activations; see above. Steps need no more memory than one."""
+    """Bytes of weights and of activations, as defined above. Several steps need no more memory than one."""
     pipe = LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype=dtype, optimize="off")
     weights = [weight for part in (pipe.denoiser, pipe.vae, pipe.text) for weight in part.parameters()]
     with Alive(weights) as alive:
@@ -66,7 +66,7 @@ def need(folder: Path, dtype: str, size: int | None) -> tuple[int, int]:
 
 
 def commands(folder: Path, dtype: str, steps: int, size: int | None, output: Path) -> dict[str, list[str]]:
-    """What is started, each with this Python."""
+    """The commands to run, each with this Python."""
     options = ["--model", str(folder), "--device", "cpu", "--dtype", dtype, "--steps", str(steps), "-o", str(output)]
     options += ["--height", str(size), "--width", str(size)] if size else []
     ours = [sys.executable, "-m", "latentdiff", "generate", PROMPT, *options]
@@ -76,8 +76,8 @@ def commands(folder: Path, dtype: str, steps: int, size: int | None, output: Pat
         "latentdiff --low-memory": [*ours, "--low-memory"],
     }
     if find_spec("diffusers"):
-        asked = {"folder": str(folder), "dtype": dtype, "prompt": PROMPT, "steps": steps, "size": size}
-        found["diffusers"] = [sys.executable, "-c", SCRIPT.format(**asked, output=str(output))]
+        values = {"folder": str(folder), "dtype": dtype, "prompt": PROMPT, "steps": steps, "size": size}
+        found["diffusers"] = [sys.executable, "-c", SCRIPT.format(**values, output=str(output))]
     return found
 
 
@@ -88,7 +88,7 @@ def measure(folder: Path, dtype: str, steps: int, size: int | None, rounds: int)
 
 
 def tabulate(turns: dict[str, list[Turn]], needed: int) -> str:
-    header = ["", "median s", "peak memory GiB", "of need", "less libraries, of need"]
+    header = ["", "median s", "peak memory GiB", "relative to need", "without libraries, relative to need"]
     libraries, rows = max(turn.peak_bytes for turn in turns[LIBRARIES]), []
     for name, own in turns.items():
         peak = max(turn.peak_bytes for turn in own)
@@ -100,8 +100,8 @@ def tabulate(turns: dict[str, list[Turn]], needed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
-    parser.add_argument("--shape", choices=["sd15"], help="random weights of this shape instead of a model")
-    parser.add_argument("--size", type=int, help="pixels a side; the model's own by default")
+    parser.add_argument("--shape", choices=["sd15"], help="use random weights of this shape instead of a model")
+    parser.add_argument("--size", type=int, help="side of the square in pixels; by default that of the model")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -110,10 +110,10 @@ def main() -> None:
         folder = chosen_folder(given.model, given.shape, kept)
         weights, activations = need(folder, given.dtype, given.size)
         turns = measure(folder, given.dtype, given.steps, given.size, given.rounds)
-    size = f"{given.size}x{given.size} pixels" if given.size else "its own size"
+    size = f"{given.size}x{given.size} pixels" if given.size else "its default size"
     about = (
-        f"A picture of {folder.name} in a file, {given.dtype}, {size}, {given.steps} steps, from a process "
-        f"that has just started. Need: {weights / 2**30:.3f} GiB of weights, {activations / 2**30:.3f} GiB of "
+        f"One picture of {folder.name} written to a file, {given.dtype}, {size}, {given.steps} steps, by a new "
+        f"process. Need: {weights / 2**30:.3f} GiB of weights, {activations / 2**30:.3f} GiB of "
         "activations."
     )
     what = f"memory_{folder.name}{f'_{given.size}' if given.size else ''}_{given.dtype}"

@@ -1,4 +1,4 @@
-"""The networks that are timed: their shapes, the same random weights for everyone, and what they are called on."""
+"""The networks that are timed: their shapes, inputs, and random weights, which are the same for all contestants."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ SHAPES: dict[str, UNetConfig | None] = {"sd15": UNetConfig(), "sd2": SD2, "sdxl"
 
 
 class UNet(Config):
-    """A call of a U-Net on `batch` latents of `latents` squared, with `tokens` of text."""
+    """A call of a U-Net on `batch` latents with the height and width `latents`, and `tokens` tokens of text."""
 
     kind: Literal["unet"] = "unet"
     diffusers_class: ClassVar[str] = "UNet2DConditionModel"
@@ -67,7 +67,7 @@ class UNet(Config):
 
 
 class Decoder(Config):
-    """A call of a VAE's decoder that makes `batch` pictures of `size` pixels squared."""
+    """A call of a VAE's decoder that returns `batch` square pictures with `size` pixels a side."""
 
     kind: Literal["decoder"] = "decoder"
     diffusers_class: ClassVar[str] = "AutoencoderKL"
@@ -103,7 +103,7 @@ class OurUNet(nn.Module):
     def forward(self, sample: Tensor, timesteps: Tensor, context: Tensor, *added: Tensor) -> Tensor:
         if self.conditioning is None or self.conditioning.hidden is not context:
             pooled, ids = added or (None, None)
-            self.conditioning = Conditioning(context, pooled, ids)  # of one prompt, as in the steps of a sampling run
+            self.conditioning = Conditioning(context, pooled, ids)  # one prompt, as in the steps of a sampling run
         out: Tensor = self.model(sample, timesteps, self.conditioning)
         return out
 
@@ -132,7 +132,7 @@ class TheirDecoder(OurDecoder):
 
 
 def weights(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same random weights in every process."""
+    """Random weights, the same in every process."""
     torch.manual_seed(0)
     state = network.network().state_dict()
     return {key: state.pop(key).to(dtype) for key in list(state)}
@@ -151,7 +151,7 @@ def parameters(network: Network) -> int:
 
 
 def unet(shape: str, latents: int | None = None, **settings: Any) -> UNet:
-    """`sd15`, `sd2`, `sdxl` or `emoji`, the bundled model's; `latents` as it was trained for by default."""
+    """`sd15`, `sd2`, `sdxl`, or `emoji` for the bundled model; by default with the latent size it was trained at."""
     config, tokens = SHAPES[shape], 77
     if config is None:
         folder = locate(None)
@@ -161,7 +161,7 @@ def unet(shape: str, latents: int | None = None, **settings: Any) -> UNet:
 
 
 def decoder(shape: str, size: int | None = None, **settings: Any) -> Decoder:
-    """`sd15` or `emoji`, the bundled model's; `size` as it was trained for by default."""
+    """`sd15`, or `emoji` for the bundled model; by default with the size it was trained at."""
     config = VAEConfig() if shape == "sd15" else VAEConfig.read(_json(locate(None) / "vae" / "config.json"), "vae")
     return Decoder(config=config, size=size or config.sample_size, **settings)
 

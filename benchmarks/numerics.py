@@ -1,4 +1,4 @@
-"""How far what is faster is from float32, beside plain bfloat16: `python -m benchmarks.numerics`."""
+"""Error of the fast layers against float32, compared with plain bfloat16: `python -m benchmarks.numerics`."""
 
 import argparse
 import gc
@@ -29,7 +29,7 @@ SETTINGS = [("off", "float32"), PLAIN, ("auto", "bfloat16")]
 
 
 def model_of(shape: str, network: networks.UNet) -> nn.Module:
-    """float32: the bundled weights, or random ones of another shape."""
+    """A float32 network with the weights of the bundled model, or with random weights of another shape."""
     torch.manual_seed(0)
     model = network.network().requires_grad_(False).eval()
     if shape == "emoji":
@@ -39,7 +39,7 @@ def model_of(shape: str, network: networks.UNet) -> nn.Module:
 
 @torch.no_grad()
 def outputs(model: nn.Module, network: networks.UNet, compiled: bool) -> Iterator[tuple[str, Tensor]]:
-    """The model's answer in float32, then, converted in place, in bfloat16 as each level of `optimize` computes it."""
+    """The output in float32, then in bfloat16 at each level of `optimize`; the model is converted in place."""
 
     def call(dtype: torch.dtype) -> Tensor:
         inputs = (x.to(network.device, dtype if x.is_floating_point() else x.dtype) for x in network.inputs())
@@ -57,11 +57,11 @@ def outputs(model: nn.Module, network: networks.UNet, compiled: bool) -> Iterato
 
 
 def _refuse(_: nn.Module) -> None:
-    raise RuntimeError("torch.compile failed; the reason is above")
+    raise RuntimeError("torch.compile failed; see the reason above")
 
 
 def errors(found: Iterator[tuple[str, Tensor]]) -> dict[str, float]:
-    """||y - y32|| / ||y32|| of each that comes after float32's y32, as L2 norms."""
+    """||y - y32|| / ||y32|| of each output after the first, float32's y32; L2 norms."""
     exact = next(found)[1].double()
     return {name: float((out.double() - exact).norm() / exact.norm()) for name, out in found}
 
@@ -73,14 +73,14 @@ def networks_table(shapes: list[str], latents: int | None, device: str, compiled
     for shape in shapes:
         network = networks.unet(shape, latents, device=device)
         of = errors(outputs(model_of(shape, network), network, compiled))
-        gc.collect()  # the next model may need the memory of this one
+        gc.collect()  # free the memory of this model for the next one
         ratios = (cell for name in names for cell in (f"{of[name]:.5f}", f"{of[name] / of['off']:.2f}"))
         rows.append([shape, str(network.latents), f"{of['off']:.5f}", *ratios])
     return table(header, rows)
 
 
 def pictures_table(real: Path, judge: str | None, num: int, device: str) -> str:
-    """What the bundled model makes of the same captions and seeds in each setting, against real pictures."""
+    """Compare pictures of the bundled model, with the same captions and seeds in each setting, with real ones."""
     rows = choose_rows(real, num, seed=0)
     network = feature_network(device=device)
     clip = open_clip(judge, torch.device(device)) if judge else None
@@ -104,11 +104,11 @@ def _row(optimize: str, dtype: str, values: list[float], plain: list[float]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", nargs="*", default=["emoji", "sd15"], choices=networks.SHAPES)
-    parser.add_argument("--latents", type=int, help="height and width; by default what the shape was trained for")
+    parser.add_argument("--latents", type=int, help="height and width; by default those that the shape was trained at")
     parser.add_argument("--compiled", action="store_true", help='also optimize="compile", which takes minutes')
     parser.add_argument("--real", type=Path, help="captioned pictures to compare the bundled model's with")
-    parser.add_argument("--judge", help="a CLIP model, or a text_encoder run, that tells how pictures fit captions")
-    parser.add_argument("--num", type=int, default=64, help="of the pictures")
+    parser.add_argument("--judge", help="CLIP model or text_encoder run that scores how well pictures match captions")
+    parser.add_argument("--num", type=int, default=64, help="number of pictures")
     parser.add_argument("--device", default="auto", type=device_option)
     given = parser.parse_args()
     parts, about = [], []

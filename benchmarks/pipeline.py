@@ -1,4 +1,4 @@
-"""Whole pictures, ours and diffusers' from the same folder, in turns: `python -m benchmarks.pipeline`."""
+"""Time generating pictures from the same model folder, ours and diffusers': `python -m benchmarks.pipeline`."""
 
 import argparse
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contest import Contest, Entry, hold
+from benchmarks.contest import Contest, Entry, run_contest
 from benchmarks.machine import device_option, free_memory
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.training_shapes import Shape
@@ -29,7 +29,7 @@ BASE = SIDES[0]
 
 
 class Picture(Config):
-    """What is asked for; `size` in pixels, None for the model's own."""
+    """The picture to generate. size: in pixels; None for that of the model."""
 
     folder: Path
     device: str = "cpu"
@@ -39,31 +39,33 @@ class Picture(Config):
 
 
 def build(name: str, settings: str) -> Callable[[], Any]:
-    """What `benchmarks.worker` times: `latentdiff float32` and the like."""
+    """The call that `benchmarks.worker` times. name: such as `latentdiff float32`."""
     package, dtype = name.split()
     return (ours if package == "latentdiff" else theirs)(Picture.model_validate_json(settings), dtype)
 
 
-def ours(asked: Picture, dtype: str) -> Callable[[], Any]:
-    pipe = LatentDiffusionPipeline.from_pretrained(asked.folder, device=asked.device, dtype=dtype)
-    return lambda: pipe(PROMPT, seed=0, sampler="ddim", **_options(asked))
+def ours(picture: Picture, dtype: str) -> Callable[[], Any]:
+    pipe = LatentDiffusionPipeline.from_pretrained(picture.folder, device=picture.device, dtype=dtype)
+    return lambda: pipe(PROMPT, seed=0, sampler="ddim", **_options(picture))
 
 
-def theirs(asked: Picture, dtype: str) -> Callable[[], Any]:
+def theirs(picture: Picture, dtype: str) -> Callable[[], Any]:
     import diffusers
 
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(asked.folder, torch_dtype=DTYPES[dtype]).to(asked.device)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(picture.folder, torch_dtype=DTYPES[dtype]).to(
+        picture.device
+    )
     pipe.set_progress_bar_config(disable=True)
-    return lambda: pipe(PROMPT, **_options(asked))
+    return lambda: pipe(PROMPT, **_options(picture))
 
 
-def _options(asked: Picture) -> dict[str, Any]:
-    options = {"num_inference_steps": asked.steps, "guidance_scale": 5.0, "num_images_per_prompt": asked.batch}
-    return options | {"height": asked.size, "width": asked.size}
+def _options(picture: Picture) -> dict[str, Any]:
+    options = {"num_inference_steps": picture.steps, "guidance_scale": 5.0, "num_images_per_prompt": picture.batch}
+    return options | {"height": picture.size, "width": picture.size}
 
 
 def write_random_model(shape: Shape, folder: Path) -> None:
-    """A folder of random bfloat16 weights that both open."""
+    """Write a folder of random bfloat16 weights that both packages can open."""
     torch.manual_seed(0)
     text = TextConditioner([shape.tokenizer], [shape.text_encoder()]).to(torch.bfloat16)
     unet, vae = UNet2DConditionModel(shape.unet), AutoencoderKL(shape.vae)
@@ -72,12 +74,12 @@ def write_random_model(shape: Shape, folder: Path) -> None:
     write_pipeline(Components(unet, vae, text, Schedule(shape.schedule)), folder)
 
 
-def measure(asked: Picture, sides: list[str], rounds: int) -> Contest:
-    stored = sum(path.stat().st_size for path in asked.folder.rglob("*.safetensors"))
-    # Weights in the precision they run in, once more while they are read or packed, and a picture's activations.
+def measure(picture: Picture, sides: list[str], rounds: int) -> Contest:
+    stored = sum(path.stat().st_size for path in picture.folder.rglob("*.safetensors"))
+    # Weights in the precision of the computation, a second copy while they are read or packed, and activations.
     needs = {side: 2 * stored * (2 if side.endswith("float32") else 1) + 2**30 for side in sides}
-    entries = {side: Entry("benchmarks.pipeline", asked.model_dump_json(), need) for side, need in needs.items()}
-    return hold(entries, rounds, free_memory(torch.device(asked.device)))
+    entries = {side: Entry("benchmarks.pipeline", picture.model_dump_json(), need) for side, need in needs.items()}
+    return run_contest(entries, rounds, free_memory(torch.device(picture.device)))
 
 
 def tabulate(contest: Contest) -> str:
@@ -90,7 +92,7 @@ def tabulate(contest: Contest) -> str:
 
 
 def chosen_folder(model: str | None, shape: str | None, kept: ExitStack) -> Path:
-    """A model's folder, or one of random weights in a shape, as long as `kept` is open."""
+    """The folder of a model, or a temporary one of random weights, which exists while `kept` is open."""
     if shape is None:
         return locate(model)
     folder = Path(kept.enter_context(TemporaryDirectory())) / shape
@@ -101,8 +103,8 @@ def chosen_folder(model: str | None, shape: str | None, kept: ExitStack) -> Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="model folder; the bundled one by default")
-    parser.add_argument("--shape", choices=["sd15"], help="random weights of this shape instead of a model")
-    parser.add_argument("--size", type=int, help="pixels a side; the model's own by default")
+    parser.add_argument("--shape", choices=["sd15"], help="use random weights of this shape instead of a model")
+    parser.add_argument("--size", type=int, help="side of the square in pixels; by default that of the model")
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     parser.add_argument("--steps", type=int, default=20)
@@ -111,9 +113,9 @@ def main() -> None:
     given = parser.parse_args()
     with ExitStack() as kept:
         folder = chosen_folder(given.model, given.shape, kept)
-        asked = Picture(folder=folder, device=given.device, steps=given.steps, batch=given.batch, size=given.size)
-        contest = measure(asked, given.sides, given.rounds)
-    size = f"{given.size}x{given.size} pixels" if given.size else "its own size"
+        picture = Picture(folder=folder, device=given.device, steps=given.steps, batch=given.batch, size=given.size)
+        contest = measure(picture, given.sides, given.rounds)
+    size = f"{given.size}x{given.size} pixels" if given.size else "its default size"
     about = f"{folder.name}, {size}, {given.steps} DDIM steps, guidance 5, batch {given.batch}. "
     what = f"pipeline_{folder.name}{f'_{given.size}' if given.size else ''}_batch{given.batch}"
     write(what, about + contest.about(given.rounds), tabulate(contest), torch.device(given.device))

@@ -1,4 +1,4 @@
-"""How results are written: a Markdown table, and a file that says on what, with what and by which command."""
+"""Write results: a Markdown table, in a file that names the hardware, the versions and the command."""
 
 import shlex
 import sys
@@ -13,7 +13,7 @@ from benchmarks.turns import Turn, fastest, median
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown. Raises ValueError when a row is not as long as the header."""
+    """A Markdown table. Raises ValueError if the length of a row differs from that of the header."""
     if any(len(row) != len(header) for row in rows):
         raise ValueError(f"every row needs {len(header)} cells, one for each of {list(header)}")
     lines = [header, ["---"] * len(header), *rows]
@@ -21,14 +21,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def seconds_cells(turns: Mapping[str, list[Turn]], name: str, base: str) -> list[str]:
-    """Median and least seconds, and the median's ratio to that of `base`, empty where `base` took no turn."""
+    """Median and minimum of the seconds, and the ratio of the median to that of `base`, if `base` took a turn."""
     own = median(turns[name])
     ratio = f"{own / median(turns[base]):.2f}" if base in turns else ""
     return [f"{own:.4g}", f"{fastest(turns[name]):.4g}", ratio]
 
 
 def write(what: str, about: str, body: str, device: torch.device) -> Path:
-    """Print the report and put it in `benchmarks/results/`. `about`: what was measured and how."""
+    """Print the report and write it to `benchmarks/results/`. about: what was measured, and how."""
     command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     text = (
         f"# {what.replace('_', ' ')}, {date.today()}\n\n{about}\n"

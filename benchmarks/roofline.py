@@ -1,4 +1,4 @@
-"""The most that matrix products reach here: a contestant like the others, and the measure of their share."""
+"""The peak rate of matrix products on this machine, which the rates of the contestants are compared with."""
 
 from collections.abc import Callable
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 NAME = "matrix product bfloat16"
-# Rows, inner and columns. On a CPU the sizes of a U-Net's feed-forward layers reach more than larger squares do.
+# Rows, depth and columns. On a CPU, sizes like those of a U-Net's feed-forward layers are faster than large squares.
 SIZES = {"cpu": (8192, 640, 2560), "cuda": (8192, 8192, 8192)}
 
 
 def flops(device: str) -> int:
-    """Of the one product that is timed."""
+    """Floating-point operations of the product that is timed."""
     rows, inner, columns = SIZES[torch.device(device).type]
     return 2 * rows * inner * columns
 
 
 def build(_: str, device: str) -> Callable[[], Tensor]:
-    """A bfloat16 product; on the CPU with a matrix that oneDNN packed beforehand."""
+    """A bfloat16 product; on the CPU, with a matrix that oneDNN has packed in advance."""
     rows, inner, columns = SIZES[torch.device(device).type]
     x = torch.randn(rows, inner, dtype=torch.bfloat16, device=device)
     weight = torch.randn(columns, inner, dtype=torch.bfloat16, device=device)

@@ -1,4 +1,4 @@
-"""Training steps, ours and as diffusers' script takes them, alternately in one run: `python -m benchmarks.training`."""
+"""Time training steps, ours and those of diffusers' script, alternately: `python -m benchmarks.training`."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ from latentdiff.runtime import pick_device
 
 @contextmanager
 def working(side: str, folder: Path, warm_up: int) -> Iterator[Worker]:
-    """The process of one side, after some steps that are not counted."""
+    """The process of one side, after `warm_up` steps that are not counted."""
     with Worker(side, "benchmarks.training_sides", side, str(folder)) as worker:
         worker.ask(str(warm_up))
         yield worker
@@ -33,7 +33,7 @@ def working(side: str, folder: Path, warm_up: int) -> Iterator[Worker]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one side did in all of its turns."""
+    """The results of one side over all of its turns."""
 
     median_s: float
     min_s: float
@@ -52,7 +52,7 @@ class Figures:
 
 
 def measure(shape: Shape, rounds: int, steps: int, together: bool = True) -> dict[str, Figures]:
-    """All sides in turn, `steps` steps a turn. `together`: their processes stay; else one at a time is in memory."""
+    """Alternate between all sides, `steps` steps per turn. together: keep all processes; else one at a time."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as kept:
         folder = Path(name)
         write_pictures(shape, folder / "pictures")
@@ -98,10 +98,14 @@ def write(figures: dict[str, Figures], shape: Shape, command: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sd15", action="store_true", help="an 860 M U-Net, one side in memory at a time; else emoji")
-    parser.add_argument("--latents", type=int, default=64, help="of --sd15: height and width")
+    parser.add_argument(
+        "--sd15",
+        action="store_true",
+        help="a U-Net with 860 M parameters, one side in memory at a time; by default the bundled model's",
+    )
+    parser.add_argument("--latents", type=int, default=64, help="height and width of the latents for --sd15")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
     given = parser.parse_args()
     shape = Shape(latents=given.latents) if given.sd15 else emoji()
     figures = measure(shape, given.rounds, given.steps, together=not given.sd15)

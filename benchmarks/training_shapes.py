@@ -1,4 +1,4 @@
-"""The models that a training step is measured on, and pictures to train them with."""
+"""The shapes of the models whose training steps are measured, and pictures to train them on."""
 
 import json
 from functools import cached_property
@@ -19,12 +19,12 @@ from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji" / "unet.yaml"
 
 
-ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # of the bundled vocabulary
+ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # those of the bundled vocabulary
 TEXT = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768, **ENDS)
 
 
 class Shape(Config):
-    """The sizes of all models, of a batch and of its latents; the defaults are Stable Diffusion 1.5's."""
+    """Sizes of the networks, the batch and its latents; the defaults are those of Stable Diffusion 1.5."""
 
     name: str = "sd15"
     unet: UNetConfig = UNetConfig()
@@ -41,7 +41,7 @@ class Shape(Config):
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        """The bundled model's, which any vocabulary that is no smaller can take the numbers of."""
+        """The tokenizer of the bundled model; its token ids are valid in every vocabulary that is at least as large."""
         tokenizer = read_tokenizer(locate(None) / "tokenizer")
         tokenizer.model_max_length = self.text.max_position_embeddings
         return tokenizer
@@ -67,7 +67,7 @@ def emoji() -> Shape:
 
 
 def write_pictures(shape: Shape, folder: Path) -> None:
-    """Smooth random PNG files, and what each is called in `metadata.jsonl`."""
+    """Write smooth random PNG files, and their captions in `metadata.jsonl`."""
     folder.mkdir(parents=True)
     rng, size = np.random.default_rng(0), (shape.resolution, shape.resolution)
     lines = []

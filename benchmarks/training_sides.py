@@ -1,6 +1,6 @@
-"""One side of `benchmarks.training`, in a process of its own: `python -m benchmarks.training_sides SIDE FOLDER`.
+"""The process of one side of `benchmarks.training`: `python -m benchmarks.training_sides SIDE FOLDER`.
 
-Each line on stdin is a number of steps to take; each line on stdout says how long they took.
+Each line on stdin is a number of steps to run; each line on stdout contains their times.
 """
 
 import json
@@ -35,7 +35,7 @@ Item = dict[str, Tensor]
 
 
 class Timed(Iterator[Any]):
-    """Batches, and the seconds that were spent on waiting for them."""
+    """Batches, and the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches, self.seconds = batches, 0.0
@@ -63,7 +63,7 @@ def config(shape: Shape, folder: Path) -> DenoiserConfig:
 
 
 class Ours:
-    """The package's own loop."""
+    """The training loop of this package."""
 
     def __init__(self, shape: Shape, folder: Path) -> None:
         text = TextConditioner([shape.tokenizer], [shape.text_encoder()])
@@ -77,7 +77,7 @@ class Ours:
 
 
 class Pictures(torch.utils.data.Dataset[Item]):
-    """Decoded and tokenised whenever they are asked for."""
+    """Pictures that are decoded and tokenised on every access."""
 
     def __init__(self, rows: list[Row], shape: Shape) -> None:
         from transformers import CLIPTokenizer
@@ -96,7 +96,7 @@ class Pictures(torch.utils.data.Dataset[Item]):
 
 
 class Encoded(torch.utils.data.Dataset[Item]):
-    """The same, encoded once."""
+    """The same pictures, encoded once."""
 
     def __init__(self, pictures: Pictures, encode: Callable[[Item], Item]) -> None:
         batches = (encode({key: value[None] for key, value in item.items()}) for item in pictures)  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ class Encoded(torch.utils.data.Dataset[Item]):
 
 
 class Script:
-    """A step as diffusers' train_text_to_image takes it; `cached`: but for VAE and text encoder, which ran before."""
+    """The step of diffusers' train_text_to_image. cached: outputs of VAE and text encoder are precomputed."""
 
     def __init__(self, shape: Shape, folder: Path, cached: bool) -> None:
         import diffusers
@@ -140,7 +140,7 @@ class Script:
 
     @torch.no_grad()
     def encode(self, batch: Item) -> Item:
-        """The VAE's mean and deviation, and the text's hidden states, of pixels and token ids."""
+        """Mean and standard deviation from the VAE, and hidden states from the text encoder."""
         device = self.accelerator.device
         posterior = self.vae.encode(batch["pixels"].to(device, torch.bfloat16)).latent_dist
         hidden = self.text(batch["ids"].to(device), return_dict=False)[0]
@@ -178,7 +178,7 @@ SIDES: dict[str, Callable[[Shape, Path], Side]] = {
 
 
 def take(side: Side, steps: int) -> dict[str, Any]:
-    """Seconds of each step, those that went by waiting for data, and the most bytes held so far."""
+    """Seconds of each step, seconds spent waiting for data, and peak memory so far in bytes."""
     seconds, waited = [], side.batches.seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that a busy machine disturbs all alike."""
+"""Alternate between contestants, so that other work on the machine affects all of them equally."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contestant did in one turn: seconds of each call, and the most bytes that its process ever held."""
+    """One turn of one contestant: seconds of each call, and the peak memory of its process in bytes."""
 
     seconds: list[float]
     peak_bytes: int
@@ -27,7 +27,7 @@ class Turn:
 
 
 class Worker:
-    """A process that works only while it is asked to: a line of text goes in, one of JSON comes out. `with` ends it."""
+    """A process that answers each line of text on stdin with one line of JSON and is otherwise idle. `with` ends it."""
 
     def __init__(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Worker:
             text=True,
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
-            process_group=0,  # so that what it started ends with it
+            process_group=0,  # so that its child processes end with it
         )
 
     def __enter__(self) -> "Worker":
@@ -48,7 +48,7 @@ class Worker:
         self.process.communicate()
 
     def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
-        """Its answer. Raises RuntimeError when it ended, said that it failed, or was ended after `limit` seconds."""
+        """Its answer. Raises RuntimeError if it exited, reported a failure, or was ended after `limit` seconds."""
         if limit is None:
             return self._ask(line)
         end = time.monotonic() + limit
@@ -58,7 +58,7 @@ class Worker:
             return self._ask(line)
         except RuntimeError:
             if time.monotonic() >= end:
-                raise RuntimeError(f"no answer in {limit:.0f} s; left out") from None
+                raise RuntimeError(f"no answer in {limit:.0f} s; excluded") from None
             raise
         finally:
             late.cancel()
@@ -69,10 +69,10 @@ class Worker:
             self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended before it was asked; the empty answer says so
+            pass  # it exited earlier, which the empty answer below reports
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; its message is above")
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; see its message above")
         found: dict[str, Any] = json.loads(answer)
         if "failed" in found:
             raise RuntimeError(found["failed"])
@@ -80,7 +80,7 @@ class Worker:
 
 
 def alternate(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each call answered, taken one after the other in every round."""
+    """The results of each call; every round runs all calls one after the other."""
     turns: dict[str, list[T]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -89,7 +89,7 @@ def alternate(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
 
 
 def passes(needs: Mapping[str, float], free: float) -> list[list[str]]:
-    """Contestants that fit into `free` bytes together, in their order; one that never fits has a pass of its own."""
+    """Groups of contestants that fit into `free` bytes together, in order; one that never fits is a group by itself."""
     groups: list[list[str]] = []
     left = 0.0
     for name, needed in needs.items():

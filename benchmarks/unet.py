@@ -1,4 +1,4 @@
-"""One U-Net call, random weights, ours and the peers' in turns: `python -m benchmarks.unet`."""
+"""Time one U-Net call with random weights, ours and other packages': `python -m benchmarks.unet`."""
 
 import argparse
 
@@ -9,8 +9,8 @@ from benchmarks.compare import add_options, run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="sd15", choices=networks.SHAPES)
-    parser.add_argument("--latents", type=int, help="height and width; by default what the shape was trained for")
-    parser.add_argument("--batch", type=int, default=2, help="with guidance, a picture takes two")
+    parser.add_argument("--latents", type=int, help="height and width; by default those that the shape was trained at")
+    parser.add_argument("--batch", type=int, default=2, help="rows of a batch; a picture with guidance needs two")
     add_options(parser)
     given = parser.parse_args()
     network = networks.unet(given.shape, given.latents, batch=given.batch, device=given.device)

@@ -1,7 +1,7 @@
-"""One contestant in a process of its own: `python -m benchmarks.worker MODULE NAME SETTINGS`.
+"""The process of one contestant: `python -m benchmarks.worker MODULE NAME SETTINGS`.
 
-MODULE has `build(name, settings)`, which answers with what is to be timed. Each line on stdin asks for a turn; the
-path of a file on it has the turn's last result saved there.
+MODULE has a function `build(name, settings)` that returns the call to time. Each line on stdin starts a turn; if the
+line contains a path, the last output of the turn is saved there.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import torch
 
 from latentdiff.runtime.memory import keep_freed_memory, peak_memory
 
-TURN_S = 0.5  # a turn goes on for this long: calls that take milliseconds are many
+TURN_S = 0.5  # minimum length of a turn; short calls are repeated
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -28,7 +28,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def take(call: Callable[[], Any], path: str) -> dict[str, Any]:
-    """Seconds of each call of a turn, and the most bytes that were held so far: of the GPU's memory where one is."""
+    """Seconds of each call of a turn, and peak memory so far in bytes, of the GPU if there is one."""
     seconds: list[float] = []
     while sum(seconds) < TURN_S:
         second, result = timed(call)
@@ -42,13 +42,13 @@ def take(call: Callable[[], Any], path: str) -> dict[str, Any]:
 def main() -> None:
     module, name, settings = sys.argv[1:]
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers, torch.no_grad():
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not be read as an answer
         try:
             call = importlib.import_module(module).build(name, settings)
             keep_freed_memory()
             for line in sys.stdin:
                 print(json.dumps(take(call, line.strip())), file=answers, flush=True)
-        except Exception as error:  # a peer that cannot run here has a row that says why
+        except Exception as error:  # the row of a contestant that cannot run here states the reason
             first = (str(error).strip() or "no message").splitlines()[0]
             print(json.dumps({"failed": f"{type(error).__name__}: {first}"}), file=answers, flush=True)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import coldstart, contestants, machine, memory, networks, numerics, pipeline, report, roofline, training
 from benchmarks import contest as contests
 from benchmarks.compare import chosen, compare, tabulate
-from benchmarks.contest import Contest, Entry, hold
+from benchmarks.contest import Contest, Entry, run_contest
 from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
 from benchmarks.turns import Turn, Worker, alternate, passes
@@ -191,8 +191,9 @@ def test_a_comparison_names_absent_and_failed_contestants(monkeypatch: pytest.Mo
     assert set(contest.turns) == {*names[:2], roofline.NAME}
     assert errors[REFERENCE] == 0 < errors[names[0]] < 0.05
     entry = Entry("benchmarks.contestants", SMALL["unet"].model_dump_json())
-    failed = hold({"stable-diffusion.cpp": entry}, 1, 0)
-    assert failed.notes == {"stable-diffusion.cpp": "RuntimeError: makes whole pictures only"} and not failed.turns
+    failed = run_contest({"stable-diffusion.cpp": entry}, 1, 0)
+    assert failed.notes == {"stable-diffusion.cpp": "RuntimeError: generates complete pictures only"}
+    assert not failed.turns
 
 
 @pytest.mark.slow
@@ -260,7 +261,7 @@ def test_a_contestant_over_the_time_limit_is_ended_with_its_children(tmp_path: P
     )
     with Worker("slow", "sleeper", environment={"PYTHONPATH": str(tmp_path)}) as worker:
         child = worker.ask("who?")["child"]
-        with pytest.raises(RuntimeError, match="no answer in 1 s; left out"):
+        with pytest.raises(RuntimeError, match="no answer in 1 s; excluded"):
             worker.ask("", limit=1)
         with pytest.raises(RuntimeError, match="ended with status -9"):
             worker.ask("", limit=60)
@@ -271,19 +272,19 @@ def test_a_contestant_over_the_time_limit_is_ended_with_its_children(tmp_path: P
 def test_a_contestant_that_fails_in_a_later_round_has_a_note_and_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(contests.Worker):
         def __init__(self, name: str, *_: object, **__: object) -> None:
-            self.name, self.asked = name, 0
+            self.name, self.count = name, 0
 
         def __exit__(self, *_: object) -> None: ...
 
         def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
-            self.asked += 1
-            if self.name == "bad" and self.asked == 3:
-                raise RuntimeError("no answer in 9 s; left out")
+            self.count += 1
+            if self.name == "bad" and self.count == 3:
+                raise RuntimeError("no answer in 9 s; excluded")
             return {"seconds": [1.0], "peak_bytes": 0}
 
     monkeypatch.setattr(contests, "Worker", Fails)
-    found = hold({"good": Entry("", ""), "bad": Entry("", "")}, 3, 1.0, limit=9)
-    assert found.notes == {"bad": "no answer in 9 s; left out"}
+    found = run_contest({"good": Entry("", ""), "bad": Entry("", "")}, 3, 1.0, limit=9)
+    assert found.notes == {"bad": "no answer in 9 s; excluded"}
     assert list(found.turns) == ["good"] and len(found.turns["good"]) == 3
 
 

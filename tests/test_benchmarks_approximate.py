@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.approximate import EXACT, Asked, Maker, Setting, compare_pictures, relative_error
+from benchmarks.approximate import EXACT, Inputs, Maker, Setting, compare_pictures, relative_error
 
 
 def test_errors_are_relative_to_the_exact_result() -> None:
@@ -19,9 +19,9 @@ def test_settings_are_named_by_their_effect() -> None:
 
 
 def test_each_setting_makes_its_own_pictures_from_the_same_seeds(model_folder: Path) -> None:
-    asked = Asked(model_folder, "cpu", 4, ["a red apple", "a cat face"])
+    inputs = Inputs(model_folder, "cpu", 4, ["a red apple", "a cat face"])
     (exact, pixels), (every, same), (near, _) = (
-        Maker(asked, setting).all() for setting in (Setting(()), Setting(("reuse",), 1), Setting(("reuse",), 2))
+        Maker(inputs, setting).all() for setting in (Setting(()), Setting(("reuse",), 1), Setting(("reuse",), 2))
     )
     assert pixels.dtype == torch.uint8 and len(pixels) == len(exact) == 2
     assert torch.equal(every, exact) and torch.equal(same, pixels) and not torch.equal(near, exact)
@@ -29,8 +29,8 @@ def test_each_setting_makes_its_own_pictures_from_the_same_seeds(model_folder: P
 
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_setting(model_folder: Path) -> None:
-    asked = Asked(model_folder, "cpu", 2, ["a red apple", "a cat face", "a rocket"])
-    lines = compare_pictures(asked, [Setting(()), Setting(("reuse",), 2)], rounds=1, real=None).splitlines()
+    inputs = Inputs(model_folder, "cpu", 2, ["a red apple", "a cat face", "a rocket"])
+    lines = compare_pictures(inputs, [Setting(()), Setting(("reuse",), 2)], rounds=1, real=None).splitlines()
     assert (
         len(lines) == 4 and lines[2].startswith(f"| {EXACT} | ") and lines[2].endswith("| 0.000 | 0.000 | inf | 0.00 |")
     )

@@ -173,7 +173,7 @@ def test_models_without_a_pixel_likelihood_are_one_line_errors(
     assert message in error and error.count("\n") == 1
 
 
-def test_independent_bits_of_uniform_pixels() -> None:
+def test_independent_bits_have_their_closed_form() -> None:
     train = torch.tensor([0, 0, 0, 1]).view(4, 1, 1, 1)
     expected = -(3 / 4 * math.log2(4 / 6) + 1 / 4 * math.log2(2 / 6))
     assert likelihood.independent_bits(train, train, 2) == pytest.approx(expected)

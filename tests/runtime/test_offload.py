@@ -42,34 +42,34 @@ def _block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_plain_modules_with_offload_give_identical_bits(
     folder: str, dtype: str, request: pytest.FixtureRequest
 ) -> None:
-    plain, lent = (
+    plain, offloaded = (
         LatentDiffusionPipeline.from_pretrained(
             request.getfixturevalue(folder), device="cpu", dtype=dtype, optimize="off", low_memory=low_memory
         )
         for low_memory in (False, True)
     )
-    assert held(lent) < held(plain) / 50
-    assert torch.equal(latents_of(plain), latents_of(lent))
-    assert np.array_equal(pixels_of(plain), pixels_of(lent))
-    assert held(lent) < held(plain) / 50
+    assert held(offloaded) < held(plain) / 50
+    assert torch.equal(latents_of(plain), latents_of(offloaded))
+    assert np.array_equal(pixels_of(plain), pixels_of(offloaded))
+    assert held(offloaded) < held(plain) / 50
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1), ("bfloat16", 24)])
 def test_native_layers_differ_from_plain_ones_by_the_usual_tolerance(model_folder: Path, dtype: str, most: int) -> None:
-    plain, lent = (
+    plain, offloaded = (
         LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype=dtype, **options)
         for options in ({"optimize": "off"}, {"low_memory": True})
     )
-    assert np.abs(pixels_of(plain) - pixels_of(lent)).max() <= most
+    assert np.abs(pixels_of(plain) - pixels_of(offloaded)).max() <= most
 
 
 @pytest.mark.usefixtures("_block_bytes")
-def test_every_weight_is_mapped_once_per_call(model_folder: Path) -> None:
+def test_every_weight_belongs_to_exactly_one_block(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for model in (pipe.denoiser, pipe.vae, *pipe.text.encoders):
         assert isinstance(model, nn.Module)
-        lent = [weight for _, block in offload._blocks(model) for weight in block.parameters()]
-        assert len(lent) == len({id(weight) for weight in lent}) == len(list(model.parameters()))
+        offloaded = [weight for _, block in offload._blocks(model) for weight in block.parameters()]
+        assert len(offloaded) == len({id(weight) for weight in offloaded}) == len(list(model.parameters()))
 
 
 def test_threads_do_not_take_weights_from_each_other(model_folder: Path) -> None:
