@@ -13,12 +13,12 @@
 
 namespace {
 
-constexpr int VECTORS = LANES == 4 ? 4 : 2;          // of queries in a block
+constexpr int VECTORS = LANES == 4 ? 4 : 2;  // of queries in a block
 constexpr int QUERIES = VECTORS * LANES;
-constexpr int ROWS = REGISTERS / VECTORS / 2;        // of keys or values whose sums are in registers at once
-constexpr int64_t KEYS = 256;                        // whose weights are computed before they meet the values
-constexpr float MOST = 80.0f;      // powers of two; sums of values have room up to 2^128
-constexpr float FAR = 230.0f;      // powers of two: a larger bound would leave sums that are too small
+constexpr int ROWS = REGISTERS / VECTORS / 2;  // of keys or values whose sums are in registers at once
+constexpr int64_t KEYS = 256;                  // whose weights are computed before they meet the values
+constexpr float MOST = 80.0f;                  // powers of two; sums of values have room up to 2^128
+constexpr float FAR = 230.0f;                  // powers of two: a larger bound would leave sums that are too small
 constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of that much, weights below 2^-126 do not matter
 constexpr float LEAST_POWER = -126.0f;
 constexpr float LOG2_E = 1.44269504f;
@@ -47,7 +47,6 @@ struct Problem {
 struct Bfloat16Source {
     using Type = bits;
     static constexpr int VALUES = 2;
-    static words pack(floats first, floats second) { return round_pair(first, second); }
 };
 
 struct FloatSource {
