@@ -11,10 +11,10 @@ from latentdiff.text.tokenizer import CLIPTokenizer
 
 
 class TextConditioner(nn.Module):
-    """One CLIP text encoder (SD 1 and 2), or two whose states are joined along the width (SDXL).
+    """One CLIP text encoder (SD 1 and 2, SDXL refiner), or two whose states are joined along the width (SDXL).
 
-    SD reads the last layer after its norm; SDXL reads the layer before the last of each, and the second encoder's
-    projected pooled vector (Podell et al. 2023, sec. 2.1).
+    SD reads the last layer after its norm. SDXL and its refiner read the layer before the last of each encoder, and the
+    projected pooled vector of the last, which tells them apart (Podell et al. 2023, sec. 2.1).
     """
 
     def __init__(self, tokenizers: list[CLIPTokenizer], encoders: Sequence[CLIPTextModel]) -> None:
@@ -41,7 +41,7 @@ class TextConditioner(nn.Module):
         device = next(self.parameters()).device
         ids = [batch.to(device) for batch in self.tokenize(prompts)]
         outputs = [encoder(i) for encoder, i in zip(self.encoders, ids, strict=True)]
-        if len(outputs) == 1:
+        if outputs[-1].text_embeds is None:
             return Conditioning(outputs[0].last_hidden_state)
         hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
         return Conditioning(hidden, outputs[-1].text_embeds)

@@ -13,9 +13,10 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from latentdiff.checkpoints.components import read_pipeline
+from latentdiff.checkpoints.components import open_model, read_pipeline
 from latentdiff.checkpoints.folder import WEIGHTS, load_weights
 from latentdiff.checkpoints.hub import bundled_model, locate
+from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.errors import CheckpointError
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import read_weights, small_components, small_unet_config
@@ -189,3 +190,49 @@ def test_weights_of_another_config_are_refused(folder: Path) -> None:
 
 def test_without_a_name_the_bundled_model_is_meant() -> None:
     assert locate(None) == bundled_model()
+
+
+def shard(file: Path, variant: str) -> None:
+    """Split a safetensors file in two, as diffusers and transformers name the shards of a variant."""
+    state, stem, inner = load_file(file), file.name.removesuffix(".safetensors"), f".{variant}" if variant else ""
+    names = {key: f"{stem}{inner}-{1 + i % 2:05d}-of-00002.safetensors" for i, key in enumerate(state)}
+    for part in set(names.values()):
+        save_file({key: value for key, value in state.items() if names[key] == part}, file.parent / part)
+    (file.parent / f"{stem}.safetensors.index{inner}.json").write_text(json.dumps({"weight_map": names}))
+    file.unlink()
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("variant", ["", "fp16", "non_ema"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_variants_and_shards_open_in_every_component(component: str, variant: str, shards: bool, folder: Path) -> None:
+    (file,) = (folder / component).glob("*.safetensors")
+    if shards:
+        shard(file, variant)
+    elif variant:
+        file.rename(file.with_name(file.name.replace(".safetensors", f".{variant}.safetensors")))
+    made, read = small_components(), read_pipeline(folder, torch.float32)
+    assert same(made.denoiser, read.denoiser) and same(made.vae, read.vae) and same(made.text, read.text)
+
+
+def test_a_variant_is_chosen_by_name(folder: Path) -> None:
+    file = folder / "unet" / f"{WEIGHTS}.safetensors"
+    changed = {key: value + 1 for key, value in load_file(file).items()}
+    save_file(changed, folder / "unet" / f"{WEIGHTS}.ema.safetensors")
+        {key: value + 1 for key, value in load_file(file).items()}, folder / "unet" / f"{WEIGHTS}.ema.safetensors"
+    )
+    for name in ("vae", "text_encoder"):
+        (other,) = (folder / name).glob("*.safetensors")
+        shutil.copy(other, other.with_name(other.name.replace(".safetensors", ".ema.safetensors")))
+    plain = read_pipeline(folder, torch.float32).denoiser.conv_in.bias
+    ema = read_pipeline(open_model(folder, OpenOptions(variant="ema")), torch.float32).denoiser.conv_in.bias
+    assert torch.equal(ema, plain + 1)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"x": 3}, {"x": "gone.safetensors"}])
+def test_a_damaged_index_is_one_line(weight_map: Any, folder: Path) -> None:
+    (folder / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    (folder / "unet" / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"has no weight_map|is missing or damaged") as caught:
+        read_pipeline(folder, torch.float32)
+    assert "\n" not in str(caught.value)

@@ -243,3 +243,14 @@ def test_pruned_unets_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
         ours = build(open_unet(tmp_path / "unet"), torch.float32)
         found = ours(*inputs[:2], Conditioning(inputs[2]))
         assert torch.allclose(found, theirs(*inputs).sample, atol=1e-5)
+
+
+def test_the_refiner_reads_the_state_before_the_last_and_pooled_text(files: Any) -> None:
+    text = read_pipeline(open_model(files("xl-refiner")), torch.float32).text
+    folder = files("xl-refiner").with_suffix("") / "text_encoder_2"
+    theirs = transformers.CLIPTextModelWithProjection.from_pretrained(folder)
+    with torch.no_grad():
+        wanted = theirs(text.tokenizers[0](["a red cat"]), output_hidden_states=True)
+    found = text.encode(["a red cat"])
+    assert torch.allclose(found.hidden, wanted.hidden_states[-2], atol=1e-5)
+    assert found.pooled is not None and torch.allclose(found.pooled, wanted.text_embeds, atol=1e-5)
