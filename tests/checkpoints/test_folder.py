@@ -219,8 +219,6 @@ def test_a_variant_is_chosen_by_name(folder: Path) -> None:
     file = folder / "unet" / f"{WEIGHTS}.safetensors"
     changed = {key: value + 1 for key, value in load_file(file).items()}
     save_file(changed, folder / "unet" / f"{WEIGHTS}.ema.safetensors")
-        {key: value + 1 for key, value in load_file(file).items()}, folder / "unet" / f"{WEIGHTS}.ema.safetensors"
-    )
     for name in ("vae", "text_encoder"):
         (other,) = (folder / name).glob("*.safetensors")
         shutil.copy(other, other.with_name(other.name.replace(".safetensors", ".ema.safetensors")))
