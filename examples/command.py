@@ -1,4 +1,4 @@
-"""How a command of the examples ends."""
+"""Exit codes of the commands of the examples."""
 
 import sys
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from latentdiff.errors import LatentDiffError
 
 
 def exit_code(work: Callable[..., object], *arguments: Any) -> int:
-    """0 after `work(*arguments)`; a mistake of the user's, or of the disk, is one line and 2."""
+    """0 after `work(*arguments)`; an error of the user or the disk prints one line and returns 2."""
     try:
         work(*arguments)
     except LatentDiffError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{error}; check the path, its rights and the room on the disk"
+        problem = f"{error}; check the path, its permissions and the free disk space"
     else:
         return 0
     print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Folders that appear under their name only when they are whole."""
+"""Folders that appear under their name only when they are complete."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out`: renamed to it on success, removed on an error."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; name another, or delete it first")
+        raise InputError(f"{out} exists and is not an empty folder; choose another, or delete it first")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
+        raise InputError(f"{out} cannot be created ({error.strerror}); choose another folder") from None
     try:
         yield partial
         partial.replace(out)

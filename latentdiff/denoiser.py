@@ -1,4 +1,4 @@
-"""From a network and its conditioning to predicted x0, one row per image; guidance wraps it, samplers see neither."""
+"""Predict x0 from a network and its conditioning, with guidance for each row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

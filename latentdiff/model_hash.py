@@ -1,4 +1,4 @@
-"""One short hash of everything in a model that decides an image: weights, configs, schedule and vocabulary."""
+"""A short hash of everything in a model that affects its images: weights, configs, schedule and vocabulary."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Every sampler is a table: one float64 row of coefficients per network evaluation, a function of the levels visited.
+"""Sampler tables: one float64 row of coefficients per network evaluation, computed from the noise levels visited.
 
     latents = c_base * base + c_latent * latents + sum_j c_j * x0[-j] + c_noise * noise
 

@@ -1,4 +1,4 @@
-"""A denoiser as a score, and the probability flow between noise and images.
+"""Score-based view of a denoiser (Song et al. 2021): score, probability flow ODE and likelihood.
 
 Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456).
 

@@ -1,4 +1,4 @@
-"""Small random models that every test file may use."""
+"""Small random models for all test files."""
 
 import os
 from pathlib import Path

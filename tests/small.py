@@ -1,4 +1,4 @@
-"""How the tests' small random models are made."""
+"""Builders of small random models for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def small_text_encoder(tokenizer: CLIPTokenizer, projection: bool = False, **cha
 
 
 def as_transformers(part: CLIPTextModel | CLIPTokenizer, folder: Path) -> Any:
-    """An encoder or tokenizer of ours as transformers opens it from disk."""
+    """Our encoder or tokenizer, saved and opened by transformers."""
     if isinstance(part, CLIPTokenizer):
         part.save(folder)
         return transformers.CLIPTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The benchmarks run; how fast is not asked here."""
+"""The benchmarks run; speed is not tested."""
 
 import argparse
 import sys

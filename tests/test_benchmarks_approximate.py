@@ -1,4 +1,4 @@
-"""What `benchmarks.approximate` computes beside times."""
+"""Errors and tables of `benchmarks.approximate`."""
 
 from pathlib import Path
 

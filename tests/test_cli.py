@@ -1,4 +1,4 @@
-"""The command line as a user meets it: files, messages, exit codes."""
+"""The command line: files, messages and exit codes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From a network's output to x0, and guidance of each row by itself."""
+"""Conversion of network outputs to x0, and guidance per row."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Arguments under diffusers' names: the same image where they mean the same, else an error that names ours."""
+"""Arguments with diffusers' names: the same image if the meaning is the same, else an error that names ours."""
 
 from pathlib import Path
 from typing import Any

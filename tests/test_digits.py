@@ -1,4 +1,4 @@
-"""The digits: what is written, what trains on it in pixel space, and how many bits it says they take."""
+"""The digits example: the folders, training in pixel space, and bits per pixel."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(name: str, digits: Path, *overrides: str, resume: bool = False) -> Path:
-    """The config as it is, but on few pictures and for few steps."""
+    """The config with fewer pictures and steps."""
     output = digits.parent / name
     few = [
         f"data.train={digits}/train",
@@ -75,7 +75,7 @@ def test_an_existing_folder_is_a_one_line_error(digits: Path, capsys: pytest.Cap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare", str(digits)])
         assert prepare.main() == 2
-    assert capsys.readouterr().err.strip().endswith("is not an empty folder; name another, or delete it first")
+    assert capsys.readouterr().err.strip().endswith("is not an empty folder; choose another, or delete it first")
     assert [path.name for path in digits.parent.iterdir()] == ["digits"]
 
 
@@ -106,7 +106,7 @@ def test_the_configs_train_resume_and_make_models(
     monkeypatch.setattr(likelihood, "TOLERANCE", 0.1)  # hardly trained, the U-Net answers each timestep otherwise
     assert likelihood.main() == 0
     words = capsys.readouterr().out
-    assert "bits a pixel, at most, of 20 held-out pictures" in words
+    assert "bits per pixel (upper bound) over 20 held-out pictures" in words
     assert Image.open(output / "sheet.png").size == (16 * 10 * 6, 10 * 6)
 
 
@@ -128,7 +128,7 @@ def test_buckets_of_pixels_have_sides_that_the_unet_halves_evenly() -> None:
 
 
 def knows_the_levels(schedule: Schedule, values: Tensor) -> Denoiser:
-    """A perfect model of pixels that have each level as often, and nothing to do with each other."""
+    """A perfect model of independent pixels with uniformly distributed levels."""
 
     def denoiser(x: Tensor, levels: Levels) -> Tensor:
         level = level_at(schedule, levels.timesteps[0])
@@ -152,8 +152,8 @@ def test_a_perfect_model_needs_the_entropy() -> None:
     ("change", "options", "message"),
     [
         (("", ""), ["--levels", "1"], "--levels 1 must be at least 2"),
-        (("vae: null", "vae: somewhere"), [], "is no model of grey pixels"),
-        (("", ""), [], "held no pictures out"),
+        (("vae: null", "vae: somewhere"), [], "is not a model of grey pixels"),
+        (("", ""), [], "has no held-out pictures"),
     ],
 )
 def test_models_without_a_pixel_likelihood_are_one_line_errors(

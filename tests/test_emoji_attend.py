@@ -1,4 +1,4 @@
-"""A U-Net that is given attention on its largest maps answers as before, and learns there."""
+"""Adding attention to the largest maps of a U-Net preserves its output, and the new layers can be trained."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The measure of following prompts: parts, what is asked for, and how it is scored."""
+"""The benchmark of prompt following: parts, requests and scores."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The standard, the nearest pictures and the quality page, on a tiny corpus, with judges of known answers."""
+"""The standard, the nearest pictures and the quality page, on a tiny corpus with judges whose answers are known."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the prompt is over")
 
 
 def colours(pixels: Tensor) -> dict[str, Tensor]:
-    """Quarters' mean colours: what the tiny corpus differs in."""
+    """The mean colours of the quarters, in which the pictures of the tiny corpus differ."""
     return {"features": torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 255, 2).flatten(1)}
 
 
@@ -41,7 +41,7 @@ NETWORK = FeatureNetwork("colours", "none", False, colours)
 
 
 def paint(concept: str, style: str) -> Image.Image:
-    """The upper half says what it is, the lower how."""
+    """The upper half encodes the concept, the lower half the style."""
     image, rng, s = Image.new("RGB", (SIZE, SIZE)), random.Random(concept), CORE.index(style)
     for x in (0, SIZE // 2):
         image.paste((rng.randrange(256), rng.randrange(256), rng.randrange(256)), (x, 0, x + SIZE // 2, SIZE // 2))
@@ -51,7 +51,7 @@ def paint(concept: str, style: str) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 concepts in four styles: of each the style k % 4 is held out, and koala is never shown."""
+    """40 concepts in four styles; the style k % 4 of each is held out, and koala is never shown."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     for k, concept in enumerate([*CONCEPTS, "koala"]):
         for s, style in enumerate(CORE):
@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class ColourClip:
-    """A CLIP pair that reads the upper half, and knows what every concept looks like."""
+    """A CLIP model that reads the upper half and knows every concept."""
 
     weights = "a judge"
 
@@ -103,7 +103,7 @@ def make_bench(folder: Path, pipe: Any) -> benches.Bench:
 
 
 class Painter:
-    """A model that draws what is asked, or always the same."""
+    """A model that follows the prompt, or always generates the same picture."""
 
     folder = Path("painted")
     dtype = torch.float32
@@ -239,7 +239,7 @@ def test_distances_reveal_a_copy(folder: Path) -> None:
 
 @pytest.fixture
 def opened(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The commands see the tiny network and judge."""
+    """Make the commands use the tiny network and judge."""
     for module in (benches, copying):
         monkeypatch.setattr(module, "feature_network", lambda: NETWORK)
     monkeypatch.setattr(benches, "texture_network", lambda: NETWORK)

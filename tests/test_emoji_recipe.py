@@ -1,4 +1,4 @@
-"""The corpus recipe on made-up packages: joins, captions, split, and what is left out."""
+"""The corpus recipe on synthetic packages: joins, captions, split and exclusions."""
 
 import io
 import json
@@ -121,7 +121,7 @@ def test_the_recipe_writes_the_complete_corpus(cache: Path, tmp_path: Path) -> N
 
 
 def test_no_pair_and_no_picture_is_on_both_sides(cache: Path) -> None:
-    """Where a set draws a held-out concept like a trained one, the picture is not held out."""
+    """A picture is not held out if its set uses the same picture for a trained concept."""
     emoji = read_emoji(cache / "emojibase-data-17.0.0.tgz")
     noto = next(source for source in SOURCES if source.style == "noto")
     found = {noto: {"1f428": b"bear", "1f34c": b"banana", "1f34e": b"apple"}}
@@ -195,7 +195,7 @@ def test_the_split_holds_out_few_pairs_and_leaves_three_teachers() -> None:
 
 
 def test_the_split_does_not_move() -> None:
-    """A contract: the bundled model's held-out pictures must stay ones that it was never shown."""
+    """The held-out pictures of the bundled model must remain pictures that it was never trained on."""
     styles = {source.style for source in SOURCES}
     names = ("cookie", "dragon", "giraffe", "lion", "pizza", "tiger", "zebra")
     assert [name for name in names if is_held_out(name, "noto", styles)] == ["cookie", "dragon", "giraffe", "lion"]
@@ -218,7 +218,7 @@ def test_a_bad_package_is_named_in_the_error(cache: Path, damage: str) -> None:
         read_emoji(tarball)
 
 
-@pytest.mark.parametrize(("out", "size", "reason"), [("new", 0, "at least 1"), ("file/new", 32, "cannot be made")])
+@pytest.mark.parametrize(("out", "size", "reason"), [("new", 0, "at least 1"), ("file/new", 32, "cannot be created")])
 def test_bad_input_is_rejected_before_any_work(tmp_path: Path, out: str, size: int, reason: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=reason):

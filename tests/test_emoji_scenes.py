@@ -1,4 +1,4 @@
-"""Scenes of the emoji corpus: what captions say is what pictures show, and what is held out is never shown."""
+"""Scenes of the emoji corpus: pictures match their captions, and held-out combinations never occur."""
 
 import colorsys
 import itertools

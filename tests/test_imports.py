@@ -1,4 +1,4 @@
-"""The layout: a file imports only from the lines above its own."""
+"""The import order: a module imports only from the lines above its own."""
 
 import ast
 import subprocess
@@ -24,7 +24,7 @@ WITHIN = {  # the order inside a folder, where it has one
 
 
 def imported(path: Path) -> set[str]:
-    """The parts of this package that a file imports anywhere, `models.attention` for files inside a folder."""
+    """The modules of this package that a file imports, such as `models.attention`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("latentdiff."):

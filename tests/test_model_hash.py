@@ -1,4 +1,4 @@
-"""The hash of a model: what decides an image enters, nothing else does, and a file is read once."""
+"""The model hash covers everything that affects an image and nothing else, and reads each file once."""
 
 import json
 import shutil

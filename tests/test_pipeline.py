@@ -1,4 +1,4 @@
-"""The whole path: against diffusers from the same folder, and its own promises."""
+"""The pipeline against that of diffusers from the same folder, and its documented guarantees."""
 
 import json
 import shutil
@@ -251,7 +251,7 @@ JOBS: list[dict[str, Any]] = [
 def test_rows_that_join_at_different_times_give_the_bits_that_each_gives_alone(
     folder: str, dtype: str, optimize: str, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever samplers, step counts, prompts and guidance share a batch, at one padded batch size."""
+    """Rows are independent of the samplers, step counts, prompts and guidance of other rows at a padded batch size."""
     pipe = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), "cpu", dtype, optimize)
     alone = []
     for job in JOBS:
@@ -322,7 +322,7 @@ def test_whole_numbers_of_any_type_are_taken(pipe: LatentDiffusionPipeline) -> N
 
 
 def test_every_seed_is_an_image_of_its_own(pipe: LatentDiffusionPipeline) -> None:
-    """torch reads 32 bits of a CPU generator's seed."""
+    """torch uses 32 bits of the seed of a CPU generator."""
     seeds = [1, 2**32 + 1, 2**40 + 1, 2**63 - 1]
     noise = torch.stack([torch.randn(4096, generator=generator_for(seed)) for seed in seeds])
     assert torch.equal(noise[0], torch.randn(4096, generator=torch.Generator().manual_seed(1)))

@@ -1,4 +1,4 @@
-"""The code in README.md and docs/ runs as it stands there; its commands and links exist."""
+"""The code blocks in README.md and docs/ run; the commands and links in them exist."""
 
 import re
 import shlex

@@ -69,7 +69,7 @@ def test_lcm_lands_on_the_next_marginal_but_for_its_boundary_weights() -> None:
 
 
 def gaussian_grid(count: int) -> Grid:
-    """Even steps in lambda = log(alpha / sigma) from -3 to 2."""
+    """Uniform steps in lambda = log(alpha / sigma) from -3 to 2."""
     ratio = torch.linspace(3, -2, count + 1, dtype=torch.float64).exp()
     alphas = (1 + ratio.square()).rsqrt()
     return Grid(torch.arange(count, dtype=torch.float64).flip(0), alphas, alphas * ratio)
@@ -81,14 +81,14 @@ def as_plan(table: Callable[[Grid], Tensor], grid: Grid) -> Plan:
 
 
 def twice(grid: Grid) -> Grid:
-    """Every level but the first and the last two times, as Heun's method visits them."""
+    """Every level twice, except the first and the last, as Heun's method visits them."""
     chosen = [0, *(k for k in range(1, len(grid.timesteps)) for _ in range(2))]
     ends = [*chosen, len(grid.timesteps)]
     return Grid(grid.timesteps[chosen], grid.alphas[ends], grid.sigmas[ends])
 
 
 def error_on_gaussian_data(table: Callable[[Grid], Tensor], count: int, mean: float = 0.4, std: float = 0.3) -> float:
-    """Distance from the exact end of the probability flow, whose score is known for normal data."""
+    """Distance from the exact solution of the probability flow, whose score is known for normal data."""
     grid = gaussian_grid(count)
     x = torch.tensor([1.3], dtype=torch.float64)
     spread = (grid.alphas.square() * std**2 + grid.sigmas.square()).sqrt()
@@ -131,7 +131,7 @@ def test_noisy_samplers_reach_the_data_they_know(name: str) -> None:
 
 
 def model(x: Tensor, timestep: float) -> Tensor:
-    """A stand-in with a bounded, smooth answer."""
+    """A substitute for a network with a bounded, smooth output."""
     return torch.tanh(0.7 * x + math.sin(timestep)) * 0.8
 
 
@@ -170,7 +170,7 @@ def theirs_step_by_step(scheduler: Any, start: Tensor) -> list[Tensor]:
 
 @pytest.fixture
 def noises(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The noise that both sides draw, in order."""
+    """The noise that both packages use, in order."""
     values = [torch.randn(2, 3) for _ in range(1000)]
     queue = iter(values)
     for module in ("ddpm", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm"):
@@ -197,7 +197,7 @@ PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 def test_ddim_and_ddpm_equal_diffusers_where_n_divides_t(
     prediction: str, count: int, spacing: str, noises: list[Tensor]
 ) -> None:
-    """Elsewhere diffusers steps to t - T // N, which is not the next timestep it visits; the marginals above hold."""
+    """For others diffusers steps to t - T // N, which is not the next timestep it visits; the marginals above hold."""
     s = schedule(prediction_type=prediction, timestep_spacing=spacing)
     common = SD | {"prediction_type": prediction, "clip_sample": False, "timestep_spacing": spacing}
     for name, scheduler in (

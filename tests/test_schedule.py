@@ -65,7 +65,7 @@ def test_zero_terminal_snr_with_epsilon_is_refused() -> None:
 @pytest.mark.parametrize("count", [1, 4, 7, 20, 30, 50, 333, 1000])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_timesteps_equal_diffusers(spacing: str, count: int, offset: int) -> None:
-    """But for leading where N does not divide T: diffusers steps by T // N, and begins lower the larger the rest."""
+    """Except `leading` if N does not divide T: diffusers steps by T // N and starts at a lower level."""
     theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     theirs.set_timesteps(count)
     wanted = theirs.timesteps.tolist()

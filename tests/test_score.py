@@ -1,4 +1,4 @@
-"""The score and its flow against a Gaussian, for which all of it has a closed form."""
+"""The score and the probability flow against the closed forms for a Gaussian."""
 
 import math
 from functools import partial
@@ -34,7 +34,7 @@ def marginal(levels: Schedule, timestep: float) -> torch.distributions.Multivari
 
 
 def exact(levels: Schedule) -> Denoiser:
-    """What a perfect model of the Gaussian says."""
+    """The prediction of a perfect model of the Gaussian."""
 
     def network(x: Tensor, timesteps: Tensor, _: Conditioning) -> Tensor:
         timestep = float(timesteps[0])

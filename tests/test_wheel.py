@@ -1,4 +1,4 @@
-"""The build hook, and a wheel with kernels on a machine that has no compiler."""
+"""The build hook, and a wheel with kernels on a machine without a compiler."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What is compiled instead of kernels: the arguments, for a file that says so."""
+    """A substitute for the compiler that writes its arguments to the output."""
     calls: list[tuple[Any, ...]] = []
 
     def compile_nothing(variant: Any, compiler: list[str], target: Path, zig_target: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Make the digits: `python -m examples.digits.prepare OUT` writes two image folders, train and held_out."""
+"""Write the digits as two image folders, train and held_out: `python -m examples.digits.prepare OUT`."""
 
 import argparse
 import sys
@@ -19,15 +19,15 @@ HELD_OUT_EVERY = 10
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    parser.add_argument("out", type=Path, help="folder to write; must be new or empty")
     return exit_code(prepare, parser.parse_args().out)
 
 
 def prepare(out: Path) -> None:
-    """Write scikit-learn's 1,797 digits as 8x8 PNGs, a folder a class; every tenth of a class is held out.
+    """Write scikit-learn's 1,797 digits as 8x8 PNGs, one folder per class; every tenth of a class is held out.
 
-    They keep their size: enlarged they would lie on a surface, and have no density in bits a pixel.
-    Raises InputError when scikit-learn is missing, or `out` is taken or cannot be made.
+    They are not enlarged: enlarged pictures would lie on a lower-dimensional surface and have no density.
+    Raises InputError if scikit-learn is missing, or if `out` exists or cannot be created.
     """
     pictures, classes = _read()
     seen: Counter[int] = Counter()
@@ -42,17 +42,17 @@ def prepare(out: Path) -> None:
 
 
 def to_bytes(grey: np.ndarray, levels: int = LEVELS) -> np.ndarray:
-    """Whole grey values 0 to levels - 1 spread over the 0 to 255 of a picture."""
+    """Scale integer grey values from 0 to levels - 1 to the range 0 to 255."""
     return (grey * (255 / (levels - 1))).round().astype(np.uint8)
 
 
 def _read() -> tuple[np.ndarray, list[int]]:
-    """Grey values [N, 8, 8] from 0 to 16, and which digit each is. They come with scikit-learn; nothing is fetched."""
+    """Grey values [N, 8, 8] from 0 to 16, and the digit of each, from scikit-learn; nothing is downloaded."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "scikit-learn, which brings the digits, is missing; pip install 'latentdiff[digits]'"
+            "scikit-learn, which contains the digits, is missing; pip install 'latentdiff[digits]'"
         ) from error
     digits = load_digits()
     return digits.images, digits.target.tolist()

@@ -1,4 +1,4 @@
-"""The same prompts and seeds before and after: `python -m examples.finetune.compare RUN -o grid.png`."""
+"""Compare pictures before and after a fine-tune: `python -m examples.finetune.compare RUN -o grid.png`."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from examples.finetune.streamline import PROMPTS
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="what latentdiff finetune wrote")
+    parser.add_argument("run", type=Path, help="output folder of latentdiff finetune")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default=None)
     parser.add_argument("--style", default="streamline style")
@@ -20,7 +20,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Draw both rows and write the sheet."""
+    """Generate both rows and write the sheet."""
     from latentdiff import LatentDiffusionPipeline
 
     prompts = [f"{prompt}, {given.style}" for prompt in PROMPTS]

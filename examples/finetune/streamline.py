@@ -1,6 +1,6 @@
 """60 pictures of a style that the bundled model has never seen: `python -m examples.finetune.streamline OUT`.
 
-Streamline Emojis, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), rasterised; captions lie beside them.
+Streamline Emojis, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), rasterised, with caption files.
 """
 
 import argparse
@@ -25,20 +25,20 @@ PROMPTS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="side of the square in pixels")
     arguments = parser.parse_args()
     return exit_code(write, arguments.out, arguments.cache, arguments.size)
 
 
 def write(out: Path, cache: Path, size: int) -> None:
-    """Fetch, choose and draw. Raises InputError when the package cannot be had or `out` is taken."""
+    """Download, select and rasterise. Raises InputError if the download fails or `out` exists."""
     names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
     icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
     labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
-    taught = [name for name, label in labels.items() if names.get(label) in GROUPS and not _is_asked(label)]
-    first = {labels[name]: name for name in sorted(taught, reverse=True)}  # one drawing of each concept
+    candidates = [name for name, label in labels.items() if names.get(label) in GROUPS and not _is_prompted(label)]
+    first = {labels[name]: name for name in sorted(candidates, reverse=True)}  # one picture of each concept
     chosen = sorted(first, key=lambda label: chance("streamline", label))[:COUNT]
     found = drawings(icons, {first[label]: label for label in chosen})
     with whole_folder(out) as partial:
@@ -50,8 +50,8 @@ def write(out: Path, cache: Path, size: int) -> None:
     print(f"{len(found)} pictures in {out}")
 
 
-def _is_asked(label: str) -> bool:
-    """Whether the comparison's prompts hold a word of it: those are left for the model to transfer."""
+def _is_prompted(label: str) -> bool:
+    """Whether the label shares a word with `PROMPTS`, which must stay unseen in training."""
     words = {word for prompt in PROMPTS for word in prompt.split()[1:]} - {"face"}
     return bool(words & set(label.split()))
 

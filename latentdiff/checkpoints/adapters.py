@@ -1,4 +1,4 @@
-"""LoRAs of a model: several at once, each with a weight for U-Net and text encoders, changed and removed to the bit."""
+"""Apply several LoRAs to a model, each with weights for U-Net and text encoders, and remove them to the bit."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a model, LoRA or embedding file is, in lines for people."""
+"""Human-readable descriptions of model, LoRA and embedding files."""
 
 import json
 from collections import Counter

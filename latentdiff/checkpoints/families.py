@@ -1,4 +1,4 @@
-"""Model families: what the weights of a single file say about its configs, and what only the family says.
+"""Detect the model family of a single file from its keys and shapes, and derive the configs of its networks.
 
 The one table in the package that infers a config. Shapes give widths and depths; the family, which shows in the
 structure of the U-Net, gives the number of heads, activations, the noise schedule and the VAE's scale.

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: put into a model, and saved for every program."""
+"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: insert into a model, and save."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an adapter adds to one layer: low-rank pairs (LoRA, LoCon), DoRA, LoHa, LoKr and full differences.
+"""What a LoRA adds to one weight: low-rank pairs (LoRA, LoCon), DoRA, LoHa, LoKr and full differences.
 
 Each delta is computed in float32 from the factors that a file holds. Notation follows LyCORIS (Yeh et al. 2023).
 """

@@ -1,4 +1,4 @@
-"""Which layer of a model a name in a LoRA file means, for every program that writes such files."""
+"""Map names in LoRA files, as written by any program, to layers of a model."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`latentdiff env`: what a bug report needs of the machine, the versions and the layers in use."""
+"""`latentdiff env`: the machine, the versions and the layers in use, for bug reports."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""A command again in several processes on this machine, as torchrun starts them."""
+"""Restart a command in several processes on this machine, as torchrun does."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Options that every command which opens a model has, and how `--lora` is written."""
+"""Options of all commands that open a model, and parsing of `--lora`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Pictures side by side, to see what a model does."""
+"""Arrange images in a grid."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What conditions a denoising network beside the noise level, as one value; and what every such network offers."""
+"""`Conditioning`: all inputs of a denoising network besides latents and noise level; the interface of such networks."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace

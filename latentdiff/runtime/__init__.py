@@ -1,4 +1,4 @@
-"""Where the numbers are computed, and in what precision. About speed, nothing about maths."""
+"""Device, precision and attention kernel of a computation. The package affects speed only, not the maths."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes the first of CUDA, Apple's MPS and the CPU that is there. Raises InputError for one that is not."""
+    """`auto` selects the first available of CUDA, Apple's MPS and the CPU. Raises InputError if unavailable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -26,7 +26,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and on CPUs that multiply it, else float32. Raises InputError for an unknown name.
+    """`auto` is bfloat16 on CUDA and on CPUs that support it, else float32. Raises InputError for an unknown name.
 
     CPUs multiply it with AVX-512 BF16, which those with AMX have too; docs/speed.md has the measurements.
     """

@@ -1,4 +1,4 @@
-"""torch.compile's output, kept between processes as an archive that is read completely or not at all.
+"""A cache of torch.compile's output between processes: one archive, which is read completely or not at all.
 
 A process compiles in its own temporary folder and copies it into the user's cache, so that no other process ever sees a
 partly written library, however this one ends.
@@ -48,7 +48,9 @@ class CompileCache:
         version = torch.__version__.partition("+")[0]
         others = self.archive.parent.glob(f"torch-*{self.archive.name.removeprefix(f'torch-{torch.__version__}')}")
         for other in sorted(others):
-            warnings.warn(f"{other} was made by another torch than {version} and is ignored; remove it", stacklevel=3)
+            warnings.warn(
+                f"{other} was written by another torch version than {version} and is ignored; remove it", stacklevel=3
+            )
 
     def save(self) -> None:
         """Write the archive if there is anything new; warn in one line if it cannot be written."""

@@ -1,4 +1,4 @@
-"""Deep features kept between steps: DeepCache (Ma et al. 2024, arXiv 2312.00858, sec. 3.2)."""
+"""Caching deep U-Net features between steps: DeepCache (Ma et al. 2024, arXiv 2312.00858, sec. 3.2)."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ class DeepCacheUNet:
     """A U-Net for the steps of one sampling run, in their order: deep features change little from one to the next.
 
     Every `every`-th call computes all levels; the others compute only the outermost, around the deep features of the
-    last full call. A batch of another size computes all levels too: guidance that begins or ends doubles or halves it.
+    last full call. A batch of another size also computes all levels: the size changes when guidance begins or ends.
     """
 
     def __init__(self, unet: UNet2DConditionModel, every: int) -> None:
@@ -35,7 +35,7 @@ class DeepCacheUNet:
         return unet.conv_out(unet.conv_norm_out(x))
 
     def _deep_levels(self, x: Tensor, temb: Tensor, conditioning: Conditioning, size: torch.Size) -> Tensor:
-        """All levels but the outermost, from its halved map to one enlarged to its `size` (H, W)."""
+        """All levels except the outermost: from its downsampled map to a map upsampled to `size` (H, W)."""
         unet, skips = self.unet, [x]
         for down in unet.down_blocks[1:]:
             x, new = unet.run_block(down, x, temb, conditioning)

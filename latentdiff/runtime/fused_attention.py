@@ -1,4 +1,4 @@
-"""Attention whose projections of the same input are one product, and whose keys and values of a prompt are kept."""
+"""Attention with fused projections and with cached keys and values of prompts."""
 
 from collections.abc import Hashable
 
@@ -10,11 +10,11 @@ from latentdiff.models.conditioning import Conditioning
 from latentdiff.runtime.native_layers import fast_attention
 from latentdiff.runtime.packed import frozen_linear
 
-KEPT = 32  # prompts; of Stable Diffusion 1.5 one takes 5 MB over all layers
+KEPT = 32  # prompts; one needs 5 MB over all layers of Stable Diffusion 1.5
 
 
 class FusedAttention(Attention):
-    """Some of its projections are one linear layer, `fused`, whose outputs lie side by side."""
+    """Attention with some of its projections fused into one linear layer, `fused`, whose outputs are adjacent."""
 
     parts: tuple[str, ...]
     fused: nn.Linear
@@ -53,11 +53,11 @@ class FusedSelfAttention(FusedAttention):
 
 
 class FusedCrossAttention(FusedAttention):
-    """Keys and values are computed for one prompt at a time and kept, so that they are the same in every batch."""
+    """Keys and values are computed and cached one prompt at a time, so that they do not depend on the batch."""
 
     parts = ("to_k", "to_v")
-    kept: dict[Hashable, Tensor]  # of each prompt, by the key of its row: [1, S, 2 * heads * head_dim]
-    last: tuple[tuple[Hashable, ...], Tensor]  # of the last batch
+    kept: dict[Hashable, Tensor]  # by the key of a row: [1, S, 2 * heads * head_dim]
+    last: tuple[tuple[Hashable, ...], Tensor]  # those of the last batch
 
     def attend(self, x: Tensor, conditioning: Conditioning | None) -> Tensor:
         assert conditioning is not None

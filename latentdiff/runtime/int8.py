@@ -1,9 +1,10 @@
-"""Convolutions of residual blocks on whole numbers of 8 bits.
+"""8-bit integer convolutions for residual blocks.
 
-What such a convolution reads comes from GroupNorm and SiLU, so its range is known beforehand: a channel's normed values
-are taken to lie within `DEVIATIONS`, SiLU's least value is -0.2785. So no range is measured at a call, the norm writes
-the numbers itself, and a picture does not depend on the others of its batch. A channel's step is multiplied into the
-weights that read it; these have a step for each output channel (Krishnamoorthi 2018, arXiv 1806.08342, sec. 3.1).
+The input of such a convolution comes from GroupNorm and SiLU, so its range is known in advance: normalised values of a
+channel are assumed to lie within `DEVIATIONS`, and the minimum of SiLU is -0.2785. A call therefore measures no range,
+the norm writes integers directly, and an image does not depend on the others in its batch. The scale of each input
+channel is multiplied into the weights, which have one scale per output channel (Krishnamoorthi 2018,
+arXiv 1806.08342, sec. 3.1).
 """
 
 from typing import Any
@@ -21,12 +22,12 @@ from latentdiff.runtime.processor import cpu_has
 quantised: Any = torch.ops.onednn
 DEVIATIONS = 6.0
 LEAST = 0.2785  # -min SiLU
-ZERO = 14  # the whole number that stands for 0; the step is at least LEAST / ZERO
+ZERO = 14  # the integer that represents 0; the scale is at least LEAST / ZERO
 TOP = 255
 
 
 def quantise(unet: nn.Module) -> None:
-    """Let the 3x3 convolutions of a prepared U-Net's residual blocks run on 8 bits, in place; weights are kept.
+    """Quantise the 3x3 convolutions of a prepared U-Net's residual blocks in place; the weights are kept.
 
     The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is
     missing.
@@ -56,16 +57,16 @@ def unquantise(model: nn.Module) -> None:
 
 
 class Int8GroupNormSiLU(NativeGroupNormSiLU):
-    """[B, C, H, W] to whole numbers, uint8 [B, C, H + 2, W + 2], framed by zeros."""
+    """[B, C, H, W] to integers, uint8 [B, C, H + 2, W + 2], padded with zeros."""
 
-    steps: Tensor  # float32 [C]: how many whole numbers are 1
+    steps: Tensor  # float32 [C]: integers per unit
 
     def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
         return quantised_group_norm(self, x, shift, self.steps, ZERO)
 
 
 class Int8Conv2d(PackedConv2d):
-    """uint8 [B, C_in, H + 2, W + 2] -> bfloat16 [B, C_out, H, W]. `quantised`: packed weight, its steps, bias."""
+    """uint8 [B, C_in, H + 2, W + 2] -> bfloat16 [B, C_out, H, W]. `quantised`: packed weight, its scales, bias."""
 
     quantised: tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -81,14 +82,14 @@ class Int8Conv2d(PackedConv2d):
 
 
 def _quantise(norm: Any, conv: Any) -> None:
-    unpack(conv)  # a call before may have packed it
+    unpack(conv)  # an earlier call may have packed it
     reach = DEVIATIONS * norm.weight.float().abs() + norm.bias.float()  # SiLU(u) <= u
     step = torch.maximum(reach / (TOP - ZERO), torch.tensor(LEAST / ZERO))
     weight = conv.weight.float() * step[:, None, None]
     scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127
-    whole = (weight / scale[:, None, None, None]).round()
-    bias = conv.bias.float() - ZERO * scale * whole.sum((1, 2, 3))
+    rounded = (weight / scale[:, None, None, None]).round()
+    bias = conv.bias.float() - ZERO * scale * rounded.sum((1, 2, 3))
     none = torch.zeros(len(scale), dtype=torch.int)
-    packed = quantised.qconv_prepack(whole.to(torch.int8), scale, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
+    packed = quantised.qconv_prepack(rounded.to(torch.int8), scale, 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
     norm.__class__, conv.__class__ = Int8GroupNormSiLU, Int8Conv2d
     norm.steps, conv.quantised = 1 / step, (packed, scale, none, bias)

@@ -53,7 +53,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the GPU if `device` is one, else resident; 0 where it is not known."""
+    """Peak memory of this process in bytes: of the GPU if `device` is one, else resident; 0 if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

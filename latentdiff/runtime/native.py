@@ -1,7 +1,7 @@
-"""Load our C++ kernels: one library for each variant, chosen by what the processor can do and never by its maker.
+"""Load our C++ kernels: one library for each variant, selected by CPU features, never by vendor.
 
 A wheel holds the variants of its platform. Without them the one that is needed is compiled by `c++` at first use and
-kept in the user's cache folder; without a compiler torch's own layers run, and a warning says so.
+kept in the user's cache folder; without a compiler, torch's own layers are used, and a warning is issued.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _ONE_AT_A_TIME = Lock()
 
 
 def load_kernels() -> ctypes.CDLL | None:
-    """The fastest variant that runs here, or the one that LATENTDIFF_KERNELS names; None where there is none.
+    """The fastest variant that runs here, or the one that LATENTDIFF_KERNELS names; None if no variant runs.
 
     Raises InputError for a name that is unknown.
     """
@@ -54,7 +54,7 @@ def provides(kernel: str) -> bool:
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Run a kernel on torch's number of threads. A tensor stands for its address, None for a missing one."""
+    """Run a kernel with torch's number of threads. Tensors are passed as addresses, None as a null pointer."""
     kernel = getattr(load_kernels(), name)
     if kernel.argtypes is None:
         kernel.argtypes = [ctypes.c_int64, *(C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments)]
@@ -88,18 +88,18 @@ def _load() -> tuple[str | None, ctypes.CDLL | None]:
 
 
 class _UnusableError(Exception):
-    """Why a library cannot be used, in a sentence without its end."""
+    """The reason why a library cannot be used, without a final full stop."""
 
 
 def _with_notice(name: str | None, problems: list[str]) -> str | None:
     if problems:
-        used = "torch's own layers run instead" if name is None else f"the variant {name} is used"
+        used = "torch's own layers are used instead" if name is None else f"the variant {name} is used"
         warnings.warn(f"CPU kernels: {problems[0]}; {used}", stacklevel=6)
     return name
 
 
 def _installed(variant: Variant) -> Path | None:
-    """The library that came with the package, None where there is none."""
+    """The installed library, or None if the package contains none."""
     library = INSTALLED / library_name(variant)
     if not library.exists():
         return None
@@ -131,7 +131,7 @@ def _compiled(variant: Variant) -> Path:
 
 
 def _is_sealed(library: Path) -> bool:
-    """Whether a library is whole and of these very sources."""
+    """Whether a library is complete and was built from the current sources."""
     try:
         return _seal_path(library).read_text() == seal(library)
     except (OSError, UnicodeDecodeError):
@@ -156,7 +156,7 @@ def _candidates() -> list[Variant]:
     if wanted not in lacking:
         raise InputError(f"{SWITCH}={wanted!r} is unknown here; {did_you_mean(wanted, [*lacking, 'off'])}")
     if lacking[wanted]:
-        best = f"the variant {usable[0].name} is used" if usable else "torch's own layers run instead"
+        best = f"the variant {usable[0].name} is used" if usable else "torch's own layers are used instead"
         warnings.warn(f"{SWITCH}={wanted} needs {lacking[wanted][0]}, which this processor lacks; {best}", stacklevel=6)
         return usable
     return [v for v in usable if v.name == wanted]

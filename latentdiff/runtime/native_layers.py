@@ -1,4 +1,4 @@
-"""Our native kernels in place of torch's on the CPU: GroupNorm, SiLU and GEGLU, forward and backward, and attention."""
+"""Layers with native CPU kernels: GroupNorm, SiLU and GEGLU, forward and backward, and attention."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class Native(nn.Module):
-    """What layers with a kernel of their own share as replacements of the plain ones: weights and names stay."""
+    """Base of the layers with native kernels: they replace plain ones and keep their weights and names."""
 
     @classmethod
     def can_replace(cls, module: nn.Module) -> str:
@@ -32,7 +32,7 @@ class Native(nn.Module):
 
 
 def use_native_kernels(model: nn.Module) -> None:
-    """Let the layers of `model` that have a kernel of their own use it, for training too."""
+    """Replace the layers of `model` that have a native kernel; also for training."""
     for module in model.modules():
         if (native := NATIVE.get(type(module))) and not native.can_replace(module):
             native.install(module)
@@ -73,7 +73,7 @@ def _fits(x: Tensor, layout: torch.memory_format = torch.channels_last) -> bool:
 
 
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """`models.attention.attention`, which see, by our kernel where there is one. No gradients."""
+    """`models.attention.attention` with our kernel if one applies. No gradients."""
     dim, suffix = q.shape[-1] // heads, SUFFIX.get(q.dtype)
     odd = q.dtype == torch.bfloat16 and dim % 2 == 1  # the kernel reads pairs
     if q.device.type != "cpu" or suffix is None or odd or len(k) != len(q) or not provides(f"attention_{suffix}"):
@@ -96,7 +96,7 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool,
 
 
 def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, steps: Tensor, zero: int) -> Tensor:
-    """round(SiLU(GroupNorm(x + shift)) * steps + zero), within 0 and 255, framed by `zero`.
+    """round(SiLU(GroupNorm(x + shift)) * steps + zero), within 0 and 255, padded with `zero`.
 
     x: bfloat16 [B, C, H, W], shift: [B, C], steps: float32 [C]. Returns uint8 [B, C, H + 2, W + 2]. No gradients.
     """
@@ -116,7 +116,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """GroupNorm of x [B, C, H, W], channels last, plus shift [B, C]; also mean and 1 / deviation, float32 [2, B, C].
 
-    spare: in x itself.
+    spare: write the output into x.
     """
     y, statistics = x if spare else torch.empty_like(x), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     if shift is not None:
@@ -135,7 +135,7 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, ...]:
 
 
 class _GroupNorm(torch.autograd.Function):
-    """x [B, C, H, W], channels last; sums in float32. Only x and two numbers a channel are kept for the way back."""
+    """x [B, C, H, W], channels last; sums in float32. Saves only x and two values per channel for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
@@ -149,7 +149,7 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, statistics = ctx.saved_tensors
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx, sums = torch.empty_like(x), torch.empty_like(statistics)  # of weight and bias, for each picture
+        dx, sums = torch.empty_like(x), torch.empty_like(statistics)  # for weight and bias, per image
         call(f"{_name(x, ctx.silu)}_backward", *_sizes(x, ctx.groups), x, dy, weight, bias, statistics, dx, sums)
         dweight, dbias = (total.to(dtype) for total, dtype in zip(sums.sum(1), ctx.dtypes, strict=True))
         return dx, dweight, dbias, None, None, None

@@ -1,4 +1,4 @@
-"""Fast layers in place of plain ones: one registry, which layers of a model it applies to, and the way back."""
+"""Replace the plain layers of a model by fast ones from one registry, and restore the plain ones."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -19,18 +19,18 @@ from latentdiff.runtime.time_embedding_cache import TimeEmbeddingCache
 
 
 class FastLayer(Protocol):
-    """A class that computes what a plain module class does, in less time; without gradients."""
+    """A class that computes the same as a plain module class, in less time and without gradients."""
 
     @classmethod
     def can_replace(cls, module: nn.Module) -> str:
-        """Why it cannot replace this module on this machine, or an empty string where it can."""
+        """The reason why it cannot replace this module on this machine; an empty string if it can."""
 
     @classmethod
     def install(cls, module: nn.Module) -> None:
-        """Replace the module in place: it is of the fast class afterwards."""
+        """Convert the module to the fast class in place."""
 
     def remove(self) -> None:
-        """Undo `install`: the plain class, and its weights to the bit."""
+        """Undo `install`: restore the plain class, and its weights to the bit."""
 
 
 # In this order: the first two gather linear layers into one, which is packed afterwards.
@@ -44,9 +44,9 @@ REGISTRY: dict[type[nn.Module], type[FastLayer]] = {
 
 
 def prepare(model: nn.Module) -> None:
-    """Replace every layer of a model on its device that has a fast class which applies; in place.
+    """Replace every layer that has an applicable fast class, in place; the model must already be on its device.
 
-    The model gives no gradients then, and its layers are not to be touched until `restore`.
+    Afterwards the model computes no gradients, and its layers must not be modified until `restore`.
     """
     make_room(next(model.parameters()))
     for module in model.modules():
@@ -59,13 +59,13 @@ def prepare(model: nn.Module) -> None:
 
 
 def make_room(like: Tensor) -> None:
-    """Where weights like this one are going to be packed, have them lie apart from activations."""
+    """If weights like this one will be packed, allocate them separately from activations."""
     if not cannot_pack(like):
         map_large_blocks()
 
 
 def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
-    """The plain layers, for weights to be read from and written to, and for torch.compile to look into.
+    """Restore the plain layers, so that their weights can be read or written, or compiled by torch.compile.
 
     layers: names of plain layers; only these and the modules they are in are restored.
     """
@@ -82,7 +82,7 @@ def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
 
 
 def _restored(model: nn.Module, layers: Collection[str]) -> set[str]:
-    """The names of these layers, of the modules they are in, and of what fast ones among those were built with."""
+    """Names of these layers, of the modules that contain them, and of the children of fast modules among those."""
     found = {""}
     for name in layers:
         while name:
@@ -97,7 +97,7 @@ def _restored(model: nn.Module, layers: Collection[str]) -> set[str]:
 
 
 def report(model: nn.Module) -> Iterator[str]:
-    """A line for each kind of layer that has a fast class: how many it replaced, and why it did not replace others."""
+    """One line per kind of layer that has a fast class: how many were replaced, and why others were not."""
     for plain, fast in REGISTRY.items():
         modules = list(model.modules())
         replaced = sum(isinstance(module, cast(type, fast)) for module in modules)

@@ -60,10 +60,10 @@ def choose_options(optimize: str, approximate: Sequence[str] = (), low_memory: b
     if optimize not in LEVELS:
         raise InputError(f"optimize={optimize!r} is unknown; {did_you_mean(optimize, LEVELS)}")
     if optimize == "compile" and low_memory:
-        raise InputError("optimize='compile' does not go with low_memory=True; leave one of them out")
+        raise InputError("optimize='compile' cannot be combined with low_memory=True; omit one of them")
     names = check_approximations(approximate)
     if names and optimize != "auto":
-        raise InputError(f"approximate={list(names)} needs optimize='auto'; leave one of them out")
+        raise InputError(f"approximate={list(names)} needs optimize='auto'; omit one of them")
     if names and low_memory:
-        raise InputError(f"approximate={list(names)} does not go with low_memory=True; leave one of them out")
+        raise InputError(f"approximate={list(names)} cannot be combined with low_memory=True; omit one of them")
     return RuntimeOptions(optimize, names, low_memory)

@@ -1,4 +1,4 @@
-"""Linear layers and convolutions on the CPU with weights kept in the order the kernels read.
+"""Linear layers and convolutions for the CPU whose weights are packed in the order the kernels read.
 
 torch reorders a weight for oneDNN at each call; here that happens once. Where our own kernels can take a layer, its
 weight is kept in panels of 32 columns, for any number of rows; `unpack` restores the weight to the bit. Weights are
@@ -27,7 +27,7 @@ FEW_PIXELS = 64  # of an image, up to which it is faster than oneDNN on a CPU wi
 
 
 def cannot_pack(weight: Tensor) -> str:
-    """Why weights like this one cannot be packed, or an empty string where they can."""
+    """The reason why weights like this one cannot be packed; an empty string if they can."""
     if weight.device.type != "cpu":
         return f"weights are packed on the CPU, not on {weight.device.type}"
     if weight.dtype not in (torch.float32, torch.bfloat16):
@@ -40,7 +40,7 @@ def cannot_pack(weight: Tensor) -> str:
 
 
 class Packed(nn.Module):
-    """What the packed linear layer and convolution share as replacements of the plain ones."""
+    """Base of the packed linear layer and convolution."""
 
     weight: Tensor
 
@@ -73,7 +73,7 @@ class PackedLinear(Packed, nn.Linear):
         return ops._linear_pointwise.binary(x, residual, weight, self.bias, "add")
 
     def gated(self, x: Tensor) -> Tensor | None:
-        """value * gelu(gate) of the answer's halves, or None where no kernel of ours can take this layer."""
+        """value * gelu(gate) of the two halves of the output; None if no native kernel supports this layer."""
         weight = _in_order(self, ours=provides("gated_linear_bf16"), gated=True)
         return gated_linear(x, weight, self.bias) if in_panels(weight) else None
 
@@ -123,7 +123,7 @@ class PackedConv2d(Packed, nn.Conv2d):
         return _hold(self, ops._reorder_convolution_weight(weight, *self._geometry(), list(x.shape)))
 
     def _is_pointwise(self) -> bool:
-        """Whether this is a product of rows, which a linear layer's kernel computes.
+        """Whether this is a 1x1 convolution, which the kernel of linear layers computes.
 
         oneDNN's own 1x1 convolution is 100 times slower on 4x4 pixels when its weight was packed for 8x8.
         """
@@ -138,7 +138,7 @@ class PackedConv2d(Packed, nn.Conv2d):
 
 
 def _in_order(layer: PackedLinear | PackedConv2d, ours: bool, gated: bool = False) -> Tensor:
-    """The weight in panels where they are wanted and can be; otherwise oneDNN's, or plain for it to reorder."""
+    """The weight in panels if requested and supported; else in oneDNN's order, or plain for oneDNN to reorder."""
     weight: Tensor = layer.weight
     (keep_freed_memory if _is_packed(weight) else map_large_blocks)()
     if in_panels(weight):
@@ -161,7 +161,7 @@ def _hold(layer: nn.Module, packed: Tensor) -> Tensor:
 
 
 def unpack(layer: PackedLinear | PackedConv2d) -> None:
-    """The weight as it was, to the bit."""
+    """Restore the plain weight, to the bit."""
     map_large_blocks()
     if layer.weight.is_mkldnn:
         _hold(layer, layer.weight.to_dense().reshape(layer.weight_shape))
@@ -170,7 +170,7 @@ def unpack(layer: PackedLinear | PackedConv2d) -> None:
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A plain layer of these very tensors, weight [out, in] and bias [out]."""
+    """A plain layer that shares these tensors, weight [out, in] and bias [out]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -179,9 +179,9 @@ def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def suits(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the kernels can take weights [columns, depth] or [columns, depth, k, k], k 1 or 3."""
-    whole = shape[0] % COLUMNS == 0 and shape[1] % DEPTH == 0
-    return dtype == torch.bfloat16 and whole and math.prod(shape[2:]) in (1, 9)
+    """Whether the kernels support weights [columns, depth] or [columns, depth, k, k], where k is 1 or 3."""
+    divisible = shape[0] % COLUMNS == 0 and shape[1] % DEPTH == 0
+    return dtype == torch.bfloat16 and divisible and math.prod(shape[2:]) in (1, 9)
 
 
 def in_panels(weight: Tensor) -> bool:
@@ -207,7 +207,7 @@ def to_gated_panels(weight: Tensor) -> Tensor:
 
 
 def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`to_panels` or `to_gated_panels` undone."""
+    """The inverse of `to_panels` and `to_gated_panels`."""
     order = (2, 0, 4, 1, 3, 5) if in_gated_panels(panels) else (0, 3, 5, 1, 4, 6, 2)
     return panels.permute(order).reshape(shape)
 
@@ -238,7 +238,7 @@ def gated_linear(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolution(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """x [B, depth, H, W] under kernels of 1x1, or of 3x3 with a pixel of zeros around x; [B, columns, H, W].
+    """x [B, depth, H, W] convolved by 1x1, or by 3x3 with one pixel of zero padding; [B, columns, H, W].
 
     Raises ValueError as `linear` does.
     """
@@ -278,7 +278,7 @@ def _convolution_kernel(taps: int, pixels: int, images: int) -> str:
 
 
 def _check(depth: int, panels: Tensor, out: Tensor, residual: Tensor | None) -> None:
-    """The kernel reads memory, and would read whatever lies there."""
+    """Check shapes and dtypes, because the kernel would read out of bounds otherwise."""
     if depth != panels.shape[1] * DEPTH or out.dtype != panels.dtype:
         wanted = f"{panels.dtype} of depth {panels.shape[1] * DEPTH}"
         raise ValueError(f"{out.dtype} of depth {depth} does not fit weights in {wanted}")

@@ -1,4 +1,4 @@
-"""What this processor can do."""
+"""Capabilities of this processor."""
 
 import ctypes
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 CPUINFO = Path("/proc/cpuinfo")
-NAMES = {  # torch's names of what Linux calls otherwise
+NAMES = {  # names that differ between torch and Linux
     "fma": "fma3",
     "asimd": "neon",
     "avx512f": "avx512_f",
@@ -43,7 +43,7 @@ def cpu_has(capability: str) -> bool:
 
 
 def processor() -> str:
-    """The kind of processor, and a hash of what it can do: what code compiled for it depends on."""
+    """The processor architecture and a hash of its capabilities, which identify code compiled for it."""
     digest = hashlib.sha256(" ".join(sorted(capabilities())).encode()).hexdigest()[:16]
     return f"{platform.machine()}-{digest}"
 

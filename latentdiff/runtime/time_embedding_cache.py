@@ -1,4 +1,4 @@
-"""What a U-Net computes from a timestep: one product for all residual blocks, kept, since no latents enter into it."""
+"""A cache of the time projections of a U-Net, which do not depend on latents; one product for all residual blocks."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -11,11 +11,11 @@ from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.packed import cannot_pack, frozen_linear
 
-KEPT = 256  # timesteps; a row is 5 kB for the bundled model, 40 kB for Stable Diffusion's
+KEPT = 256  # timesteps; a row has 5 kB for the bundled model, 40 kB for Stable Diffusion
 
 
 class TimeEmbeddingCache(UNet2DConditionModel):
-    """Gives its residual blocks the projections of them all, [B, total], in place of the embedding.
+    """A U-Net that passes the projections of all residual blocks, [B, total], to them instead of the embedding.
 
     Each timestep, for SDXL with its text and sizes, is computed by itself, so that it is the same in every batch.
     """
@@ -51,7 +51,7 @@ class TimeEmbeddingCache(UNet2DConditionModel):
         self.__class__ = UNet2DConditionModel  # type: ignore[assignment]
 
     def embed_time(self, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """[B, total], or [1, total] where all rows are the same."""
+        """[B, total], or [1, total] if all rows are equal."""
         times = timesteps.tolist()
         if self.add_embedding is None:
             rows = [self._projected(time, conditioning, 0, time) for time in times]
@@ -73,7 +73,7 @@ class TimeEmbeddingCache(UNet2DConditionModel):
 
 
 class TimeSlice(nn.Module):
-    """A residual block's own part of the projections. [B, total] -> [B, width]."""
+    """The slice of the projections for one residual block. [B, total] -> [B, width]."""
 
     def __init__(self, first: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Before any route: request ids, who may call, how large a body may be; afterwards the log line and the count."""
+"""Middleware of all routes: request ids, authorisation, body size limit, log line and request count."""
 
 import base64
 import binascii

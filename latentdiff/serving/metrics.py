@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' names and units."""
+"""The Prometheus metrics of the server, at /metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

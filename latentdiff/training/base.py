@@ -1,4 +1,4 @@
-"""The model that a fine-tune starts from."""
+"""Loading the base model of a fine-tune."""
 
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.source import ModelSource, OpenOptions

@@ -1,4 +1,4 @@
-"""Tensors and networks on the way to a device and back, without a step that waits for the device."""
+"""Moving tensors and networks between devices without a training step waiting for the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the training loop requires of a task, and how a task is evaluated across processes."""
+"""The interface of training tasks, and their evaluation across processes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

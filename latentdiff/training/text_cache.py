@@ -1,4 +1,4 @@
-"""Captions encoded once, on disk and in memory, where the text encoder is frozen."""
+"""A cache of encoded captions, on disk and in memory, for a frozen text encoder."""
 
 import hashlib
 from pathlib import Path

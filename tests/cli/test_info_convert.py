@@ -1,4 +1,4 @@
-"""`latentdiff info` and `latentdiff convert`: what files are, and one line for what they are not."""
+"""`latentdiff info` and `latentdiff convert`, and their one-line errors."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What ends a command besides success."""
+"""How commands end other than successfully."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Pictures against captions, and the intervals around every number."""
+"""Metrics of pictures and captions, and confidence intervals."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_equal_captions_do_not_compete() -> None:
 
 
 def test_candidates_are_drawn_and_not_the_neighbours() -> None:
-    """Of a folder sorted by class the neighbours have the same picture, and would all be as good."""
+    """Neighbours in a folder sorted by class show the same object, so they would all be equally good."""
     text = torch.nn.functional.normalize(torch.randn(400, 64))
     classes = torch.eye(64)[torch.arange(40)].repeat_interleave(10, 0)
     found = retrieval(classes, classes + 0.01 * text, candidates=10)

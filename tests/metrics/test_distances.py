@@ -1,4 +1,4 @@
-"""Each metric against a closed form, and against torchmetrics where that has it."""
+"""Each metric against a closed form, and against torchmetrics if it has the metric."""
 
 import math
 from typing import Any

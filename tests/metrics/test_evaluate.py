@@ -1,4 +1,4 @@
-"""A folder against a folder, a model against held-out pictures: numbers, files, and what is refused."""
+"""Evaluation of folders and of models: values, output files and errors."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ COLOURS = ["red", "green", "blue"]
 
 
 def means(pixels: Tensor) -> dict[str, Tensor]:
-    """Mean colours of quarters as features, and of the whole as classes."""
+    """Mean colours of the quarters as features, and of the complete picture as classes."""
     quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 2).flatten(1)
     return {"features": quarters / 255, "logits": pixels.float().mean((2, 3)) / 50}
 

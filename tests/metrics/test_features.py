@@ -1,4 +1,4 @@
-"""Feature networks by name, and a CLIP pair from the folders that there are."""
+"""Feature networks by name, and CLIP models from folders."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def small_clip() -> CLIPModel:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `latentdiff train` writes it for task text_encoder."""
+    """A CLIP model as `latentdiff train` writes it for the task text_encoder."""
     folder = tmp_path_factory.mktemp("runs") / "text"
     small_clip().save_pretrained(folder / "model" / "clip")
     small_tokenizer().save(folder / "model" / "tokenizer")
@@ -40,7 +40,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the hub has them: model, tokenizer and preprocessor in one folder."""
+    """A CLIP model in the layout of the hub: model, tokenizer and preprocessor in one folder."""
     folder = tmp_path_factory.mktemp("hub") / "clip"
     small_clip().save_pretrained(folder)
     small_tokenizer().save(folder)

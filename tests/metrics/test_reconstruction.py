@@ -1,4 +1,4 @@
-"""What a VAE loses, against closed forms and torchmetrics; `latentdiff evaluate --vae`."""
+"""Reconstruction metrics against closed forms and torchmetrics; `latentdiff evaluate --vae`."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ def test_psnr_is_that_of_torchmetrics() -> None:
 
 
 def test_ssim_weighs_whole_windows_alone() -> None:
-    """At one place of an 11 x 11 picture, eq. 13 with the window's weighted moments."""
+    """SSIM at one position of an 11 x 11 picture, eq. 13 with the window's weighted moments."""
     made, real = torch.randint(256, (2, 1, 3, 11, 11), dtype=torch.uint8)
     taps = torch.exp(-(torch.arange(11.0, dtype=torch.float64) - 5).square() / (2 * 1.5**2))
     window = torch.outer(taps, taps) / taps.sum() ** 2
@@ -61,7 +61,7 @@ def test_ssim_weighs_whole_windows_alone() -> None:
 
 
 def test_closed_forms() -> None:
-    """Flat pictures: PSNR of one error, and of SSIM the term of brightness alone."""
+    """Uniform pictures: PSNR of a constant error, and only the luminance term of SSIM."""
     first, second = (torch.full((1, 3, 16, 16), v, dtype=torch.uint8) for v in (100, 110))
     assert psnr(first, second).item() == pytest.approx(20 * torch.log10(torch.tensor(25.5)).item(), rel=1e-6)
     c1 = 2.55**2

@@ -1,4 +1,4 @@
-"""Tiles of a picture: what they cover, how they are blended, and how far that is from decoding at once."""
+"""Tiled decoding: coverage and blending of tiles, and the difference from decoding at once."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
 
 
 def test_tiled_decoding_agrees_with_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms and attention see a tile instead of the picture, so the two differ; seams are no worse than the rest."""
+    """Norms and attention process tiles instead of the image, so results differ, at seams no more than elsewhere."""
     monkeypatch.setattr(tiled_decode, "AT_ONCE", 64 * 64)
     monkeypatch.setattr(tiled_decode, "TILE", 64)
     monkeypatch.setattr(tiled_decode, "OVERLAP", 16)

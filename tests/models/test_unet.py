@@ -1,4 +1,4 @@
-"""The U-Net against diffusers': small random ones number for number, full-size ones key for key."""
+"""The U-Net against diffusers': outputs of small random models, and the keys of full-size ones."""
 
 from typing import Any
 

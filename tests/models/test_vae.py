@@ -1,4 +1,4 @@
-"""The VAE against diffusers', and the closed form of its divergence."""
+"""The VAE against diffusers', and its KL divergence against the closed form."""
 
 import weakref
 from pathlib import Path

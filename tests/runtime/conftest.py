@@ -1,4 +1,4 @@
-"""Every variant of the kernels that this machine can run, for the tests that are the same for all of them."""
+"""A fixture that runs a test with every kernel variant that this machine can execute."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.runtime.variants import EMULATED, EMULATION
 
 @pytest.fixture(scope="session")
 def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels for AMX with its tiles in software."""
+    """The AMX kernels with tiles emulated in software."""
     amx = next(v for v in VARIANTS if v.name == "amx")
     flags = (
         *(flag for flag in amx.flags if not flag.startswith("-mamx")),
@@ -28,7 +28,7 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The variant in use during a test; `tests.runtime.variants` lists what there is."""
+    """The variant in use during a test; `tests.runtime.variants` lists them."""
     if request.param == EMULATED:
         loaded = "amx", request.getfixturevalue("emulated_amx")
         monkeypatch.setattr(native, "_load", lambda: loaded)

@@ -1,4 +1,4 @@
-"""The kernels for ARM, compiled by Zig and run by qemu, against float64."""
+"""The ARM kernels, compiled with Zig and run under qemu, against float64."""
 
 import shutil
 import signal
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A static program for each variant."""
+    """A static executable for each variant."""
     found = {}
     for variant in variants_of("aarch64"):
         found[variant.name] = tmp_path_factory.mktemp("aarch64") / variant.name

@@ -1,4 +1,4 @@
-"""Approximations: exact where nothing is left out, near where something is, off unless asked for."""
+"""Approximations: exact if nothing is skipped, close otherwise, and off by default."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.runtime.test_optimize import error, small_unet
 
 
 def steps(unet: UNet2DConditionModel, every: int, batches: list[int]) -> tuple[list[float], int]:
-    """Errors of a run's answers against the whole network's, and how often it computed all levels."""
+    """Errors of a run's outputs against those of the full network, and how often all levels were computed."""
     torch.manual_seed(0)
     runner, calls = DeepCacheUNet(unet, every), 0
     whole: list[int] = []

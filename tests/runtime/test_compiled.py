@@ -1,4 +1,4 @@
-"""`optimize="compile"`: the same pictures, a cache that never harms, and a way on where nothing compiles."""
+"""`optimize="compile"`: the same images, a robust cache, and a fallback if compilation fails."""
 
 import os
 import time
@@ -54,7 +54,7 @@ def never(_: nn.Module) -> None:
 
 
 def made(folder: Path, **files: bytes) -> CompileCache:
-    """An archive with these files in it, and the cache that wrote it."""
+    """An archive that contains these files, and the cache that wrote it."""
     cache = CompileCache(folder / "compiled" / f"torch-{torch.__version__}-x.zip")
     for name, content in files.items():
         (cache.work / name).write_bytes(content)
@@ -93,7 +93,7 @@ def test_a_cache_of_another_torch_version_warns_in_one_line_and_is_not_opened(
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     old = made(tmp_path, kernel=b"old").archive
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip was made by another torch than") as told:
+    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip was written by another torch version than") as told:
         cache = CompileCache(old.with_name(f"torch-{torch.__version__}-x.zip"))
     assert len(told) == 1 and not any(cache.work.iterdir())
 

@@ -1,4 +1,4 @@
-"""Convolutions on 8 bits: near to float32, the same for a picture alone, and gone after `restore`."""
+"""8-bit convolutions: close to float32, independent of the batch, and removed by `restore`."""
 
 import copy
 from pathlib import Path

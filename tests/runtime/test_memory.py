@@ -1,4 +1,4 @@
-"""The most memory that was held: of the device that is asked, in bytes everywhere, and little more than is needed."""
+"""Peak memory: reported for the requested device, in bytes on all systems, and close to what is needed."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""Which library of kernels is loaded, and what is said where the best one cannot be."""
+"""Which kernel library is loaded, and the warnings if the best one cannot be."""
 
 import ctypes
 import platform
@@ -25,7 +25,7 @@ NAMES = ["amx", "avx512_bf16", "avx512", "avx2"]
 
 @pytest.fixture(autouse=True)
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The variants compiled by a test, which are empty libraries; for a processor with AVX-512 BF16 and no AMX."""
+    """Names of variants that a test compiles, as empty libraries, on a processor with AVX-512 BF16 but not AMX."""
     done: list[str] = []
 
     def compile_empty(variant: Variant, compiler: Sequence[str], target: Path) -> None:
@@ -47,7 +47,7 @@ def library(folder: Path, name: str) -> Path:
 
 
 def install(name: str) -> Path:
-    """An empty library as one that came with the package."""
+    """Install an empty library as part of the package."""
     path = library(native.INSTALLED, name)
     path.parent.mkdir(exist_ok=True)
     subprocess.run(["c++", "-shared", "-x", "c++", "/dev/null", "-o", path], check=True)
@@ -105,7 +105,7 @@ def test_an_unknown_variant_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_compiler_a_warning_names_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    with pytest.warns(UserWarning, match=r"no compiler \(c\+\+\) is on the PATH; torch's own layers run"):
+    with pytest.warns(UserWarning, match=r"no compiler \(c\+\+\) is on the PATH; torch's own layers are used"):
         assert native.load_kernels() is None
 
 

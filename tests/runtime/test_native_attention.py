@@ -1,4 +1,4 @@
-"""Attention by each variant of our kernels, against float64."""
+"""Attention of each kernel variant against float64."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def attention_inputs(heads: int, dim: int, queries: int, keys: int, seed: int = 
 
 
 def assert_as_near_as_torchs(heads: int, *inputs: Tensor) -> None:
-    """At most 1.5 times torch's error on the same numbers, or a small part of what rounding the answer costs."""
+    """At most 1.5 times torch's error on the same input, or a small fraction of the rounding error of the output."""
     for dtype, least in ((torch.bfloat16, 4e-4), (torch.float32, 2e-6)):
         q, k, v = (t.to(dtype) for t in inputs)
         wanted = attention(q.double(), k.double(), v.double(), heads)

@@ -1,4 +1,4 @@
-"""The native kernels against float64, and that they are left alone where they do not fit."""
+"""Native kernels against float64, and the fallback for inputs that they do not support."""
 
 import copy
 
@@ -24,7 +24,7 @@ def with_kernels(model: nn.Module) -> nn.Module:
 
 
 def layers() -> list[tuple[str, nn.Module, Tensor]]:
-    """Layers with the inputs that they read, channel counts that vectors divide and one that they do not."""
+    """Layers and their inputs, with channel counts that are multiples of the vector length, and one that is not."""
     found: list[tuple[str, nn.Module, Tensor]] = []
     for channels, groups, side in [(128, 32, 16), (96, 4, 5), (33, 3, 2)]:
         x = (2 * torch.randn(3, channels, side, side) + 1).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Weights that stay in their files: the same pictures, little held, nothing left behind."""
+"""Disk offload: the same images, little memory, and no weights left in memory after a call."""
 
 import threading
 from pathlib import Path

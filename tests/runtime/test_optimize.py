@@ -1,4 +1,4 @@
-"""Layers made ready for calls: the same numbers, and the same weights back."""
+"""Prepared layers compute the same values, and `restore` recovers the weights."""
 
 import copy
 import platform

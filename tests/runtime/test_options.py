@@ -1,4 +1,4 @@
-"""What `optimize="auto"` changes: time, not pictures."""
+"""`optimize="auto"` changes the speed, not the images."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def test_an_unknown_optimisation_level_is_an_error() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Notes what would make the host wait for a GPU: a number read out of a tensor."""
+    """Record operations that would make the host wait for a GPU: reading a value from a tensor."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Products of our own kernels: near to float64 for any size and order of input, and the weights back to the bit."""
+"""Products of our kernels are close to float64 for any size and strides; unpacked weights are bit-identical."""
 
 import copy
 from typing import Any

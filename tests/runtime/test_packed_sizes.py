@@ -1,4 +1,4 @@
-"""Packed layers on every variant: the same numbers on any size of map, whoever's kernel computes them."""
+"""Packed layers of every variant compute the same values for any map size, whichever kernel is used."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Projections of a timestep: computed once, right for every other timestep and text, and given back."""
+"""Cached time projections: computed once, correct for other timesteps and prompts, and restored to the bit."""
 
 import copy
 

@@ -17,7 +17,7 @@ HAS_COMPILER = shutil.which("c++") is not None
 
 
 def testable() -> list[str]:
-    """Variants that run here; without a compiler only those that came with the package."""
+    """Variants that run here; without a compiler, only the installed ones."""
     lacking = native.variants()
     runnable = [v for v in variants_of(platform.machine()) if not lacking[v.name]]
     found = [v.name for v in runnable if HAS_COMPILER or (native.INSTALLED / library_name(v)).exists()]
@@ -28,7 +28,7 @@ def testable() -> list[str]:
 
 
 def untestable() -> dict[str, str]:
-    """The variants that cannot be tested here, and why."""
+    """The variants that cannot be tested here, with the reasons."""
     found, lacking = testable(), native.variants()
     reasons = {}
     for variant in VARIANTS:
@@ -47,6 +47,6 @@ TESTABLE = testable()
 
 
 def on_variants(*names: str) -> pytest.MarkDecorator:
-    """Run a test once for each variant of these that can be tested here; for all of them without names."""
+    """Parametrise a test over the named variants that can be tested here, by default over all variants."""
     chosen = [name for name in TESTABLE if not names or name in names]
     return pytest.mark.parametrize("variant", chosen, indirect=True)

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).with_name("device.cpp")
 
 
 class Device(ModuleType):
-    """What `torch.other` offers, as `torch.cuda` does."""
+    """The functions of `torch.other`, like those of `torch.cuda`."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(f"torch.{NAME}")
