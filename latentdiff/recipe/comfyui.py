@@ -1,0 +1,81 @@
+"""ComfyUI's `prompt` text: a graph of nodes, read from its sampler backwards."""
+
+import json
+from typing import Any
+
+from latentdiff.recipe.names import COMFYUI_SCHEDULES
+from latentdiff.samplers import SAMPLERS
+
+MOST_LINKS = 64  # followed from one input
+KNOWN_NODES = {"CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage"}
+
+
+def parse_comfyui(text: str) -> tuple[dict[str, Any], list[str]] | None:
+    """Settings under the names of `Recipe`, and what has no counterpart; None for another kind of text."""
+    try:
+        graph = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    nodes = {key: node for key, node in graph.items() if _is_node(node)} if isinstance(graph, dict) else {}
+    samplers = [node for node in nodes.values() if node["class_type"] in ("KSampler", "KSamplerAdvanced")]
+    if not samplers:
+        return None
+    inputs = samplers[0]["inputs"]
+    settings, dropped = _sampler_settings(inputs)
+    for name, key in (("prompt", "positive"), ("negative_prompt", "negative")):
+        found = _upstream(nodes, inputs.get(key), "text")
+        if isinstance(found, str):
+            settings[name] = found
+    for side in ("width", "height"):
+        if _is_number(value := _upstream(nodes, inputs.get("latent_image"), side)):
+            settings[side] = int(value)
+    if isinstance(model := _upstream(nodes, inputs.get("model"), "ckpt_name"), str):
+        dropped.append(f"Model: {model}")
+    others = {node["class_type"] for node in nodes.values()} - KNOWN_NODES
+    return settings, [*dropped, *(f"node {name}" for name in sorted(others))]
+
+
+def _sampler_settings(inputs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    settings: dict[str, Any] = {}
+    dropped = []
+    sources = {"steps": "steps", "guidance_scale": "cfg", "seed": "seed" if "seed" in inputs else "noise_seed"}
+    for name, key in sources.items():
+        if _is_number(value := inputs.get(key)):
+            settings[name] = float(value) if name == "guidance_scale" else int(value)
+    if _is_number(denoise := inputs.get("denoise")) and denoise < 1:
+        settings["strength"] = float(denoise)
+    for name, key, known in (
+        ("sampler", "sampler_name", {name: name for name in SAMPLERS}),
+        ("spacing", "scheduler", COMFYUI_SCHEDULES),
+    ):
+        if (value := inputs.get(key)) in known:
+            settings[name] = known[value]
+        elif value is not None:
+            dropped.append(f"{key}: {value}")
+    if settings.get("sampler") == "lcm":
+        settings.pop("spacing", None)
+    return settings, dropped
+
+
+def _is_node(node: Any) -> bool:
+    return (
+        isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _upstream(nodes: dict[str, Any], link: Any, name: str) -> Any:
+    """The first value of this name on the way up from a link [node, slot]; None where there is none."""
+    for _ in range(MOST_LINKS):
+        if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
+            return None
+        inputs = nodes[link[0]]["inputs"]
+        value = inputs.get(name)
+        if value is not None and not isinstance(value, list):
+            return value
+        candidates = [value, *(inputs.get(key) for key in ("conditioning", "samples", "model", "pixels"))]
+        link = next((candidate for candidate in candidates if isinstance(candidate, list)), None)
+    return None

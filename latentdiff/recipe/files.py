@@ -1,0 +1,62 @@
+"""Write images with their recipe: our JSON, and A1111's `parameters` text."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from latentdiff.errors import InputError
+from latentdiff.files import atomic_path
+from latentdiff.recipe.infotext import write_infotext
+from latentdiff.recipe.schema import Recipe
+from latentdiff.recipe.texts import OURS, UTF16
+
+CHUNK = "latentdiff"
+MAX_EXIF = 65_000  # bytes: a JPEG holds EXIF in one segment of 16-bit length
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+"""How files of a suffix are written; all but JPEG keep every pixel."""
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError unless images can be written under this name."""
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"-o {path} must end in one of {', '.join(FORMATS)}; try {path.stem or 'image'}.png")
+
+
+def write_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
+    """Save a PNG, WebP or JPEG with its recipe.
+
+    Raises InputError for another suffix, and when the file cannot be written; nothing is left of it then.
+    """
+    check_suffix(path)
+    kind, options = FORMATS[path.suffix.lower()]
+    metadata = image_metadata(kind, recipe, image.width, image.height)
+    try:
+        with atomic_path(path) as partial:
+            image.save(partial, format=kind, **options, **metadata)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); free space or name another place") from error
+
+
+def image_metadata(kind: str, recipe: Recipe, width: int, height: int) -> dict[str, Any]:
+    """The arguments of Pillow's `save` that store a recipe in a file of this kind. Raises InputError if too large."""
+    text = write_infotext(recipe, width, height)
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt(CHUNK, recipe.model_dump_json())
+        chunks.add_text("parameters", text)
+        return {"pnginfo": chunks}
+    if kind == "GIF":
+        return {"comment": CHUNK.encode() + b"\0" + recipe.model_dump_json().encode()}
+    exif = Image.Exif()
+    fields = exif.get_ifd(ExifTags.IFD.Exif)
+    fields[ExifTags.Base.UserComment] = UTF16 + text.encode("utf-16-be")
+    fields[ExifTags.Base.MakerNote] = OURS + recipe.model_dump_json().encode()
+    if kind == "JPEG" and len(exif.tobytes()) > MAX_EXIF:
+        raise InputError(f"the recipe does not fit into a JPEG, which holds {MAX_EXIF} bytes; write a .png or .webp")
+    return {"exif": exif}

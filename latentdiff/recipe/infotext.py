@@ -1,0 +1,113 @@
+"""A1111's `parameters` text: the prompt, the negative prompt, and one line of `Key: value` pairs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latentdiff.recipe.names import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHEDULES
+from latentdiff.recipe.schema import Recipe
+
+PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
+LEAST_PAIRS = 3  # of the last line, for it to be settings rather than a part of the prompt
+NEGATIVE = "Negative prompt:"
+
+
+def write_infotext(recipe: Recipe, width: int, height: int) -> str:
+    """What A1111, Civitai and sd-parsers read. width, height: of the image that is written.
+
+    The version is never a bare number: A1111 would turn on what old versions of its own did.
+    """
+    labels = {ours: label for label, ours in A1111_SAMPLERS.items()}
+    schedules = {ours: label for label, ours in A1111_SCHEDULES.items()}
+    pairs: dict[str, Any] = {
+        "Steps": recipe.steps,
+        "Sampler": labels.get(recipe.sampler, recipe.sampler),
+        "Schedule type": schedules.get(recipe.spacing or ""),
+        "CFG scale": f"{recipe.guidance_scale:g}",
+        "Seed": recipe.seed,
+        "Size": f"{width}x{height}",
+        "Model hash": recipe.hashes.get("model"),
+        "Model": Path(recipe.model).stem if recipe.model else "emoji",
+        "Denoising strength": recipe.strength,
+        "Mask blur": recipe.mask_blur if recipe.mask_hash else None,
+        "Eta": recipe.eta or None,
+        "Hashes": json.dumps(recipe.hashes) if recipe.hashes else None,
+        "Version": f"latentdiff {recipe.version}",
+    }
+    line = ", ".join(f"{key}: {_quoted(key, value)}" for key, value in pairs.items() if value is not None)
+    negative = f"\n{NEGATIVE} {recipe.negative_prompt}" if recipe.negative_prompt else ""
+    return f"{recipe.prompt}{negative}\n{line}"
+
+
+def _quoted(key: str, value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if key != "Hashes" and re.search(r"[,:\n]", text) else text
+
+
+def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
+    """Settings under the names of `Recipe`, and the pairs that have no counterpart; None for another kind of text."""
+    *lines, last = text.strip().split("\n")
+    pairs = {key.strip(): _unquoted(value.strip()) for key, value in PAIR.findall(last)}
+    if len(pairs) < LEAST_PAIRS:
+        return None
+    prompt, _, negative = "\n".join(lines).partition(NEGATIVE)
+    settings: dict[str, Any] = {"prompt": prompt.strip()}
+    if negative.strip():
+        settings["negative_prompt"] = negative.strip()
+    for key, name, convert in (
+        ("Steps", "steps", int),
+        ("CFG scale", "guidance_scale", float),
+        ("Seed", "seed", int),
+        ("Denoising strength", "strength", float),
+        ("Mask blur", "mask_blur", float),
+        ("Eta", "eta", float),
+    ):
+        _take(pairs, key, settings, name, convert)
+    if "Hires upscale" in pairs and (strength := settings.pop("strength", None)) is not None:
+        pairs["Denoising strength"] = strength  # of the second pass
+    _take_size(pairs, settings)
+    _take_sampler(pairs, settings)
+    for key in ("Version", "Hashes", "Lora hashes", "TI hashes", "RNG"):
+        pairs.pop(key, None)
+    return settings, [f"{key}: {value}" for key, value in pairs.items()]
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value
+
+
+def _take(pairs: dict[str, Any], key: str, settings: dict[str, Any], name: str, convert: Any) -> None:
+    """Move a value that converts; another stays among what cannot be carried over."""
+    try:
+        settings[name] = convert(pairs[key])
+    except (KeyError, ValueError):
+        return
+    del pairs[key]
+
+
+def _take_size(pairs: dict[str, Any], settings: dict[str, Any]) -> None:
+    if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", pairs.get("Size", "")):
+        settings["width"], settings["height"] = map(int, match.groups())
+        del pairs["Size"]
+
+
+def _take_sampler(pairs: dict[str, Any], settings: dict[str, Any]) -> None:
+    """A sampler's label may end in its schedule's, as versions before 1.9 wrote it."""
+    label, schedule = pairs.get("Sampler", ""), pairs.get("Schedule type", "Automatic")
+    if label not in A1111_SAMPLERS and (match := re.fullmatch(r"(.*) (Karras|Exponential)", label)):
+        label, schedule = match.groups()
+    if label not in A1111_SAMPLERS:
+        return
+    pairs.pop("Sampler")
+    sampler = settings["sampler"] = A1111_SAMPLERS[label]
+    if schedule == "Automatic":
+        settings["spacing"] = A1111_AUTOMATIC.get(sampler, "linspace")
+    elif schedule in A1111_SCHEDULES:
+        settings["spacing"] = A1111_SCHEDULES[schedule]
+    else:
+        return
+    pairs.pop("Schedule type", None)

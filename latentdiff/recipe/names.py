@@ -1,0 +1,36 @@
+"""Names of samplers and schedules in other programs."""
+
+A1111_SAMPLERS = {
+    "DDIM": "ddim",
+    "DDPM": "ddpm",
+    "Euler": "euler",
+    "Euler a": "euler_ancestral",
+    "Heun": "heun",
+    "DPM++ 2M": "dpmpp_2m",
+    "DPM++ 2M SDE": "dpmpp_2m_sde",
+    "LCM": "lcm",
+}
+"""A1111's labels to ours; the label of one of ours without an entry is its own name."""
+
+A1111_SCHEDULES = {
+    "Uniform": "linspace",
+    "Karras": "karras",
+    "Exponential": "exponential",
+    "SGM Uniform": "sgm_uniform",
+    "Simple": "simple",
+    "Beta": "beta",
+    "Align Your Steps": "align_your_steps",
+    "DDIM": "leading",
+}
+A1111_AUTOMATIC = {"ddim": "leading", "dpmpp_2m": "karras", "dpmpp_2m_sde": "exponential", "lcm": None}
+"""What "Automatic" means for a sampler; `linspace` for the others."""
+
+COMFYUI_SCHEDULES = {
+    "normal": "linspace",
+    "karras": "karras",
+    "exponential": "exponential",
+    "sgm_uniform": "sgm_uniform",
+    "simple": "simple",
+    "beta": "beta",
+    "ddim_uniform": "leading",
+}

@@ -1,0 +1,57 @@
+"""The recipe in an image file, whichever program wrote it. Metadata is data: values are checked, no path is followed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from latentdiff.errors import InputError
+from latentdiff.recipe.comfyui import parse_comfyui
+from latentdiff.recipe.files import CHUNK
+from latentdiff.recipe.infotext import parse_infotext
+from latentdiff.recipe.schema import Recipe
+from latentdiff.recipe.texts import read_texts
+
+
+@dataclass(frozen=True)
+class Found:
+    """Settings under the names of `Recipe`, the program that wrote them, and what has no counterpart here.
+
+    recipe: where it is our own.
+    """
+
+    settings: dict[str, Any]
+    program: str
+    dropped: list[str]
+    recipe: Recipe | None = None
+
+
+def read_any(path: Path) -> Found:
+    """The recipe of latentdiff, A1111 or ComfyUI. Raises InputError for a file without one, or a damaged one."""
+    texts = read_texts(path)
+    if CHUNK in texts:
+        recipe = _ours(texts[CHUNK], path)
+        return Found(recipe.model_dump(exclude_none=True), "latentdiff", [], recipe)
+    for program, name, parse in (("A1111", "parameters", parse_infotext), ("ComfyUI", "prompt", parse_comfyui)):
+        if name in texts and (parsed := parse(texts[name])) is not None:
+            settings, dropped = parsed
+            return Found(settings, program, dropped)
+    raise InputError(f"{path} holds no recipe; give an image that latentdiff, A1111 or ComfyUI wrote, not a copy")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Our recipe in an image file. Raises InputError for a file without one, or a damaged one."""
+    found = read_any(path)
+    if found.recipe is None:
+        raise InputError(f"{path} was made by {found.program}, not latentdiff; generate --recipe takes it")
+    return found.recipe
+
+
+def _ours(text: str, path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its beginning"
+        raise InputError(f"{path}: its recipe is damaged at {place}: {first['msg']}; generate it again") from error

@@ -1,0 +1,64 @@
+"""The recipe of an image: everything that its pixels depend on."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+LoraUse = tuple[str, float, float]  # file or folder, weight for the U-Net, for the text encoders
+
+
+class Recipe(BaseModel):
+    """Everything an image depends on. `model_hash` covers the model, LoRAs and embeddings (see `model_hash`).
+
+    image_hash, mask_hash: SHA-256 of the input's and the mask's file, 16 digits; their paths are not kept. hashes: the
+    first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int
+    sampler: str
+    spacing: str | None = None
+    eta: float
+    steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    height: int
+    width: int
+    image_hash: str | None = None
+    mask_hash: str | None = None
+    strength: float | None = None
+    fit: str | None = None
+    extend: dict[str, int] | None = None
+    mask_grow: int | None = None
+    mask_blur: float | None = None
+    mask_fill: str | None = None
+    only_masked: int | None = None
+    paste_back: bool | None = None
+    image_guidance_scale: float | None = None
+    dtype: str
+    optimize: str = "auto"
+    approximate: tuple[str, ...] = ()
+    low_memory: bool = False
+    model: str | None = None
+    vae: str | None = None
+    unet: str | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
+    loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    model_hash: str
+    hashes: dict[str, str] = {}
+    version: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_lora_and_one_embedding(cls, raw: Any) -> Any:
+        """Recipes before version 0.2 had one of each."""
+        if isinstance(raw, dict) and raw.get("lora") is not None:
+            raw = {**raw, "loras": [[raw["lora"], raw.get("lora_scale", 1.0), raw.get("lora_scale", 1.0)]]}
+        if isinstance(raw, dict) and raw.get("embedding") is not None:
+            raw = {**raw, "embeddings": [raw["embedding"]]}
+        return raw

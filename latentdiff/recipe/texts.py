@@ -1,0 +1,103 @@
+"""Texts in image files, read without decoding pixels, up to a size."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image
+
+from latentdiff.errors import InputError
+from latentdiff.images.decoding import PNG_SIGNATURE
+
+MAX_TEXT = 1024 * 1024  # bytes of one text
+MAX_FILE = 512 * 1024 * 1024  # bytes of a file that is not a PNG, which Pillow may hold in memory
+FORMATS = ("JPEG", "WEBP", "GIF")
+OURS = b"latentdiff\0"  # begins the maker note of JPEG and WebP files
+UTF16 = b"UNICODE\0"
+PROGRAM_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)  # ComfyUI writes "prompt:{...}" here in WebP files
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Texts by the names that PNG files have for them: `latentdiff`, `parameters`, `prompt`.
+
+    Raises InputError for a file that is not an image, and for texts over `MAX_TEXT`.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
+                return dict(_png_texts(file, path))
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"{path} has more than {MAX_FILE} bytes; give a smaller file")
+        with Image.open(path, formats=FORMATS) as image:
+            return _gif_texts(image) if image.format == "GIF" else _exif_texts(image, path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable PNG, JPEG, WebP or GIF ({error}); name another file") from error
+
+
+def _png_texts(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
+    """Source: PNG specification (third edition), sections 5.3 and 11.3.3."""
+    while len(header := file.read(8)) == 8:
+        length, kind = int.from_bytes(header[:4], "big"), header[4:]
+        if kind == b"IEND":
+            return
+        if kind not in (b"tEXt", b"iTXt", b"zTXt"):
+            file.seek(length + 4, 1)
+            continue
+        _check_size(length, path)
+        data = file.read(length)
+        file.seek(4, 1)
+        name, _, rest = data.partition(b"\0")
+        yield name.decode("latin-1"), _png_text(kind, rest, path)
+
+
+def _png_text(kind: bytes, rest: bytes, path: Path) -> str:
+    if kind == b"tEXt":
+        return rest.decode("latin-1")
+    if kind == b"zTXt":
+        return _inflate(rest[1:], path).decode("latin-1")
+    packed = rest[:1] == b"\1"
+    _, _, text = rest[2:].split(b"\0", 2)
+    return (_inflate(text, path) if packed else text).decode("utf-8", "replace")
+
+
+def _inflate(data: bytes, path: Path) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(data, MAX_TEXT + 1)
+    except zlib.error as error:
+        raise InputError(f"{path}: a text in it is damaged ({error}); name another file") from error
+    _check_size(len(text), path)
+    return text
+
+
+def _exif_texts(image: Image.Image, path: Path) -> dict[str, str]:
+    _check_size(len(image.info.get("exif", b"")), path)
+    exif = image.getexif()
+    fields, texts = exif.get_ifd(ExifTags.IFD.Exif), {}
+    comment, note = fields.get(ExifTags.Base.UserComment), fields.get(ExifTags.Base.MakerNote)
+    if isinstance(comment, bytes) and comment[:8] in (UTF16, b"ASCII\0\0\0", b"\0" * 8):
+        is_wide = comment[:8] == UTF16
+        texts["parameters"] = comment[8:].decode("utf-16-be" if is_wide else "utf-8", "replace").strip("\0")
+    if isinstance(note, bytes) and note.startswith(OURS):
+        texts["latentdiff"] = note.removeprefix(OURS).decode("utf-8", "replace")
+    for tag in PROGRAM_TAGS:
+        name, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and name == "prompt":
+            texts["prompt"] = text
+    return texts
+
+
+def _gif_texts(image: Image.Image) -> dict[str, str]:
+    comment = image.info.get("comment", b"")
+    name, _, text = comment[:MAX_TEXT].partition(b"\0")
+    return {"latentdiff": text.decode("utf-8", "replace")} if name == b"latentdiff" else {}
+
+
+def _check_size(length: int, path: Path) -> None:
+    if length > MAX_TEXT:
+        raise InputError(f"{path}: a text in it has more than {MAX_TEXT} bytes; name a file with its own metadata")
