@@ -34,7 +34,7 @@ def _latentdiff(
 
 @app.command()
 def generate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get numbered names.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, WebP or JPEG to write; several get numbers.")],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     model: Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
@@ -89,9 +89,38 @@ def generate(
     variant: Variant = None,
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
-    from_image: Annotated[Path | None, typer.Option(help="Take what is not given from this PNG's recipe.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "--from-image", help="Take what is not given from this image's recipe."),
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of the steps run: 0 keeps the image, 1 ignores it. [default: 0.8, with --mask 1]"),
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="Image to output size: cover, contain or stretch. [default: cover]")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Repaint where this image is white.")] = None,
+    mask_grow: Annotated[int | None, typer.Option(help="Pixels that the mask grows by. [default: 0]")] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Pixels of its soft edge. [default: 4]")] = None,
+    mask_fill: Annotated[
+        str | None, typer.Option(help="Start of the masked area: original, noise or blur. [default: original]")
+    ] = None,
+    only_masked: Annotated[
+        int | None,
+        typer.Option(help="Paint the masked area and these pixels around it at the model's size. [default: all]"),
+    ] = None,
+    paste_back: Annotated[
+        bool | None, typer.Option(help="Restore the input's pixels outside the mask. [default: yes]")
+    ] = None,
+    extend: Annotated[str | None, typer.Option(help="Pixels to paint beyond edges, as left=64,top=32.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(help="InstructPix2Pix's guidance by the image. [default: 1.5]")
+    ] = None,
 ) -> None:
-    """Generate images from prompts."""
+    """Generate images from prompts, or from an image."""
+    from latentdiff.cli.editing import parse_extend
     from latentdiff.cli.generate import Request, run
 
     options = {
@@ -117,8 +146,17 @@ def generate(
         "variant": variant,
         "prediction_type": prediction_type,
         "allow_pickle": allow_pickle,
+        "strength": strength,
+        "fit": fit,
+        "mask_grow": mask_grow,
+        "mask_blur": mask_blur,
+        "mask_fill": mask_fill,
+        "only_masked": only_masked,
+        "paste_back": paste_back,
+        "extend": None if extend is None else parse_extend(extend),
+        "image_guidance_scale": image_guidance_scale,
     }
-    run(Request(output, prompts or [], num_images, device, from_image, given(**options)))
+    run(Request(output, prompts or [], num_images, device, recipe, given(**options), image, mask))
 
 
 @app.command()

@@ -8,15 +8,16 @@ from typing import Any
 from latentdiff.checkpoints.describe import describe
 from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.source import OpenOptions
-from latentdiff.recipe import read_recipe
+from latentdiff.recipe import read_any
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
 
 
 def run(target: str | None, how: dict[str, Any]) -> None:
     """Print what the target is. Raises CheckpointError or InputError for what cannot be read."""
     path = locate(target, how.get("variant"))
-    if path.suffix.lower() == ".png":
+    if path.suffix.lower() in IMAGES:
         lines = _image(path)
     elif (path / CONFIG).is_file():
         lines = _training_run(path)
@@ -27,10 +28,13 @@ def run(target: str | None, how: dict[str, Any]) -> None:
 
 
 def _image(path: Path) -> Iterator[str]:
-    yield f"{path}: an image with its recipe"
-    for key, value in read_recipe(path).model_dump().items():
-        if value not in (None, (), False):
+    found = read_any(path)
+    yield f"{path}: an image with its recipe, by {found.program}"
+    for key, value in found.settings.items():
+        if value not in (None, (), False, {}):
             yield f"{key}: {value}"
+    if found.dropped:
+        yield f"without counterpart here: {', '.join(found.dropped)}"
 
 
 def _training_run(folder: Path) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Generation settings stored in image files: ours, and those of A1111 and ComfyUI."""
 
-from latentdiff.recipe.files import write_image
+from latentdiff.recipe.files import CHUNK, check_suffix, image_metadata, write_image
 from latentdiff.recipe.reading import Found, read_any, read_recipe
 from latentdiff.recipe.schema import Recipe
 
-__all__ = ["Found", "Recipe", "read_any", "read_recipe", "write_image"]
+__all__ = ["CHUNK", "Found", "Recipe", "check_suffix", "image_metadata", "read_any", "read_recipe", "write_image"]

@@ -27,7 +27,7 @@ def parse_comfyui(text: str) -> tuple[dict[str, Any], list[str]] | None:
         if isinstance(found, str):
             settings[name] = found
     for side in ("width", "height"):
-        if _is_number(value := _upstream(nodes, inputs.get("latent_image"), side)):
+        if (value := _number(_upstream(nodes, inputs.get("latent_image"), side))) is not None:
             settings[side] = int(value)
     if isinstance(model := _upstream(nodes, inputs.get("model"), "ckpt_name"), str):
         dropped.append(f"Model: {model}")
@@ -40,10 +40,10 @@ def _sampler_settings(inputs: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     dropped = []
     sources = {"steps": "steps", "guidance_scale": "cfg", "seed": "seed" if "seed" in inputs else "noise_seed"}
     for name, key in sources.items():
-        if _is_number(value := inputs.get(key)):
-            settings[name] = float(value) if name == "guidance_scale" else int(value)
-    if _is_number(denoise := inputs.get("denoise")) and denoise < 1:
-        settings["strength"] = float(denoise)
+        if (value := _number(inputs.get(key))) is not None:
+            settings[name] = value if name == "guidance_scale" else int(value)
+    if (denoise := _number(inputs.get("denoise"))) is not None and denoise < 1:
+        settings["strength"] = denoise
     for name, key, known in (
         ("sampler", "sampler_name", {name: name for name in SAMPLERS}),
         ("spacing", "scheduler", COMFYUI_SCHEDULES),
@@ -58,13 +58,12 @@ def _sampler_settings(inputs: dict[str, Any]) -> tuple[dict[str, Any], list[str]
 
 
 def _is_node(node: Any) -> bool:
-    return (
-        isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
-    )
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+def _number(value: Any) -> float | None:
+    """A number that is finite and fits 64 bits; a whole one keeps all of its digits."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _upstream(nodes: dict[str, Any], link: Any, name: str) -> Any:

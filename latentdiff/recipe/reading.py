@@ -1,4 +1,4 @@
-"""The recipe in an image file, whichever program wrote it. Metadata is data: values are checked, no path is followed."""
+"""The recipe in an image file, whichever program wrote it. Metadata is data: no path in it is followed here."""
 
 from dataclasses import dataclass
 from pathlib import Path

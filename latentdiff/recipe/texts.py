@@ -61,7 +61,10 @@ def _png_text(kind: bytes, rest: bytes, path: Path) -> str:
     if kind == b"zTXt":
         return _inflate(rest[1:], path).decode("latin-1")
     packed = rest[:1] == b"\1"
-    _, _, text = rest[2:].split(b"\0", 2)
+    fields = rest[2:].split(b"\0", 2)  # language, translated name, text
+    if len(fields) < 3:
+        raise InputError(f"{path}: a text in it is damaged (cut short); name another file")
+    text = fields[2]
     return (_inflate(text, path) if packed else text).decode("utf-8", "replace")
 
 

@@ -1,0 +1,75 @@
+"""Options of `generate` that need an input image."""
+
+import sys
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from latentdiff.errors import InputError
+from latentdiff.images.fit import EDGES
+from latentdiff.recipe import Found
+
+OPTION_NAMES = (
+    "fit", "extend", "mask_grow", "mask_blur", "mask_fill", "only_masked", "paste_back", "image_guidance_scale",
+)  # fmt: skip
+"""The fields of `images.edit.EditOptions`, which are those of `Recipe` too."""
+EDIT_NAMES = (*OPTION_NAMES, "strength")
+
+
+@dataclass(frozen=True)
+class Editing:
+    """arguments: of the pipeline's call. recipe: what the recipe says of the input."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_extend(text: str) -> dict[str, int]:
+    """`left=64,top=32` as pixels by edge. Raises InputError."""
+    edges: dict[str, int] = {}
+    for word in filter(None, text.replace(" ", "").split(",")):
+        edge, _, number = word.partition("=")
+        if edge not in EDGES or not number.isdecimal():
+            raise InputError(f"--extend {text}: write pixels by edge, as left=64,top=32")
+        edges[edge] = int(number)
+    return edges
+
+
+def take_editing(
+    image: Path | None, mask: Path | None, settings: dict[str, Any], given: dict[str, Any], found: Found | None
+) -> Editing:
+    """Take the options of editing out of the settings, and read the files. Raises InputError."""
+    from latentdiff.images.edit import EditOptions
+    from latentdiff.images.reading import read_images, read_masks
+
+    chosen = {name: value for name in EDIT_NAMES if (value := settings.pop(name, None)) is not None}
+    was = {} if found is None else found.settings
+    if image is None:
+        if used := [name for name in EDIT_NAMES if name in given] + ["mask"] * (mask is not None):
+            raise InputError(f"--{used[0].replace('_', '-')} needs an input image; name it by --image")
+        if "image_hash" in was:
+            raise InputError("the recipe is of an edited image, and files do not hold their input; name it by --image")
+        return Editing()
+    if mask is None and "mask_hash" in was and not chosen.get("extend"):
+        raise InputError("the recipe is of an inpainted image, and files do not hold the mask; name it by --mask")
+    files = {"image": image, "mask": mask}
+    hashes = {f"{name}_hash": _hash(path) for name, path in files.items() if path is not None}
+    for name, value in hashes.items():
+        if name in was and was[name] != value:
+            other = name.removesuffix("_hash")
+            print(f"warning: the recipe was made from another {other} ({was[name]}, not {value})", file=sys.stderr)
+    strength = chosen.pop("strength", None)
+    arguments: dict[str, Any] = {"image": read_images(str(image)), "edit": EditOptions(**chosen)}
+    if strength is not None:
+        arguments["strength"] = strength
+    if mask is not None:
+        arguments["mask_image"] = read_masks(str(mask))
+    return Editing(arguments, chosen | hashes | ({} if strength is None else {"strength": strength}))
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error

@@ -1,0 +1,108 @@
+"""`latentdiff generate` from an image: what it writes, what its recipe holds, and its mistakes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from latentdiff.cli import main
+from latentdiff.recipe import read_any, read_recipe
+
+PROMPT = "a red apple"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an image of 24 x 16 pixels and a mask."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("in.webp", lossless=True)
+    mask = Image.new("L", (24, 16))
+    mask.paste(255, (10, 6, 14, 10))
+    mask.save("mask.png")
+    Image.new("L", (24, 16)).save("black.png")
+    return tmp_path
+
+
+def generate(model: Path, *arguments: object) -> int:
+    words = ["latentdiff", "generate", PROMPT, "--model", model, "--steps", 4, "--seed", 1, *arguments]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", [str(word) for word in words])
+        main()
+    return int(ended.value.code or 0)
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--strength", 0.5],
+        ["--mask", "mask.png", "--mask-blur", 1, "--mask-grow", 1, "--mask-fill", "noise", "--strength", 0.9],
+        ["--mask", "mask.png", "--only-masked", 2],
+        ["--extend", "left=8,bottom=4", "--no-paste-back"],
+        ["--width", 32, "--height", 32, "--fit", "contain"],
+    ],
+)
+def test_the_recipe_of_an_edited_image_makes_it_again(options: list[object], inputs: Path, model_folder: Path) -> None:
+    assert generate(model_folder, "--image", "in.webp", *options, "-o", "a.png") == 0
+    recipe = read_recipe(Path("a.png"))
+    assert recipe.image_hash and (recipe.mask_hash is not None) == ("--mask" in options)
+    masks = ["--mask", "mask.png"] if "--mask" in options else []
+    assert generate(model_folder, "--recipe", "a.png", "--image", "in.webp", *masks, "-o", "b.webp") == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.webp"))
+    assert read_recipe(Path("b.webp")) == recipe
+
+
+def test_what_a_recipe_does_not_hold_is_named(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert generate(model_folder, "--image", "in.webp", "--mask", "mask.png", "-o", "a.png") == 0
+    assert generate(model_folder, "--recipe", "a.png", "-o", "b.png") == 2
+    assert "files do not hold their input; name it by --image" in capsys.readouterr().err
+    assert generate(model_folder, "--recipe", "a.png", "--image", "in.webp", "-o", "b.png") == 2
+    assert "files do not hold the mask; name it by --mask" in capsys.readouterr().err
+    assert generate(model_folder, "--recipe", "a.png", "--image", "a.png", "--mask", "mask.png", "-o", "b.png") == 0
+    assert "was made from another image" in capsys.readouterr().err
+
+
+def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(
+        "parameters",
+        "a cat face\nNegative prompt: x\nSteps: 3, Sampler: Euler a, CFG scale: 2, Seed: 8, Size: 24x16, Model: m, "
+        "Clip skip: 2",
+    )
+    Image.new("RGB", (4, 4)).save("theirs.png", pnginfo=chunks)
+    assert generate(model_folder, "--recipe", "theirs.png", "-o", "ours.jpg") == 0
+    assert "not carried over from A1111: Model: m, Clip skip: 2" in capsys.readouterr().err
+    found = read_any(Path("ours.jpg")).settings
+    expected = {"sampler": "euler_ancestral", "spacing": "linspace", "guidance_scale": 2.0, "seed": 1, "width": 24}
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "mask.png"], "--mask needs an input image"),
+        (["--strength", "0.5"], "--strength needs an input image"),
+        (["--mask-blur", "2"], "--mask-blur needs an input image"),
+        (["--image", "gone.png"], "gone.png cannot be read"),
+        (["--image", "in.webp", "--strength", "1.7"], "strength=1.7 must be from 0"),
+        (["--image", "in.webp", "--mask", "black.png"], "mask_image is all black"),
+        (["--image", "in.webp", "--fit", "covr"], "did you mean 'cover'"),
+        (["--image", "in.webp", "--extend", "up=3"], "--extend up=3: write pixels by edge"),
+        (["--image", "in.webp", "--height", "15"], "height=15 must be a multiple of 2"),
+    ],
+)
+def test_mistakes_leave_nothing(
+    arguments: list[str], message: str, inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted(inputs.iterdir())
+    assert generate(model_folder, *arguments, "-o", "x.png") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("sampling")]
+    assert len(errors) == 1 and message in errors[0]
+    assert sorted(inputs.iterdir()) == before
