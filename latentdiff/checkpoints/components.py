@@ -76,10 +76,34 @@ def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions
         source = replace(source, vae=open_vae(options.vae, options, source.unet.config))
     if options.unet is not None:
         source = replace(source, unet=open_unet(options.unet, options))
-        for name, files in source.networks().items():
-            if name == "vae" and getattr(files.config, "latent_channels", 0) != source.unet.config.out_channels:
-                raise CheckpointError(f"{options.unet} and {path} differ in latent channels; use files of one family")
+    _check_widths(source)
     return source
+
+
+def _check_widths(source: ModelSource) -> None:
+    """Raise CheckpointError unless what each network computes is as wide as what the next one reads."""
+    unet, vae, texts = source.unet.config, source.vae.config, [files.config for files in source.text_encoders]
+    if not texts:
+        raise CheckpointError(f"{source.path} has no text encoder; give a text-to-image model")
+    pairs = [
+        (source.vae.where, "latent channels", vae.latent_channels, unet.out_channels),
+        (
+            source.text_encoders[0].where,
+            "numbers per token",
+            sum(t.hidden_size for t in texts),
+            unet.cross_attention_dim,
+        ),
+    ]
+    if unet.addition_embed_type is not None:
+        sizes = unet.projection_class_embeddings_input_dim - texts[-1].projection_dim
+        whole = {count * unet.addition_time_embed_dim for count in (5, 6)}  # sizes, crops and with 5 an aesthetic score
+        if sizes not in whole or not texts[-1].with_projection:
+            raise CheckpointError(f"{source.unet.where}: projection_class_embeddings_input_dim="
+                                  f"{unet.projection_class_embeddings_input_dim} does not fit the text encoder; "
+                                  "use files of one model")  # fmt: skip
+    for where, what, found, wanted in pairs:
+        if found != wanted:
+            raise CheckpointError(f"{where} has {found} {what}, the U-Net reads {wanted}; use files of one model")
 
 
 def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetConfig | None = None) -> NetworkFiles:  # noqa: B008

@@ -11,7 +11,6 @@ from latentdiff.checkpoints.families import (
     SD2,
     Family,
     clip_config,
-    family_name,
     family_of,
     schedule_config,
     unet_config,
@@ -178,7 +177,7 @@ def source_of(file: Path, opened: TensorFile, options: OpenOptions) -> ModelSour
         schedule=schedule,
         zero_empty_prompt=len(text) == 2,
         notes=(
-            f"family {family_name(unet.config)}: by the weights",
+            f"family {family.name}: by the weights",
             f"prediction type {schedule.prediction_type}: {reason}",
             *_left_out(opened),
         ),

@@ -106,6 +106,11 @@ def other_width(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 48}))
 
 
+def other_groups(folder: Path) -> None:
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_linear_projection": True}))
+
+
 def extra_tensor(folder: Path) -> None:
     path = folder / "vae" / f"{WEIGHTS}.safetensors"
     save_file(load_file(path) | {"surprise": torch.zeros(1)}, path)
@@ -131,7 +136,8 @@ def shard_elsewhere(folder: Path) -> None:
         (rewrite("vae/config.json", "{"), "is not JSON"),
         (rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'), "T5 is not supported"),
         (only_pickle, "holds only pickles"),
-        (other_width, "by its config.json"),
+        (other_width, "has 32 numbers per token, the U-Net reads 48"),
+        (other_groups, "by its config.json"),
         (extra_tensor, "unknown tensor surprise"),
         (shard_elsewhere, "a shard outside its folder"),
     ],
