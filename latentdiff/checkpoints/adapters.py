@@ -108,11 +108,14 @@ class Adapters:
 
     def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
         stored = self._base(key, kind, target, readers)
-        changes = list(self._changes(key, kind, stored.to(target.device)))
-        target.copy_(stored if not changes else sum(changes, stored.to(target.device, torch.float32)))
+        base = stored.to(target.device, torch.float32)
+        total: Tensor | None = None
+        for change in self._changes(key, kind, base):
+            total = change.add_(base) if total is None else total.add_(change)
+        target.copy_(stored if total is None else total)
 
-    def _changes(self, key: Key, kind: str, stored: Tensor) -> Iterator[Tensor]:
-        base = stored.float()
+    def _changes(self, key: Key, kind: str, base: Tensor) -> Iterator[Tensor]:
+        """New float32 tensors, which may be written to."""
         for name, pair in self.weights.items():
             strength = pair[0] if key[0] == "unet" else pair[1]
             delta = self.loaded[name].deltas.get(key)

@@ -68,17 +68,15 @@ class Delta:
         (rows, columns), (inner_rows, inner) = (_factors(t, f"k{k}", f"kt{k}") for k in (1, 2))
         return rows * inner_rows, columns * inner
 
-    def weight(self, base: Tensor) -> Tensor | None:
-        """float32: the change of a weight `base` at full strength, without DoRA's rescaling; None for none."""
-        change = _change({kind: tensor.to(base) for kind, tensor in self.tensors.items()})
-        return None if change is None else self.scale * change.reshape(base.shape)
-
     def apply(self, base: Tensor, strength: float) -> Tensor | None:
-        """float32: the change of `base` at a strength, which scales what DoRA normalises (Liu et al. 2024, eq. 5)."""
-        change = self.weight(base)
+        """float32: the change of a float32 weight `base`, None for none; `strength` scales what DoRA normalises.
+
+        Liu et al. 2024, eq. 5.
+        """
+        change = _change({kind: tensor.to(base) for kind, tensor in self.tensors.items()})
         if change is None:
             return None
-        change = strength * change
+        change = change.reshape(base.shape) * (strength * self.scale)
         if (found := self.magnitude()) is None:
             return change
         magnitude, of_inputs = found
