@@ -9,6 +9,8 @@ from torch import Tensor
 
 import latentdiff
 from latentdiff.recipe import CHUNK, Recipe
+from latentdiff.serving.a1111_names import a1111_sampler, a1111_scheduler
+from latentdiff.serving.errors import ServingError
 from latentdiff.serving.job import Job, JobImage
 from latentdiff.serving.models import ModelStore
 
@@ -25,12 +27,13 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         negative_prompt=request.negative_prompt,
         seed=image.seed,
         sampler=request.sampler,
+        spacing=request.settings.get("spacing"),
         eta=request.settings.get("eta", 0.0),
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         guidance_interval=request.settings.get("guidance_interval", (0.0, 1.0)),
-        height=request.height,
-        width=request.width,
+        height=image.image.height,
+        width=image.image.width,
         dtype=facts.dtype,
         model=models.specs[request.model].path,
         loras=loras,
@@ -47,15 +50,17 @@ def infotext(job: Job, image: JobImage, models: ModelStore) -> str:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     values = {
         "Steps": request.steps,
-        "Sampler": request.sampler,
+        "Sampler": a1111_sampler(request.sampler),
+        "Schedule type": a1111_scheduler(request.settings.get("spacing")),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": image.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": f"{image.image.width}x{image.image.height}",
         "Model hash": models.facts[request.model].hash[:10],
         "Model": request.model,
+        "Denoising strength": request.settings.get("strength"),
         "Version": f"latentdiff {latentdiff.__version__}",
     }
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in values.items())])
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in values.items() if value is not None)])
 
 
 def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", quality: int = QUALITY) -> bytes:
@@ -63,7 +68,7 @@ def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", 
     buffer = io.BytesIO()
     if form == "png":
         chunks = PngImagePlugin.PngInfo()
-        if not image.stopped:
+        if not image.stopped and "image" not in job.request.settings:  # a recipe of text to image makes it again
             chunks.add_itxt(CHUNK, recipe_of(job, image, models).model_dump_json())
         chunks.add_text("parameters", infotext(job, image, models))
         image.image.save(buffer, "PNG", pnginfo=chunks)
@@ -77,11 +82,20 @@ def as_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+def text_chunks(data: bytes) -> dict[str, str]:
+    """The text chunks of a PNG; none for other files. Raises ServingError for a damaged one."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ServingError(f"Invalid encoded image: {error}; send a PNG", "image") from error
+
+
 def preview(job: Job, x0: Tensor, models: ModelStore, form: Format = "png", full_size: bool = False) -> bytes:
     """An unfinished image as a file, of the latents' size or enlarged to the image's."""
     image = models.facts[job.request.model].preview(x0)
     if full_size:
-        image = image.resize((job.request.width, job.request.height), Image.Resampling.BICUBIC)
+        image = image.resize(job.request.size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, form.upper())
     return buffer.getvalue()

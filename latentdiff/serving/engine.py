@@ -91,10 +91,10 @@ class Engine:
 
     def submit(self, request: ImageRequest, deadline: float | None = None, keep_at: tuple[int, ...] = ()) -> Job:
         """Accept a job. Raises InputError, QueueFullError, and UnavailableError when the server is stopping."""
-        if (facts := self.models.facts.get(request.model)) is not None:
+        if (facts := self.models.facts.get(request.model)) is not None and "image" not in request.settings:
             read_inputs(facts.limits, **request.arguments(request.images - 1))
         job = Job(request, min(deadline or self.limits.deadline, self.limits.deadline), keep_at)
-        key = GroupKey(request.model, request.loras, request.height, request.width)
+        key = GroupKey(request.model, request.loras, request.size)
         with self._changed:
             if not self._accepting:
                 raise UnavailableError("the server is stopping; send the request to another one")
@@ -272,9 +272,10 @@ class Engine:
             if job.started_at is None:
                 job.begin()
                 self.metrics.queue_seconds.observe(time.monotonic() - job.accepted_at)
-            picture.pipe, picture.first_position = pipe, picture.row.state.position
+            picture.pipe, picture.canvases = pipe, inputs.canvases
+            picture.first_position = picture.row.state.position
             if picture.row.state.finished:
-                self._decode(pipe, picture, picture.row.state.latents)
+                self._decode(pipe, picture, picture.row.result)
                 continue
             with self._changed:
                 group.active.append(picture)
@@ -290,7 +291,7 @@ class Engine:
             if state.finished:
                 with self._changed:
                     group.active.remove(picture)
-                self._decode(pipe, picture, state.latents)
+                self._decode(pipe, picture, row.result)
             picture.job.advance(picture.index, state.position - first, len(state.plan) - first, predicted)
 
     def _decode(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor, stopped: bool = False) -> None:
@@ -305,7 +306,7 @@ class Engine:
         try:
             if not torch.isfinite(latents).all():
                 raise NonFiniteError("the latents are not finite; serve the model with --dtype float32")
-            (image,) = pipe.finish(latents[None])
+            (image,) = pipe.finish(latents[None], canvases=picture.canvases)
         except Exception as error:
             log.exception("decode_failed")
             job.failure = as_serving_error(error)

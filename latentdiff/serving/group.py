@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from latentdiff.denoiser import Row
+from latentdiff.images.edit import Canvas
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.serving.job import Job, Loras
 
@@ -16,25 +17,26 @@ MAX_ROWS = SIZES[0]
 
 
 class GroupKey(NamedTuple):
-    """What images must agree in to share a batch, beside the number of tokens."""
+    """What images must agree in to share a batch, beside the number of tokens. size: (width, height) in pixels."""
 
     model: str
     loras: Loras
-    height: int
-    width: int
+    size: tuple[int, int]
 
 
 @dataclass(eq=False)
 class Picture:
     """One image of a job in the engine.
 
-    pipe, row: None until it is started. first_position: in the plan, where it started.
+    pipe, row: None until it is started. canvases: the input image, if any. first_position: in the plan, where it
+    started.
     """
 
     job: Job
     index: int
     pipe: LatentDiffusionPipeline | None = None
     row: Row | None = None
+    canvases: list[Canvas] | None = None
     first_position: int = 0
     x0: Tensor | None = None
 
@@ -53,11 +55,12 @@ class Group:
     last_turn: float = field(default_factory=time.monotonic)
 
     def next_batch(self, evaluations: int | None = None) -> list[Picture]:
-        """The images whose last step is longest ago, of one token count: 8, 4, 2 or 1 of them.
+        """The images whose last step is longest ago, of one shape and token count: 8, 4, 2 or 1 of them.
 
-        evaluations: take as many as fit into this number of network evaluations instead; a guided row takes two.
+        evaluations: take as many as fit into this number of network evaluations instead, at least one; a guided row
+        takes two.
         """
-        same = [picture for picture in self.active if _tokens(picture) == _tokens(self.active[0])]
+        same = [picture for picture in self.active if _shape(picture) == _shape(self.active[0])]
         chosen = _fitting(same, evaluations) if evaluations else same[: next(n for n in SIZES if n <= len(same))]
         self.active = [*(picture for picture in self.active if picture not in chosen), *chosen]
         return chosen
@@ -70,17 +73,23 @@ class Group:
         return gone
 
 
-def _tokens(picture: Picture) -> int:
+def _shape(picture: Picture) -> tuple[object, ...]:
+    """What rows of one batch share: the latents' shape and the number of tokens."""
     assert picture.row is not None
-    return picture.row.positive.hidden.shape[1]
+    return (*picture.row.state.latents.shape, picture.row.positive.hidden.shape[1])
+
+
+def _evaluations(picture: Picture) -> int:
+    assert picture.row is not None
+    return 1 + picture.row.guided + (picture.row.guided and picture.row.without_image is not None)
 
 
 def _fitting(pictures: list[Picture], evaluations: int) -> list[Picture]:
-    chosen, used = [], 0
+    chosen: list[Picture] = []
+    used = 0
     for picture in pictures:
-        assert picture.row is not None
-        used += 2 if picture.row.guided else 1
-        if used > evaluations:
+        used += _evaluations(picture)
+        if used > evaluations and chosen:
             break
         chosen.append(picture)
     return chosen

@@ -21,13 +21,18 @@ Loras = tuple[tuple[str, tuple[float, float]], ...]
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Images to generate: image k is drawn from seed + k. settings: further arguments of `inputs.read_inputs`."""
+    """Images to generate: image k is drawn from seed + k.
+
+    height, width: as given; None where an input image decides. size: (width, height) that is sampled. settings: further
+    arguments of `inputs.read_inputs`, those of image to image among them.
+    """
 
     model: str
     prompt: str
     seed: int
-    height: int
-    width: int
+    height: int | None
+    width: int | None
+    size: tuple[int, int]
     steps: int
     guidance_scale: float
     sampler: str

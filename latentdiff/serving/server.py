@@ -5,19 +5,21 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
+from PIL import Image
 
 from latentdiff.checkpoints.adapters import weight_pair
-from latentdiff.inputs import GENERATOR_SEEDS, ModelLimits
+from latentdiff.inputs import GENERATOR_SEEDS, ModelLimits, read_inputs, whole
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.limits import Limits
 
+Size = tuple[int, int]
 KEPT_SECONDS = 3600.0
 KEPT_PIXELS = 128 * 2**20  # of finished jobs; three bytes each
 DISCONNECT_SECONDS = 0.25  # between looks whether a waiting client is still there
@@ -37,12 +39,20 @@ class Settings:
 
 @dataclass
 class Server:
-    """One server; the routes find it at `request.app.state.server`."""
+    """One server; the routes find it at `request.app.state.server`.
+
+    finished: jobs of our own API by id. tasks: jobs of A1111's API by task id. a1111_model: what its clients chose.
+    """
 
     engine: Engine
     settings: Settings = field(default_factory=Settings)
     files: ResultFiles = field(default_factory=ResultFiles)
     finished: OrderedDict[str, Job] = field(default_factory=OrderedDict)
+    tasks: OrderedDict[str, Job] = field(default_factory=OrderedDict)
+    a1111_model: str = ""
+
+    def __post_init__(self) -> None:
+        self.a1111_model = self.engine.models.default
 
     @property
     def limits(self) -> Limits:
@@ -78,14 +88,14 @@ class Server:
         check = self.limits.check
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
-        check("images", images, self.limits.images)
+        check("images", whole(images, "images", 1), self.limits.images)
         model = self.engine.models.find(model)
         usual = await self.model_limits(model)
-        height, width = height or usual.default_size, width or usual.default_size
         steps = usual.generation.num_inference_steps if steps is None else steps
-        check("width*height", height * width, self.limits.pixels, "pixels")
         check("steps", steps, self.limits.steps)
-        return ImageRequest(
+        size = _expected_size(usual, width, height, settings.get("image"))
+        check("width*height", size[0] * size[1], self.limits.pixels, "pixels")
+        request = ImageRequest(
             model=model,
             prompt=prompt,
             negative_prompt=negative_prompt or None,
@@ -93,12 +103,18 @@ class Server:
             seed=secrets.randbelow(GENERATOR_SEEDS - self.limits.images) if seed is None else seed,
             height=height,
             width=width,
+            size=size,
             steps=steps,
             guidance_scale=usual.generation.guidance_scale if guidance_scale is None else guidance_scale,
             sampler=sampler or usual.generation.sampler,
             loras=self._loras(loras or {}),
             settings={key: value for key, value in settings.items() if value is not None},
         )
+        if "image" not in request.settings:
+            return request
+        inputs = await asyncio.to_thread(read_inputs, usual, **request.arguments(images - 1))
+        check("width*height", inputs.width * inputs.height, self.limits.pixels, "pixels")
+        return replace(request, size=(inputs.width, inputs.height))
 
     def _loras(self, loras: Mapping[str, Any]) -> tuple[tuple[str, tuple[float, float]], ...]:
         find = self.engine.models.find_lora
@@ -130,7 +146,14 @@ class Server:
 
 
 def _pixels(job: Job) -> int:
-    return job.request.height * job.request.width * len(job.done)
+    width, height = job.request.size
+    return width * height * len(job.done)
+
+
+def _expected_size(usual: ModelLimits, width: int | None, height: int | None, image: Image.Image | None) -> Size:
+    if image is not None:
+        return width or image.width, height or image.height
+    return width or usual.default_size, height or usual.default_size
 
 
 def server_of(http: Request) -> Server:

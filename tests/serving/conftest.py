@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from latentdiff.checkpoints.lora import save_lora
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
 from latentdiff.serving.server import Server, Settings
+from tests.checkpoints.test_lora import trained
 from tests.serving.live import Live
 
 OPTIONS = {"device": "cpu", "dtype": "float32"}
@@ -27,7 +29,8 @@ def request(**changes: Any) -> ImageRequest:
         "guidance_scale": 4.0,
         "sampler": "ddim",
     }
-    return ImageRequest(**values | changes)
+    values |= changes
+    return ImageRequest(**values, size=(values["width"], values["height"]))
 
 
 MakeEngine = Callable[..., Engine]
@@ -83,3 +86,12 @@ def live(model_folder: Path) -> Iterator[Live]:
     running = Live(Server(Engine(ModelStore([ModelSpec("small", str(model_folder), OPTIONS)]))))
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def lora_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA that changes the small model's images visibly."""
+    folder = tmp_path_factory.mktemp("lora")
+    parts = trained(model_folder)
+    save_lora(parts, folder)
+    return folder

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
@@ -26,11 +27,16 @@ def pixels(job: Job) -> list[np.ndarray]:
     return [np.asarray(image.image).astype(int) for image in job.wait(WAIT)]
 
 
+PICTURE = Image.effect_noise((16, 16), 90).convert("RGB")
+MASK = Image.new("L", (16, 16))
+MASK.paste(255, (4, 4, 9, 9))
 VARIED: list[dict[str, Any]] = [
     {"prompt": "a cat face", "seed": 2**40, "steps": 7, "sampler": "dpmpp_2m_sde", "guidance_scale": 1.0},
     {"prompt": "猫", "seed": 3, "steps": 2, "sampler": "heun", "negative_prompt": "wrong colours"},
     {"seed": 4, "steps": 4, "images": 3, "settings": {"guidance_interval": (0.3, 0.8)}},
     {"seed": 5, "height": 32},
+    {"seed": 6, "steps": 4, "settings": {"image": PICTURE, "strength": 0.5}},
+    {"seed": 7, "steps": 4, "settings": {"image": PICTURE, "mask_image": MASK, "strength": 1.0}},
 ]
 
 
@@ -52,9 +58,9 @@ def test_a_padded_batch_gives_the_same_bits_alone_and_among_twenty_others(make_e
     watched = request(seed=77, steps=5, sampler="dpmpp_2m_sde", settings={"guidance_interval": (0.2, 1.0)})
     quiet, busy = make_engine(exact_batch=8), make_engine(exact_batch=8, start=False)
     (alone,) = pixels(quiet.submit(watched))
-    before = [busy.submit(request(**VARIED[k % 4] | {"seed": k})) for k in range(10)]
+    before = [busy.submit(request(**VARIED[k % 6] | {"seed": k})) for k in range(10)]
     job = busy.submit(watched)
-    after = [busy.submit(request(**VARIED[k % 4] | {"seed": 100 + k})) for k in range(10)]
+    after = [busy.submit(request(**VARIED[k % 6] | {"seed": 100 + k})) for k in range(10)]
     busy.start()
     assert np.array_equal(pixels(job)[0], alone)
     assert all(other.wait(WAIT) for other in (*before, *after))
@@ -69,9 +75,11 @@ def ready_group(count: int, guided: bool = False) -> Group:
     class FakeRow:
         def __init__(self) -> None:
             self.guided = guided
+            self.without_image = None
             self.positive = type("C", (), {"hidden": torch.zeros(1, 77, 4)})
+            self.state = type("S", (), {"latents": torch.zeros(4, 8, 8)})
 
-    group = Group(GroupKey("small", (), 16, 16))
+    group = Group(GroupKey("small", (), (16, 16)))
     job = Job(request(images=count), WAIT)
     group.active = [Picture(job, k, row=FakeRow()) for k in range(count)]  # type: ignore[arg-type]
     return group
@@ -222,7 +230,7 @@ def test_a_step_that_fails_fails_its_jobs_and_the_engine_goes_on(make_engine: Ma
         with pytest.raises(InternalError, match="out of memory; request a smaller image"):
             engine.submit(request()).wait(WAIT)
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+        patch.setattr(pipe, "finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
         with pytest.raises(InternalError, match="RuntimeError: broken"):
             engine.submit(request()).wait(WAIT)
     assert engine.submit(request()).wait(WAIT) and not engine.jobs

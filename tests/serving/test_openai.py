@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import openai
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from latentdiff.serving.limits import Limits
 from tests.serving.conftest import MakeLive
 from tests.serving.live import Live
-from tests.serving.test_engine import slow, until_step
+from tests.serving.test_engine import MASK, PICTURE, slow, until_step
 
 PROMPT = "a red apple"
 
@@ -148,3 +149,37 @@ def test_a_full_disk_stops_urls_only(make_live: MakeLive, monkeypatch: Any) -> N
     with pytest.raises(openai.InternalServerError, match="response_format=b64_json"):
         client.images.generate(prompt=PROMPT, response_format="url", extra_body={"num_inference_steps": 1})
     assert client.images.generate(prompt=PROMPT, extra_body={"num_inference_steps": 1}).data
+
+
+def file(image: Image.Image, name: str = "upload") -> tuple[str, bytes]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return name, buffer.getvalue()
+
+
+def test_edits_repaint_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
+    mask = PICTURE.copy()
+    mask.putalpha(MASK.point([255 - level for level in range(256)]))
+    made = client.images.edit(
+        image=file(PICTURE), mask=file(mask), prompt=PROMPT, extra_body={"seed": 3, "num_inference_steps": 4}
+    )
+    assert made.data
+    changed = np.asarray(opened(made.data[0].b64_json)).astype(int) - np.asarray(PICTURE)
+    inside = np.asarray(MASK) > 0
+    assert np.abs(changed[inside]).mean() > np.abs(changed[~inside]).mean()
+    events = list(client.images.edit(image=file(PICTURE), prompt=PROMPT, stream=True, partial_images=1))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_variations_and_what_cannot_be_edited(client: openai.OpenAI) -> None:
+    varied = client.images.create_variation(image=file(PICTURE), n=2, response_format="b64_json")
+    assert len(varied.data or []) == 2
+    for arguments, words in (
+        ({"image": file(PICTURE), "prompt": PROMPT, "background": "transparent"}, "background"),
+        ({"image": ("x.png", b"no image"), "prompt": PROMPT}, "Invalid encoded image"),
+        ({"image": [file(PICTURE), file(PICTURE)], "prompt": PROMPT}, "image holds 2 files"),
+        ({"image": file(PICTURE), "mask": file(MASK.resize((8, 8))), "prompt": PROMPT}, "the mask is"),
+        ({"image": file(PICTURE), "prompt": PROMPT, "extra_body": {"strength": 1.7}}, "strength=1.7"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=words):
+            client.images.edit(**arguments)  # type: ignore[call-overload]

@@ -3,18 +3,20 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.events import DESCRIPTION, PING, PING_SECONDS, event, stream
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import Format, as_base64, encode, preview
-from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.errors import NotFoundError, ServingError
 from latentdiff.serving.job import Job
 from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.uploads import from_base64, image_from, mask_from
 
 router = APIRouter(tags=["jobs"])
 Here = Annotated[Server, Depends(server_of)]
@@ -40,6 +42,15 @@ class JobRequest(BaseModel):
     guidance_interval: tuple[float, float] | None = Field(None, description="Guide only at these noise levels, 0 to 1.")
     sampler: str | None = None
     eta: float | None = Field(None, ge=0, le=1)
+    spacing: str | None = Field(None, description="Of the noise levels, as karras.")
+    image: str | None = Field(None, description="Base64 of an image to start from.")
+    mask: str | None = Field(None, description="Base64 of a mask, white where the image is repainted.")
+    strength: float | None = Field(None, ge=0, le=1, description="Part of the steps that run, with an image.")
+    fit: Literal["cover", "contain", "stretch"] = "cover"
+    extend: dict[str, int] = Field({}, description="Pixels to paint beyond edges: left, top, right, bottom.")
+    mask_blur: float = Field(4.0, ge=0, le=256)
+    mask_fill: Literal["original", "noise", "blur"] = "original"
+    only_masked: int | None = Field(None, ge=0, le=4096, description="Paint only the mask with this padding.")
     loras: dict[str, float | tuple[float, float]] = Field({}, description="Weight by name, or U-Net and text weights.")
     deadline: float | None = Field(None, gt=0, description="Seconds until the job fails if it is not finished.")
 
@@ -78,13 +89,13 @@ def state_of(server: Server, job: Job) -> JobState:
             "model": request.model,
             "images": request.images,
             "seed": request.seed,
-            "width": request.width,
-            "height": request.height,
+            "width": request.size[0],
+            "height": request.size[1],
             "steps": request.steps,
             "guidance_scale": request.guidance_scale,
             "sampler": request.sampler,
             "loras": dict(request.loras),
-            **request.settings,
+            **{key: value for key, value in request.settings.items() if key not in ("image", "mask_image", "edit")},
         },
         images=[
             {"url": f"/jobs/{job.id}/images/{k}", "seed": image.seed, "stopped": image.stopped}
@@ -97,10 +108,32 @@ def state_of(server: Server, job: Job) -> JobState:
 @router.post("/jobs", status_code=202)
 async def submit(body: JobRequest, server: Here) -> JobState:
     """Accept a job. 429 with Retry-After when the queue is full."""
-    values = body.model_dump(exclude={"deadline"})
-    job = server.engine.submit(await server.request(**values), body.deadline)
+    values = body.model_dump(exclude={"deadline", *EDITING})
+    request = await server.request(**values, **await asyncio.to_thread(_editing, body))
+    job = server.engine.submit(request, body.deadline)
     server.keep(job)
     return state_of(server, job)
+
+
+EDITING = ("image", "mask", "strength", "fit", "extend", "mask_blur", "mask_fill", "only_masked")
+
+
+def _editing(body: JobRequest) -> dict[str, Any]:
+    """The arguments of image to image and inpainting."""
+    if body.image is None:
+        if body.mask is not None or body.strength is not None or body.extend:
+            raise ServingError("mask, strength and extend need an image; send image as base64", "image")
+        return {}
+    mask = None if body.mask is None else mask_from(from_base64(body.mask, "mask"), "mask")
+    edit = EditOptions(
+        fit=body.fit,
+        extend=body.extend,
+        mask_blur=body.mask_blur,
+        mask_fill=body.mask_fill,
+        only_masked=body.only_masked,
+    )
+    image = image_from(from_base64(body.image, "image"), "image")
+    return {"image": image, "mask_image": mask, "strength": body.strength, "edit": edit}
 
 
 @router.get("/jobs/{job_id}")

@@ -73,11 +73,12 @@ def _model(name: str) -> dict[str, Any]:
 @router.post("/images/generations", response_model=None, responses={200: {"content": {"text/event-stream": {}}}})
 async def generations(body: ImagesRequest, http: Request, server: Here) -> Response:
     """Generate images; `stream` sends partial images as server-sent events."""
-    request = await _request(server, body)
+    request = await image_request(server, body)
     return await answer(server, http, request, body, "image_generation")
 
 
-async def _request(server: Server, body: ImagesRequest) -> ImageRequest:
+async def image_request(server: Server, body: ImagesRequest, **editing: Any) -> ImageRequest:
+    """What the engine is to make. editing: the arguments of image to image."""
     model = server.engine.models.find(None if (body.model or "").startswith(HOSTED_MODELS) else body.model)
     width, height = _size(body.size)
     steps = body.num_inference_steps
@@ -96,6 +97,7 @@ async def _request(server: Server, body: ImagesRequest) -> ImageRequest:
         sampler=body.sampler,
         negative_prompt=body.negative_prompt,
         loras=body.loras,
+        **editing,
     )
 
 
@@ -131,7 +133,7 @@ def _common(job: Job, body: ImagesRequest) -> dict[str, Any]:
     request = job.request
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     common: dict[str, Any] = {
-        "size": f"{request.width}x{request.height}",
+        "size": "{}x{}".format(*request.size),
         "quality": body.quality or "auto",
         "background": "opaque",
         "output_format": body.output_format or "png",
