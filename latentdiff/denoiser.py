@@ -20,7 +20,7 @@ class NetworkDenoiser:
     """A network's output, be it noise, velocity, x0 or flow, converted to x0 by the schedule.
 
     dtype: of the network. batch: evaluations are padded with copies of the last to this many, so that a row is computed
-    to the same bits whichever rows share its batch.
+    to the same bits whichever rows share its batch (on one machine, with one number of threads and kernel variant).
     """
 
     network: Network
