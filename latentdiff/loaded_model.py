@@ -1,0 +1,211 @@
+"""A model's networks, as opened from files: moved between devices, adapted by LoRAs and learned words, and saved."""
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from latentdiff.checkpoints.adapters import Adapters, Key, Weight
+from latentdiff.checkpoints.components import Components, fill, open_model, read_pipeline, write_pipeline
+from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.textual_inversion import load_learned
+from latentdiff.diffusers_names import dtype_name, open_arguments
+from latentdiff.errors import CheckpointError, InputError
+from latentdiff.files import partial_path
+from latentdiff.inputs import Task
+from latentdiff.models.conditioning import Conditioning
+from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime.offload import offload_weights
+from latentdiff.runtime.optimize import report, restore
+from latentdiff.runtime.options import RuntimeOptions, choose_options
+
+
+class LoadedModel:
+    """The networks of a model on one device. Load, adapt, move and save from one thread at a time."""
+
+    def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
+        """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
+        reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
+        tasks: dict[int, Task] = {predicts: "generate", 2 * predicts + 1: "inpaint", 2 * predicts: "edit"}
+        if reads not in tasks:
+            raise CheckpointError(
+                f"the U-Net reads {reads} channels and predicts {predicts}; use a text-to-image, inpainting or "
+                "InstructPix2Pix model"
+            )
+        self.task = tasks[reads]
+        self.denoiser = parts.denoiser.to(device, dtype)
+        self.vae = parts.vae.to(device, torch.float32 if parts.vae.config.force_upcast else dtype)
+        self.text = parts.text.to(device, dtype)
+        self.schedule = parts.schedule
+        self.zero_empty_prompt = parts.zero_empty_prompt
+        self.generation = parts.generation
+        self.source = parts.source
+        self.device, self.dtype = device, dtype or torch.float32
+        self.options = RuntimeOptions()
+        self._texts: dict[str, Conditioning] = {}
+        self._adapters = Adapters(parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        optimize: str = "auto",
+        approximate: Sequence[str] = (),
+        low_memory: bool = False,
+        vae: str | Path | None = None,
+        unet: str | Path | None = None,
+        variant: str | None = None,
+        prediction_type: str | None = None,
+        allow_pickle: bool = False,
+        **diffusers_names: Any,
+    ) -> Self:
+        """Open a diffusers folder, a single file, a hub id, or without an argument the bundled model.
+
+        device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: "auto" replaces layers
+        by faster ones for this machine; "off" keeps the plain modules, for inspection, changes or gradients; "compile"
+        uses torch.compile, which takes minutes at the first call for each size and reads a disk cache after that.
+        approximate: names of `runtime.approximate`, which trade accuracy for speed. low_memory: weights stay in their
+        files and are mapped at each call, one block at a time; they cannot be changed or saved then.
+        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`. diffusers_names:
+        `torch_dtype`, and arguments of diffusers that change nothing here (`diffusers_names.open_arguments`).
+        Raises CheckpointError or InputError. A local path opens no connection.
+        """
+        options = choose_options(optimize, approximate, low_memory)
+        chosen_device = options.device(device)
+        dtype = open_arguments(diffusers_names).get("dtype", dtype)
+        chosen_dtype = pick_dtype(dtype_name(dtype), chosen_device)
+        source = open_model(path_or_id, OpenOptions(allow_pickle, prediction_type, variant, vae, unet))
+        options.await_weights(chosen_device, chosen_dtype)
+        give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
+        pipe = cls(read_pipeline(source, chosen_dtype, give), chosen_device, chosen_dtype)
+        pipe.options = options
+        options.make_ready(pipe.denoiser, pipe.vae)
+        return pipe
+
+    def load_lora(
+        self, path: str | Path, name: str | None = None, weight: Weight = 1.0, allow_pickle: bool = False
+    ) -> str:
+        """Add a LoRA file or folder to those in use; returns its name, by default that of the file.
+
+        weight: for U-Net and text encoders, or a pair for each. Warns of layers that this model does not have.
+        Raises CheckpointError for a file that is damaged or belongs to another kind of model.
+        """
+        self._refuse_low_memory()
+        adapter = self._adapters.read(Path(path), name, allow_pickle)
+        if adapter.unmatched:
+            count, first = len(adapter.unmatched), adapter.unmatched[0][:80]
+            total = count + len(adapter.deltas)
+            warnings.warn(f"{adapter.path}: {count} of {total} layers match nothing here, {first} first", stacklevel=2)
+        self._adapters.add(adapter, weight)
+        self._apply_adapters(set(adapter.deltas))
+        return adapter.name
+
+    def set_adapters(self, weights: Mapping[str, Weight]) -> None:
+        """Use these of the loaded LoRAs, each at a weight for all or a pair for U-Net and text encoders; others at 0.
+
+        A layer that no LoRA changes any more has the base model's weights to the bit. Raises InputError.
+        """
+        checked = self._adapters.check_weights(weights)
+        before = self._adapters.weights
+        changed = {name for name in before.keys() | checked.keys() if before.get(name) != checked.get(name)}
+        self._adapters.weights = checked
+        self._apply_adapters(self._adapters.layers(changed))
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Remove a LoRA, all without a name; the weights are those of the model's files again. Raises InputError."""
+        names = list(self._adapters.loaded) if name is None else [name]
+        self._adapters.check_weights(dict.fromkeys(names, 0.0))
+        kept = {key: weight for key, weight in self._adapters.weights.items() if key not in names}
+        self.set_adapters(kept)
+        self._adapters.remove(names)
+
+    @property
+    def adapters(self) -> dict[str, tuple[float, float]]:
+        """The loaded LoRAs with their weights for U-Net and text encoders."""
+        return {name: self._adapters.weights.get(name, (0.0, 0.0)) for name in self._adapters.loaded}
+
+    def _apply_adapters(self, keys: set[Key]) -> None:
+        """Compute these layers again; only they are taken out of the fast form and put back."""
+        if not keys:
+            return
+        names = {name for part, name in keys if part == "unet"}
+        self._texts.clear()
+        restore(self.denoiser, names if self.options.optimize == "auto" and not self.options.approximate else None)
+        try:
+            self._adapters.apply(parts_of(self._components()), keys)
+        finally:
+            self.options.make_ready(self.denoiser, self.vae)
+
+    def load_textual_inversion(self, path: str | Path, allow_pickle: bool = False) -> list[str]:
+        """Add the learned words of a file or folder to the tokenizer; returns them. Raises CheckpointError."""
+        self._refuse_low_memory()
+        self._texts.clear()
+        return load_learned(self._components(), Path(path), allow_pickle)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks to another device, and make them fast there. Raises InputError for one that is not here."""
+        chosen = pick_device(str(device))
+        with self._plain() as parts:
+            for part in (parts.denoiser, parts.vae, parts.text):
+                part.to(chosen)
+            self.device = chosen
+        return self
+
+    @contextmanager
+    def _plain(self) -> Iterator[Components]:
+        """The components with plain layers; changes to their weights apply from the next call on."""
+        self._refuse_low_memory()
+        restore(self.denoiser)
+        restore(self.vae)
+        self._texts.clear()
+        try:
+            yield self._components()
+        finally:
+            self.options.make_ready(self.denoiser, self.vae)
+
+    def _components(self) -> Components:
+        texts = (self.zero_empty_prompt, self.generation, self.source)
+        return Components(self.denoiser, self.vae, self.text, self.schedule, *texts)
+
+    def _refuse_low_memory(self) -> None:
+        if self.options.low_memory:
+            raise InputError(
+                f"low_memory=True leaves the weights in {self.folder}; open the model without it to change or save them"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
+        folder = Path(folder)
+        if folder.exists():
+            raise InputError(f"{folder} exists; name a new folder, or remove it first")
+        partial = partial_path(folder)
+        try:
+            with self._plain() as parts:
+                write_pipeline(parts, partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder or file that the model was opened from; None for one made in memory."""
+        return None if self.source is None else self.source.path
+
+    @property
+    def default_size(self) -> int:
+        """Pixels a side that the model was trained for."""
+        return self.denoiser.default_size * self.vae.config.downscale
+
+    def runtime_report(self) -> list[str]:
+        """How the networks run: options, device, precision, and which layers fast ones replaced, or why not."""
+        lines = [f"optimize={self.options.optimize}, device={self.device}, dtype={self.dtype}"]
+        lines += [f"denoiser: {line}" for line in report(self.denoiser)]
+        return [*lines, *(f"vae: {line}" for line in report(self.vae))]
