@@ -127,17 +127,17 @@ def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str
     return kinds
 
 
-def choose_metrics(asked: Sequence[str] | None, kinds: set[str]) -> list[str]:
+def choose_metrics(requested: Sequence[str] | None, kinds: set[str]) -> list[str]:
     """The metrics to compute. Raises InputError for an unknown name, and for one that needs more than `kinds`."""
-    if asked is None:
+    if requested is None:
         return [name for name, metric in METRICS.items() if kinds >= set(metric.needs)]
-    for name in asked:
+    for name in requested:
         if name not in METRICS:
             raise InputError(f"metric {name!r} is unknown; {did_you_mean(name, METRICS)}")
         for need in METRICS[name].needs:
             if need not in kinds:
                 raise InputError(f"metric {name!r} needs {LACKS[need]}, or omit the metric")
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(requested))
 
 
 def check_counts(names: Iterable[str], generated: int, real: int) -> None:
