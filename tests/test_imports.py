@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
     "checkpoints", "denoiser", "images", "runtime", "latents", "inputs", "diffusers_names", "edit_rows", "loaded_model",
-    "pipeline", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
+    "pipeline", "previews", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",

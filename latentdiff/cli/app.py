@@ -93,6 +93,8 @@ def generate(
         Path | None,
         typer.Option("--recipe", "--from-image", help="Take what is not given from this image's recipe."),
     ] = None,
+    preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished images, rewritten often.")] = None,
+    preview_every: Annotated[int, typer.Option(min=1, help="Steps between two previews.")] = 5,
     image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
     strength: Annotated[
         float | None,
@@ -156,7 +158,43 @@ def generate(
         "extend": None if extend is None else parse_extend(extend),
         "image_guidance_scale": image_guidance_scale,
     }
-    run(Request(output, prompts or [], num_images, device, recipe, given(**options), image, mask))
+    run(
+        Request(
+            output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every
+        )
+    )
+
+
+@app.command()
+def grid(
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw in every cell.")] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Setting across, as steps=5,10,20.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Setting down, as sampler=ddim,dpmpp_2m.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Instead: a contact sheet of this folder's images.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of a contact sheet.")] = 6,
+    side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of its images.")] = 160,
+    model: Model = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+) -> None:
+    """Compare settings, or the images of a folder, on one labelled sheet; cells that exist are not generated again."""
+    from latentdiff.cli.grid import contact, run
+    from latentdiff.errors import InputError
+
+    if folder is not None:
+        contact(folder, output, columns, side)
+        return
+    if prompt is None or x is None:
+        raise InputError("a grid needs a prompt and --x, as --x steps=5,10,20; a contact sheet needs --folder")
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    more = {"sampler": sampler, "seed": seed, "dtype": dtype}
+    run(prompt, output, x, y, device, given(**options, **more))
 
 
 @app.command()

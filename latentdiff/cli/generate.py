@@ -33,6 +33,8 @@ class Request:
     given: dict[str, Any]
     image: Path | None = None
     mask: Path | None = None
+    preview: Path | None = None
+    preview_every: int = 5
 
 
 @dataclass
@@ -52,7 +54,7 @@ def run(request: Request) -> None:
     if request.num_images < 1:
         raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
     paths = output_paths(request.output, len(prompts) * request.num_images)
-    for path in paths:
+    for path in [*paths, *([request.preview] if request.preview else [])]:
         check_writable_parent(path)
     settings = _settings(request, found)
     editing = take_editing(request.image, request.mask, settings, request.given, found)
@@ -62,7 +64,7 @@ def run(request: Request) -> None:
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()} | editing.arguments
-    images, seeds = _generate(opened.pipe, prompts, request.num_images, call)
+    images, seeds = _generate(opened.pipe, prompts, request, call)
     same = settings | editing.recipe | opened.same | {"version": latentdiff.__version__}
     for k, (path, image, seed) in enumerate(zip(paths, images, seeds, strict=True)):
         own = {"prompt": prompts[k // request.num_images], "seed": seed, **_size(image, settings, editing, opened.pipe)}
@@ -130,11 +132,13 @@ def _check_model(request: Request, found: Found, opened: Opened) -> None:
         )
 
 
-def _generate(pipe: Any, prompts: list[str], times: int, call: dict[str, Any]) -> tuple[list[Any], list[int]]:
+def _generate(pipe: Any, prompts: list[str], request: Request, call: dict[str, Any]) -> tuple[list[Any], list[int]]:
+    from latentdiff.cli.progress import PreviewFile, Progress
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
-        made = pipe(prompts, num_images_per_prompt=times, callback=_Progress(bar), **call)
+        preview = PreviewFile(request.preview, request.preview_every, pipe) if request.preview else None
+        made = pipe(prompts, num_images_per_prompt=request.num_images, callback=Progress(bar, preview), **call)
         bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
     return made.images, made.seeds
 
@@ -175,14 +179,3 @@ def output_paths(output: Path, count: int) -> list[Path]:
     if count == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(1, count + 1)]
-
-
-class _Progress:
-    """Moves a bar by the pipeline's steps."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar = bar
-
-    def __call__(self, info: Any) -> None:
-        self.bar.total = info.steps
-        self.bar.update(info.step - self.bar.n)

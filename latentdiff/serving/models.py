@@ -15,8 +15,8 @@ from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_
 from latentdiff.inputs import ModelLimits
 from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.previews import Previewer
 from latentdiff.serving.errors import NotFoundError
-from latentdiff.serving.previews import Previewer
 
 log = logging.getLogger("latentdiff.serving")
 

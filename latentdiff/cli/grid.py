@@ -1,0 +1,127 @@
+"""`latentdiff grid`: one prompt at every pair of two settings, or the images of a folder, on one labelled sheet."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+import latentdiff
+from latentdiff.cli.generate import DEFAULT_OPTIONS, PIPELINE_NAMES, open_pipeline
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.files import atomic_path, check_writable_parent
+from latentdiff.images.decoding import FORMATS
+from latentdiff.images.reading import read_images
+from latentdiff.images.sheet import contact_sheet, labelled_grid
+from latentdiff.recipe import Recipe, read_recipe, write_image
+
+AXES: dict[str, Callable[[str], Any]] = {
+    "prompt": str, "negative_prompt": str, "sampler": str, "spacing": str, "steps": int, "seed": int, "height": int,
+    "width": int, "guidance_scale": float, "eta": float,
+}  # fmt: skip
+MOST_CELLS = 400
+SUFFIXES = tuple(f".{name.lower()}" for name in (*FORMATS, "jpg", "tif"))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting and its values."""
+
+    name: str
+    values: list[Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return [f"{self.name}={value}" if self.name != "prompt" else str(value) for value in self.values]
+
+
+def parse_axis(text: str, option: str) -> Axis:
+    """`steps=5,10,20`. Raises InputError for unknown settings and values of another type."""
+    name, equals, values = text.partition("=")
+    key = name.strip().replace("-", "_")
+    if key not in AXES:
+        raise InputError(f"{option} {text}: {key!r} is not a setting of a grid; {did_you_mean(key, AXES)}")
+    words = [word.strip() for word in values.split(",") if word.strip()]
+    if not equals or not words:
+        raise InputError(f"{option} {text}: write a setting and its values, as steps=5,10,20")
+    try:
+        return Axis(key, [AXES[key](word) for word in words])
+    except ValueError as error:
+        raise InputError(f"{option} {text}: {key} takes numbers, as {key}=1,2,3") from error
+
+
+def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: dict[str, Any]) -> None:
+    """Generate the cells that are missing, and write the sheet. Raises InputError."""
+    across, down = parse_axis(x, "--x"), None if y is None else parse_axis(y, "--y")
+    if down is not None and down.name == across.name:
+        raise InputError(f"--x and --y are both {down.name}; choose two settings")
+    count = len(across.values) * (1 if down is None else len(down.values))
+    if count > MOST_CELLS:
+        raise InputError(f"the grid has {count} cells, more than {MOST_CELLS}; give fewer values")
+    check_writable_parent(output)
+    _check_png(output)
+    settings = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "seed": 0} | DEFAULT_OPTIONS | given
+    opened = open_pipeline(device, settings)
+    usual = opened.pipe.generation.model_dump()
+    settings = {"steps": usual.pop("num_inference_steps"), **usual, "prompt": prompt, **settings}
+    cells = output.with_name(f"{output.stem}-cells")
+    rows = []
+    with tqdm(desc="cells", total=count, disable=None, file=sys.stderr) as bar:
+        for value in [None] if down is None else down.values:
+            own = {} if down is None else {down.name: value}
+            row = []
+            for other in across.values:
+                row.append(_cell(opened, settings | own | {across.name: other}, cells))
+                bar.update()
+            rows.append(row)
+    sheet = labelled_grid(rows, across.labels, [] if down is None else down.labels, prompt)
+    _save(sheet, output)
+
+
+def _cell(opened: Any, settings: dict[str, Any], folder: Path) -> Image.Image:
+    """The image of these settings, from its file if that has the same recipe."""
+    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
+    side = opened.pipe.default_size
+    sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
+    recipe = Recipe.model_validate({**opened.same, **settings, **sizes, "version": latentdiff.__version__})
+    name = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{name}.png"
+    if path.exists() and read_recipe(path) == recipe:
+        return read_images(path)[0]
+    image = opened.pipe(**call).images[0]
+    folder.mkdir(exist_ok=True)
+    write_image(image, recipe, path)
+    return image
+
+
+def contact(folder: Path, output: Path, columns: int, side: int) -> None:
+    """Write a contact sheet of a folder's images. Raises InputError."""
+    check_writable_parent(output)
+    _check_png(output)
+    if not folder.is_dir():
+        raise InputError(f"--folder {folder} is not a folder; name one with images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path != output)
+    if not paths:
+        raise InputError(f"--folder {folder} has no images; name one with {', '.join(SUFFIXES)} files")
+    images = []
+    for path in paths:
+        image = read_images(path)[0]
+        image.thumbnail((side, side))
+        images.append(image)
+    _save(contact_sheet(images, [path.name for path in paths], columns, side), output)
+
+
+def _check_png(output: Path) -> None:
+    if output.suffix.lower() != ".png":
+        raise InputError(f"-o {output} must end in .png; try {output.stem}.png")
+
+
+def _save(sheet: Image.Image, output: Path) -> None:
+    with atomic_path(output) as partial:
+        sheet.save(partial, format="PNG")
+    print(output)

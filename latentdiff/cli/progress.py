@@ -1,0 +1,49 @@
+"""What is seen while images are sampled: a progress bar, and a preview file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from latentdiff.files import partial_path
+from latentdiff.previews import Previewer
+from latentdiff.samplers import StepInfo
+
+LONGEST_SIDE = 512  # pixels of a preview
+
+
+class Progress:
+    """Moves a bar by the steps of the pipeline, and calls `then` after each."""
+
+    def __init__(self, bar: Any, then: Callable[[StepInfo], None] | None = None) -> None:
+        self.bar, self.then = bar, then
+
+    def __call__(self, info: StepInfo) -> None:
+        self.bar.total = info.steps
+        self.bar.update(info.step - self.bar.n)
+        if self.then is not None:
+            self.then(info)
+
+
+class PreviewFile:
+    """A PNG of the predicted images side by side, replaced after every `every` steps and after the last."""
+
+    def __init__(self, path: Path, every: int, pipe: Any) -> None:
+        self.path, self.every, self.previewer = path, every, Previewer(pipe)
+
+    def __call__(self, info: StepInfo) -> None:
+        if info.step % self.every and info.step != info.steps:
+            return
+        images = [self.previewer(x0) for x0 in info.x0]
+        sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+        for k, image in enumerate(images):
+            sheet.paste(image, (k * images[0].width, 0))
+        if (times := LONGEST_SIDE // max(sheet.size)) > 1:
+            sheet = sheet.resize((times * sheet.width, times * sheet.height), Image.Resampling.BILINEAR)
+        partial = partial_path(self.path)
+        try:
+            sheet.save(partial, format="PNG", compress_level=1)
+            partial.replace(self.path)  # a reader never sees half a file; nothing waits for the disk
+        finally:
+            partial.unlink(missing_ok=True)
