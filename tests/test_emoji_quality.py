@@ -21,6 +21,7 @@ from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
 from examples.emoji.split import CORE, is_validation
 from examples.emoji.textures import HARDLY_SEEN, Change
+from latentdiff.checkpoints.hub import bundled_model
 from latentdiff.errors import InputError
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.features import FeatureNetwork
@@ -105,7 +106,7 @@ def make_bench(folder: Path, pipe: Any) -> benches.Bench:
 class Painter:
     """A model that follows the prompt, or always generates the same picture."""
 
-    folder = Path("painted")
+    folder = bundled_model()
     dtype = torch.float32
 
     def __init__(self, faithful: bool) -> None:
