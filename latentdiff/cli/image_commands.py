@@ -1,0 +1,174 @@
+"""Commands that make images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
+from latentdiff.cli.root import app
+
+
+@app.command()
+def generate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, WebP or JPEG to write; several get numbers.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    model: Model = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 or less is none. [default: the model's, else 5]")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Guide only between these fractions of all timesteps, 0 clean, 1 noise. [default: 0 1]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
+    num_images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, ddpm, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, lcm. [default: the model's]"
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            help="Which noise levels: leading, trailing, linspace, sgm_uniform, simple, karras, exponential, beta, "
+            "align_your_steps, align_your_steps_xl. [default: the model's]"
+        ),
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    optimize: Annotated[
+        str | None, typer.Option(help="auto, off, or compile (minutes at first, then cached). [default: auto]")
+    ] = None,
+    approximate: Annotated[
+        str | None,
+        typer.Option(help="Faster, slightly different images: reuse, int8; separated by commas. [default: none]"),
+    ] = None,
+    low_memory: Annotated[
+        bool | None,
+        typer.Option(help="Leave weights in their files: slower, for models larger than memory. [default: no]"),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote; may be repeated.")
+    ] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "--from-image", help="Take what is not given from this image's recipe."),
+    ] = None,
+    preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished images, rewritten often.")] = None,
+    preview_every: Annotated[int, typer.Option(min=1, help="Steps between two previews.")] = 5,
+    image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of the steps run: 0 keeps the image, 1 ignores it. [default: 0.8, with --mask 1]"),
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="Image to output size: cover, contain or stretch. [default: cover]")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Repaint where this image is white.")] = None,
+    mask_grow: Annotated[int | None, typer.Option(help="Pixels that the mask grows by. [default: 0]")] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Pixels of its soft edge. [default: 4]")] = None,
+    mask_fill: Annotated[
+        str | None, typer.Option(help="Start of the masked area: original, noise or blur. [default: original]")
+    ] = None,
+    only_masked: Annotated[
+        int | None,
+        typer.Option(help="Paint the masked area and these pixels around it at the model's size. [default: all]"),
+    ] = None,
+    paste_back: Annotated[
+        bool | None, typer.Option(help="Restore the input's pixels outside the mask. [default: yes]")
+    ] = None,
+    extend: Annotated[str | None, typer.Option(help="Pixels to paint beyond edges, as left=64,top=32.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(help="InstructPix2Pix's guidance by the image. [default: 1.5]")
+    ] = None,
+) -> None:
+    """Generate images from prompts, or from an image."""
+    from latentdiff.cli.editing import parse_extend
+    from latentdiff.cli.generate import Request, run
+
+    options = {
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "sampler": sampler,
+        "spacing": spacing,
+        "eta": eta,
+        "dtype": dtype,
+        "optimize": optimize,
+        "approximate": None if approximate is None else [n for n in map(str.strip, approximate.split(",")) if n],
+        "low_memory": low_memory,
+        "model": model,
+        "loras": tuple(map(parse_lora, lora)) if lora else None,
+        "embeddings": tuple(embedding) if embedding else None,
+        "vae": vae,
+        "unet": unet,
+        "variant": variant,
+        "prediction_type": prediction_type,
+        "allow_pickle": allow_pickle,
+        "strength": strength,
+        "fit": fit,
+        "mask_grow": mask_grow,
+        "mask_blur": mask_blur,
+        "mask_fill": mask_fill,
+        "only_masked": only_masked,
+        "paste_back": paste_back,
+        "extend": None if extend is None else parse_extend(extend),
+        "image_guidance_scale": image_guidance_scale,
+    }
+    run(
+        Request(
+            output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every
+        )
+    )
+
+
+@app.command()
+def grid(
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw in every cell.")] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Setting across, as steps=5,10,20.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Setting down, as sampler=ddim,dpmpp_2m.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Instead: a contact sheet of this folder's images.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of a contact sheet.")] = 6,
+    side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of its images.")] = 160,
+    model: Model = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+) -> None:
+    """Compare settings, or the images of a folder, on one labelled sheet; cells that exist are not generated again."""
+    from latentdiff.cli.grid import contact, run
+    from latentdiff.errors import InputError
+
+    if folder is not None:
+        contact(folder, output, columns, side)
+        return
+    if prompt is None or x is None:
+        raise InputError("a grid needs a prompt and --x, as --x steps=5,10,20; a contact sheet needs --folder")
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    more = {"sampler": sampler, "seed": seed, "dtype": dtype}
+    run(prompt, output, x, y, device, given(**options, **more))

@@ -1,0 +1,98 @@
+"""Commands about models: conversion, inspection, serving, environment."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentdiff.cli.options import AllowPickle, Prediction, Unet, Vae, Variant, given
+from latentdiff.cli.root import app
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Model folder, single file, or hub id.")],
+    target: Annotated[Path, typer.Argument(help="What to write: a new folder, or a new .safetensors file.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: as stored]")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="diffusers or single-file. [default: by the target's name]")
+    ] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Convert a model between diffusers' folders and single files, without changing a weight."""
+    from latentdiff.cli.convert import run
+
+    how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
+    run(source, target, dtype, form, how)
+
+
+@app.command()
+def info(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Model, LoRA, embedding, image, run folder or hub id. [default: the bundled model]"),
+    ] = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Print what a file or folder is: family, parts, precision; a LoRA's rank; an image's recipe; a run's state."""
+    from latentdiff.cli.info import run
+
+    run(target, given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model folder, file or hub id, or NAME=PATH; repeatable. [default: the bundled one]"),
+    ] = None,
+    lora: Annotated[list[Path] | None, typer.Option(help="LoRA file or folder, or NAME=PATH; repeatable.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    key: Annotated[
+        str | None, typer.Option(help="Key that clients must send; better in the variable LATENTDIFF_KEY.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page that may call the server; repeatable.")
+    ] = None,
+    exact_batch: Annotated[
+        int | None, typer.Option(help="Pad batches to this many evaluations: the same bits under any load. Try 8.")
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB of weights held at once; others are reloaded.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
+    max_queue: Annotated[int | None, typer.Option(min=1, help="Images that may wait. [default: 128]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of an image. [default: 4194304]")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of an image. [default: 150]")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Images of a request. [default: 16]")] = None,
+    deadline: Annotated[float | None, typer.Option(min=1, help="Seconds for a request. [default: 600]")] = None,
+) -> None:
+    """Serve models over HTTP: a web page, and the APIs of OpenAI and AUTOMATIC1111."""
+    from latentdiff.cli.serve import Request, run
+
+    limits = {"queue": max_queue, "pixels": max_pixels, "steps": max_steps, "images": max_images, "deadline": deadline}
+    given = {name: value for name, value in limits.items() if value is not None}
+    options = {"device": device, "dtype": dtype, "optimize": optimize}
+    names = (model or [], lora or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
+    run(Request(*names, options, given))
+
+
+@app.command()
+def env(
+    model: Annotated[str | None, typer.Option(help="Model whose layers are listed. [default: the bundled one]")] = None,
+) -> None:
+    """Print versions, processor, kernels, precision, caches and replaced layers, for bug reports."""
+    from latentdiff.cli.env import run
+
+    run(model)
