@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
-from latentdiff.models.conditioning import Conditioning, concatenate
+from latentdiff.models.conditioning import Conditioning, PromptConditioning, concatenate
 from latentdiff.samplers import Denoiser, Levels, SamplerState, column
 from latentdiff.schedule import Schedule
 
@@ -88,20 +89,27 @@ class Known:
         return torch.lerp(self.latents, x0, self.mask)
 
 
+class Term(NamedTuple):
+    """One network evaluation of a row, and the factor of its prediction in the row's x0."""
+
+    factor: float
+    conditioning: Conditioning
+
+
 @dataclass(frozen=True)
 class Row:
-    """One image being sampled: where it stands, and what conditions it, one row each.
+    """One image being sampled: where it stands, and what conditions it.
 
-    negative: the unconditional row; None samples without guidance, in one evaluation per step instead of two.
-    without_image: the third evaluation of InstructPix2Pix, the negative prompt without the input image.
-    known: the part of the image that inpainting keeps.
+    positive: one prompt, or several that AND joins. negative: the unconditional prompt; None samples without guidance,
+    in one evaluation per step instead of two. without_image: the third evaluation of InstructPix2Pix, the negative
+    prompt without the input image. known: the part of the image that inpainting keeps.
     """
 
     state: SamplerState
-    positive: Conditioning
-    negative: Conditioning | None = None
+    positive: tuple[PromptConditioning, ...]
+    negative: PromptConditioning | None = None
     guidance: Guidance = Guidance(1.0)
-    without_image: Conditioning | None = None
+    without_image: PromptConditioning | None = None
     known: Known | None = None
 
     @property
@@ -109,58 +117,99 @@ class Row:
         """Its latents [C, h, w]; at the end of a plan, the known part without the noise that some plans end with."""
         return self.known.keep(self.state.latents) if self.known and self.state.finished else self.state.latents
 
+    def terms(self, timestep: float) -> list[Term]:
+        """The evaluations at a timestep, whose weighted sum is x0; those of factor 0 are left out.
+
+        With one prompt c and no image it is u + s * (c - u) (Ho & Salimans 2022, eq. 6, with s = 1 + w), with several
+        u + s * sum_i w_i * (c_i - u) (Liu et al. 2022, eq. 11), and an evaluation e without the input image adds
+        (t - 1) * (u - e) (Brooks et al. 2023, eq. 3). x0 is linear in the network's output.
+        """
+        if self.negative is None:
+            return [Term(prompt.weight, prompt.at(timestep)) for prompt in self.positive]
+        applies = self.guidance.applies(timestep)
+        scale = self.guidance.scale if applies else 1.0
+        image_scale = self.guidance.image_scale if applies and self.without_image else 1.0
+        weights = [scale * prompt.weight for prompt in self.positive]
+        factors = [1 - image_scale, image_scale - sum(weights), *weights]
+        prompts = [self.without_image, self.negative, *self.positive]
+        used = [(factor, prompt) for factor, prompt in zip(factors, prompts, strict=True) if factor and prompt]
+        return [Term(factor, prompt.at(timestep)) for factor, prompt in used]
+
     @property
-    def guided(self) -> bool:
-        """Whether the next step takes two evaluations."""
-        return self.negative is not None and self.guidance.applies(self.state.timestep)
+    def evaluations(self) -> int:
+        """How many network evaluations the next step takes."""
+        return len(self.terms(self.state.timestep))
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens that an evaluation of the next step reads."""
+        return max(term.conditioning.tokens for term in self.terms(self.state.timestep))
 
 
 class GuidedDenoiser:
-    """Guidance for each row by itself: x0 = u + s * (c - u) of the rows that are guided at their timestep.
-
-    It is the sum of Ho & Salimans (2022, eq. 6, with s = 1 + w): x0 is linear in the network's output. A batch holds
-    the unconditional evaluations first, then those of all rows with their prompt. Rows with an evaluation without image
-    e add (t - 1) * (u - e), so that x0 = e + t * (u - e) + s * (c - u) (Brooks et al. 2023, eq. 3).
-    """
+    """Guidance for each row by itself: x0 is the weighted sum of the evaluations that the row takes at its timestep."""
 
     def __init__(self, denoiser: NetworkDenoiser, rows: Sequence[Row]) -> None:
         self.denoiser, self.rows = denoiser, rows
-        self._last: tuple[list[int], Conditioning] | None = None
+        self._joined: dict[tuple[int, ...], Conditioning] = {}
 
     def __call__(self, latents: Tensor, levels: Levels) -> Tensor:
-        guided = [k for k, t in enumerate(levels.timesteps) if self._is_guided(k, t)]
-        edited = [k for k in guided if self.rows[k].without_image is not None]
-        evaluated = [*edited, *guided, *range(len(latents))]
-        if len(guided) == len(latents) and not edited:
-            latents = torch.cat([latents, latents])
-        elif guided:
-            latents = latents[evaluated]
-        x0 = self.denoiser(latents, levels.rows(evaluated), self._conditioning(edited, guided))
-        if not guided:
-            return x0
-        without_image, unconditional, conditional = x0.split([len(edited), len(guided), len(levels.timesteps)])
-        scales = column([self.rows[k].guidance.scale for k in guided], unconditional)
-        if len(guided) == len(conditional):
-            combined = torch.lerp(unconditional, conditional, scales)
-        else:
-            combined = conditional
-            combined[guided] = torch.lerp(unconditional, conditional[guided], scales)
-        if edited:
-            with_image = unconditional[[guided.index(k) for k in edited]]
-            scales = column([self.rows[k].guidance.image_scale - 1 for k in edited], x0)
-            combined[edited] += scales * (with_image - without_image)
-        return combined
+        terms = [row.terms(timestep) for row, timestep in zip(self.rows, levels.timesteps, strict=True)]
+        counts = [len(own) for own in terms]
+        order = [(k, term) for j in range(max(counts)) for k, own in enumerate(terms) for term in own[j : j + 1]]
+        x0 = self._evaluate(latents, levels, [k for k, _ in order], [term.conditioning for _, term in order])
+        weighted = column([term.factor for _, term in order], x0) * x0
+        if min(counts) == max(counts):
+            return _sum(weighted.split(len(counts)))
+        parts = [[w for (k, _), w in zip(order, weighted, strict=True) if k == row] for row in range(len(counts))]
+        return torch.stack([_sum(part) for part in parts])
 
-    def _is_guided(self, k: int, timestep: float) -> bool:
-        row = self.rows[k]
-        return row.negative is not None and row.guidance.applies(timestep)
+    def _evaluate(self, latents: Tensor, levels: Levels, rows: list[int], conditioning: list[Conditioning]) -> Tensor:
+        """x0 of these rows of the latents, which may come more than once, each with its own conditioning."""
+        before, self._joined = self._joined, {}
+        groups = token_groups([c.tokens for c in conditioning], repeat=self.denoiser.batch is None)
+        found: dict[int, Tensor] = {}
+        for tokens, group in groups.items():
+            chosen = [conditioning[k] for k in group]
+            key = (tokens, *map(id, chosen))  # of rows that `self.rows` keeps alive
+            if (joined := before.get(key)) is None:
+                joined = concatenate([c.repeat_tokens(tokens // c.tokens) for c in chosen])
+            self._joined[key] = joined
+            own = [rows[k] for k in group]
+            x0 = self.denoiser(_take(latents, own), levels.rows(own), joined)
+            if len(groups) == 1:
+                return x0
+            found |= dict(zip(group, x0, strict=True))
+        return torch.stack([found[k] for k in range(len(rows))])
 
-    def _conditioning(self, edited: list[int], guided: list[int]) -> Conditioning:
-        if self._last is None or self._last[0] != guided:
-            others = [*(self.rows[k].without_image for k in edited), *(self.rows[k].negative for k in guided)]
-            present = [conditioning for conditioning in others if conditioning is not None]
-            self._last = guided, concatenate([*present, *(row.positive for row in self.rows)])
-        return self._last[1]
+
+def token_groups(counts: Sequence[int], repeat: bool) -> dict[int, list[int]]:
+    """Indices that share an evaluation, by its tokens. repeat: counts that divide a larger one join it.
+
+    Attention to tokens that are all repeated gives the same to rounding, so that no image depends on others of its
+    batch; without repetition it is the same to the bit.
+    """
+    groups: dict[int, list[int]] = {}
+    for k in sorted(range(len(counts)), key=lambda k: -counts[k]):
+        fitting = (size for size in groups if size == counts[k] or (repeat and size % counts[k] == 0))
+        groups.setdefault(next(fitting, counts[k]), []).append(k)
+    return {size: sorted(group) for size, group in groups.items()}
+
+
+def _take(latents: Tensor, rows: list[int]) -> Tensor:
+    """latents[rows], without an index that would be copied to the device."""
+    times = len(rows) // len(latents)
+    if rows == list(range(len(latents))) * times:
+        return latents if times == 1 else torch.cat([latents] * times)
+    return torch.stack([latents[k] for k in rows])
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """The same order of addition for any number of rows, which keeps their bits."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def bounded(denoiser: Denoiser, config: ScheduleConfig) -> Denoiser:

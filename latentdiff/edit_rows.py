@@ -11,6 +11,7 @@ from latentdiff.images.edit import Canvas
 from latentdiff.images.masks import to_latent_mask
 from latentdiff.inputs import Task
 from latentdiff.latents import encode_pixels
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.vae import VAE
 from latentdiff.samplers import draw_noise
 
@@ -69,8 +70,14 @@ def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float, task: T
 
 
 def _with_channels(row: Row, channels: Tensor, task: Task) -> Row:
-    positive, negative, without = row.positive.with_channels(channels), row.negative, None
+    def with_image(conditioning: Conditioning) -> Conditioning:
+        return conditioning.with_channels(channels)
+
+    def without_image(conditioning: Conditioning) -> Conditioning:
+        return conditioning.with_channels(torch.zeros_like(channels))
+
+    positive, negative, without = tuple(prompt.map(with_image) for prompt in row.positive), row.negative, None
     if negative is not None:
-        without = negative.with_channels(torch.zeros_like(channels)) if task == "edit" else None
-        negative = negative.with_channels(channels)
+        without = negative.map(without_image) if task == "edit" else None
+        negative = negative.map(with_image)
     return replace(row, positive=positive, negative=negative, without_image=without)

@@ -17,6 +17,7 @@ from latentdiff.images.edit import Canvas, EditOptions, make_canvas, per_image
 from latentdiff.images.reading import ImageInput, read_images, read_masks
 from latentdiff.samplers import Plan, plan
 from latentdiff.schedule import Schedule
+from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
 
 SEEDS = 2**63
 GENERATOR_SEEDS = 2**32  # torch's CPU generator reads no more of a seed
@@ -32,7 +33,8 @@ ImageInputs = ImageInput | Sequence[ImageInput]
 class ModelLimits:
     """What arguments depend on: the schedule and usual settings of a model, its latents' channels, and sizes in pixels.
 
-    downscale: pixels per latent along each side; sides are multiples of it. default_size: pixels a side.
+    downscale: pixels per latent along each side; sides are multiples of it. default_size: pixels a side. text_encoders:
+    how many. max_clip_skip: of their layers.
     """
 
     schedule: Schedule
@@ -41,18 +43,19 @@ class ModelLimits:
     downscale: int
     default_size: int
     task: Task = "generate"
+    text_encoders: int = 1
+    max_clip_skip: int = 0
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A checked call. prompts, negatives and seeds: one per image; a negative of None is the model's unconditional.
+    """A checked call. prompts and seeds: one per image.
 
     latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
     one per output; None makes images from noise.
     """
 
-    prompts: list[str]
-    negatives: list[str | None]
+    prompts: ImagePrompts
     seeds: list[int]
     height: int
     width: int
@@ -88,14 +91,21 @@ def read_inputs(
     mask_image: ImageInputs | None = None,
     strength: float | None = None,
     edit: EditOptions | None = None,
+    prompt_2: str | Sequence[str] | None = None,
+    negative_prompt_2: str | Sequence[str] | None = None,
+    prompt_syntax: str = "a1111",
+    clip_skip: int | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
     images = None if image is None else read_images(image)
-    prompt = spread(prompt, images)
-    prompts = texts_per_image(prompt, "prompt", num_images_per_prompt)
-    negatives = negatives_per_image(negative_prompt, prompts, num_images_per_prompt)
+    texts = texts_per_image(spread(prompt, images), "prompt", num_images_per_prompt)
+    others = (negative_prompt, "negative_prompt"), (prompt_2, "prompt_2"), (negative_prompt_2, "negative_prompt_2")
+    negatives, seconds, negative_seconds = (
+        texts_beside(value, name, len(texts), num_images_per_prompt) for value, name in others
+    )
+    options = read_options(prompt_syntax, whole(clip_skip or 0, "clip_skip"), model.max_clip_skip)
     sides = _side(width, "width", model), _side(height, "height", model)
-    canvases = _canvases(images, mask_image, strength, edit, sides, len(prompts), num_images_per_prompt, model)
+    canvases = _canvases(images, mask_image, strength, edit, sides, len(texts), num_images_per_prompt, model)
     if canvases is not None:
         sides = canvases[0].size
     width, height = (model.default_size if side is None else side for side in sides)
@@ -104,16 +114,15 @@ def read_inputs(
     steps = whole(steps, "num_inference_steps")
     scale = usual.guidance_scale if guidance_scale is None else guidance_scale
     if latents is not None:
-        shape = (len(prompts), model.latent_channels, height // model.downscale, width // model.downscale)
+        shape = (len(texts), model.latent_channels, height // model.downscale, width // model.downscale)
         latents = check_latents(latents, shape)
     strength = _strength(strength, canvases, model.task)
     guidance = _guidance(scale, guidance_interval, model)
     if guidance is not None and model.task == "edit":
         guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
     return Inputs(
-        prompts,
-        negatives,
-        seeds_per_image(seed, len(prompts)),
+        read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders),
+        seeds_per_image(seed, len(texts)),
         height,
         width,
         plan(model.schedule, sampler or usual.sampler, steps, eta, spacing, skip=steps - int(steps * strength)),
@@ -143,18 +152,16 @@ def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[
     return [value for value in prompts for _ in range(times)]
 
 
-def negatives_per_image(negative: str | Sequence[str] | None, prompts: list[str], times: int) -> list[str | None]:
-    """The negative prompt of each image. Raises InputError when there are not as many as prompts."""
-    if negative is None:
-        return [None] * len(prompts)
-    negatives: list[str | None] = [*texts_per_image(negative, "negative_prompt", times)]
-    if isinstance(negative, str):
-        return [negative] * len(prompts)
-    if len(negatives) != len(prompts):
-        raise InputError(
-            f"negative_prompt has {len(negatives) // times} texts for {len(prompts) // times} prompts; give as many"
-        )
-    return negatives
+def texts_beside(value: str | Sequence[str] | None, name: str, count: int, times: int) -> list[str | None]:
+    """A further text for each of `count` images. Raises InputError when there are not as many as prompts."""
+    if value is None:
+        return [None] * count
+    texts: list[str | None] = [*texts_per_image(value, name, times)]
+    if isinstance(value, str):
+        return texts[:1] * count
+    if len(texts) != count:
+        raise InputError(f"{name} has {len(texts) // times} texts for {count // times} prompts; give as many")
+    return texts
 
 
 def seeds_per_image(seed: int | Sequence[int] | None, count: int) -> list[int]:

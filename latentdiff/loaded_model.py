@@ -19,11 +19,11 @@ from latentdiff.diffusers_names import dtype_name, open_arguments
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path
 from latentdiff.inputs import Task
-from latentdiff.models.conditioning import Conditioning
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import report, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
+from latentdiff.text.prompt_encoder import PromptEncoder
 
 
 class LoadedModel:
@@ -48,7 +48,7 @@ class LoadedModel:
         self.source = parts.source
         self.device, self.dtype = device, dtype or torch.float32
         self.options = RuntimeOptions()
-        self._texts: dict[str, Conditioning] = {}
+        self.prompts = PromptEncoder(self.text)
         self._adapters = Adapters(parts)
 
     @classmethod
@@ -132,12 +132,34 @@ class LoadedModel:
         """The loaded LoRAs with their weights for U-Net and text encoders."""
         return {name: self._adapters.weights.get(name, (0.0, 0.0)) for name in self._adapters.loaded}
 
+    @contextmanager
+    def use_adapters(self, weights: Mapping[str, tuple[float, float]]) -> Iterator[None]:
+        """Give the LoRAs that a prompt names its weights for one call. Raises InputError for one that is not loaded."""
+        before = self._adapters.weights
+        for name in weights:
+            if name not in self.adapters:
+                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
+                raise InputError(f"the prompt names <lora:{name}>, which is not loaded; {known}")
+        if weights:
+            self.set_adapters({**before, **weights})
+        try:
+            yield
+        finally:
+            if weights:
+                self.set_adapters(before)
+
+    def check_adapters(self, weights: Mapping[str, tuple[float, float]]) -> None:
+        """Raise InputError unless the LoRAs that a prompt names have these weights."""
+        for name, pair in weights.items():
+            if self.adapters.get(name) != pair:
+                raise InputError(f"the prompt names <lora:{name}> at {pair}; call set_adapters() for it first")
+
     def _apply_adapters(self, keys: set[Key]) -> None:
         """Compute these layers again; only they are taken out of the fast form and put back."""
         if not keys:
             return
         names = {name for part, name in keys if part == "unet"}
-        self._texts.clear()
+        self.prompts.clear()
         restore(self.denoiser, names if self.options.optimize == "auto" and not self.options.approximate else None)
         try:
             self._adapters.apply(parts_of(self._components()), keys)
@@ -147,7 +169,7 @@ class LoadedModel:
     def load_textual_inversion(self, path: str | Path, allow_pickle: bool = False) -> list[str]:
         """Add the learned words of a file or folder to the tokenizer; returns them. Raises CheckpointError."""
         self._refuse_low_memory()
-        self._texts.clear()
+        self.prompts.clear()
         return load_learned(self._components(), Path(path), allow_pickle)
 
     def to(self, device: str | torch.device) -> Self:
@@ -165,7 +187,7 @@ class LoadedModel:
         self._refuse_low_memory()
         restore(self.denoiser)
         restore(self.vae)
-        self._texts.clear()
+        self.prompts.clear()
         try:
             yield self._components()
         finally:

@@ -1,6 +1,5 @@
 """From a prompt to an image: encode the text, sample latents from noise, decode them to pixels."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +16,11 @@ from latentdiff.images.reading import read_images
 from latentdiff.inputs import ImageInputs, Inputs, ModelLimits, generator_for, read_inputs, spread
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
-from latentdiff.models.conditioning import Conditioning
+from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
-
-KEPT_TEXTS = 64  # encoded prompts, the most recently used
+from latentdiff.text.conditioning import PromptOptions
+from latentdiff.text.prompt_inputs import Texts
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class LatentDiffusionPipeline(LoadedModel):
         """What the arguments of a call depend on."""
         return ModelLimits(
             self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size,
-            self.task,
+            self.task, len(self.text.encoders), self.text.max_clip_skip,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -70,6 +69,10 @@ class LatentDiffusionPipeline(LoadedModel):
         edit: EditOptions | None = None,
         callback: Callback | None = None,
         output_type: OutputType = "pil",
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_syntax: str = "a1111",
+        clip_skip: int | None = None,
         **diffusers_names: Any,
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
@@ -82,7 +85,11 @@ class LatentDiffusionPipeline(LoadedModel):
         image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
         height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
         where it is white, and strength is 1 when None. edit: how both are used. callback: called with a
-        `StepInfo` after each step; returns True to stop. diffusers_names: `generator` and `callback_on_step_end`.
+        `StepInfo` after each step; returns True to stop.
+        prompt_2, negative_prompt_2: what the second of two text encoders reads, the same as the first when None.
+        prompt_syntax: "a1111" reads weights, schedules and `<lora:name:0.8>` as docs/prompts.md says, "plain" reads
+        text as it is. clip_skip: layers of the text encoders left out, as in diffusers.
+        diffusers_names: `generator` and `callback_on_step_end`.
         Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
@@ -95,12 +102,13 @@ class LatentDiffusionPipeline(LoadedModel):
         inputs = read_inputs(
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
-            image, mask_image, strength, edit,
+            image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
         )  # fmt: skip
-        rows = self.start(inputs)
-        network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
-        watch = FiniteWatch(callback)
-        states, x0 = sample(self._guided(rows, network), [row.state for row in rows], watch)
+        with self.use_adapters(inputs.prompts.loras):
+            rows = self.start(inputs)
+            network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
+            watch = FiniteWatch(callback)
+            states, x0 = sample(self._guided(rows, network), [row.state for row in rows], watch)
         watch.check()
         stopped = not states[0].finished
         results = [replace(row, state=state).result for row, state in zip(rows, states, strict=True)]
@@ -120,20 +128,27 @@ class LatentDiffusionPipeline(LoadedModel):
             for noise, generator in zip(latents.to(self.device), generators, strict=True)
         ]
         sizes = (inputs.height, inputs.width, 0, 0, inputs.height, inputs.width)
-        positives = [self.encode(prompt).with_time_ids(*sizes) for prompt in inputs.prompts]
-        if inputs.guidance is None:
-            rows = [Row(*row) for row in zip(states, positives, strict=True)]
-        else:
-            negatives = [self._unconditional(negative).with_time_ids(*sizes) for negative in inputs.negatives]
-            guidance = [inputs.guidance] * len(states)
-            rows = [Row(*row) for row in zip(states, positives, negatives, guidance, strict=True)]
+
+        def with_sizes(conditioning: Conditioning) -> Conditioning:
+            return conditioning.with_time_ids(*sizes)
+
+        prompts = inputs.prompts
+        self.check_adapters(prompts.loras)
+        rows = []
+        for state, positive, negative in zip(states, prompts.positives, prompts.negatives, strict=True):
+            joined = self.prompts.positive(positive, inputs.plan.timesteps, prompts.options)
+            row = Row(state, tuple(prompt.map(with_sizes) for prompt in joined))
+            if inputs.guidance is not None or len(joined) > 1:
+                unconditional = self._unconditional(negative, inputs).map(with_sizes)
+                row = replace(row, negative=unconditional, guidance=inputs.guidance or row.guidance)
+            rows.append(row)
         if inputs.canvases is None:
             return rows
         return edit_rows(rows, inputs.canvases, inputs.strength, self.vae, self.task)
 
     @torch.no_grad()
     def step(self, rows: Sequence[Row], batch: int | None = None) -> tuple[list[Row], Tensor]:
-        """Advance rows of one latent shape and token count by one step, each at its own position of its own plan.
+        """Advance rows of one latent shape by one step, each at its own position of its own plan.
 
         batch: network evaluations are padded to this many, so that a row is computed to the same bits whichever rows
         share its batch. Returns the rows after the step, and the predicted x0 [B, C, h, w]. Raises InputError for rows
@@ -150,21 +165,15 @@ class LatentDiffusionPipeline(LoadedModel):
         guided = GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
         return keep_known(bounded(guided, self.schedule.config), rows)
 
-    def encode(self, prompt: str) -> Conditioning:
-        """One row of conditioning. Prompts are encoded one at a time and kept: no row depends on others."""
-        if (known := self._texts.pop(prompt, None)) is None:
-            if lost := self.text.lost_words(prompt):
-                warnings.warn(f"the prompt is over the model's token limit; this part is lost: {lost!r}", stacklevel=4)
-            known = self.text.encode([prompt])
-            for oldest in list(self._texts)[: 1 - KEPT_TEXTS]:
-                self._texts.pop(oldest, None)
-        self._texts[prompt] = known
-        return known
+    def encode(self, prompt: str, options: PromptOptions | None = None) -> Conditioning:
+        """One row of conditioning, of a prompt without schedules and AND."""
+        return self.prompts.encode([prompt], options or PromptOptions())
 
-    def _unconditional(self, negative: str | None) -> Conditioning:
+    def _unconditional(self, negative: Texts | None, inputs: Inputs) -> PromptConditioning:
+        options = inputs.prompts.options
         if negative is None and self.zero_empty_prompt:
-            return self.encode("").zeros_like()
-        return self.encode(negative or "")
+            return PromptConditioning.constant(self.prompts.encode([""], options).zeros_like())
+        return self.prompts.scheduled(negative or ("",), inputs.plan.timesteps, options)
 
     @torch.no_grad()
     def finish(self, latents: Tensor, output_type: OutputType = "pil", canvases: Sequence[Canvas] | None = None) -> Any:

@@ -52,7 +52,7 @@ def test_a_recipe_reproduces_the_pixels(model_folder: Path, tmp_path: Path, monk
     assert run("generate", PROMPT, "--negative-prompt", "猫", "-o", first, *options, monkeypatch=monkeypatch) == 0
     recipe = read_recipe(first)
     assert recipe.model_dump(exclude_none=True) | {"version": ""} == {
-        "prompt": PROMPT, "negative_prompt": "猫", "seed": 9, "sampler": "ddim", "eta": 0.5,
+        "prompt": PROMPT, "negative_prompt": "猫", "prompt_syntax": "a1111", "seed": 9, "sampler": "ddim", "eta": 0.5,
         "steps": 3, "guidance_scale": 2.0, "guidance_interval": (0.2, 1.0), "height": 24, "width": 16,
         "dtype": "float32", "optimize": "auto", "approximate": ("reuse",), "low_memory": False,
         "model": str(model_folder),
@@ -213,10 +213,10 @@ def test_the_schema_of_config_files(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_words_over_the_token_limit_warn_in_one_line(model_folder: Path, tmp_path: Path) -> None:
-    options = ["--steps", "1", "--model", str(model_folder), "-o", str(tmp_path / "x.png")]
+    options = ["--steps", "1", "--model", str(model_folder), "-o", str(tmp_path / "x.png"), "--prompt-syntax", "plain"]
     command = [sys.executable, "-m", "latentdiff", "generate", "a cat face " * 9, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stderr.startswith("warning: the prompt is over the model's token limit")
+    assert done.stderr.startswith("warning: the prompt exceeds the model's token limit")
     assert done.stderr.count("\n") == 1
 
 

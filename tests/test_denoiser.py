@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.schedule import PredictionType, ScheduleConfig
-from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row, bounded
-from latentdiff.models.conditioning import Conditioning
+from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row, bounded, token_groups
+from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.samplers import Levels, SamplerState, plan
 from latentdiff.schedule import Schedule
 
@@ -44,8 +44,12 @@ def rows(*guidance: Guidance | None) -> list[Row]:
     """Rows whose prompt is the number 3 and whose negative prompt is the number 2."""
     schedule = Schedule(ScheduleConfig(prediction_type="sample"))
     state = SamplerState(plan(schedule, "ddim", 2), torch.zeros(1), torch.Generator())
-    positive, negative = (Conditioning(torch.full((1, 1, 1), value)) for value in (3.0, 2.0))
-    return [Row(state, positive, negative, g) if g else Row(state, positive) for g in guidance]
+    positive, negative = (number(value) for value in (3.0, 2.0))
+    return [Row(state, (positive,), negative, g) if g else Row(state, (positive,)) for g in guidance]
+
+
+def number(value: float, tokens: int = 1) -> PromptConditioning:
+    return PromptConditioning.constant(Conditioning(torch.full((1, tokens, 1), float(value))))
 
 
 def guided(rows: list[Row], latents: Tensor, *timesteps: int) -> tuple[Tensor, list[float]]:
@@ -71,7 +75,7 @@ def test_each_row_has_its_own_guidance_and_takes_as_many_evaluations_as_it_needs
     some = rows(Guidance(5.0), None, Guidance(2.0), Guidance(4.0, low=200, high=800))
     found, evaluated = guided(some, torch.ones(4, 1), 7, 7, 7, 7)
     assert found[:, 0].tolist() == [7, 3, 4, 3]
-    assert evaluated == [2, 2, 3, 3, 3, 3]
+    assert sorted(evaluated) == [2, 2, 3, 3, 3, 3]
     found, evaluated = guided(some, torch.ones(4, 1), 7, 7, 900, 500)
     assert found[:, 0].tolist() == [7, 3, 4, 6] and len(evaluated) == 7
 
@@ -81,7 +85,56 @@ def test_outside_its_interval_the_prompt_alone_is_evaluated() -> None:
     assert [guided(one, torch.ones(1, 1), t)[0].item() for t in (199, 200, 800, 801)] == [3, 7, 7, 3]
     assert [len(guided(one, torch.ones(1, 1), t)[1]) for t in (199, 200)] == [1, 2]
     state = one[0].state
-    assert one[0].guided and not replace(one[0], state=replace(state, position=1)).guided
+    assert [replace(one[0], state=replace(state, position=k)).evaluations for k in (0, 1)] == [2, 1]
+
+
+def test_prompts_joined_by_and_add_their_differences_from_the_unconditional() -> None:
+    state = rows(None)[0].state
+    joined = (replace(number(3), weight=0.5), replace(number(5), weight=-1.0))
+    some = [Row(state, joined, number(2), Guidance(4.0, low=200)), Row(state, (number(7),))]
+    found, evaluated = guided(some, torch.ones(2, 1), 500, 500)
+    assert found[:, 0].tolist() == [2 + 4 * (0.5 * 1 - 3), 7] and evaluated == [2, 7, 3, 5]
+    found, _ = guided(some, torch.ones(2, 1), 100, 100)  # outside the interval, where the scale is 1
+    assert found[:, 0].tolist() == [2 + 0.5 * 1 - 3, 7]
+
+
+def test_a_prompt_changes_at_its_timesteps() -> None:
+    one, two, three = (number(value).at(0) for value in (1, 2, 3))
+    prompt = PromptConditioning(((float("inf"), one), (500.0, two), (100.0, three)))
+    assert [prompt.at(t) for t in (999, 501, 500, 101, 100, 0)] == [one, one, two, two, three, three]
+    row = Row(rows(None)[0].state, (prompt,))
+    assert [guided([row], torch.ones(1, 1), t)[0].item() for t in (999, 500, 0)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "repeat", "groups"),
+    [
+        ([2, 2, 2], True, {2: [0, 1, 2]}),
+        ([1, 3, 1, 2], True, {3: [0, 1, 2], 2: [3]}),
+        ([1, 2, 4, 3], True, {4: [0, 1, 2], 3: [3]}),
+        ([1, 2, 1], False, {2: [1], 1: [0, 2]}),
+    ],
+)
+def test_token_counts_that_divide_another_share_its_batch(
+    counts: list[int], repeat: bool, groups: dict[int, list[int]]
+) -> None:
+    assert token_groups(counts, repeat) == groups
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_rows_of_different_token_counts_keep_their_order(batch: int | None) -> None:
+    state = rows(None)[0].state
+    some = [Row(state, (number(value, tokens),)) for value, tokens in ((2, 1), (3, 3), (5, 2), (7, 1))]
+    sizes = []
+
+    def network(sample: Tensor, _: Tensor, conditioning: Conditioning) -> Tensor:
+        sizes.append(conditioning.hidden.shape[:2])
+        return sample * conditioning.hidden.mean(1)
+
+    schedule = Schedule(ScheduleConfig(prediction_type="sample"))
+    denoiser = GuidedDenoiser(NetworkDenoiser(network, schedule, torch.float32, batch), some)
+    assert denoiser(torch.ones(4, 1), levels_of(schedule, 7, 7, 7, 7))[:, 0].tolist() == [2, 3, 5, 7]
+    assert sizes == ([(4, 3), (4, 2), (4, 1)] if batch else [(3, 3), (1, 2)])
 
 
 @pytest.mark.parametrize("keys", [{"thresholding": True, "sample_max_value": 2.0}, {"clip_sample": True}, {}])

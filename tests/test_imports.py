@@ -19,7 +19,16 @@ SLOW = {
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode"],
-    "text": ["prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning"],
+    "text": [
+        "prompt_syntax",
+        "prompt_schedule",
+        "tokenizer",
+        "chunks",
+        "clip",
+        "conditioning",
+        "prompt_inputs",
+        "prompt_encoder",
+    ],
 }
 
 

@@ -81,7 +81,8 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
         print("the image was made from another one; name that by --image to start from it", file=sys.stderr)
     if old.get("model") and "model" not in request.given and not Path(old["model"]).exists():
         raise InputError(f"{request.recipe} was made by {old['model']}, which is not here; name it by --model")
-    settings: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0} | DEFAULT_OPTIONS | old | request.given
+    usual = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
+    settings: dict[str, Any] = usual | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
     return settings
 
@@ -99,8 +100,10 @@ def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
     allow_pickle = bool(how.pop("allow_pickle"))
     pipe = LatentDiffusionPipeline.from_pretrained(model, device, dtype, **options, **how, allow_pickle=allow_pickle)
     loras, embeddings = settings.pop("loras", ()), settings.pop("embeddings", ())
-    for k, (file, *weights) in enumerate(loras):
-        pipe.load_lora(file, f"{k}: {file}", (weights[0], weights[1]), allow_pickle)
+    for file, *weights in loras:
+        name = Path(file).stem  # as prompts name it
+        name = name if name not in pipe.adapters else f"{name}-{len(pipe.adapters)}"
+        pipe.load_lora(file, name, (weights[0], weights[1]), allow_pickle)
     for embedding in embeddings:
         words = pipe.load_textual_inversion(embedding, allow_pickle)
         print(f"{embedding} teaches {', '.join(words)}", file=sys.stderr)

@@ -15,6 +15,19 @@ def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     model: Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
+    prompt_2: Annotated[
+        str | None, typer.Option("--prompt-2", help="What SDXL's second text encoder reads. [default: the prompt]")
+    ] = None,
+    negative_prompt_2: Annotated[
+        str | None,
+        typer.Option("--negative-prompt-2", help="The same for the negative prompt. [default: as the first]"),
+    ] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option(help="a1111: weights, schedules, LoRA tags; plain: text as it is. [default: a1111]")
+    ] = None,
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layers of the text encoders to leave out, as in diffusers. [default: 0]")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's, else 25]")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 or less is none. [default: the model's, else 5]")
@@ -104,6 +117,10 @@ def generate(
 
     options = {
         "negative_prompt": negative_prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2,
+        "prompt_syntax": prompt_syntax,
+        "clip_skip": clip_skip,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "guidance_interval": guidance_interval,

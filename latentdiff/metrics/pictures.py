@@ -88,7 +88,11 @@ class ModelPictures:
     def batches(self) -> Iterator[Tensor]:
         for k in range(0, len(self), AT_ONCE):
             made = self.pipe(
-                self.captions[k : k + AT_ONCE], seed=self.seed + k, output_type="pt", **self.settings.model_dump()
+                self.captions[k : k + AT_ONCE],
+                seed=self.seed + k,
+                output_type="pt",
+                prompt_syntax="plain",
+                **self.settings.model_dump(),
             )
             yield (made.images.cpu() * 255).round().to(torch.uint8)
 

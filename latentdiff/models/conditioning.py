@@ -1,6 +1,6 @@
 """`Conditioning`: all inputs of a denoising network besides latents and noise level; the interface of such networks."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from typing import Any
@@ -48,6 +48,18 @@ class Conditioning:
         """Each row `times` times in a row, as `num_images_per_prompt` repeats prompts."""
         return concatenate([row for row in self.split() for _ in range(times)])
 
+    @property
+    def tokens(self) -> int:
+        """S, the tokens of each row."""
+        return self.hidden.shape[1]
+
+    def repeat_tokens(self, times: int) -> "Conditioning":
+        """All tokens `times` times in a row, to which attention gives the same result as to one copy."""
+        if times == 1:
+            return self
+        keys = tuple((key, "tokens", times) for key in self.keys)
+        return replace(self, hidden=self.hidden.repeat(1, times, 1), keys=keys)
+
     def zeros_like(self) -> "Conditioning":
         """Zeros in place of text: SDXL's unconditional row where no negative prompt is given."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
@@ -63,6 +75,31 @@ class Conditioning:
             return self
         rows = torch.tensor(ids, device=self.hidden.device).expand(len(self), -1)
         return replace(self, time_ids=rows, keys=tuple((key, ids) for key in self.keys))
+
+
+@dataclass(frozen=True)
+class PromptConditioning:
+    """The conditioning of one image by one prompt, which may change while it is sampled.
+
+    spans: pairs of a timestep and one row, which applies from that timestep down; from high to low, and the first from
+    any. weight: of the prediction in guidance, for prompts that are joined with AND.
+    """
+
+    spans: tuple[tuple[float, Conditioning], ...]
+    weight: float = 1.0
+
+    @classmethod
+    def constant(cls, conditioning: Conditioning) -> "PromptConditioning":
+        """One row for all timesteps."""
+        return cls(((float("inf"), conditioning),))
+
+    def map(self, change: Callable[[Conditioning], Conditioning]) -> "PromptConditioning":
+        """The same change of every row."""
+        return replace(self, spans=tuple((start, change(row)) for start, row in self.spans))
+
+    def at(self, timestep: float) -> Conditioning:
+        """The row that applies at a timestep."""
+        return next((row for start, row in reversed(self.spans) if timestep <= start), self.spans[0][1])
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:

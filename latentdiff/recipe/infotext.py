@@ -32,6 +32,7 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Denoising strength": recipe.strength,
         "Mask blur": recipe.mask_blur if recipe.mask_hash else None,
         "Eta": recipe.eta or None,
+        "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # A1111 counts from the last layer on
         "Hashes": json.dumps(recipe.hashes) if recipe.hashes else None,
         "Version": f"latentdiff {recipe.version}",
     }
@@ -62,6 +63,7 @@ def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
         ("Denoising strength", "strength", float),
         ("Mask blur", "mask_blur", float),
         ("Eta", "eta", float),
+        ("Clip skip", "clip_skip", lambda value: max(0, int(value) - 1)),
     ):
         _take(pairs, key, settings, name, convert)
     if "Hires upscale" in pairs and (strength := settings.pop("strength", None)) is not None:

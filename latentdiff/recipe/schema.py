@@ -12,12 +12,17 @@ class Recipe(BaseModel):
 
     image_hash, mask_hash: SHA-256 of the input's and the mask's file, 16 digits; their paths are not kept. hashes: the
     first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them.
+    prompt_syntax: recipes before version 0.2 have none, since prompts were read as text.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     prompt: str
     negative_prompt: str | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
+    prompt_syntax: str = "plain"
+    clip_skip: int | None = None
     seed: int
     sampler: str
     spacing: str | None = None

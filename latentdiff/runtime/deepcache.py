@@ -1,5 +1,7 @@
 """Caching deep U-Net features between steps: DeepCache (Ma et al. 2024, arXiv 2312.00858, sec. 3.2)."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,13 @@ class DeepCacheUNet:
     """A U-Net for the steps of one sampling run, in their order: deep features change little from one to the next.
 
     Every `every`-th call computes all levels; the others compute only the outermost, around the deep features of the
-    last full call. A batch of another size also computes all levels: the size changes when guidance begins or ends.
+    last full call. Other conditioning also computes all levels: guidance begins or ends, or the prompt changes.
     """
 
     def __init__(self, unet: UNet2DConditionModel, every: int) -> None:
         self.unet, self.every = unet, every
         self.deep: Tensor | None = None
+        self.keys: tuple[Hashable, ...] = ()  # of the conditioning that `deep` was computed with
         self.age = 0
 
     def __call__(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -27,8 +30,9 @@ class DeepCacheUNet:
         temb = unet.embed_time(timesteps, conditioning)
         x = unet.conv_in(sample)
         inner, skips = unet.run_block(unet.down_blocks[0], x, temb, conditioning)
-        if self.deep is None or len(self.deep) != len(x) or self.age == self.every:
+        if self.deep is None or self.keys != conditioning.keys or self.age == self.every:
             self.deep, self.age = self._deep_levels(inner, temb, conditioning, x.shape[-2:]), 0
+            self.keys = conditioning.keys
         self.age += 1
         own = [x, *skips][unet.config.layers_per_block :: -1]
         x = unet.run_block(unet.up_blocks[-1], self.deep, own, temb, conditioning, None)

@@ -25,6 +25,10 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
     return Recipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
+        prompt_2=request.settings.get("prompt_2"),
+        negative_prompt_2=request.settings.get("negative_prompt_2"),
+        prompt_syntax=request.settings.get("prompt_syntax", "a1111"),
+        clip_skip=request.settings.get("clip_skip"),
         seed=image.seed,
         sampler=request.sampler,
         spacing=request.settings.get("spacing"),

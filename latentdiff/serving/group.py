@@ -58,7 +58,7 @@ class Group:
         """The images whose last step is longest ago, of one shape and token count: 8, 4, 2 or 1 of them.
 
         evaluations: take as many as fit into this number of network evaluations instead, at least one; a guided row
-        takes two.
+        takes two or more.
         """
         same = [picture for picture in self.active if _shape(picture) == _shape(self.active[0])]
         chosen = _fitting(same, evaluations) if evaluations else same[: next(n for n in SIZES if n <= len(same))]
@@ -76,19 +76,15 @@ class Group:
 def _shape(picture: Picture) -> tuple[object, ...]:
     """What rows of one batch share: the latents' shape and the number of tokens."""
     assert picture.row is not None
-    return (*picture.row.state.latents.shape, picture.row.positive.hidden.shape[1])
-
-
-def _evaluations(picture: Picture) -> int:
-    assert picture.row is not None
-    return 1 + picture.row.guided + (picture.row.guided and picture.row.without_image is not None)
+    return (*picture.row.state.latents.shape, picture.row.tokens)
 
 
 def _fitting(pictures: list[Picture], evaluations: int) -> list[Picture]:
     chosen: list[Picture] = []
     used = 0
     for picture in pictures:
-        used += _evaluations(picture)
+        assert picture.row is not None
+        used += picture.row.evaluations
         if used > evaluations and chosen:
             break
         chosen.append(picture)

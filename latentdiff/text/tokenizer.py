@@ -82,12 +82,12 @@ class CLIPTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """All ids of a text, without its ends."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return [k for i in ids for k in range(i, i + self._vectors.get(i, 1))]
+        return [i for ids in self.encode_words(text) for i in ids]
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """The ids of `encode`, with those of a learned word of several vectors in one list, the others alone."""
-        return [[i] for i in self.encode(text)]
+        """The ids of `encode`, with those of a learned word of several vectors in one list, each other id alone."""
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [list(range(i, i + self._vectors.get(i, 1))) for i in ids]
 
     @property
     def comma_token_id(self) -> int | None:

@@ -166,7 +166,7 @@ class DenoiserTask:
         size = config.data.resolution
         return pipeline(
             prompts, num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale,
-            height=size, width=size, seed=seeds, sampler="ddim", output_type="pt",
+            height=size, width=size, seed=seeds, sampler="ddim", output_type="pt", prompt_syntax="plain",
         ).images  # fmt: skip
 
     def _held_out_losses(self, rank: int, world: int) -> Iterator[float]:

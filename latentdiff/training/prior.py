@@ -52,7 +52,7 @@ def _draw(parts: Components, config: FineTuneConfig, prompt: str, folder: Path, 
         with autocast(config.run.mixed_precision, device):
             made = pipeline(
                 [prompt] * len(seeds), seed=seeds, height=size, width=size, num_inference_steps=config.sample_steps,
-                guidance_scale=config.guidance_scale, sampler=SAMPLER,
+                guidance_scale=config.guidance_scale, sampler=SAMPLER, prompt_syntax="plain",
             )  # fmt: skip
         for k, image in zip(seeds, made.images, strict=True):
             with atomic_path(folder / f"{k:05d}.png") as path:

@@ -74,13 +74,14 @@ def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pyt
     chunks.add_text(
         "parameters",
         "a cat face\nNegative prompt: x\nSteps: 3, Sampler: Euler a, CFG scale: 2, Seed: 8, Size: 24x16, Model: m, "
-        "Clip skip: 2",
+        "Clip skip: 2, Token merging ratio: 0.5",
     )
     Image.new("RGB", (4, 4)).save("theirs.png", pnginfo=chunks)
     assert generate(model_folder, "--recipe", "theirs.png", "-o", "ours.jpg") == 0
-    assert "not carried over from A1111: Model: m, Clip skip: 2" in capsys.readouterr().err
+    assert "not carried over from A1111: Model: m, Token merging ratio: 0.5" in capsys.readouterr().err
     found = read_any(Path("ours.jpg")).settings
     expected = {"sampler": "euler_ancestral", "spacing": "linspace", "guidance_scale": 2.0, "seed": 1, "width": 24}
+    expected |= {"clip_skip": 1, "prompt_syntax": "a1111"}
     assert {key: found[key] for key in expected} == expected
 
 

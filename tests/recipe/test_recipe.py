@@ -19,7 +19,7 @@ RECIPE = Recipe(
     prompt="猫, a \"cat\"\nface", negative_prompt="dog", seed=2**40, sampler="euler_ancestral", eta=0.1, steps=3,
     guidance_scale=5.0, height=8, width=4, dtype="float32", model_hash="0" * 16, version="0.1.0", spacing="karras",
     hashes={"model": "0123456789", "lora:x": "abcdef0123"}, model="models/some model.safetensors",
-    extend={"left": 8}, mask_hash="1" * 16, mask_blur=2.0, strength=0.5,
+    extend={"left": 8}, mask_hash="1" * 16, mask_blur=2.0, strength=0.5, clip_skip=1,
 )  # fmt: skip
 SUFFIXES = [".png", ".webp", ".jpg"]
 
@@ -56,7 +56,7 @@ def test_the_infotext_line_is_plain() -> None:
     assert "Size: 4x8" in line and line.endswith("Version: latentdiff 0.1.0")
     settings, dropped = parse_infotext(write_infotext(RECIPE, 4, 8)) or ({}, [])
     assert settings["prompt"] == RECIPE.prompt and settings["negative_prompt"] == "dog"
-    same = ("seed", "sampler", "spacing", "steps", "guidance_scale", "height", "width", "strength", "eta")
+    same = ("seed", "sampler", "spacing", "steps", "guidance_scale", "height", "width", "strength", "eta", "clip_skip")
     assert {name: settings[name] for name in same} == {name: getattr(RECIPE, name) for name in same}
     assert dropped == ["Model hash: 0123456789", "Model: some model"]
 
@@ -74,8 +74,9 @@ def test_a1111s_text_is_read() -> None:
     assert settings == {
         "prompt": "masterpiece, (best: 1.2)\ntwo lines", "negative_prompt": 'bad, "ugly"\nworse', "steps": 20,
         "sampler": "dpmpp_2m", "spacing": "karras", "guidance_scale": 7.5, "seed": 7, "width": 512, "height": 768,
+        "clip_skip": 1,
     }  # fmt: skip
-    assert dropped == ["Model hash: abc", "Model: x", "Clip skip: 2", "Hires upscale: 2", "Denoising strength: 0.5"]
+    assert dropped == ["Model hash: abc", "Model: x", "Hires upscale: 2", "Denoising strength: 0.5"]
     assert parse_infotext("a cat, 3: 4, b: 5") is None
 
 

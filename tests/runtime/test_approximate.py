@@ -22,11 +22,11 @@ def steps(unet: UNet2DConditionModel, every: int, batches: list[int]) -> tuple[l
     torch.manual_seed(0)
     runner, calls = DeepCacheUNet(unet, every), 0
     whole: list[int] = []
-    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 24)
+    sample, text = torch.randn(2, 4, 8, 8), Conditioning(torch.randn(2, 5, 24))
     hook = unet.mid_block.register_forward_hook(lambda *_: whole.append(1))
     errors = []
     for step, batch in enumerate(batches):
-        arguments = (sample[:batch] + 0.05 * step, torch.tensor([900 - 20 * step]), Conditioning(text[:batch]))
+        arguments = (sample[:batch] + 0.05 * step, torch.tensor([900 - 20 * step]), text[:batch])
         wanted = unet(*arguments)
         whole.clear()
         errors.append(error(runner(*arguments), wanted.double()))

@@ -74,9 +74,7 @@ def test_an_exact_batch_of_one_is_refused(make_engine: MakeEngine) -> None:
 def ready_group(count: int, guided: bool = False) -> Group:
     class FakeRow:
         def __init__(self) -> None:
-            self.guided = guided
-            self.without_image = None
-            self.positive = type("C", (), {"hidden": torch.zeros(1, 77, 4)})
+            self.evaluations, self.tokens = 1 + guided, 77
             self.state = type("S", (), {"latents": torch.zeros(4, 8, 8)})
 
     group = Group(GroupKey("small", (), (16, 16)))
@@ -104,7 +102,7 @@ def test_an_exact_batch_counts_evaluations(guided: bool, wanted: int) -> None:
 
 def test_rows_of_other_token_counts_wait_for_the_next_batch() -> None:
     group = ready_group(4)
-    group.active[1].row.positive.hidden = torch.zeros(1, 154, 4)  # type: ignore[union-attr]
+    group.active[1].row.tokens = 154  # type: ignore[union-attr]
     batches = [{picture.index for picture in group.next_batch()} for _ in range(3)]
     assert batches[0] == {0, 2} and batches[1] == {1}
 

@@ -8,7 +8,7 @@ import pytest
 
 from latentdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from latentdiff.text.chunks import Chunk, split_chunks
-from latentdiff.text.prompt_syntax import parse_emphasis
+from latentdiff.text.prompt_syntax import WeightedText, parse_emphasis
 from latentdiff.text.tokenizer import CLIPTokenizer
 from tests.text.reference import rows_with
 
@@ -36,3 +36,11 @@ def test_padding_follows_the_end_token() -> None:
     ids, weights = Chunk([1, 2], [1.5, 0.5]).padded(clip_tokenizer(7, pad_token="!"))
     assert ids == [49406, 1, 2, 49407, 0, 0, 0]
     assert weights == [1, 1.5, 0.5, 1, 1, 1, 1]
+
+
+def test_vectors_of_a_learned_word_stay_together() -> None:
+    ours = clip_tokenizer(9)
+    ours.add_word("<toy>", 3)
+    chunks = split_chunks([[WeightedText("a a a a a <toy> <toy> <toy>", 1.2)]], ours)
+    assert [len(chunk.ids) for chunk in chunks] == [5, 6, 3]
+    assert all(len(chunk.weights) == len(chunk.ids) for chunk in chunks)

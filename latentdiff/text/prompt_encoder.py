@@ -1,0 +1,68 @@
+"""From the prompts of one image to their conditioning in every step; encoded texts are kept for the next call."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+from latentdiff.models.conditioning import Conditioning, PromptConditioning
+from latentdiff.text.conditioning import PromptOptions, TextConditioner
+from latentdiff.text.prompt_schedule import schedule_prompt
+from latentdiff.text.prompt_syntax import WeightedText, split_and
+
+KEPT_TEXTS = 64  # encoded prompts, the most recently used
+
+
+class PromptEncoder:
+    """Encodes each prompt by itself, so that no row of a batch depends on others, and keeps the latest."""
+
+    def __init__(self, text: TextConditioner) -> None:
+        self.text = text
+        self._kept: dict[tuple[tuple[str, ...], PromptOptions], Conditioning] = {}
+
+    def clear(self) -> None:
+        """Forget all prompts, for encoders that change."""
+        self._kept.clear()
+
+    def positive(
+        self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions
+    ) -> tuple[PromptConditioning, ...]:
+        """The prompts that AND joins, which is one without it. prompts: one text, or one for each encoder.
+
+        timesteps: of the evaluations, from high to low; each level counts as a step of `[from:to:when]`.
+        """
+        if options.syntax == "plain" or len(prompts) > 1:
+            return (self.scheduled(prompts, timesteps, options),)
+        return tuple(self._part(part, timesteps, options) for part in split_and(prompts[0]))
+
+    def _part(self, part: WeightedText, timesteps: Sequence[float], options: PromptOptions) -> PromptConditioning:
+        return self.scheduled([part.text], timesteps, options, part.weight)
+
+    def scheduled(
+        self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions, weight: float = 1.0
+    ) -> PromptConditioning:
+        """A prompt without AND, which is text in a negative one; its row changes where its schedules do."""
+        if options.syntax == "plain":
+            return PromptConditioning.constant(self.encode(prompts, options))
+        levels = list(dict.fromkeys(timesteps))  # methods of two evaluations per step visit a level twice
+        changes = [schedule_prompt(prompt, len(levels)) for prompt in prompts]
+        spans = []
+        for step in sorted({change.step for texts in changes for change in texts}):
+            texts = [next(change.text for change in reversed(own) if change.step <= step) for own in changes]
+            spans.append((levels[step] if step else math.inf, self.encode(texts, options)))
+        return PromptConditioning(tuple(spans), weight)
+
+    def encode(self, prompts: Sequence[str], options: PromptOptions) -> Conditioning:
+        """One row, of prompts without schedules. Warns of the end of a plain prompt that the encoder cannot read."""
+        texts = tuple(prompts) * (len(self.text.encoders) if len(prompts) == 1 else 1)
+        key = texts, options
+        if (known := self._kept.pop(key, None)) is None:
+            for text in dict.fromkeys(texts) if options.syntax == "plain" else ():
+                if lost := self.text.lost_words(text):
+                    warnings.warn(
+                        f"the prompt exceeds the model's token limit; this part is lost: {lost!r}", stacklevel=2
+                    )
+            known = self.text.encode_prompt(texts, options)
+            for oldest in list(self._kept)[: 1 - KEPT_TEXTS]:
+                self._kept.pop(oldest, None)
+        self._kept[key] = known
+        return known

@@ -1,0 +1,82 @@
+"""Check the prompts of a pipeline call: which encoder reads which text, how, and which LoRAs they name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentdiff.errors import InputError, did_you_mean
+from latentdiff.text.conditioning import PromptOptions
+from latentdiff.text.prompt_syntax import AND, SYNTAXES, LoraTag, PromptSyntax, take_lora_tags
+
+Texts = tuple[str, ...]
+"""One text for all text encoders, or one for each."""
+
+
+@dataclass(frozen=True)
+class ImagePrompts:
+    """One prompt and one negative prompt per image; None is the model's unconditional one.
+
+    loras: weights for U-Net and text encoders of the LoRAs that the prompts name, the same for all images.
+    """
+
+    positives: list[Texts]
+    negatives: list[Texts | None]
+    options: PromptOptions
+    loras: dict[str, tuple[float, float]]
+
+
+def read_prompts(
+    prompts: Sequence[str],
+    negatives: Sequence[str | None],
+    prompts_2: Sequence[str | None],
+    negatives_2: Sequence[str | None],
+    options: PromptOptions,
+    text_encoders: int,
+) -> ImagePrompts:
+    """Pair the texts of each image and take LoRA tags out of the prompts.
+
+    Raises InputError for texts for a second encoder that the model lacks, for AND beside such a text, for tags in
+    negative prompts, and for prompts of one call that name different LoRAs.
+    """
+    for name, second in (("prompt_2", prompts_2), ("negative_prompt_2", negatives_2)):
+        if text_encoders < 2 and any(text is not None for text in second):
+            raise InputError(f"{name} is for models with two text encoders and this one has {text_encoders}; omit it")
+    positives = [_pair(*texts) for texts in zip(prompts, prompts_2, strict=True)]
+    pairs = zip(negatives, negatives_2, strict=True)
+    unconditional = [None if text is None and other is None else _pair(text or "", other) for text, other in pairs]
+    if options.syntax == "plain":
+        return ImagePrompts(positives, unconditional, options, {})
+    for texts in positives:
+        if len(texts) > 1 and any(AND.search(text) for text in texts):
+            raise InputError("AND cannot be used with prompt_2; leave out prompt_2, or write the word in lower case")
+    for negative in unconditional:
+        if tags := [tag for text in negative or () for tag in take_lora_tags(text)[1]]:
+            raise InputError(f"<lora:{tags[0].name}> is in a negative prompt; move it to the prompt")
+    taken = [[take_lora_tags(text) for text in texts] for texts in positives]
+    loras = [_weights([tag for _, tags in texts for tag in tags]) for texts in taken]
+    if any(weights != loras[0] for weights in loras):
+        names = sorted({name for weights in loras for name in weights})
+        raise InputError(f"the prompts use LoRAs differently ({', '.join(names)}); make one call for each")
+    return ImagePrompts([tuple(text for text, _ in texts) for texts in taken], unconditional, options, loras[0])
+
+
+def read_options(syntax: str, clip_skip: int, max_clip_skip: int) -> PromptOptions:
+    """Raises InputError for an unknown syntax, and for a clip_skip that leaves no layer."""
+    known: dict[str, PromptSyntax] = {name: name for name in SYNTAXES}
+    if syntax not in known:
+        raise InputError(f"prompt_syntax={syntax!r} is unknown; {did_you_mean(syntax, SYNTAXES)}")
+    if not 0 <= clip_skip <= max_clip_skip:
+        raise InputError(f"clip_skip={clip_skip} must be from 0 to {max_clip_skip} for this model; 0 skips no layer")
+    return PromptOptions(known[syntax], clip_skip)
+
+
+def _pair(text: str, second: str | None) -> Texts:
+    return (text,) if second is None else (text, second)
+
+
+def _weights(tags: Sequence[LoraTag]) -> dict[str, tuple[float, float]]:
+    """The sum for each name, which may be written several times."""
+    weights: dict[str, tuple[float, float]] = {}
+    for tag in tags:
+        unet, text = weights.get(tag.name, (0.0, 0.0))
+        weights[tag.name] = (unet + tag.unet_weight, text + tag.text_weight)
+    return weights
