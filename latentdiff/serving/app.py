@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import latentdiff
 from latentdiff.errors import LatentDiffError
-from latentdiff.serving.api import a1111, a1111_lists, jobs, openai, openai_edits, operations
+from latentdiff.serving.api import a1111, a1111_lists, jobs, openai, openai_edits, operations, page
 from latentdiff.serving.dialects import error_body
 from latentdiff.serving.errors import ServingError, as_serving_error
 from latentdiff.serving.guard import Guard
@@ -57,7 +57,7 @@ def create_app(server: Server) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-    for router in (part.router for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists)):
+    for router in (part.router for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists, page)):
         app.include_router(router)
     app.add_exception_handler(LatentDiffError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -1,15 +1,18 @@
 """Images as files in memory, with the recipe inside; previews of unfinished ones."""
 
 import base64
+import hashlib
 import io
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 import latentdiff
-from latentdiff.recipe import CHUNK, Recipe
-from latentdiff.serving.a1111_names import a1111_sampler, a1111_scheduler
+from latentdiff.recipe.files import image_metadata
+from latentdiff.recipe.infotext import write_infotext
+from latentdiff.recipe.schema import Recipe
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.job import Job, JobImage
 from latentdiff.serving.models import ModelStore
@@ -38,46 +41,42 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         guidance_interval=request.settings.get("guidance_interval", (0.0, 1.0)),
         height=image.image.height,
         width=image.image.width,
+        **_editing(job),
         dtype=facts.dtype,
         model=models.specs[request.model].path,
         loras=loras,
+        hashes={"model": facts.hash[:10]},
         model_hash=models.hash_with(request.model, [name for name, _ in request.loras]),
         version=latentdiff.__version__,
     )
 
 
+def _editing(job: Job) -> dict[str, Any]:
+    """How an input image was used; the image itself is not kept, only its hash."""
+    settings, edit = job.request.settings, job.request.settings.get("edit")
+    if "image" not in settings:
+        return {}
+    hashes = {name: _hash(settings.get(key)) for name, key in (("image_hash", "image"), ("mask_hash", "mask_image"))}
+    return hashes | {"strength": settings.get("strength")} | ({} if edit is None else asdict(edit))
+
+
+def _hash(image: Image.Image | None) -> str | None:
+    return None if image is None else hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
 def infotext(job: Job, image: JobImage, models: ModelStore) -> str:
     """The settings as A1111 writes them, which many programs read."""
-    request = job.request
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"Negative prompt: {request.negative_prompt}")
-    values = {
-        "Steps": request.steps,
-        "Sampler": a1111_sampler(request.sampler),
-        "Schedule type": a1111_scheduler(request.settings.get("spacing")),
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": image.seed,
-        "Size": f"{image.image.width}x{image.image.height}",
-        "Model hash": models.facts[request.model].hash[:10],
-        "Model": request.model,
-        "Denoising strength": request.settings.get("strength"),
-        "Version": f"latentdiff {latentdiff.__version__}",
-    }
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in values.items() if value is not None)])
+    return write_infotext(recipe_of(job, image, models), image.image.width, image.image.height)
 
 
 def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", quality: int = QUALITY) -> bytes:
-    """The bytes of an image file; a PNG carries the recipe and A1111's line."""
+    """The bytes of an image file with its recipe, except of an interrupted image, which no recipe makes again."""
+    kind = form.upper()
+    options: dict[str, Any] = {} if form == "png" else {"quality": quality}
+    if not image.stopped:
+        options |= image_metadata(kind, recipe_of(job, image, models), image.image.width, image.image.height)
     buffer = io.BytesIO()
-    if form == "png":
-        chunks = PngImagePlugin.PngInfo()
-        if not image.stopped and "image" not in job.request.settings:  # a recipe of text to image makes it again
-            chunks.add_itxt(CHUNK, recipe_of(job, image, models).model_dump_json())
-        chunks.add_text("parameters", infotext(job, image, models))
-        image.image.save(buffer, "PNG", pnginfo=chunks)
-    else:
-        image.image.save(buffer, form.upper(), quality=quality)
+    image.image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -52,7 +52,7 @@ def test_webuiapi_makes_images(live: Live) -> None:
     assert result.info["all_seeds"] == [7, 8] and result.info["sampler_name"] == "Euler a"
     line = result.images[0].text["parameters"]
     assert line == result.info["infotexts"][0]
-    assert line.startswith("a red apple\nSteps: 3, Sampler: Euler a, Schedule type: Automatic, CFG scale: 2, Seed: 7")
+    assert line.startswith("a red apple\nSteps: 3, Sampler: Euler a, ") and "CFG scale: 2, Seed: 7, Size: 32x16" in line
     assert api.png_info(result.images[0]).info == line
 
 

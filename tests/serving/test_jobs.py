@@ -11,7 +11,8 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
-from latentdiff.recipe import CHUNK, Recipe
+from latentdiff.recipe.files import CHUNK
+from latentdiff.recipe.schema import Recipe
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.server import Settings
 from tests.serving.conftest import MakeLive

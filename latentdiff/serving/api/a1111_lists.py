@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Depends
 from PIL import Image
 from pydantic import BaseModel
 
+from latentdiff.recipe.names import A1111_SAMPLERS
 from latentdiff.serving import a1111_names
 from latentdiff.serving.api.a1111_request import Real, Text, Whole, find_checkpoint
 from latentdiff.serving.api.operations import resident_bytes
@@ -72,7 +73,7 @@ async def cmd_flags() -> dict[str, Any]:
 @router.get("/samplers")
 async def samplers() -> list[dict[str, Any]]:
     """Samplers under A1111's names."""
-    return [{"name": name, "aliases": [ours], "options": {}} for name, ours in a1111_names.SAMPLERS.items()]
+    return [{"name": name, "aliases": [ours], "options": {}} for name, ours in A1111_SAMPLERS.items()]
 
 
 @router.get("/schedulers")

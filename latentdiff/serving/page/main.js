@@ -1,0 +1,177 @@
+// The form: settings kept in the browser, the input image, recipes of dropped files, and starting jobs.
+
+import { get, post } from "./api.js";
+import { onUse, showGallery } from "./gallery.js";
+import { clearMask, hasMask, maskAsBase64, maskBlur, openPainter } from "./mask.js";
+import { addJob, showKnownJobs } from "./queue.js";
+import { showTexts, switchLanguage, text } from "./texts.js";
+import { changeWeight } from "./weight.js";
+
+const byId = id => document.getElementById(id);
+const form = byId("form");
+const problem = byId("problem");
+const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
+const EDGES = ["left", "right", "top", "bottom"];
+let server = null;
+let input = null; // the input image as a data URL
+
+function save() {
+  const values = Object.fromEntries(FIELDS.map(id => [id, byId(id).value]));
+  const loras = Object.fromEntries([...document.querySelectorAll("#loras input")].map(one => [one.name, one.value]));
+  localStorage.setItem("settings", JSON.stringify({ ...values, loras, keep: byId("keep").checked }));
+}
+
+function fill(values) {
+  for (const id of FIELDS) if (values[id] !== undefined && values[id] !== null) byId(id).value = values[id];
+  byId("keep").checked = values.keep ?? byId("keep").checked;
+  for (const one of document.querySelectorAll("#loras input")) one.value = values.loras?.[one.name] ?? 0;
+  save();
+}
+
+function useSettings(settings) {
+  const known = server.models.some(model => model.id === settings.model);
+  fill({ ...settings, negative: settings.negative_prompt ?? "", guidance: settings.guidance_scale, keep: true, images: 1,
+    model: known ? settings.model : undefined, loras: Object.fromEntries(
+      Object.entries(settings.loras || {}).map(([name, weight]) => [name, Array.isArray(weight) ? weight[0] : weight])) });
+  problem.textContent = known || !settings.model ? "" : text("noModel", settings.model);
+  scrollTo({ top: 0, behavior: "smooth" });
+  byId("prompt").focus();
+}
+
+async function useInput(blob) {
+  input = await asDataUrl(blob);
+  byId("source").src = input;
+  byId("chosen").hidden = false;
+  byId("drop").hidden = true;
+  clearMask();
+}
+
+function removeInput() {
+  input = null;
+  byId("chosen").hidden = true;
+  byId("drop").hidden = false;
+  byId("file").value = "";
+}
+
+const asDataUrl = blob => new Promise(resolve => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.readAsDataURL(blob);
+});
+
+async function takeFile(file) {
+  problem.textContent = "";
+  const limit = server.limits.body;
+  if (!file.type.startsWith("image/")) problem.textContent = text("notImage", file.name);
+  else if (file.size * 4 / 3 > limit) problem.textContent = text("tooLarge", file.name, Math.floor(limit * 3 / 4 / 2 ** 20));
+  else {
+    const address = await asDataUrl(file);
+    const found = await post("/recipe", { image: address }).catch(() => null);
+    if (found?.settings) useSettings(found.settings);
+    else await useInput(file);
+  }
+}
+
+function body() {
+  const numbers = ["width", "height", "steps", "images"];
+  const values = { prompt: byId("prompt").value, negative_prompt: byId("negative").value || null, model: byId("model").value,
+    sampler: byId("sampler").value, guidance_scale: Number(byId("guidance").value) };
+  for (const id of numbers) values[id] = Number(byId(id).value) || null;
+  if (byId("seed").value !== "") values.seed = Number(byId("seed").value);
+  values.loras = Object.fromEntries([...document.querySelectorAll("#loras input")]
+    .filter(one => Number(one.value)).map(one => [one.name, Number(one.value)]));
+  if (!input) return values;
+  const extend = Object.fromEntries(EDGES.map(edge => [edge, Number(byId(edge).value)]).filter(([, pixels]) => pixels > 0));
+  Object.assign(values, { image: input, strength: Number(byId("strength").value), extend });
+  if (Object.keys(extend).length) { delete values.width; delete values.height; }
+  if (hasMask()) Object.assign(values, { mask: maskAsBase64(), mask_blur: maskBlur() });
+  return values;
+}
+
+async function generate(event) {
+  event?.preventDefault();
+  problem.textContent = "";
+  if (!byId("prompt").value.trim()) { problem.textContent = text("emptyPrompt"); return byId("prompt").focus(); }
+  try {
+    const job = await post("/jobs", body());
+    byId("seed").value = byId("keep").checked ? job.request.seed : "";
+    save();
+    addJob(job);
+  } catch (error) {
+    problem.textContent = error instanceof TypeError ? text("lost") : error.message;
+  }
+}
+
+function choices(select, names) {
+  select.replaceChildren(...names.map(name => new Option(name, name)));
+}
+
+function modelDefaults() {
+  const model = server.models.find(one => one.id === byId("model").value) || server.models[0];
+  fill({ width: model.size, height: model.size, steps: model.num_inference_steps, guidance: model.guidance_scale, sampler: model.sampler });
+}
+
+async function connect() {
+  for (;;) {
+    try {
+      server = await get("/v1/capabilities");
+      if (server.models.some(model => model.loaded)) break;
+    } catch { byId("status").textContent = text("lost"); }
+    await new Promise(resolve => setTimeout(resolve, 500));
+  }
+  byId("status").textContent = "";
+  choices(byId("model"), server.models.map(model => model.id));
+  choices(byId("sampler"), server.samplers);
+  byId("loras").hidden = !server.loras.length;
+  for (const [k, name] of server.loras.entries()) {
+    const label = Object.assign(document.createElement("label"), { textContent: name, htmlFor: `lora-${k}` });
+    const weight = Object.assign(document.createElement("input"), { id: `lora-${k}`, name, type: "number", step: 0.1, value: 0 });
+    const row = Object.assign(document.createElement("div"), { className: "lora" });
+    row.append(label, weight);
+    byId("loras").append(row);
+  }
+  const kept = JSON.parse(localStorage.getItem("settings") || "null"); // before modelDefaults saves
+  modelDefaults();
+  if (kept && server.models.some(model => model.id === kept.model)) fill(kept);
+  byId("images").value ||= 1;
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem("theme", theme);
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+document.documentElement.dataset.theme = localStorage.getItem("theme") || (dark ? "dark" : "light");
+byId("theme").onclick = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+byId("language").onclick = switchLanguage;
+byId("model").onchange = () => { modelDefaults(); };
+byId("paint").onclick = () => openPainter(byId("source"));
+byId("clear-input").onclick = removeInput;
+byId("file").onchange = event => event.target.files[0] && takeFile(event.target.files[0]);
+byId("strength").oninput = () => { byId("strength-value").textContent = byId("strength").value; };
+byId("strength").oninput();
+form.onsubmit = generate;
+form.addEventListener("input", save);
+for (const id of ["prompt", "negative"]) {
+  byId(id).onkeydown = event => {
+    if (!(event.ctrlKey || event.metaKey)) return;
+    if (event.key === "Enter") generate(event);
+    if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+      event.preventDefault();
+      changeWeight(event.target, event.key === "ArrowUp" ? 0.1 : -0.1);
+    }
+  };
+}
+document.ondragover = event => { event.preventDefault(); document.body.classList.add("drag"); };
+document.ondragleave = () => document.body.classList.remove("drag");
+document.ondrop = event => {
+  event.preventDefault();
+  document.body.classList.remove("drag");
+  if (event.dataTransfer.files[0] && server) takeFile(event.dataTransfer.files[0]);
+};
+addEventListener("storage", event => { if (event.key === "jobs") { showKnownJobs(); showGallery(); } });
+onUse(useSettings, useInput);
+showTexts();
+showGallery();
+connect().then(showKnownJobs);

@@ -1,0 +1,78 @@
+// Jobs in progress. Their ids are kept in the browser, so that a reload or another tab shows them too.
+
+import { ApiError, call, events, get } from "./api.js";
+import { addImage } from "./gallery.js";
+import { text } from "./texts.js";
+
+const list = document.getElementById("queue");
+const section = document.getElementById("queue-section");
+const shown = new Map();
+
+const ids = () => JSON.parse(localStorage.getItem("jobs") || "[]");
+const remember = id => localStorage.setItem("jobs", JSON.stringify([...new Set([...ids(), id])]));
+const forget = id => localStorage.setItem("jobs", JSON.stringify(ids().filter(other => other !== id)));
+
+const make = (tag, values = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), values);
+  element.append(...children);
+  return element;
+};
+
+export function showKnownJobs() {
+  for (const id of ids()) if (!shown.has(id)) watch(id);
+}
+
+export function addJob(job) {
+  remember(job.id);
+  watch(job.id, job.request.prompt);
+  if (matchMedia("(max-width: 800px)").matches) section.scrollIntoView({ behavior: "smooth" });
+}
+
+async function watch(id, title = "") {
+  const preview = make("img", { className: "preview", alt: text("preview") });
+  preview.src = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
+  const what = make("p", { className: "what", textContent: title });
+  const how = make("p", { className: "how" });
+  const bar = make("progress", { max: 1, value: 0, ariaLabel: text("queue") });
+  const button = make("button", { type: "button", textContent: text("cancel") });
+  const item = make("li", {}, preview, make("div", {}, what, how, bar), button);
+  shown.set(id, item);
+  list.prepend(item);
+  section.hidden = false;
+  const close = () => { item.remove(); shown.delete(id); forget(id); section.hidden = !shown.size; };
+  const fail = message => {
+    how.textContent = message; how.classList.add("problem"); bar.hidden = true;
+    button.textContent = text("dismiss"); button.onclick = close; forget(id);
+  };
+  button.onclick = () => call(`/jobs/${id}`, { method: "DELETE" }).catch(() => {});
+  for (;;) {
+    try {
+      if (!title) what.textContent = title = (await get(`/jobs/${id}`)).request.prompt;
+      for await (const [kind, data] of events(`/jobs/${id}/events`)) {
+        how.classList.remove("problem");
+        if (kind === "preview") preview.src = `data:image/png;base64,${data.png}`;
+        if (kind === "progress") {
+          bar.value = data.progress;
+          how.textContent = data.position ? text("waiting", data.position) : describe(data);
+        }
+        if (kind === "result") { await collect(data); return close(); }
+        if (kind === "error") return data.status === "cancelled" ? close() : fail(data.error.message);
+      }
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) return fail(text("gone"));
+      how.textContent = text("lost");
+      how.classList.add("problem");
+    }
+    await new Promise(resolve => setTimeout(resolve, 1000));
+  }
+}
+
+const describe = data =>
+  text("step", Math.max(...data.done), data.total) + (data.eta === null ? "" : ` · ${text("remaining", Math.ceil(data.eta))}`);
+
+async function collect(job) {
+  for (const [index, image] of job.images.entries()) {
+    const blob = await (await call(image.url)).blob();
+    await addImage({ id: `${job.id}-${index}`, blob, created: Date.now(), settings: { ...job.request, images: 1, seed: image.seed } });
+  }
+}
