@@ -1,5 +1,6 @@
 """Middleware of all routes: request ids, authorisation, body size limit, log line and request count."""
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -18,6 +19,7 @@ from latentdiff.serving.server import Server
 
 log = logging.getLogger("latentdiff.serving")
 OPEN_PATHS = ("/healthz", "/readyz")
+DRAIN_BYTES, DRAIN_SECONDS = 2**20, 2.0
 
 
 class Guard:
@@ -36,6 +38,7 @@ class Guard:
             self._check_key(scope, headers)
             await self.app(scope, self._bounded(headers, receive), exchange.send)
         except ServingError as error:
+            await _drain(receive)
             await exchange.refuse(error)
         finally:
             exchange.finish(self.server)
@@ -79,6 +82,19 @@ class Guard:
             return message
 
         return bounded
+
+
+async def _drain(receive: Receive) -> None:
+    """Read a small body before refusing: a connection closed with unread data is reset, and the answer lost."""
+    received, more = 0, True
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while more and received < DRAIN_BYTES:
+                message = await receive()
+                received += len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
+    except TimeoutError:
+        return
 
 
 class _Exchange:
