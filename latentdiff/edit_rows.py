@@ -36,6 +36,8 @@ def edit_rows(rows: Sequence[Row], canvases: Sequence[Canvas], strength: float, 
 
 
 def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Source:
+    if canvas.latents is not None:
+        return Source(canvas.latents.to(device), None, None)
     pixels = canvas.pixels().to(device)
     latents = encode_pixels(vae, pixels[None])[0]
     if task == "edit":

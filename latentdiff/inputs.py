@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latentdiff.config.model import GenerationConfig
@@ -18,6 +19,7 @@ from latentdiff.images.reading import ImageInput, read_images, read_masks
 from latentdiff.samplers import Plan, plan
 from latentdiff.schedule import Schedule
 from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
+from latentdiff.wrapped_denoiser import parse_axes
 
 SEEDS = 2**63
 GENERATOR_SEEDS = 2**32  # torch's CPU generator reads no more of a seed
@@ -52,7 +54,8 @@ class Inputs:
     """A checked call. prompts and seeds: one per image.
 
     latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
-    one per output; None makes images from noise.
+    one per output; None makes images from noise. tile: latents a side of the parts that are evaluated. seamless: axes
+    along which opposite edges fit.
     """
 
     prompts: ImagePrompts
@@ -64,6 +67,8 @@ class Inputs:
     latents: Tensor | None
     canvases: list[Canvas] | None = None
     strength: float = 1.0
+    tile: int | None = None
+    seamless: str = ""
 
     @property
     def drawn_from(self) -> list[int]:
@@ -95,9 +100,11 @@ def read_inputs(
     negative_prompt_2: str | Sequence[str] | None = None,
     prompt_syntax: str = "a1111",
     clip_skip: int | None = None,
+    tile: int | None = None,
+    seamless: str | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
-    images = None if image is None else read_images(image)
+    images = None if image is None else input_images(image, model.latent_channels)
     texts = texts_per_image(spread(prompt, images), "prompt", num_images_per_prompt)
     others = (negative_prompt, "negative_prompt"), (prompt_2, "prompt_2"), (negative_prompt_2, "negative_prompt_2")
     negatives, seconds, negative_seconds = (
@@ -130,7 +137,18 @@ def read_inputs(
         latents,
         canvases,
         strength,
+        _tile(tile, model),
+        _seamless(seamless, model),
     )
+
+
+def input_images(image: ImageInputs, latent_channels: int) -> list[Any]:
+    """PIL images, or the latents [C, h, w] of a batch that is given as tensors of as many channels."""
+    parts = list(image) if isinstance(image, Tensor) and image.ndim == 4 else image
+    is_latents = isinstance(parts, list) and all(isinstance(one, Tensor) and one.ndim == 3 for one in parts)
+    if is_latents and latent_channels not in (1, 3) and {len(one) for one in parts} == {latent_channels}:  # type: ignore[arg-type, union-attr]
+        return list(parts)  # type: ignore[arg-type]
+    return read_images(image)
 
 
 def spread(prompt: str | Sequence[str], images: Sequence[Any] | None) -> str | Sequence[str]:
@@ -234,6 +252,29 @@ def _guidance(scale: float, interval: tuple[float, float], model: ModelLimits) -
     return Guidance(scale, low * total, high * total) if scale > 1 else None
 
 
+def _tile(tile: int | None, model: ModelLimits) -> int | None:
+    """In latents. Raises InputError."""
+    if tile is None:
+        return None
+    _refuse_channels("tile", model)
+    side = whole(tile, "tile", 8 * model.downscale)
+    if side % model.downscale:
+        raise InputError(f"tile={side} must be a multiple of {model.downscale}; try {model.default_size}")
+    return side // model.downscale
+
+
+def _seamless(axes: str | None, model: ModelLimits) -> str:
+    if not axes:
+        return ""
+    _refuse_channels("seamless", model)
+    return parse_axes(axes)
+
+
+def _refuse_channels(name: str, model: ModelLimits) -> None:
+    if model.task != "generate":
+        raise InputError(f"{name}= is not for checkpoints that read an image; use a text-to-image model")
+
+
 def _canvases(
     images: list[Any] | None,
     mask_image: ImageInputs | None,
@@ -255,6 +296,8 @@ def _canvases(
             raise InputError(f"{given[0]}= is only used with an input image; pass image= (--image), or leave it out")
         return None
     masks = [None] if mask_image is None else read_masks(mask_image)
+    if isinstance(images[0], Tensor):
+        return _latent_canvases(images, mask_image, edit, count, times, model)
     prompts = count // times
     pairs = zip(per_image(images, prompts, "image"), per_image(masks, prompts, "mask_image"), strict=True)
     made: dict[tuple[int, int], Canvas] = {}
@@ -266,6 +309,18 @@ def _canvases(
             made[key] = make_canvas(image, mask, size, edit or EditOptions(), model.downscale, model.default_size)
         canvases.append(made[key])
     return [canvas for canvas in canvases for _ in range(times)]
+
+
+def _latent_canvases(
+    latents: list[Tensor], mask: Any, edit: EditOptions | None, count: int, times: int, model: ModelLimits
+) -> list[Canvas]:
+    """Canvases of images that are given as scaled latents, at their own size."""
+    if mask is not None or edit is not None:
+        raise InputError("image= is a tensor of latents, which take no mask_image= and edit=; give an image")
+    height, width = (model.downscale * side for side in latents[0].shape[-2:])
+    blank = Image.new("RGB", (width, height))
+    made = [Canvas(blank, (width, height), latents=one.float()) for one in latents]
+    return [canvas for canvas in per_image(made, count // times, "image") for _ in range(times)]
 
 
 def _strength(strength: float | None, canvases: list[Canvas] | None, task: Task) -> float:

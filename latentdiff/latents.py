@@ -13,6 +13,7 @@ from latentdiff.images.reading import to_tensor
 from latentdiff.models.tiled_decode import decode_parts, encode_tiled
 from latentdiff.models.vae import VAE
 from latentdiff.samplers import Callback, StepInfo
+from latentdiff.wrapped_denoiser import continue_around, crop_to
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -58,16 +59,21 @@ def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor
     return made
 
 
-def to_output(vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None) -> Any:
-    """Latents [B, C, h, w] as `PipelineOutput.images`; edited images are pasted back, in 8 bits."""
+def to_output(
+    vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None, seamless: str = ""
+) -> Any:
+    """Latents [B, C, h, w] as `PipelineOutput.images`; edited images are pasted back, in 8 bits.
+
+    seamless: axes along which the decoder sees the opposite side beyond an edge.
+    """
     if output_type == "latent":
         return latents
     if canvases is not None and all(canvas.mask is None for canvas in canvases):
         canvases = None  # all of each image was painted
     if canvases is None and output_type != "pil":
-        pixels = decode_latents(vae, latents, _unit)
+        pixels = _decode_around(vae, latents, _unit, seamless)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
-    arrays = decode_latents(vae, latents, _bytes).permute(0, 2, 3, 1).cpu().numpy()
+    arrays = _decode_around(vae, latents, _bytes, seamless).permute(0, 2, 3, 1).cpu().numpy()
     images = [Image.fromarray(array) for array in arrays]
     if canvases is None:
         return images
@@ -76,6 +82,13 @@ def to_output(vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequ
         return images
     pasted = torch.stack([to_tensor(image) for image in images])
     return pasted if output_type == "pt" else pasted.permute(0, 2, 3, 1).numpy()
+
+
+def _decode_around(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor], axes: str) -> Tensor:
+    if not axes:
+        return decode_latents(vae, latents, convert)
+    pixels = decode_latents(vae, continue_around(latents, axes), convert)
+    return crop_to(pixels, latents.shape[-2:], axes, vae.config.downscale).contiguous()
 
 
 def _unit(pixels: Tensor) -> Tensor:

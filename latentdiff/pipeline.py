@@ -12,8 +12,15 @@ from latentdiff.diffusers_names import call_arguments
 from latentdiff.edit_rows import edit_rows
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.edit import Canvas, EditOptions
-from latentdiff.images.reading import read_images
-from latentdiff.inputs import ImageInputs, Inputs, ModelLimits, generator_for, read_inputs, spread
+from latentdiff.inputs import (
+    ImageInputs,
+    Inputs,
+    ModelLimits,
+    generator_for,
+    input_images,
+    read_inputs,
+    spread,
+)  # fmt: skip
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
@@ -21,6 +28,7 @@ from latentdiff.runtime.approximate import for_one_run
 from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
 from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_inputs import Texts
+from latentdiff.wrapped_denoiser import in_tiles, wrapped_around
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class LatentDiffusionPipeline(LoadedModel):
         mask_image: ImageInputs | None = None,
         strength: float | None = None,
         edit: EditOptions | None = None,
+        tile: int | None = None,
+        seamless: str | None = None,
         callback: Callback | None = None,
         output_type: OutputType = "pil",
         prompt_2: str | Sequence[str] | None = None,
@@ -84,8 +94,9 @@ class LatentDiffusionPipeline(LoadedModel):
         generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead.
         image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
         height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
-        where it is white, and strength is 1 when None. edit: how both are used. callback: called with a
-        `StepInfo` after each step; returns True to stop.
+        where it is white, and strength is 1 when None. edit: how both are used. tile: evaluate the
+        network in overlapping tiles of this many pixels a side, for large images. seamless: x, y or x,y; opposite edges
+        fit. callback: called with a `StepInfo` after each step; returns True to stop.
         prompt_2, negative_prompt_2: what the second of two text encoders reads, the same as the first when None.
         prompt_syntax: "a1111" reads weights, schedules and `<lora:name:0.8>` as docs/prompts.md says, "plain" reads
         text as it is. clip_skip: layers of the text encoders left out, as in diffusers.
@@ -94,7 +105,7 @@ class LatentDiffusionPipeline(LoadedModel):
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
-        image = None if image is None else read_images(image)
+        image = None if image is None else input_images(image, self.denoiser.latent_channels)
         prompt = spread(prompt, image)
         count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
         given = call_arguments(diffusers_names, count)
@@ -103,17 +114,21 @@ class LatentDiffusionPipeline(LoadedModel):
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
             image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
+            tile, seamless,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
             rows = self.start(inputs)
             network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
             watch = FiniteWatch(callback)
-            states, x0 = sample(self._guided(rows, network), [row.state for row in rows], watch)
+            denoiser = self._guided(rows, network, tile=inputs.tile, axes=inputs.seamless)
+            states, x0 = sample(denoiser, [row.state for row in rows], watch)
         watch.check()
         stopped = not states[0].finished
         results = [replace(row, state=state).result for row, state in zip(rows, states, strict=True)]
         done = x0 if stopped else torch.stack(results)
-        return PipelineOutput(self.finish(done, output_type, inputs.canvases), inputs.drawn_from, stopped)
+        return PipelineOutput(
+            self.finish(done, output_type, inputs.canvases, inputs.seamless), inputs.drawn_from, stopped
+        )
 
     @torch.no_grad()
     def start(self, inputs: Inputs) -> list[Row]:
@@ -161,9 +176,13 @@ class LatentDiffusionPipeline(LoadedModel):
         states, x0 = step(self._guided(rows, self.denoiser, batch), [row.state for row in rows])
         return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
 
-    def _guided(self, rows: Sequence[Row], network: Network, batch: int | None = None) -> Denoiser:
-        guided = GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
-        return keep_known(bounded(guided, self.schedule.config), rows)
+    def _guided(
+        self, rows: Sequence[Row], network: Network, batch: int | None = None, tile: int | None = None, axes: str = ""
+    ) -> Denoiser:
+        guided: Denoiser = GuidedDenoiser(NetworkDenoiser(network, self.schedule, self.dtype, batch), rows)
+        if tile is not None:
+            guided = in_tiles(guided, tile)
+        return keep_known(bounded(wrapped_around(guided, axes), self.schedule.config), rows)
 
     def encode(self, prompt: str, options: PromptOptions | None = None) -> Conditioning:
         """One row of conditioning, of a prompt without schedules and AND."""
@@ -176,12 +195,18 @@ class LatentDiffusionPipeline(LoadedModel):
         return self.prompts.scheduled(negative or ("",), inputs.plan.timesteps, options)
 
     @torch.no_grad()
-    def finish(self, latents: Tensor, output_type: OutputType = "pil", canvases: Sequence[Canvas] | None = None) -> Any:
+    def finish(
+        self,
+        latents: Tensor,
+        output_type: OutputType = "pil",
+        canvases: Sequence[Canvas] | None = None,
+        axes: str = "",
+    ) -> Any:
         """Latents [B, C, h, w] decoded to what `output_type` names, and pasted into their canvases, if any.
 
-        Raises NonFiniteError.
+        axes: along which opposite edges fit. Raises NonFiniteError.
         """
-        return to_output(self.vae, latents, output_type, canvases)
+        return to_output(self.vae, latents, output_type, canvases, axes)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""

@@ -10,15 +10,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
-    "checkpoints", "denoiser", "images", "runtime", "latents", "inputs", "diffusers_names", "edit_rows", "loaded_model",
-    "pipeline", "previews", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
+    "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "inputs", "diffusers_names",
+    "edit_rows", "loaded_model", "pipeline", "upscaling", "hires", "previews", "model_hash", "recipe", "data",
+    "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",
     "torch._dynamo", "torch._inductor", "torch.distributed.tensor",
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
-    "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode"],
+    "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode", "esrgan"],
     "text": [
         "prompt_syntax",
         "prompt_schedule",

@@ -1,4 +1,4 @@
-"""Options of `generate` that need an input image."""
+"""Options of `generate` that need an input image or a second pass."""
 
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ OPTION_NAMES = (
 )  # fmt: skip
 """The fields of `images.edit.EditOptions`, which are those of `Recipe` too."""
 EDIT_NAMES = (*OPTION_NAMES, "strength")
+HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,19 @@ def take_editing(
     if mask is not None:
         arguments["mask_image"] = read_masks(str(mask))
     return Editing(arguments, chosen | hashes | ({} if strength is None else {"strength": strength}))
+
+
+def take_hires(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Take the options of a second pass out of the settings: a `Hires` or None, and what the recipe says of it."""
+    from latentdiff.hires import Hires
+
+    chosen = {name: value for name in HIRES_NAMES if (value := settings.pop(name, None)) is not None}
+    if "hires" not in chosen:
+        if chosen:
+            raise InputError(f"--{next(iter(chosen)).replace('_', '-')} needs a second pass; add --hires 2")
+        return None, {}
+    options = {name.removeprefix("hires_"): value for name, value in chosen.items() if name != "hires"}
+    return Hires(chosen["hires"], **options, allow_pickle=bool(settings.get("allow_pickle"))), chosen
 
 
 def _hash(path: Path) -> str:

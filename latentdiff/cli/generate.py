@@ -2,13 +2,14 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 import latentdiff
-from latentdiff.cli.editing import Editing, take_editing
+from latentdiff.cli.editing import Editing, take_editing, take_hires
 from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
@@ -58,16 +59,18 @@ def run(request: Request) -> None:
         check_writable_parent(path)
     settings = _settings(request, found)
     editing = take_editing(request.image, request.mask, settings, request.given, found)
+    hires, hires_recipe = take_hires(settings)
     opened = open_pipeline(request.device, settings)
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()} | editing.arguments
-    images, seeds = _generate(opened.pipe, prompts, request, call)
-    same = settings | editing.recipe | opened.same | {"version": latentdiff.__version__}
-    for k, (path, image, seed) in enumerate(zip(paths, images, seeds, strict=True)):
-        own = {"prompt": prompts[k // request.num_images], "seed": seed, **_size(image, settings, editing, opened.pipe)}
+    made = _generate(opened.pipe, prompts, request, call, hires)
+    same = settings | editing.recipe | hires_recipe | opened.same | {"version": latentdiff.__version__}
+    for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
+        size = _size(image, settings, editing, opened.pipe, hires)
+        own = {"prompt": prompts[k // request.num_images], "seed": seed, **size}
         write_image(image, Recipe.model_validate(same | own), path)
         print(path)
 
@@ -135,22 +138,27 @@ def _check_model(request: Request, found: Found, opened: Opened) -> None:
         )
 
 
-def _generate(pipe: Any, prompts: list[str], request: Request, call: dict[str, Any]) -> tuple[list[Any], list[int]]:
+def _generate(pipe: Any, prompts: list[str], request: Request, call: dict[str, Any], hires: Any) -> Any:
+    """The output of the pipeline, called twice where there is a second pass."""
     from latentdiff.cli.progress import PreviewFile, Progress
+    from latentdiff.hires import generate_hires
     from latentdiff.runtime.memory import peak_memory
 
+    run_pipe = pipe if hires is None else partial(generate_hires, pipe, hires)
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         preview = PreviewFile(request.preview, request.preview_every, pipe) if request.preview else None
-        made = pipe(prompts, num_images_per_prompt=request.num_images, callback=Progress(bar, preview), **call)
+        callback = Progress(bar, preview)
+        made = run_pipe(prompt=prompts, num_images_per_prompt=request.num_images, callback=callback, **call)
         bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
-    return made.images, made.seeds
+    return made
 
 
-def _size(image: Any, settings: dict[str, Any], editing: Editing, pipe: Any) -> dict[str, int]:
-    """The size that the recipe states: the image's, or with only_masked the one that the crop is painted at."""
-    if editing.recipe.get("only_masked") is None:
-        return {"height": image.height, "width": image.width}
-    return {side: settings.get(side) or pipe.default_size for side in ("height", "width")}
+def _size(image: Any, settings: dict[str, Any], editing: Editing, pipe: Any, hires: Any) -> dict[str, int]:
+    """The size that the recipe states: the image's, with only_masked the crop's, with hires that of the first pass."""
+    if editing.recipe.get("only_masked") is not None or (hires is not None and not editing.arguments):
+        return {side: settings.get(side) or pipe.default_size for side in ("height", "width")}
+    scale = 1 if hires is None else hires.scale
+    return {"height": round(image.height / scale), "width": round(image.width / scale)}
 
 
 def _check_together(request: Request, settings: dict[str, Any]) -> None:

@@ -83,6 +83,14 @@ def generate(
         Path | None,
         typer.Option("--recipe", "--from-image", help="Take what is not given from this image's recipe."),
     ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Evaluate in overlapping tiles of these pixels a side, for large images.")
+    ] = None,
+    seamless: Annotated[str | None, typer.Option(help="Axes along which opposite edges fit: x, y or x,y.")] = None,
+    hires: Annotated[float | None, typer.Option(help="Enlarge by this, then add detail in a second pass.")] = None,
+    hires_strength: Annotated[float | None, typer.Option(help="Of the second pass. [default: 0.6]")] = None,
+    hires_steps: Annotated[int | None, typer.Option(help="Of the second pass. [default: as the first]")] = None,
+    upscaler: Annotated[str | None, typer.Option(help="lanczos, latent, or an ESRGAN file. [default: lanczos]")] = None,
     preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished images, rewritten often.")] = None,
     preview_every: Annotated[int, typer.Option(min=1, help="Steps between two previews.")] = 5,
     image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
@@ -151,6 +159,12 @@ def generate(
         "paste_back": paste_back,
         "extend": None if extend is None else parse_extend(extend),
         "image_guidance_scale": image_guidance_scale,
+        "tile": tile,
+        "seamless": seamless,
+        "hires": hires,
+        "hires_strength": hires_strength,
+        "hires_steps": hires_steps,
+        "upscaler": upscaler,
     }
     run(
         Request(

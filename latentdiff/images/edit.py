@@ -64,6 +64,7 @@ class Canvas:
 
     mask: black and white, at the output's size; edge: the same with a soft edge. box: the part that is painted, None
     for all. size: width and height that it is painted at.
+    latents: [C, h, w], scaled, of an image that is given as such; `image` is then blank.
     """
 
     image: Image.Image
@@ -74,6 +75,7 @@ class Canvas:
     blur_fill: bool = False
     noise_fill: bool = False
     paste_back: bool = True
+    latents: Tensor | None = None
 
     def pixels(self) -> Tensor:
         """What is painted on, float32 [3, h, w] in [-1, 1]."""

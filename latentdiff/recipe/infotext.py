@@ -29,7 +29,11 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Size": f"{width}x{height}",
         "Model hash": recipe.hashes.get("model"),
         "Model": Path(recipe.model).stem if recipe.model else "emoji",
-        "Denoising strength": recipe.strength,
+        "Denoising strength": recipe.hires_strength if recipe.hires else recipe.strength,
+        "Hires upscale": recipe.hires,
+        "Hires steps": recipe.hires_steps,
+        "Hires upscaler": None if recipe.upscaler is None else Path(recipe.upscaler).stem,
+        "Tiling": True if recipe.seamless else None,
         "Mask blur": recipe.mask_blur if recipe.mask_hash else None,
         "Eta": recipe.eta or None,
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # A1111 counts from the last layer on

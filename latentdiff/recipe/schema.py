@@ -43,6 +43,12 @@ class Recipe(BaseModel):
     only_masked: int | None = None
     paste_back: bool | None = None
     image_guidance_scale: float | None = None
+    tile: int | None = None
+    seamless: str | None = None
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    upscaler: str | None = None
     dtype: str
     optimize: str = "auto"
     approximate: tuple[str, ...] = ()

@@ -59,6 +59,25 @@ def test_the_recipe_of_an_edited_image_makes_it_again(options: list[object], inp
     assert read_recipe(Path("b.webp")) == recipe
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--hires", 1.5, "--hires-steps", 3, "--hires-strength", 0.7],
+        ["--hires", 2, "--upscaler", "latent", "--height", 24],
+        ["--seamless", "x,y", "--tile", 16, "--width", 40],
+        ["--hires", 2, "--image", "in.webp", "--strength", 0.5],
+    ],
+)
+def test_the_recipe_of_an_enlarged_image_makes_it_again(
+    options: list[object], inputs: Path, model_folder: Path
+) -> None:
+    assert generate(model_folder, *options, "-o", "a.png") == 0
+    again = ["--image", "in.webp"] if "--image" in options else []
+    assert generate(model_folder, "--recipe", "a.png", *again, "-o", "b.png") == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert read_recipe(Path("b.png")) == read_recipe(Path("a.png"))
+
+
 def test_what_a_recipe_does_not_hold_is_named(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert generate(model_folder, "--image", "in.webp", "--mask", "mask.png", "-o", "a.png") == 0
     assert generate(model_folder, "--recipe", "a.png", "-o", "b.png") == 2
@@ -96,6 +115,10 @@ def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pyt
         (["--image", "in.webp", "--mask", "black.png"], "mask_image is all black"),
         (["--image", "in.webp", "--fit", "covr"], "did you mean 'cover'"),
         (["--image", "in.webp", "--extend", "up=3"], "--extend up=3: write pixels by edge"),
+        (["--hires-steps", "3"], "--hires-steps needs a second pass; add --hires 2"),
+        (["--hires", "1"], "hires=1 must be over 1"),
+        (["--hires", "2", "--upscaler", "gone.safetensors"], "gone.safetensors is missing or damaged"),
+        (["--seamless", "w"], "seamless='w' must be x, y or x,y"),
         (["--image", "in.webp", "--height", "15"], "height=15 must be a multiple of 2"),
     ],
 )
