@@ -16,16 +16,16 @@ from latentdiff.inputs import (
     ImageInputs,
     Inputs,
     ModelLimits,
-    generator_for,
     input_images,
     read_inputs,
     spread,
-)  # fmt: skip
+)
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
+from latentdiff.seeds import generator_for
 from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_inputs import Texts
 from latentdiff.wrapped_denoiser import in_tiles, wrapped_around

@@ -20,9 +20,10 @@ from latentdiff.checkpoints.hub import bundled_model
 from latentdiff.config.model import GenerationConfig
 from latentdiff.denoiser import Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
-from latentdiff.inputs import generator_for, read_inputs
+from latentdiff.inputs import read_inputs
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.samplers import StepInfo
+from latentdiff.seeds import generator_for
 from tests.small import small_components, small_unet_config
 
 PROMPT = "a red apple"

@@ -12,7 +12,8 @@ from fastapi import Request
 from PIL import Image
 
 from latentdiff.checkpoints.adapters import weight_pair
-from latentdiff.inputs import GENERATOR_SEEDS, ModelLimits, read_inputs, whole
+from latentdiff.inputs import ModelLimits, read_inputs
+from latentdiff.seeds import GENERATOR_SEEDS, whole
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles
