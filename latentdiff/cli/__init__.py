@@ -1,5 +1,6 @@
 """The command line: one thin function per command."""
 
+import io
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ def main() -> None:
     from latentdiff.cli.app import app
     from latentdiff.errors import LatentDiffError, is_out_of_memory
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows other characters escaped
+            stream.reconfigure(errors="backslashreplace")
     for word in sys.argv[1:]:  # tokenizers, recipes and configs need UTF-8
         if word.encode(errors="ignore").decode() != word:
             _refuse(f"{word!a} is not UTF-8 text; use a UTF-8 terminal")

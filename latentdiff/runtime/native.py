@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
@@ -63,8 +64,19 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def cache_folder() -> Path:
-    """`latentdiff` in the user's cache folder (XDG base directories)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentdiff"
+    """`latentdiff` in the user's cache folder (XDG base directories); a new folder per process where there is none."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "latentdiff"
+    try:
+        return Path.home() / ".cache" / "latentdiff"
+    except RuntimeError:  # neither HOME nor an entry in the password database
+        return _private_folder()
+
+
+@cache
+def _private_folder() -> Path:
+    """Of this process alone: libraries are loaded from it, so that nobody else may write there."""
+    return Path(tempfile.mkdtemp(prefix="latentdiff-"))
 
 
 def _loaded() -> tuple[str | None, ctypes.CDLL | None]:

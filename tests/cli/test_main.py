@@ -1,11 +1,16 @@
 """How commands end other than successfully."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from latentdiff import cli
 from latentdiff.cli import generate
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -78,3 +83,17 @@ def test_system_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == (
         "error: [Errno 13] Permission denied: 'x.png'; check the path, its permissions and the free disk space\n"
     )
+
+
+@pytest.mark.parametrize("home", [True, False])
+def test_an_ascii_terminal_and_no_home_folder_are_no_errors(home: bool, model_folder: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    environment["LATENTDIFF_KERNELS"] = "off"
+    environment |= {"HOME": str(tmp_path)} if home else {}
+    words = ["generate", "猫", "-o", str(tmp_path / "猫.png"), "--model", str(model_folder), "--steps", "1"]
+    code = f"import os, pwd, sys; sys.argv = {['latentdiff', *words]!r}\n"
+    code += "" if home else "pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError())\n"
+    code += "from latentdiff.cli import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode()
+    assert rb"\u732b.png" in done.stdout and (tmp_path / "猫.png").exists()
