@@ -2,9 +2,9 @@
 
 import asyncio
 import io
-import os
 from typing import Annotated, Any
 
+import psutil
 import torch
 from fastapi import APIRouter, Body, Depends
 from PIL import Image
@@ -130,9 +130,8 @@ async def scripts() -> dict[str, list[str]]:
 @router.get("/memory")
 async def memory() -> dict[str, Any]:
     """Memory in bytes."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    ram = {"free": free, "used": resident_bytes(), "total": total}
+    system = psutil.virtual_memory()
+    ram = {"free": system.available, "used": resident_bytes(), "total": system.total}
     if not torch.cuda.is_available():
         return {"ram": ram, "cuda": {"error": "no CUDA device"}}
     free, total = torch.cuda.mem_get_info()

@@ -1,9 +1,8 @@
 """Health, readiness, metrics and capabilities."""
 
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from fastapi import APIRouter, Depends, Response
 
 import latentdiff
@@ -67,8 +66,5 @@ async def _usual(server: Server, name: str) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
