@@ -56,6 +56,7 @@ class Side(Protocol):
 def config(shape: Shape, folder: Path) -> DenoiserConfig:
     return DenoiserConfig.model_validate(
         {
+            "task": "unet",
             "data": {"train": folder / "pictures", "resolution": shape.resolution, "batch_size": shape.batch},
             "run": {"output": folder / "run", "tracker": "none"},
         }
