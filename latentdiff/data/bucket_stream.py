@@ -71,7 +71,7 @@ class BucketStream:
         return np.concatenate([head[~np.isin(head, recent)], returning, tail])
 
     def _shuffled_blocks(self, k: int) -> np.ndarray:
-        """One permutation for all rounds, shuffled anew within blocks so short that a picture stays near its place."""
+        """One permutation for all rounds, reshuffled within blocks so short that a picture stays near its place."""
         base = np.random.default_rng(self.key).permutation(len(self.rows))
         order = base[np.isin(base, self._members(k % self.rounds))]
         rng, length = np.random.default_rng((*self.key, k)), len(self.rows) - self.window + 1
