@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import torch
 
-from latentdiff.checkpoints.adapters import Adapters, Key, Weight
 from latentdiff.checkpoints.components import Components, fill, open_model, read_pipeline, write_pipeline
 from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.lora_stack import Key, LoraStack, Weight
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.diffusers_names import dtype_name, open_arguments
@@ -49,7 +49,7 @@ class LoadedModel:
         self.device, self.dtype = device, dtype or torch.float32
         self.options = RuntimeOptions()
         self.prompts = PromptEncoder(self.text)
-        self._adapters = Adapters(parts)
+        self._loras = LoraStack(parts)
 
     @classmethod
     def from_pretrained(
@@ -99,43 +99,43 @@ class LoadedModel:
         Raises CheckpointError for a file that is damaged or belongs to another kind of model.
         """
         self._refuse_low_memory()
-        adapter = self._adapters.read(Path(path), name, allow_pickle)
-        if adapter.unmatched:
-            count, first = len(adapter.unmatched), adapter.unmatched[0][:80]
-            total = count + len(adapter.deltas)
-            warnings.warn(f"{adapter.path}: {count} of {total} layers match nothing here, {first} first", stacklevel=2)
-        self._adapters.add(adapter, weight)
-        self._apply_adapters(set(adapter.deltas))
-        return adapter.name
+        lora = self._loras.read(Path(path), name, allow_pickle)
+        if lora.unmatched:
+            count, first = len(lora.unmatched), lora.unmatched[0][:80]
+            total = count + len(lora.deltas)
+            warnings.warn(f"{lora.path}: {count} of {total} layers match nothing here, {first} first", stacklevel=2)
+        self._loras.add(lora, weight)
+        self._apply_loras(set(lora.deltas))
+        return lora.name
 
     def set_adapters(self, weights: Mapping[str, Weight]) -> None:
         """Use these of the loaded LoRAs, each at a weight for all or a pair for U-Net and text encoders; others at 0.
 
         A layer that no LoRA changes any more has the base model's weights to the bit. Raises InputError.
         """
-        checked = self._adapters.check_weights(weights)
-        before = self._adapters.weights
+        checked = self._loras.check_weights(weights)
+        before = self._loras.weights
         changed = {name for name in before.keys() | checked.keys() if before.get(name) != checked.get(name)}
-        self._adapters.weights = checked
-        self._apply_adapters(self._adapters.layers(changed))
+        self._loras.weights = checked
+        self._apply_loras(self._loras.layers(changed))
 
     def unload_lora(self, name: str | None = None) -> None:
         """Remove a LoRA, all without a name; the weights are those of the model's files again. Raises InputError."""
-        names = list(self._adapters.loaded) if name is None else [name]
-        self._adapters.check_weights(dict.fromkeys(names, 0.0))
-        kept = {key: weight for key, weight in self._adapters.weights.items() if key not in names}
+        names = list(self._loras.loaded) if name is None else [name]
+        self._loras.check_weights(dict.fromkeys(names, 0.0))
+        kept = {key: weight for key, weight in self._loras.weights.items() if key not in names}
         self.set_adapters(kept)
-        self._adapters.remove(names)
+        self._loras.remove(names)
 
     @property
     def adapters(self) -> dict[str, tuple[float, float]]:
         """The loaded LoRAs with their weights for U-Net and text encoders."""
-        return {name: self._adapters.weights.get(name, (0.0, 0.0)) for name in self._adapters.loaded}
+        return {name: self._loras.weights.get(name, (0.0, 0.0)) for name in self._loras.loaded}
 
     @contextmanager
     def use_adapters(self, weights: Mapping[str, tuple[float, float]]) -> Iterator[None]:
         """Give the LoRAs that a prompt names its weights for one call. Raises InputError for one that is not loaded."""
-        before = self._adapters.weights
+        before = self._loras.weights
         for name in weights:
             if name not in self.adapters:
                 known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
@@ -154,7 +154,7 @@ class LoadedModel:
             if self.adapters.get(name) != pair:
                 raise InputError(f"the prompt names <lora:{name}> at {pair}; call set_adapters() for it first")
 
-    def _apply_adapters(self, keys: set[Key]) -> None:
+    def _apply_loras(self, keys: set[Key]) -> None:
         """Compute these layers again; only they are taken out of the fast form and put back."""
         if not keys:
             return
@@ -162,7 +162,7 @@ class LoadedModel:
         self.prompts.clear()
         restore(self.denoiser, names if self.options.optimize == "auto" and not self.options.approximate else None)
         try:
-            self._adapters.apply(parts_of(self._components()), keys)
+            self._loras.apply(parts_of(self._components()), keys)
         finally:
             self.options.make_ready(self.denoiser, self.vae)
 

@@ -27,8 +27,8 @@ def hash_model(model: ModelSource | Path, *additions: Path) -> str:
     digest = hashlib.sha256()
     for name, files in source.networks().items():
         _add(digest, name, files.config.model_dump(mode="json"))
-        places = {place.file for place in files.find().values()}
-        _add(digest, "files", [file_hash(path) for path in sorted(places)])
+        paths = {location.file for location in files.find().values()}
+        _add(digest, "files", [file_hash(path) for path in sorted(paths)])
     _add(digest, "schedule", source.schedule.model_dump(mode="json"))
     _add(digest, "zero_empty_prompt", source.zero_empty_prompt)
     if source.path.is_dir():

@@ -89,8 +89,8 @@ def _aligned(name: str) -> Callable[[int, float, float], Tensor]:
 
     def levels(count: int, high: float, _: float) -> Tensor:
         table = np.log(ALIGNED[name])
-        places = np.linspace(0, len(table) - 1, count) if count > 1 else np.zeros(1)
-        found = np.exp(np.interp(places, np.arange(len(table)), table))
+        positions = np.linspace(0, len(table) - 1, count) if count > 1 else np.zeros(1)
+        found = np.exp(np.interp(positions, np.arange(len(table)), table))
         return torch.from_numpy(np.minimum(found, high))
 
     return levels

@@ -8,7 +8,7 @@ import transformers
 
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.folder import WEIGHTS, write_text_encoder
-from latentdiff.checkpoints.tensors import find_tensors, read_tensors
+from latentdiff.checkpoints.tensor_locations import find_tensors, read_tensors
 from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.unet import UNet2DConditionModel
@@ -101,5 +101,5 @@ def small_components(xl: bool = False) -> Components:
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a component under the names and in the dtypes of its files."""
-    places = find_tensors(folder, WEIGHTS, str)
-    return dict(zip(places, read_tensors(places.values()), strict=True))
+    locations = find_tensors(folder, WEIGHTS, str)
+    return dict(zip(locations, read_tensors(locations.values()), strict=True))

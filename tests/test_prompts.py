@@ -15,7 +15,7 @@ from latentdiff.errors import InputError
 from latentdiff.inputs import read_inputs
 from latentdiff.models.conditioning import PromptConditioning
 from latentdiff.text.conditioning import PromptOptions
-from tests.checkpoints.test_adapters import trained
+from tests.checkpoints.test_lora_stack import trained
 
 A1111 = PromptOptions()
 LONG = "a (red:1.4) apple, a [cat] face, a ((rocket)), fluent 3d style, wrong colours BREAK (猫:0.5)"

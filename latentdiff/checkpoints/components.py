@@ -24,7 +24,7 @@ from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.single_file import read_contents, single_file_source, unet_network, vae_network
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.tensor_files import open_tensor_file
-from latentdiff.checkpoints.tensors import TensorLocation, read_tensors
+from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, UNetConfig, side_multiple
 from latentdiff.errors import CheckpointError
 from latentdiff.files import write_json

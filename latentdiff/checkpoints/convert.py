@@ -13,11 +13,11 @@ from latentdiff.checkpoints.components import pipeline_index
 from latentdiff.checkpoints.families import family_of_config
 from latentdiff.checkpoints.folder import GENERATION, INDEX, TEXT_WEIGHTS, WEIGHTS
 from latentdiff.checkpoints.key_names import QKV, KeyTable, open_clip_table, unet_table_of, vae_table
+from latentdiff.checkpoints.safetensors_writer import NAMES, PlannedTensor, write_tensors
 from latentdiff.checkpoints.single_file import source_of
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TYPES, TensorFile, tensor_reader
-from latentdiff.checkpoints.tensor_writer import NAMES, PlannedTensor, write_tensors
-from latentdiff.checkpoints.tensors import Readers, TensorLocation, read_tensor
+from latentdiff.checkpoints.tensor_locations import Readers, TensorLocation, read_tensor
 from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path, write_json

@@ -14,7 +14,7 @@ from latentdiff.checkpoints.lora_file import LoraFile, read_lora
 from latentdiff.checkpoints.single_file import read_contents
 from latentdiff.checkpoints.source import ModelSource, OpenOptions
 from latentdiff.checkpoints.tensor_files import SUFFIXES, TensorFile, open_tensor_file
-from latentdiff.checkpoints.tensors import TensorLocation
+from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.checkpoints.textual_inversion import words_in
 from latentdiff.config.model import IdentityVAEConfig
 from latentdiff.errors import CheckpointError

@@ -11,7 +11,7 @@ from torch import nn
 
 from latentdiff.checkpoints.single_file import current_vae_key
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
-from latentdiff.checkpoints.tensors import TensorLocation, find_tensors, read_tensors
+from latentdiff.checkpoints.tensor_locations import TensorLocation, find_tensors, read_tensors
 from latentdiff.config.model import (
     CLIPTextConfig,
     GenerationConfig,

@@ -19,7 +19,7 @@ from latentdiff.checkpoints.families import (
 from latentdiff.checkpoints.key_names import open_clip_table, split_in_proj, unet_table, vae_table
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TensorFile, open_tensor_file
-from latentdiff.checkpoints.tensors import TensorLocation
+from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.errors import CheckpointError
 from latentdiff.text.clip import current_key
 from latentdiff.text.tokenizer import END

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.tensors import TensorLocation
+from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.config.model import (
     CLIPTextConfig,
     GenerationConfig,

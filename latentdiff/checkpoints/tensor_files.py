@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, PyTorch pickles (restricted to tensors) and GGUF."""
+"""Open one file of named tensors: safetensors, PyTorch pickle (restricted to tensors) or GGUF."""
 
 import pickle
 from collections.abc import Callable, Mapping

@@ -75,8 +75,8 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def _named_file(path: Path) -> tuple[str, Path]:
-    from latentdiff.checkpoints.adapters import default_name
     from latentdiff.checkpoints.lora_file import find_lora
+    from latentdiff.checkpoints.lora_stack import default_name
 
     name, text = _named(str(path))
     file = find_lora(Path(text))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentdiff.checkpoints.tensors import TensorLocation, map_tensors
+from latentdiff.checkpoints.tensor_locations import TensorLocation, map_tensors
 from latentdiff.models.attention import Attention
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.runtime.native_layers import fast_attention, use_native_kernels
@@ -16,18 +16,18 @@ BLOCK_BYTES = 32 * 1024 * 1024
 ALIGNMENT = 64  # bytes
 
 
-def offload_weights(model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype, fast: bool) -> None:
+def offload_weights(model: nn.Module, locations: dict[str, TensorLocation], dtype: torch.dtype, fast: bool) -> None:
     """Make a model without memory map its weights from their files at each call, one block at a time; on the CPU.
 
     Aligned weights in the file's dtype are read where the file is mapped, without a copy. fast: compute the same by
     the kernels that this machine has. Threads may call the model; each block runs for one thread at a time.
     """
-    empty = {key: _placeholder(place.shape, dtype) for key, place in places.items()}
+    empty = {key: _placeholder(location.shape, dtype) for key, location in locations.items()}
     model.load_state_dict(empty, assign=True)
     if fast:
         _use_kernels(model)
     for name, block in _blocks(model):
-        _offload(block, [(weight, places[f"{name}.{key}"]) for key, weight in block.named_parameters()])
+        _offload(block, [(weight, locations[f"{name}.{key}"]) for key, weight in block.named_parameters()])
 
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -53,7 +53,7 @@ def _offload(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -
     def forward(*arguments: Any, **options: Any) -> Any:
         with free:
             try:
-                for (weight, _), tensor in zip(own, map_tensors(place for _, place in own), strict=True):
+                for (weight, _), tensor in zip(own, map_tensors(location for _, location in own), strict=True):
                     weight.data = _aligned(tensor.to(weight.dtype))
                 return type(block).forward(block, *arguments, **options)
             finally:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 from PIL import Image
 
-from latentdiff.checkpoints.adapters import weight_pair
+from latentdiff.checkpoints.lora_stack import weight_pair
 from latentdiff.inputs import ModelLimits, read_inputs
 from latentdiff.seeds import GENERATOR_SEEDS, whole
 from latentdiff.serving.engine import Engine

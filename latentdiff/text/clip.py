@@ -31,20 +31,20 @@ class CLIPTextOutput:
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """A row for each token plus a row for each place; zeros until they are read from a file.
+    """A row for each token plus a row for each position; zeros until they are read from a file.
 
     To draw them as `nn.Embedding` does has torch import its compiler, a second, where the model is built on "meta".
     """
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
-        tokens, places, width = config.vocab_size, config.max_position_embeddings, config.hidden_size
+        tokens, positions, width = config.vocab_size, config.max_position_embeddings, config.hidden_size
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(tokens, width), freeze=False)
-        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(places, width), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(positions, width), freeze=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        places = torch.arange(input_ids.shape[-1], device=input_ids.device)
-        return self.token_embedding(input_ids) + self.position_embedding(places)  # [B, S, D]
+        positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        return self.token_embedding(input_ids) + self.position_embedding(positions)  # [B, S, D]
 
 
 class CLIPAttention(nn.Module):

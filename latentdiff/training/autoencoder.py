@@ -94,16 +94,16 @@ class AutoencoderTask:
         vae = self.module.vae
         device = next(vae.parameters()).device
         share = Share()
-        for place in range(rank, len(self.held_out), world):
-            real = self.held_out[place]
+        for index in range(rank, len(self.held_out), world):
+            real = self.held_out[index]
             latents = vae.encode(real[None].to(device)).mean
             made = vae.decode(latents)[0].float().clamp(-1, 1).cpu()
             mse = (to_bytes(made) - to_bytes(real)).square().mean().clamp_min(1e-10)
             share.add("held_out_loss", F.l1_loss(made, real).item())
             share.add("psnr", 10 * math.log10(255**2 / mse.item()))
             share.add("latent_std", latents.float().std().item())
-            if place < SHOWN:
-                share.pictures |= {2 * place: real, 2 * place + 1: made}
+            if index < SHOWN:
+                share.pictures |= {2 * index: real, 2 * index + 1: made}
         return share
 
     def save(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
-from latentdiff.training.base import base_model
+from latentdiff.training.base_model import open_base_model
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import cast_trained, fill_frozen
 from latentdiff.training.prior import prior_rows
@@ -55,7 +55,7 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     """The base model with its whole U-Net, LoRA layers, or the embeddings of a new word set to be trained."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
-    parts = read_pipeline(base_model(config), torch.float32, give)
+    parts = read_pipeline(open_base_model(config), torch.float32, give)
     more = prior_rows(parts, config, config.prior) if config.prior else []
     if config.method == "full":
         parts.denoiser.requires_grad_(True)

@@ -173,11 +173,11 @@ class DenoiserTask:
         """The loss of every `world`th held-out picture, at a timestep and with noise that depend on its index only."""
         device = self._device
         total = self.module.schedule.config.num_train_timesteps
-        for place in range(rank, len(self.held_out), world):
-            x0 = self.module.scale * self.held_out[place].float().chunk(2)[0][None]
-            noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(place))
-            timestep = torch.tensor([place * total // len(self.held_out)])
-            caption = self.held_out_rows[place].captions[0]
+        for index in range(rank, len(self.held_out), world):
+            x0 = self.module.scale * self.held_out[index].float().chunk(2)[0][None]
+            noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(index))
+            timestep = torch.tensor([index * total // len(self.held_out)])
+            caption = self.held_out_rows[index].captions[0]
             yield self.module.loss(x0.to(device), noise.to(device), timestep, [caption]).item()
 
     def save(self, folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import fill
-from latentdiff.checkpoints.tensors import TensorLocation, read_tensors
+from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.models.unet import UNet2DConditionModel
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -17,19 +17,19 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, COMPUTE[precision], enabled=precision != "no")
 
 
-def fill_frozen(model: nn.Module, places: dict[str, TensorLocation], _: torch.dtype, precision: str) -> None:
+def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch.dtype, precision: str) -> None:
     """As `fill`: a U-Net's matrices and kernels in the compute precision, all else in float32.
 
     Norms, biases and embeddings stay float32, as autocast keeps them; they are a thousandth of the weights.
     """
     if not isinstance(model, UNet2DConditionModel):
-        fill(model, places, torch.float32)
+        fill(model, locations, torch.float32)
         return
     halved = _matrices(model)
     state: dict[str, Tensor] = {}
-    for names, dtype in ((places.keys() & halved, COMPUTE[precision]), (places.keys() - halved, torch.float32)):
-        chosen = [name for name in places if name in names]
-        state |= dict(zip(chosen, read_tensors([places[name] for name in chosen], dtype), strict=True))
+    for names, dtype in ((locations.keys() & halved, COMPUTE[precision]), (locations.keys() - halved, torch.float32)):
+        chosen = [name for name in locations if name in names]
+        state |= dict(zip(chosen, read_tensors([locations[name] for name in chosen], dtype), strict=True))
     model.load_state_dict(state, assign=True)
 
 

@@ -63,8 +63,8 @@ class PictureMetrics:
 
     def compute(self, draw: Draw) -> dict[str, float]:
         """Every metric's values. `draw(captions, seeds)` makes pictures [N, 3, R, R] in [0, 1]; seeds count from 0."""
-        places = torch.arange(len(self.rows)).split(AT_ONCE)
-        drawn = torch.cat([draw([self.captions[k] for k in part], part.tolist()).cpu() for part in places])
+        groups = torch.arange(len(self.rows)).split(AT_ONCE)
+        drawn = torch.cat([draw([self.captions[k] for k in part], part.tolist()).cpu() for part in groups])
         if self.real is None:
             size, background = self.data.resolution, self.data.background
             self.real = self._look(torch.stack([load_pixels(row, size, background) / 2 + 0.5 for row in self.rows]))

@@ -13,7 +13,7 @@ from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.training.base import base_model
+from latentdiff.training.base_model import open_base_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 
@@ -37,7 +37,7 @@ def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) ->
 
 
 def _settings_hash(config: FineTuneConfig, prior: PriorConfig) -> str:
-    model = hash_model(base_model(config))
+    model = hash_model(open_base_model(config))
     settings = [prior.prompt, model, config.data.resolution, config.sample_steps, config.guidance_scale, SAMPLER]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 

@@ -25,7 +25,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import Report, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.files import atomic_path
-from latentdiff.training.base import base_model
+from latentdiff.training.base_model import open_base_model
 from latentdiff.training.checkpoints import CONFIG, REPORT, checkpoints, refuse_another_run
 from latentdiff.training.loop import fit
 from latentdiff.training.processes import process_state
@@ -126,7 +126,7 @@ def _limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
         multiple = side_multiple(config.model, vae)
         return Fitting.of(config.data, multiple), read_text_encoder(config.text_encoder).lost_words
     if isinstance(config, FineTuneConfig):
-        limits = read_limits(base_model(config))
+        limits = read_limits(open_base_model(config))
         return Fitting.of(config.data, limits.multiple), limits.text.lost_words
     square = config.data.model_copy(update={"buckets": False})
     return Fitting.of(square, 1), lambda caption: ""

@@ -71,12 +71,12 @@ class TextEncoderTask:
         text = nn.functional.normalize(self.module.embed_text(self.captions[rank::world]).float(), dim=-1)
         similarity = text @ image.T
         right = torch.arange(len(image), device=device)[rank::world]
-        place = (similarity > similarity.gather(1, right[:, None])).sum(1)
+        better = (similarity > similarity.gather(1, right[:, None])).sum(1)
         loss = nn.functional.cross_entropy(self.module.scale.exp() * similarity, right, reduction="sum")
         share = Share()
         share.add("held_out_loss", loss.item(), len(text))
-        share.add("recall_1", (place < 1).sum().item(), len(text))
-        share.add("recall_5", (place < 5).sum().item(), len(text))
+        share.add("recall_1", (better < 1).sum().item(), len(text))
+        share.add("recall_5", (better < 5).sum().item(), len(text))
         return share
 
     def save(self, folder: Path) -> None:

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.adapters import Adapters
 from latentdiff.checkpoints.components import Components, read_pipeline
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.checkpoints.lora_file import FILE, KOHYA
 from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.lora_stack import LoraStack
 from latentdiff.errors import CheckpointError
 from latentdiff.models.conditioning import Conditioning
 
@@ -29,7 +29,7 @@ def outcome(unet: nn.Module) -> Tensor:
 
 def merge_lora(parts: Components, path: Path, scale: float = 1.0) -> int:
     """Apply one LoRA; returns the number of layers that it changes."""
-    adapters = Adapters(parts)
+    adapters = LoraStack(parts)
     adapter = adapters.read(path)
     adapters.add(adapter, scale)
     adapters.apply(parts_of(parts), adapter.deltas)

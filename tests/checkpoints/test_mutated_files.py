@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from latentdiff.checkpoints.adapters import Adapters
 from latentdiff.checkpoints.components import read_limits, read_pipeline, write_pipeline
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.checkpoints.lora_file import FILE, KOHYA
+from latentdiff.checkpoints.lora_stack import LoraStack
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError
 from latentdiff.files import read_json
@@ -138,7 +138,7 @@ def test_folders(originals: dict[str, Path], data: st.DataObject) -> None:
 @given(data=st.data())
 def test_loras(originals: dict[str, Path], data: st.DataObject) -> None:
     source = originals["lora"] / data.draw(st.sampled_from([FILE, KOHYA]))
-    adapters = Adapters(small_components())
+    adapters = LoraStack(small_components())
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "x.safetensors"
         file.write_bytes(mutate_tensors(source.read_bytes(), data.draw))

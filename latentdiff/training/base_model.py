@@ -1,4 +1,4 @@
-"""Loading the base model of a fine-tune."""
+"""Open the base model of a fine-tune."""
 
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.source import ModelSource, OpenOptions
@@ -6,7 +6,7 @@ from latentdiff.config.train import FineTuneConfig
 from latentdiff.errors import InputError
 
 
-def base_model(config: FineTuneConfig) -> ModelSource:
+def open_base_model(config: FineTuneConfig) -> ModelSource:
     """The model that `base` names. Raises InputError for one whose U-Net takes more than noisy latents."""
     source = open_model(config.base, OpenOptions(**config.base_options.model_dump()))
     channels = source.unet.config.in_channels

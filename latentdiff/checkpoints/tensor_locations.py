@@ -1,4 +1,4 @@
-"""Where the tensors of a network are stored, and reading them a few at a time."""
+"""Find the tensors of a network in its files, and read them a few at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -63,37 +63,37 @@ def find_tensors(
     return found
 
 
-def read_tensors(places: Iterable[TensorLocation], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+def read_tensors(locations: Iterable[TensorLocation], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
     """Contiguous copies in `dtype`, by default the file's; at most `MAPPED_BYTES` of a file stay mapped meanwhile."""
     few: list[TensorLocation] = []
     size = 0
-    for place in places:
-        few.append(place)
-        size += 4 * torch.Size(place.shape).numel()
+    for location in locations:
+        few.append(location)
+        size += 4 * torch.Size(location.shape).numel()
         if size > MAPPED_BYTES:
             yield from _copies(few, dtype)
             few, size = [], 0
     yield from _copies(few, dtype)
 
 
-def _copies(places: list[TensorLocation], dtype: torch.dtype | None) -> Iterator[Tensor]:
-    for tensor in map_tensors(places):
+def _copies(locations: list[TensorLocation], dtype: torch.dtype | None) -> Iterator[Tensor]:
+    for tensor in map_tensors(locations):
         yield torch.empty(tensor.shape, dtype=dtype or tensor.dtype).copy_(tensor)
 
 
-def map_tensors(places: Iterable[TensorLocation]) -> Iterator[Tensor]:
+def map_tensors(locations: Iterable[TensorLocation]) -> Iterator[Tensor]:
     """The tensors as stored, mapped: pages that are read count as memory until all of these tensors are released."""
     readers = cache(tensor_reader)
-    for place in places:
-        yield read_tensor(place, readers)
+    for location in locations:
+        yield read_tensor(location, readers)
 
 
-def read_tensor(place: TensorLocation, readers: Readers = tensor_reader) -> Tensor:
+def read_tensor(location: TensorLocation, readers: Readers = tensor_reader) -> Tensor:
     """One tensor as stored; `readers` opens its file. Raises CheckpointError for a file that changed or is damaged."""
     try:
-        return place.take(readers(place.file)(place.name))
+        return location.take(readers(location.file)(location.name))
     except READ_ERRORS as error:
-        raise damaged(place.file, error) from error
+        raise damaged(location.file, error) from error
 
 
 def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle: bool) -> dict[Path, list[str] | None]:

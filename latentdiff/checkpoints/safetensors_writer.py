@@ -1,4 +1,4 @@
-"""Writing safetensors one tensor at a time, so that converting a model needs the memory of one tensor."""
+"""Write a safetensors file one tensor at a time: converting a model needs the memory of one tensor."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.checkpoints.tensor_files import TYPES, tensor_reader
-from latentdiff.checkpoints.tensors import Readers
+from latentdiff.checkpoints.tensor_locations import Readers
 from latentdiff.files import atomic_path
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentdiff.checkpoints import tensors
-from latentdiff.checkpoints.tensors import find_tensors, map_tensors, read_tensors
+from latentdiff.checkpoints import tensor_locations
+from latentdiff.checkpoints.tensor_locations import find_tensors, map_tensors, read_tensors
 from latentdiff.errors import CheckpointError
 
 
@@ -27,23 +27,25 @@ def test_copies_are_the_files_tensors_in_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensors, "MAPPED_BYTES", most)
-    places = find_tensors(tmp_path, "x", str)
-    assert {key: place.shape for key, place in places.items()} == {key: value.shape for key, value in state.items()}
-    read = dict(zip(places, read_tensors(places.values(), dtype), strict=True))
+    monkeypatch.setattr(tensor_locations, "MAPPED_BYTES", most)
+    locations = find_tensors(tmp_path, "x", str)
+    assert {key: location.shape for key, location in locations.items()} == {
+        key: value.shape for key, value in state.items()
+    }
+    read = dict(zip(locations, read_tensors(locations.values(), dtype), strict=True))
     assert all(torch.equal(read[key], state[key].to(dtype or state[key].dtype)) for key in state)
     assert all(value.is_contiguous() and value.data_ptr() % 16 == 0 for value in read.values())
 
 
 def test_names_are_changed_and_left_out(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    places = find_tensors(tmp_path, "x", lambda name: None if name == "t3" else f"new.{name}")
-    assert set(places) == {f"new.{key}" for key in state} - {"new.t3"}
-    assert torch.equal(next(map_tensors([places["new.t2"]])), state["t2"])
+    locations = find_tensors(tmp_path, "x", lambda name: None if name == "t3" else f"new.{name}")
+    assert set(locations) == {f"new.{key}" for key in state} - {"new.t3"}
+    assert torch.equal(next(map_tensors([locations["new.t2"]])), state["t2"])
 
 
 def test_a_file_that_goes_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    places = find_tensors(tmp_path, "x", str)
+    locations = find_tensors(tmp_path, "x", str)
     (tmp_path / "x.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"x\.safetensors is missing or damaged") as caught:
-        list(map_tensors(places.values()))
+        list(map_tensors(locations.values()))
     assert "\n" not in str(caught.value)

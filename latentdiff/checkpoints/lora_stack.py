@@ -1,4 +1,4 @@
-"""Apply several LoRAs to a model, each with weights for U-Net and text encoders, and remove them to the bit."""
+"""The LoRAs of a model: weights for U-Net and text encoders, applied together and removed to the bit."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,14 +15,14 @@ from latentdiff.checkpoints.lora_deltas import Delta
 from latentdiff.checkpoints.lora_file import FILE, KOHYA, PEFT_FILE, read_lora
 from latentdiff.checkpoints.lora_names import Key, LayerShape, aliases, layer_shapes
 from latentdiff.checkpoints.tensor_files import tensor_reader
-from latentdiff.checkpoints.tensors import Readers, read_tensor
+from latentdiff.checkpoints.tensor_locations import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 
 Weight = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoadedLora:
     """A LoRA that fits a model. `unmatched`: layers of the file that the model does not have."""
 
     name: str
@@ -31,21 +31,21 @@ class Adapter:
     unmatched: tuple[str, ...]
 
 
-class Adapters:
-    """The adapters of a model and their weights (U-Net, text encoders).
+class LoraStack:
+    """The loaded LoRAs of a model and their weights (U-Net, text encoders).
 
     Weights are never subtracted: a layer is computed from its base weight, read again from the model's files, or from
     a copy where the model was made in memory. parts: the model with plain layers.
     """
 
     def __init__(self, parts: Components) -> None:
-        self.loaded: dict[str, Adapter] = {}
+        self.loaded: dict[str, LoadedLora] = {}
         self.weights: dict[str, tuple[float, float]] = {}
         self._shapes = layer_shapes(parts)
         self._config, self._source = parts.denoiser.config, parts.source
         self._copies: dict[tuple[Key, str], Tensor] = {}
 
-    def read(self, path: Path, name: str | None = None, allow_pickle: bool = False) -> Adapter:
+    def read(self, path: Path, name: str | None = None, allow_pickle: bool = False) -> LoadedLora:
         """Read a LoRA and match it to the model's layers; nothing is changed yet.
 
         Raises CheckpointError for a file that belongs to another kind of model, InputError for a name in use.
@@ -63,22 +63,22 @@ class Adapters:
             )
         for key, delta in deltas.items():
             _check_fit(file.path, key, delta, self._shapes[key])
-        return Adapter(name, file.path, deltas, tuple(sorted(key for key in file.deltas if key not in known)))
+        return LoadedLora(name, file.path, deltas, tuple(sorted(key for key in file.deltas if key not in known)))
 
-    def add(self, adapter: Adapter, weight: Weight) -> None:
-        """Keep an adapter that was read, at a weight. `apply` has to follow for its layers."""
-        pair = weight_pair(weight, adapter.name)
-        self.loaded[adapter.name] = adapter
-        self.weights[adapter.name] = pair
+    def add(self, lora: LoadedLora, weight: Weight) -> None:
+        """Keep a LoRA that was read, at a weight; call `apply` for its layers afterwards."""
+        pair = weight_pair(weight, lora.name)
+        self.loaded[lora.name] = lora
+        self.weights[lora.name] = pair
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget adapters whose weight is 0 and applied."""
+        """Forget LoRAs whose weight of 0 has been applied."""
         for name in names:
             del self.loaded[name]
             self.weights.pop(name, None)
 
     def layers(self, names: Iterable[str]) -> set[Key]:
-        """The layers that these adapters change."""
+        """The layers that these LoRAs change."""
         return {key for name in names for key in self.loaded[name].deltas}
 
     def check_weights(self, weights: Mapping[str, Weight]) -> dict[str, tuple[float, float]]:
@@ -90,7 +90,7 @@ class Adapters:
 
     @torch.no_grad()
     def apply(self, models: Mapping[str, nn.Module], keys: Iterable[Key]) -> None:
-        """Compute these layers from their base weights and the adapters' present weights, in place.
+        """Compute these layers from their base weights and the current weights of the LoRAs, in place.
 
         models: the networks by part, in which these layers are plain.
         """
@@ -103,7 +103,7 @@ class Adapters:
 
     def _changes_bias(self, key: Key) -> bool:
         biases = {"up_bias", "diff_bias"}
-        deltas = [adapter.deltas[key] for adapter in self.loaded.values() if key in adapter.deltas]
+        deltas = [lora.deltas[key] for lora in self.loaded.values() if key in lora.deltas]
         return any(biases & delta.tensors.keys() for delta in deltas)
 
     def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
@@ -125,7 +125,7 @@ class Adapters:
                     yield change.view(base.shape)
 
     def _base(self, key: Key, kind: str, target: Tensor, readers: Readers) -> Tensor:
-        """The weight without adapters, as the model's file has it."""
+        """The weight without LoRAs, as the model's file has it."""
         if self._source is not None:
             return read_tensor(self._source.networks()[key[0]].find()[f"{key[1]}.{kind}"], readers)
         if (key, kind) not in self._copies:  # the first change of a model made in memory
