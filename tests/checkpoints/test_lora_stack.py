@@ -75,13 +75,13 @@ def test_changing_500_times_keeps_memory_and_weights(model_folder: Path, loras: 
     before = {key: value.clone() for key, value in pipe.denoiser.state_dict().items()}
     for path in loras:
         pipe.load_lora(path)
-    tensors = len(pipe._adapters._copies)
+    tensors = len(pipe._loras._copies)
     for k in range(500):
-        keys = sorted(pipe._adapters.layers(["one"]))[:3]
-        pipe._adapters.weights = {"one": (k / 500, 1.0)}
-        pipe._adapters.apply({"unet": pipe.denoiser, "text_encoder": pipe.text.encoders[0]}, keys)
+        keys = sorted(pipe._loras.layers(["one"]))[:3]
+        pipe._loras.weights = {"one": (k / 500, 1.0)}
+        pipe._loras.apply({"unet": pipe.denoiser, "text_encoder": pipe.text.encoders[0]}, keys)
     pipe.unload_lora()
-    assert len(pipe._adapters._copies) == tensors == 0
+    assert len(pipe._loras._copies) == tensors == 0
     assert all(torch.equal(value, before[key]) for key, value in pipe.denoiser.state_dict().items())
 
 
