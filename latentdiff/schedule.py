@@ -149,9 +149,13 @@ class Schedule:
         return (self.sigmas / self.alphas).log()
 
     def _at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, *[1] * (like.ndim - 1))
+        """alpha_t and sigma_t in one copy to the device; to CUDA from pinned memory, which does not wait for it."""
         index = timesteps.to(self.alphas.device)
-        return self.alphas[index].to(like).view(shape), self.sigmas[index].to(like).view(shape)
+        levels = torch.stack((self.alphas[index], self.sigmas[index])).to(like.dtype)
+        if like.device.type == "cuda":
+            levels = levels.pin_memory().to(like.device, non_blocking=True)
+        alpha, sigma = levels.to(like.device).view(2, -1, *[1] * (like.ndim - 1))
+        return alpha, sigma
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Tensor:

@@ -63,6 +63,22 @@ def test_values_and_gradients_are_as_accurate_as_torchs(index: int, dtype: torch
     assert all(o <= max(1.5 * t, floor) for o, t in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+@pytest.mark.parametrize("kind", [nn.GroupNorm, GroupNormSiLU])
+def test_the_gradients_of_one_picture_do_not_depend_on_how_many_threads_share_it(kind: type[nn.GroupNorm]) -> None:
+    norm, threads = with_kernels(kind(8, 48)), torch.get_num_threads()
+    x = torch.randn(1, 48, 6, 8).contiguous(memory_format=torch.channels_last)
+    found = []
+    try:
+        for count in (1, 2, 5):  # 5 does not divide the pixels
+            torch.set_num_threads(count)
+            found.append(outputs_and_gradients(norm, x, x.cos()))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_spare_tensor_receives_the_output_unless_gradients_are_needed(dtype: torch.dtype) -> None:
     norm = with_kernels(GroupNormSiLU(8, 48).to(dtype))

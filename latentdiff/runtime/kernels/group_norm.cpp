@@ -1,101 +1,37 @@
-// What torch does slowly between the matrix products, for bfloat16 and float: GroupNorm with the SiLU that may follow
-// it, and GEGLU; forward and backward. Everything is computed in float.
+// GroupNorm (Wu & He 2018) with the SiLU that may follow it, forward and backward, for bfloat16 and float.
 
-#include <math.h>
-#include <string.h>
-
-#include "parallel.h"
+#include "elements.h"
 
 namespace {
 
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float load(bfloat16 value) {
-    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-
-inline float load(float value) { return value; }
-
-inline void store(bfloat16& target, float value) {  // to the nearest, ties to even
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    target.bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline void store(float& target, float value) { target = value; }
-
-// e^x to a relative 2e-7, in operations that compilers turn into vector code: 2^whole by the exponent's bits, 2^rest,
-// |rest| <= 1/2, by its Taylor polynomial.
-inline float exponential(float x) {
-    const float power = smaller(larger(x * 1.44269504f, -126.0f), 126.0f);
-    const float whole = nearbyintf(power), rest = (power - whole) * 0.693147181f;
-    const float tail = 1.0f / 24 + rest * (1.0f / 120 + rest * (1.0f / 720 + rest * (1.0f / 5040)));
-    const float polynomial = 1.0f + rest * (1.0f + rest * (0.5f + rest * (1.0f / 6 + rest * tail)));
-    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(whole) + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return polynomial * scale;
-}
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-// Phi(x), the normal distribution's, by Abramowitz & Stegun (1964), 7.1.26: within 1e-7. Its density goes to `density`.
-inline float normal(float x, float& density) {
-    const float bell = exponential(-0.5f * x * x), t = 1.0f / (1.0f + 0.231641888f * fabsf(x));
-    const float series = 0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f)));
-    const float tail = 0.5f * t * series * bell;
-    density = 0.398942280f * bell;
-    return x < 0 ? tail : 1.0f - tail;
-}
-
-// function(row) for each row.
-template <typename Function>
-void parallel_rows(int64_t threads, int64_t rows, const Function& function) {
-    parallel_ranges(threads, rows, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) function(row);
-    });
-}
-
-// y [rows, width] = value * gelu(gate), where x [rows, 2 * width] holds both (Shazeer 2020).
-template <typename T>
-void geglu_forward(int64_t threads, int64_t rows, int64_t width, const T* x, T* y) {
-    parallel_rows(threads, rows, [&](int64_t row) {
-        const T *value = x + 2 * row * width, *gate = value + width;
-        for (int64_t i = 0; i < width; ++i) {
-            const float g = load(gate[i]);
-            float density;
-            store(y[row * width + i], load(value[i]) * g * normal(g, density));
-        }
-    });
-}
-
-template <typename T>
-void geglu_backward(int64_t threads, int64_t rows, int64_t width, const T* x, const T* dy, T* dx) {
-    parallel_rows(threads, rows, [&](int64_t row) {
-        const T *value = x + 2 * row * width, *gate = value + width, *dout = dy + row * width;
-        T *dvalue = dx + 2 * row * width, *dgate = dvalue + width;
-#pragma omp simd  // the maps do not overlap
-        for (int64_t i = 0; i < width; ++i) {
-            const float d = load(dout[i]), g = load(gate[i]);
-            float density;
-            const float phi = normal(g, density);
-            store(dvalue[i], d * g * phi);
-            store(dgate[i], d * load(value[i]) * (phi + g * density));
-        }
-    });
-}
-
-// GroupNorm (Wu & He 2018) of maps [batch, pixels, channels]; a thread takes whole pictures, which fit its cache, so that
-// several readings of one cost little more than the first, or where pictures are few a part of the pixels of each.
-// mean and rstd are [batch, channels].
+// Maps [batch, pixels, channels]; mean and rstd are [batch, channels].
 struct Shape {
     int64_t threads, batch, pixels, channels, groups;
     int64_t width() const { return channels / groups; }
+};
+
+// How threads share the work: each takes whole pictures, which fit its cache, so that several readings of one cost little
+// more than the first; or where pictures are few, one after another, each in equal parts of its pixels.
+struct Division {
+    explicit Division(const Shape& shape)
+        : threads(shape.threads), batch(shape.batch), parts(shape.batch < shape.threads ? shape.threads : 1) {
+        while (shape.pixels % parts) --parts;
+        pixels = shape.pixels / parts;
+    }
+
+    // function(n) for each picture.
+    template <typename Function>
+    void pictures(const Function& function) const {
+        parallel_for(parts > 1 ? 1 : threads, batch, function);
+    }
+
+    // function(i) for each part of a picture.
+    template <typename Function>
+    void each_part(const Function& function) const {
+        parallel_for(parts > 1 ? threads : 1, parts, function);
+    }
+
+    int64_t threads, batch, parts, pixels;  // pixels: of a part
 };
 
 // Sums over a group's channels, divided by its number of values, written to each of the channels.
@@ -159,32 +95,24 @@ void apply(int64_t pixels, int64_t channels, const T* x, const float* scale, con
 template <typename T, typename Write>
 void group_norm(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
                 float* mean, float* rstd, Write write) {
-    const int64_t channels = shape.channels;
-    int64_t parts = shape.batch < shape.threads ? shape.threads : 1;
-    while (shape.pixels % parts) --parts;
-    const int64_t pixels = shape.pixels / parts, size = pixels * channels;
-    const auto picture = [&](int64_t n) {
+    const Division work(shape);
+    const int64_t channels = shape.channels, parts = work.parts, size = work.pixels * channels;
+    work.pictures([&](int64_t n) {
         const Buffer<float> sums(2 * parts * channels), scale(channels), offset(channels);
-        const int64_t threads = parts > 1 ? shape.threads : 1;
         const T* from = x + n * parts * size;
         const float* moved = shift ? shift + n * channels : nullptr;
         float *m = mean + n * channels, *r = rstd + n * channels;
-        parallel_for(threads, parts, [&](int64_t part) {
+        work.each_part([&](int64_t part) {
             float* own = sums.get() + 2 * part * channels;
-            moments(pixels, channels, from + part * size, own, own + channels);
+            moments(work.pixels, channels, from + part * size, own, own + channels);
         });
         merge(shape, parts, sums.get(), moved, eps, m, r);
         for (int64_t c = 0; c < channels; ++c) {
             scale[c] = r[c] * weight[c];
             offset[c] = bias[c] + ((moved ? moved[c] : 0) - m[c]) * scale[c];
         }
-        parallel_for(threads, parts, [&](int64_t part) { write(n, part * pixels, pixels, scale.get(), offset.get()); });
-    };
-    if (parts > 1) {
-        for (int64_t n = 0; n < shape.batch; ++n) picture(n);
-        return;
-    }
-    parallel_for(shape.threads, shape.batch, picture);
+        work.each_part([&](int64_t part) { write(n, part * work.pixels, work.pixels, scale.get(), offset.get()); });
+    });
 }
 
 template <bool silu, typename T>
@@ -220,43 +148,77 @@ void group_norm_silu_int8(const Shape& shape, int64_t width, const T* x, const f
     group_norm(shape, x, shift, weight, bias, eps, statistics.get(), statistics.get() + shape.batch * channels, write);
 }
 
+// What a picture's gradients need of the forward pass, channel by channel.
+struct Channels {
+    const float *mean, *rstd, *weight, *bias;
+};
+
+// The gradient before the SiLU goes to `du`, and the sums over these pixels that are the weight's and the bias's to
+// `dweight` and `dbias`.
+template <bool silu, typename T>
+void before_silu(int64_t pixels, int64_t channels, const T* x, const T* dy, const Channels& of, float* du, float* dweight,
+                 float* dbias) {
+    memset(dweight, 0, channels * sizeof(float));
+    memset(dbias, 0, channels * sizeof(float));
+    for (int64_t p = 0; p < pixels; ++p, x += channels, dy += channels, du += channels)
+#pragma omp simd  // the maps do not overlap
+        for (int64_t c = 0; c < channels; ++c) {
+            const float unit = (load(x[c]) - of.mean[c]) * of.rstd[c];
+            float d = load(dy[c]);
+            if (silu) {
+                const float u = unit * of.weight[c] + of.bias[c], s = sigmoid(u);
+                d *= s * (1.0f + u * (1.0f - s));
+            }
+            du[c] = d;
+            dweight[c] += d * unit;
+            dbias[c] += d;
+        }
+}
+
+// The gradient of x from `du`, and from the groups' averages of weight * dbias and weight * dweight.
+template <typename T>
+void before_norm(int64_t pixels, int64_t channels, const T* x, const float* du, const Channels& of, const float* from_bias,
+                 const float* from_weight, T* dx) {
+    for (int64_t p = 0; p < pixels; ++p, x += channels, dx += channels, du += channels)
+#pragma omp simd  // the maps do not overlap
+        for (int64_t c = 0; c < channels; ++c) {
+            const float unit = (load(x[c]) - of.mean[c]) * of.rstd[c];
+            store(dx[c], of.rstd[c] * (du[c] * of.weight[c] - from_bias[c] - unit * from_weight[c]));
+        }
+}
+
+// dweight and dbias are those of each picture, [batch, channels].
 template <bool silu, typename T>
 void group_norm_backward(const Shape& shape, const T* x, const T* dy, const float* weight, const float* bias, const float* mean,
-              const float* rstd, T* dx, float* dweight, float* dbias) {
-    parallel_ranges(shape.threads, shape.batch, 1, [&](int64_t begin, int64_t end) {
-        const Buffer<float> du(shape.pixels * shape.channels), a(shape.channels), b(shape.channels);
-        for (int64_t n = begin; n < end; ++n) {
-            const int64_t offset = n * shape.pixels * shape.channels;
-            const float *m = mean + n * shape.channels, *r = rstd + n * shape.channels;
-            float *dw = dweight + n * shape.channels, *db = dbias + n * shape.channels;
-            memset(dw, 0, shape.channels * sizeof(float));
-            memset(db, 0, shape.channels * sizeof(float));
-            for (int64_t p = 0; p < shape.pixels; ++p)
-                for (int64_t c = 0; c < shape.channels; ++c) {
-                    const int64_t i = p * shape.channels + c;
-                    const float unit = (load(x[offset + i]) - m[c]) * r[c];
-                    float d = load(dy[offset + i]);
-                    if (silu) {
-                        const float u = unit * weight[c] + bias[c], s = sigmoid(u);
-                        d *= s * (1.0f + u * (1.0f - s));
-                    }
-                    du[i] = d;
-                    dw[c] += d * unit;
-                    db[c] += d;
-                }
-            for (int64_t c = 0; c < shape.channels; ++c) {
-                a[c] = weight[c] * db[c];
-                b[c] = weight[c] * dw[c];
+                         const float* rstd, T* dx, float* dweight, float* dbias) {
+    const Division work(shape);
+    const int64_t channels = shape.channels, parts = work.parts, size = work.pixels * channels;
+    work.pictures([&](int64_t n) {
+        const Buffer<float> du(parts * size), sums(2 * parts * channels), a(channels), b(channels);
+        const int64_t start = n * parts * size;
+        const Channels of{mean + n * channels, rstd + n * channels, weight, bias};
+        work.each_part([&](int64_t i) {
+            const int64_t first = start + i * size;
+            float* own = sums.get() + 2 * i * channels;
+            before_silu<silu>(work.pixels, channels, x + first, dy + first, of, du.get() + i * size, own, own + channels);
+        });
+        for (int64_t c = 0; c < channels; ++c) {
+            float of_weight = 0, of_bias = 0;
+            for (int64_t i = 0; i < parts; ++i) {
+                of_weight += sums[2 * i * channels + c];
+                of_bias += sums[(2 * i + 1) * channels + c];
             }
-            average_groups(shape, a.get());
-            average_groups(shape, b.get());
-            for (int64_t p = 0; p < shape.pixels; ++p)
-                for (int64_t c = 0; c < shape.channels; ++c) {
-                    const int64_t i = p * shape.channels + c;
-                    const float unit = (load(x[offset + i]) - m[c]) * r[c];
-                    store(dx[offset + i], r[c] * (du[i] * weight[c] - a[c] - unit * b[c]));
-                }
+            dweight[n * channels + c] = of_weight;
+            dbias[n * channels + c] = of_bias;
+            a[c] = weight[c] * of_bias;
+            b[c] = weight[c] * of_weight;
         }
+        average_groups(shape, a.get());
+        average_groups(shape, b.get());
+        work.each_part([&](int64_t i) {
+            const int64_t first = start + i * size;
+            before_norm(work.pixels, channels, x + first, du.get() + i * size, of, a.get(), b.get(), dx + first);
+        });
     });
 }
 
@@ -285,18 +247,8 @@ void group_norm_backward(const Shape& shape, const T* x, const T* dy, const floa
                              bias, eps, steps, zero, y);                                                              \
     }
 
-#define GEGLU(name, T)                                                                                                \
-    EXPORT void name##_forward(int64_t threads, int64_t rows, int64_t width, const void* x, void* y) {                             \
-        geglu_forward(threads, rows, width, static_cast<const T*>(x), static_cast<T*>(y));                                     \
-    }                                                                                                                 \
-    EXPORT void name##_backward(int64_t threads, int64_t rows, int64_t width, const void* x, const void* dy, void* dx) {           \
-        geglu_backward(threads, rows, width, static_cast<const T*>(x), static_cast<const T*>(dy), static_cast<T*>(dx));        \
-    }
-
 GROUP_NORM(group_norm_bf16, bfloat16, false)
 GROUP_NORM(group_norm_fp32, float, false)
 GROUP_NORM(group_norm_silu_bf16, bfloat16, true)
 GROUP_NORM(group_norm_silu_fp32, float, true)
 GROUP_NORM_INT8(group_norm_silu_int8_bf16, bfloat16)
-GEGLU(geglu_bf16, bfloat16)
-GEGLU(geglu_fp32, float)
