@@ -59,6 +59,8 @@ def generate_hires(pipe: LatentDiffusionPipeline, hires: Hires, **arguments: Any
     if isinstance(arguments["prompt"], str):
         arguments["prompt"] = [arguments["prompt"]] * len(enlarged)
     second = {"image": enlarged, "strength": hires.strength, "output_type": wanted, "seed": first.seeds or None}
+    if first.variation_seeds:
+        second["variation_seed"] = first.variation_seeds
     if hires.steps is not None:
         second["num_inference_steps"] = hires.steps
     for name in ("height", "width", "latents", "edit", "generator"):

@@ -17,6 +17,7 @@ from latentdiff.samplers import Plan, plan
 from latentdiff.schedule import Schedule
 from latentdiff.seeds import seeds_per_image, whole
 from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
+from latentdiff.variations import Variation, read_variation
 from latentdiff.wrapped_denoiser import parse_axes
 
 STRENGTH = 0.8  # of image to image, where a call names none; inpainting's is 1
@@ -50,7 +51,7 @@ class Inputs:
 
     latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
     one per output; None makes images from noise. tile: latents a side of the parts that are evaluated. seamless: axes
-    along which opposite edges fit.
+    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from.
     """
 
     prompts: ImagePrompts
@@ -64,12 +65,18 @@ class Inputs:
     strength: float = 1.0
     tile: int | None = None
     seamless: str = ""
+    variation: Variation | None = None
 
     @property
     def drawn_from(self) -> list[int]:
         """The seeds of the images whose noise depends on them."""
         draws = self.latents is None or any(update.noise for update in self.plan.table)
         return self.seeds if draws else []
+
+    @property
+    def varied_by(self) -> list[int]:
+        """The seeds of the noise that is mixed in."""
+        return self.variation.seeds if self.variation else []
 
 
 def read_inputs(
@@ -97,6 +104,8 @@ def read_inputs(
     clip_skip: int | None = None,
     tile: int | None = None,
     seamless: str | None = None,
+    variation_seed: int | Sequence[int] | None = None,
+    variation_strength: float | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
     images = None if image is None else input_images(image, model.latent_channels)
@@ -122,9 +131,10 @@ def read_inputs(
     guidance = _guidance(scale, guidance_interval, model)
     if guidance is not None and model.task == "edit":
         guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
+    variation = read_variation(variation_seed, variation_strength, len(texts), latents)
     return Inputs(
         read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders),
-        seeds_per_image(seed, len(texts)),
+        seeds_per_image(seed, len(texts), step=0 if variation else 1),
         height,
         width,
         plan(model.schedule, sampler or usual.sampler, steps, eta, spacing, skip=steps - int(steps * strength)),
@@ -134,6 +144,7 @@ def read_inputs(
         strength,
         _tile(tile, model),
         _seamless(seamless, model),
+        variation,
     )
 
 

@@ -36,12 +36,13 @@ class PipelineOutput:
     """`images`: a list of PIL images, float32 [B, H, W, 3] in [0, 1] for "np", [B, 3, H, W] for "pt", or latents.
 
     `seeds`: what each image was drawn from; empty where nothing was drawn. `stopped`: a callback ended sampling early,
-    and the images are what the model predicted until then.
+    and the images are what the model predicted until then. `variation_seeds`: of the noise that was mixed in, if any.
     """
 
     images: Any
     seeds: list[int]
     stopped: bool = False
+    variation_seeds: Sequence[int] = ()
 
 
 class LatentDiffusionPipeline(LoadedModel):
@@ -83,6 +84,8 @@ class LatentDiffusionPipeline(LoadedModel):
         negative_prompt_2: str | Sequence[str] | None = None,
         prompt_syntax: str = "a1111",
         clip_skip: int | None = None,
+        variation_seed: int | Sequence[int] | None = None,
+        variation_strength: float | None = None,
         **diffusers_names: Any,
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
@@ -92,6 +95,8 @@ class LatentDiffusionPipeline(LoadedModel):
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
         these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
         generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead.
+        variation_strength: mix the noise of image k with that of variation_seed + k (random when None) by this, from 0
+        to 1, while all images are drawn from one seed.
         image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
         height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
         where it is white, and strength is 1 when None. edit: how both are used. tile: evaluate the
@@ -114,7 +119,7 @@ class LatentDiffusionPipeline(LoadedModel):
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
             image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
-            tile, seamless,
+            tile, seamless, variation_seed, variation_strength,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
             rows = self.start(inputs)
@@ -127,7 +132,10 @@ class LatentDiffusionPipeline(LoadedModel):
         results = [replace(row, state=state).result for row, state in zip(rows, states, strict=True)]
         done = x0 if stopped else torch.stack(results)
         return PipelineOutput(
-            self.finish(done, output_type, inputs.canvases, inputs.seamless), inputs.drawn_from, stopped
+            self.finish(done, output_type, inputs.canvases, inputs.seamless),
+            inputs.drawn_from,
+            stopped,
+            inputs.varied_by,
         )
 
     @torch.no_grad()
@@ -138,6 +146,7 @@ class LatentDiffusionPipeline(LoadedModel):
         latents = inputs.latents
         if latents is None:
             latents = draw_noise(generators, shape, torch.empty(0, device=self.device))
+            latents = latents if inputs.variation is None else inputs.variation.mix(latents)
         states = [
             SamplerState(inputs.plan, noise, generator)
             for noise, generator in zip(latents.to(self.device), generators, strict=True)

@@ -16,17 +16,20 @@ GENERATOR_SEEDS = 2**32  # torch's CPU generator reads no more of a seed
 STATE_OFFSET, STATE_WORDS = 24, 624  # of the Mersenne Twister in the bytes of the generator's state
 
 
-def seeds_per_image(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """The seed of each image: from one on, random when None. Raises InputError for too many, few, or out of range."""
+def seeds_per_image(seed: int | Sequence[int] | None, count: int, name: str = "seed", step: int = 1) -> list[int]:
+    """The seed of each image: from one on, random when None. Raises InputError for too many, few, or out of range.
+
+    step: from one image to the next, 0 for one seed for all.
+    """
     if seed is None:
         first = secrets.randbelow(GENERATOR_SEEDS)
-        return [first + k for k in range(count)]
+        return [first + step * k for k in range(count)]
     if isinstance(seed, Sequence | np.ndarray | Tensor) and not isinstance(seed, str) and np.ndim(seed):
         if len(seed) != count:
-            raise InputError(f"seed has {len(seed)} numbers for {count} images; give as many, or one for all")
-        return [whole(one, "seed", 0, SEEDS - 1) for one in seed]
-    first = whole(seed, "seed", 0, SEEDS - 1)
-    return [whole(first + k, "seed", 0, SEEDS - 1) for k in range(count)]
+            raise InputError(f"{name} has {len(seed)} numbers for {count} images; give as many, or one for all")
+        return [whole(one, name, 0, SEEDS - 1) for one in seed]
+    first = whole(seed, name, 0, SEEDS - 1)
+    return [whole(first + step * k, name, 0, SEEDS - 1) for k in range(count)]
 
 
 def generator_for(seed: int) -> torch.Generator:

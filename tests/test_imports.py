@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
-    "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "seeds", "inputs", "diffusers_names",
-    "edit_rows", "loaded_model", "pipeline", "upscaling", "hires", "previews", "model_hash", "recipe", "data",
+    "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
+    "variations", "inputs", "diffusers_names", "edit_rows",
+    "loaded_model", "pipeline", "upscaling", "hires", "previews", "model_hash", "recipe", "data",
     "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {

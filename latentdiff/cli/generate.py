@@ -71,6 +71,8 @@ def run(request: Request) -> None:
     for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
         size = _size(image, settings, editing, opened.pipe, hires)
         own = {"prompt": prompts[k // request.num_images], "seed": seed, **size}
+        if made.variation_seeds:
+            own["variation_seed"] = made.variation_seeds[k]
         write_image(image, Recipe.model_validate(same | own), path)
         print(path)
 

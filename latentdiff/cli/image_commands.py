@@ -37,6 +37,13 @@ def generate(
         typer.Option(help="Guide only between these fractions of all timesteps, 0 clean, 1 noise. [default: 0 1]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Image k is drawn from seed + k. [default: random]")] = None,
+    variation_strength: Annotated[
+        float | None,
+        typer.Option(help="Mix the noise of all images, drawn from one seed, with other noise by this, 0 to 1."),
+    ] = None,
+    variation_seed: Annotated[
+        int | None, typer.Option(help="Image k is mixed with the noise of this seed + k. [default: random]")
+    ] = None,
     num_images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
     height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
@@ -133,6 +140,8 @@ def generate(
         "guidance_scale": guidance_scale,
         "guidance_interval": guidance_interval,
         "seed": seed,
+        "variation_seed": variation_seed,
+        "variation_strength": variation_strength,
         "height": height,
         "width": width,
         "sampler": sampler,

@@ -29,6 +29,8 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Size": f"{width}x{height}",
         "Model hash": recipe.hashes.get("model"),
         "Model": Path(recipe.model).stem if recipe.model else "emoji",
+        "Variation seed": recipe.variation_seed,
+        "Variation seed strength": recipe.variation_strength,
         "Denoising strength": recipe.hires_strength if recipe.hires else recipe.strength,
         "Hires upscale": recipe.hires,
         "Hires steps": recipe.hires_steps,
@@ -64,6 +66,8 @@ def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
         ("Steps", "steps", int),
         ("CFG scale", "guidance_scale", float),
         ("Seed", "seed", int),
+        ("Variation seed", "variation_seed", int),
+        ("Variation seed strength", "variation_strength", float),
         ("Denoising strength", "strength", float),
         ("Mask blur", "mask_blur", float),
         ("Eta", "eta", float),
@@ -72,6 +76,8 @@ def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
         _take(pairs, key, settings, name, convert)
     if "Hires upscale" in pairs and (strength := settings.pop("strength", None)) is not None:
         pairs["Denoising strength"] = strength  # of the second pass
+    if "variation_strength" not in settings and (other := settings.pop("variation_seed", None)) is not None:
+        pairs["Variation seed"] = other  # without effect
     _take_size(pairs, settings)
     _take_sampler(pairs, settings)
     for key in ("Version", "Hashes", "Lora hashes", "TI hashes", "RNG"):

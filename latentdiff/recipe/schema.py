@@ -24,6 +24,8 @@ class Recipe(BaseModel):
     prompt_syntax: str = "plain"
     clip_skip: int | None = None
     seed: int
+    variation_seed: int | None = None
+    variation_strength: float | None = None
     sampler: str
     spacing: str | None = None
     eta: float
