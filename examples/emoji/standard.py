@@ -26,7 +26,7 @@ from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.metrics.bootstrap import Interval, intervals
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.frechet import frechet_distance
-from latentdiff.metrics.report import in_words, write_html
+from latentdiff.metrics.report import summary, write_html
 from latentdiff.model_hash import hash_model
 
 LEAST_PAIRS = 8
@@ -209,7 +209,7 @@ def run(given: argparse.Namespace) -> None:
     found = verdicts(result)
     lines = [f"{'met' if one['met'] else 'MISSED'}: {one['asks']}; it is {one['value']:.3f}" for one in found]
     result.notes.extend(lines)
-    print(in_words(result))
+    print(summary(result))
     with atomic_path(given.output) as partial:
         partial.write_text(json.dumps(result.to_json() | {"standard": found}, ensure_ascii=False, indent=2) + "\n")
     if given.html is not None:

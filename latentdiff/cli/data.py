@@ -20,5 +20,5 @@ def run(folder: str, model: str | None, as_json: bool, how: dict[str, Any], **op
     config = data_config(train=folder, **given)
     fitting = Fitting.of(config, limits.multiple)
     report = check(folder, fitting, limits.text.lost_words, config.caption_template, config.prefix)
-    print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else report.in_words())
+    print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else report.summary())
     return 1 if report.errors else 0

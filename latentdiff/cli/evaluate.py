@@ -25,7 +25,7 @@ from latentdiff.metrics.pictures import (
 )
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.registry import METRICS
-from latentdiff.metrics.report import in_words, write_html, write_json
+from latentdiff.metrics.report import summary, write_html, write_json
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import pick_device
@@ -58,7 +58,7 @@ def run(request: Request) -> None:
     if not 0 <= request.seed < 2**31:
         raise InputError(f"--seed {request.seed} must be from 0 to {2**31 - 1}; try 0")
     result = _vae_alone(request) if request.vae is not None else _two_sets(request)
-    print(in_words(result))
+    print(summary(result))
     if request.output is not None:
         write_json(result, request.output)
     if request.html is not None:

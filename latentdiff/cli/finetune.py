@@ -5,15 +5,15 @@ from typing import Any
 
 from latentdiff.cli.launch import launch
 from latentdiff.config.train import FineTuneConfig
-from latentdiff.training.checkpoints import refuse_another_run
 from latentdiff.training.finetune import plan_finetune, resumed_config
 from latentdiff.training.processes import on_main_process, process_state
-from latentdiff.training.run import start, train
+from latentdiff.training.run import train, train_checked
+from latentdiff.training.run_folder import RunFolder
 
 
 def run(resume: bool, auto_batch: bool, skip_bad: bool, processes: int, output: Path, **options: Any) -> None:
     """Plan the run, print the plan, train, and print how to use the result; or resume a run as it was planned."""
-    refuse_another_run(output, resume, "finetune")
+    RunFolder(output).check(resume, "finetune")
     if processes > 1:
         launch(processes, auto_batch)
     given = {name: value for name, value in options.items() if value is not None}
@@ -23,8 +23,8 @@ def run(resume: bool, auto_batch: bool, skip_bad: bool, processes: int, output: 
     else:
         plan = on_main_process(lambda: plan_finetune(output=output, skip_bad=skip_bad, **given))
         config = plan.config
-        _print(plan.in_words())
-        start(config, plan.report, resume, auto_batch)
+        _print(plan.summary())
+        train_checked(config, plan.report, resume, auto_batch)
     _print(f"done; use it with: {_use(config)}")
 
 

@@ -9,8 +9,8 @@ from latentdiff.checkpoints.describe import describe
 from latentdiff.checkpoints.hub import locate
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.recipe import read_any
+from latentdiff.training.run_folder import RunFolder
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
 
 
@@ -19,8 +19,8 @@ def run(target: str | None, how: dict[str, Any]) -> None:
     path = locate(target, how.get("variant"))
     if path.suffix.lower() in IMAGES:
         lines = _image(path)
-    elif (path / CONFIG).is_file():
-        lines = _training_run(path)
+    elif RunFolder(path).config.is_file():
+        lines = _training_run(RunFolder(path))
     else:
         lines = describe(path, OpenOptions(**how))
     for line in list(lines):
@@ -37,22 +37,21 @@ def _image(path: Path) -> Iterator[str]:
         yield f"without counterpart here: {', '.join(found.dropped)}"
 
 
-def _training_run(folder: Path) -> Iterator[str]:
+def _training_run(run: RunFolder) -> Iterator[str]:
     from latentdiff.config.base import load_yaml
     from latentdiff.config.train import train_config
-    from latentdiff.training.checkpoints import checkpoints
 
-    config = load_yaml(train_config, folder / CONFIG)
-    rows = _rows(folder / METRICS)
+    config = load_yaml(train_config, run.config)
+    rows = _rows(run.metrics)
     step = max((row["step"] for row in rows), default=0)
     method = f" ({config.method})" if config.task == "finetune" else ""
-    yield f"{folder}: a run of task {config.task}{method}, at step {step} of {config.optim.max_steps}"
+    yield f"{run.path}: a run of task {config.task}{method}, at step {step} of {config.optim.max_steps}"
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
     if losses:
         yield f"loss: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
-    saved = checkpoints(folder)
+    saved = run.checkpoints()
     yield f"checkpoints: {len(saved)}, the newest {saved[0].name}" if saved else "checkpoints: none"
-    yield f"model: {folder / 'model'}" if (folder / "model").is_dir() else "model: not written yet"
+    yield f"model: {run.model}" if run.model.is_dir() else "model: not written yet"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

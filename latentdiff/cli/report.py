@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from latentdiff.training.report import write_report
+from latentdiff.training.run_folder import RunFolder
 
 
 def run(folder: Path) -> None:
     """Write the page and say where it is."""
-    print(write_report(folder))
+    print(write_report(RunFolder(folder)))

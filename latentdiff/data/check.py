@@ -69,7 +69,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "errors": len(self.errors)}
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """A summary below up to five findings of each kind, each on one line."""
         lines = list(self._examples())
         lines.append(f"{self.path}: {self.pictures} pictures with {self.captions} captions, from {self.layout}")

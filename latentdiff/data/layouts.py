@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from latentdiff.config.train import CLASS_NAME, check_template
+from latentdiff.config.train import CLASS_NAME
 from latentdiff.data.archives import ARCHIVES, PICTURES, Container, is_picture
 from latentdiff.data.metadata import METADATA, FileNames, clean_caption, read_captions, read_metadata, read_text
 from latentdiff.errors import InputError, shorten
@@ -66,10 +66,9 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
     5. one folder per class; a single folder is one if `caption_template` is not the default;
     6. file names, unless a camera or a program chose them.
 
-    Names of classes are inserted into `caption_template`. Raises InputError for a container without pictures, broken
-    metadata, and a template without `{name}`.
+    Names of classes are inserted into `caption_template`. Raises InputError for a container without pictures and for
+    broken metadata.
     """
-    check_template(caption_template)
     metadata = [name for name in container.names if PurePosixPath(name).name in METADATA]
     files = FileNames(container)
     rows = [Row(container, *described) for name in metadata for described in read_metadata(container, name, files)]

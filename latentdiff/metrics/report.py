@@ -19,7 +19,7 @@ td,th{padding:.2em .8em;text-align:left}td.n{text-align:right;font-variant-numer
 .pictures{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:264px}figcaption{font-size:12px}"""
 
 
-def in_words(result: Evaluation) -> str:
+def summary(result: Evaluation) -> str:
     """One line per value, and the settings."""
     rows = _rows(result)
     wide = max(len(row[0]) for row in rows)

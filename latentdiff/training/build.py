@@ -1,26 +1,78 @@
-"""Training tasks for denoisers: which weights each method trains, and which it saves."""
+"""Build the task that a training config describes: which models it opens, which weights it trains and saves."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentdiff.checkpoints.components import Components, fill, read_pipeline, read_text_encoder, read_vae
-from latentdiff.checkpoints.folder import load_weights
+from latentdiff.checkpoints.components import (
+    Components,
+    fill,
+    open_model,
+    read_limits,
+    read_pipeline,
+    read_text_encoder,
+    read_vae,
+)
+from latentdiff.checkpoints.folder import load_weights, read_vae_config
 from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.source import ModelSource, OpenOptions
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
-from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
-from latentdiff.config.train import FineTuneConfig, UNetTrainConfig
+from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, side_multiple
+from latentdiff.config.train import FineTuneConfig, TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
+from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
-from latentdiff.training.base_model import open_base_model
+from latentdiff.training.autoencoder import AutoencoderTask
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import cast_trained, fill_frozen
 from latentdiff.training.prior import prior_rows
+from latentdiff.training.task import Task
+
+
+def open_base_model(base: str | None, options: OpenOptions) -> ModelSource:
+    """The model to fine-tune. Raises InputError for one whose U-Net takes more than noisy latents."""
+    source = open_model(base, options)
+    channels = source.unet.config.in_channels
+    if channels != source.unet.config.out_channels:
+        raise InputError(f"base={source.path} reads {channels} channels (inpainting or editing); "
+                         "fine-tuning is for text-to-image models")  # fmt: skip
+    return source
+
+
+def picture_limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
+    """The sizes that pictures are fitted to, and a function that returns a caption's words over the token limit."""
+    match config:
+        case FineTuneConfig():
+            limits = read_limits(open_base_model(config.base, OpenOptions(**config.base_options.model_dump())))
+            return Fitting.of(config.data, limits.multiple), limits.text.lost_words
+        case UNetTrainConfig():
+            vae = IdentityVAEConfig() if config.vae is None else read_vae_config(config.vae)
+            lost_words = read_text_encoder(config.text_encoder).lost_words
+            return Fitting.of(config.data, side_multiple(config.model, vae)), lost_words
+    square = config.data.model_copy(update={"buckets": False})
+    return Fitting.of(square, 1), lambda caption: ""
+
+
+def build_task(config: TrainConfig) -> Task:
+    """The model and the data of a run. Raises InputError and CheckpointError."""
+    match config:
+        case FineTuneConfig():
+            return finetune_task(config)
+        case UNetTrainConfig():
+            return scratch_task(config)
+        case VAETrainConfig():
+            return AutoencoderTask(config)
+        case TextTrainConfig():
+            from latentdiff.training.text_encoder import TextEncoderTask  # transformers, which takes seconds
+
+            return TextEncoderTask(config)
+    raise TypeError(type(config))
 
 
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
@@ -55,7 +107,8 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     """The base model with its whole U-Net, LoRA layers, or the embeddings of a new word set to be trained."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
-    parts = read_pipeline(open_base_model(config), torch.float32, give)
+    source = open_base_model(config.base, OpenOptions(**config.base_options.model_dump()))
+    parts = read_pipeline(source, torch.float32, give)
     more = prior_rows(parts, config, config.prior) if config.prior else []
     if config.method == "full":
         parts.denoiser.requires_grad_(True)

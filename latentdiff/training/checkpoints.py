@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import SAFE_WEIGHTS_NAME, extract_model_from_parallel
 from safetensors import SafetensorError, safe_open
@@ -18,12 +17,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.files import atomic_path, sync
+from latentdiff.training.run_folder import RunFolder
 
 KEPT = 2
 MANIFEST = "manifest.json"
-REPORT = "data.json"  # the first file of a run
-CONFIG = "config.yaml"
-FOLDER_STRIP = "data.png"  # a few pictures of the folder
 OF_MANY = "module."  # DistributedDataParallel's prefix of each name
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
@@ -77,69 +74,35 @@ class Progress:
             setattr(self, key, value)
 
 
-def checkpoints(output: Path) -> list[Path]:
-    """The run's finished checkpoints, newest first."""
-    return sorted(output.glob("checkpoints/step-*[0-9]"), reverse=True)
-
-
-def refuse_another_run(output: Path, resume: bool, task: str) -> None:
-    """Raise InputError unless `output` is new or empty, or with `resume` the folder of a run of this task."""
-    found = checkpoints(output)
-    if resume and found and (other := _task(output)) not in (task, None):
-        raise InputError(
-            f"{output} is a run of task {other}, not {task}; resume it with latentdiff train {output / CONFIG} --resume"
-        )
-    if resume and not found:
-        raise InputError(f"{output} has no checkpoint to resume from; omit --resume to start a run there")
-    if found and not resume:
-        raise InputError(f"{found[0]} exists; resume the run with --resume, or give a new run another folder")
-    if output.is_dir() and not found and not (output / REPORT).exists() and (others := _visible(output)):
-        raise InputError(f"{output} contains {others[0].name}, which is not part of a run; give a new or empty folder")
-
-
-def _task(output: Path) -> str | None:
-    """The task of the run in `output`, None if its config does not tell."""
-    try:
-        config = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return str(config["task"]) if isinstance(config, dict) and "task" in config else None
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def newest_good(output: Path) -> Path | None:
+def newest_good(run: RunFolder) -> Path | None:
     """The newest checkpoint whose files match their hashes, or None; warns about each damaged one."""
-    for folder in checkpoints(output):
+    for folder in run.checkpoints():
         if (problem := _problem(folder)) is None:
             return folder
         warnings.warn(f"{folder} is skipped: {problem}", stacklevel=2)
     return None
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, run: RunFolder, step: int) -> None:
     """Write the state of everything that `accelerator` prepared, then the hashes, then rename.
 
     Raises LatentDiffError when it cannot be written, for instance on a full disk; earlier checkpoints stay.
     """
-    final = output / "checkpoints" / f"step-{step:08d}"
-    with Staged(accelerator.is_main_process, final) as staged:
+    with Staged(accelerator.is_main_process, run.checkpoint(step)) as staged:
         accelerator.wait_for_everyone()
         accelerator.save_state(str(staged))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _write_manifest(staged, step)
     if accelerator.is_main_process:
-        for old in checkpoints(output)[KEPT:]:
+        for old in run.checkpoints()[KEPT:]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
-def save_model(output: Path, write: Callable[[Path], None]) -> None:
+def save_model(run: RunFolder, write: Callable[[Path], None]) -> None:
     """Call `write(folder)` to save the model; it appears as `model/` when it is complete."""
-    with Staged(True, output / "model") as staged:
+    with Staged(True, run.model) as staged:
         write(staged)
 
 

@@ -18,10 +18,10 @@ from latentdiff.data.layouts import Row
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
-from latentdiff.training.checkpoints import FOLDER_STRIP
 from latentdiff.training.devices import on_device, send, send_conditioning
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import Samples
 from latentdiff.training.task import Share, reason
 from latentdiff.training.text_cache import TextCache
@@ -90,6 +90,7 @@ class DenoiserTask:
         trains_text: bool = False,
     ) -> None:
         self.config, self.parts, self.write = config, parts, write
+        self.folder = RunFolder(config.run.output)
         parts.denoiser.gradient_checkpointing = config.run.gradient_checkpointing
         rows, held_out = read_parts(config.data, measure=config.run.early_stopping is not None)
         self.metrics = None
@@ -113,10 +114,10 @@ class DenoiserTask:
         shown = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
         if process_state().is_main_process:
             pixels = [load_pixels(row, self.config.data.resolution, self.config.data.background) for row in shown]
-            Samples.of(pixels, [row.captions[0] for row in shown]).save(self.config.run.output / FOLDER_STRIP)
+            Samples.of(pixels, [row.captions[0] for row in shown]).save(self.folder.data_pictures)
 
     def _encode(self, rows: list[Row], name: str, batch: int = 1) -> list[Encoded]:
-        cache = self.config.run.output / f"latents-{name}"
+        cache = self.folder.latents(name)
         multiple = side_multiple(self.parts.denoiser.config, self.parts.vae.config)
         with process_state().main_process_first(), on_device([self.parts.vae], process_state().device):
             return encode_rows(self.parts.vae, rows, self.config.data, cache, multiple, batch)
@@ -125,9 +126,8 @@ class DenoiserTask:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
         if self.config.data.shuffle_captions or self.config.data.tag_dropout:
             captions = set()
-        cache = self.config.run.output / "text.safetensors"
         with process_state().main_process_first():
-            return TextCache(self.parts.text, sorted(captions), cache, process_state().device)
+            return TextCache(self.parts.text, sorted(captions), self.folder.captions, process_state().device)
 
     def evaluate(self, rank: int, world: int) -> Share:
         """Held-out loss at fixed timesteps and noise, and samples of the config's prompts; sample k has seed k.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.components import open_model, read_limits
+from latentdiff.checkpoints.components import read_limits
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
@@ -12,7 +12,9 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
 from latentdiff.data.check import Report, check, check_command, unusable
 from latentdiff.errors import InputError
+from latentdiff.training.build import open_base_model
 from latentdiff.training.processes import process_state
+from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
 SMALL_MODEL = 256
@@ -34,7 +36,7 @@ class Plan:
     command: str
     processes: int = 1
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         config = self.config
         skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
         enlarged = self.report.enlarged
@@ -43,12 +45,12 @@ class Plan:
         return (
             f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
-            f"{config.optim.max_steps} steps of {self.batch_in_words()}, rate {config.optim.learning_rate}, "
+            f"{config.optim.max_steps} steps of {self._batch()}, rate {config.optim.learning_rate}, "
             f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}\n"
             f"into {config.run.output}"
         )
 
-    def batch_in_words(self) -> str:
+    def _batch(self) -> str:
         """How many pictures a step takes, and how they are divided."""
         batch, accumulation = self.config.data.batch_size, self.config.run.gradient_accumulation_steps
         total = batch * accumulation * self.processes
@@ -78,7 +80,7 @@ def plan_finetune(
             "method=textual_inversion needs a word to learn; give one with --trigger, for example '<my-cat>'"
         )
     options = given.get("base_options", {})
-    limits = read_limits(open_model(base, OpenOptions(**options)))
+    limits = read_limits(open_base_model(base, OpenOptions(**options)))
     sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
     data = data_config(train=folder, caption_template=caption_template, **sizes)
     resolution = data.resolution
@@ -143,7 +145,7 @@ def resumed_config(folder: str | Path, output: Path, steps: int | None = None, *
     Raises InputError for options that differ from those of the run.
     """
     overrides = [] if steps is None else [f"optim.max_steps={steps}"]
-    config: FineTuneConfig = load_yaml(train_config, output / "config.yaml", overrides)
+    config: FineTuneConfig = load_yaml(train_config, RunFolder(output).config, overrides)
     begun = {
         "base_options": config.base_options.model_dump(exclude_defaults=True),
         "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
 from latentdiff.training.processes import on_many_cpus, process_state
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_another_layout, sharding_plugin
 from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
@@ -44,6 +44,7 @@ class Run:
 
     def __init__(self, task: Task, config: TrainConfig, resume: bool) -> None:
         self.task, self.config = task, config
+        self.folder = RunFolder(config.run.output)
         optim, run = config.optim, config.run
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
         self.sharding = sharding_plugin(task.module, config)
@@ -71,10 +72,10 @@ class Run:
         self.accelerator.register_save_state_pre_hook(name_plainly)
         self.accelerator.register_load_state_pre_hook(into_plain)
         if resume:
-            self._restore(run.output)
+            self._restore()
         self.unseen: list[Tensor] = []  # losses that stay on the device, so that a step does not wait for it
         self.batches = self._batches()
-        self.log = Log(run.output / "metrics.jsonl")
+        self.log = Log(self.folder.metrics)
         tracker = run.tracker if self.accelerator.is_main_process else "none"
         self.tracker = open_tracker(tracker, run.output, config.model_dump(mode="json"))
         if self.accelerator.is_main_process:
@@ -87,11 +88,11 @@ class Run:
             return copy_to_shard(module, device)
         return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _restore(self, output: Path) -> None:
+    def _restore(self) -> None:
         """Load the newest intact checkpoint. Raises InputError when there is none."""
-        checkpoint = newest_good(output)
+        checkpoint = newest_good(self.folder)
         if checkpoint is None:
-            raise InputError(f"no checkpoint in {output} is intact; start a new run in another folder")
+            raise InputError(f"no checkpoint in {self.folder.path} is intact; start a new run in another folder")
         refuse_another_layout(checkpoint, self.sharding)
         options = {} if self.sharding else {"strict": False}  # frozen weights are not in it
         self.accelerator.load_state(str(checkpoint), **options)
@@ -177,7 +178,7 @@ class Run:
         self._note_best(found.figures.get("held_out_loss"))
         if not self.accelerator.is_main_process:
             return
-        step, output = self.progress.step, self.config.run.output
+        step = self.progress.step
         self.log.write(step=step, time=time.time(), **found.figures, **_failures(found.failures))
         self.tracker.log(found.figures, step)
         if found.figures:
@@ -185,7 +186,7 @@ class Run:
         for failure in found.failures:
             tqdm.write(f"warning: evaluation at step {step} failed and was skipped: {failure}")
         if found.samples is not None:
-            found.samples.save(output / "samples" / f"{step:07d}.png")
+            found.samples.save(self.folder.samples / f"{step:07d}.png")
             self.tracker.image("samples", found.samples.grid, step)
 
     def _note_best(self, loss: float | None) -> None:
@@ -204,10 +205,10 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint, then the averaged weights as a model; neither if a loss was not finite."""
         self.refuse_non_finite()
-        save_checkpoint(self.accelerator, self.config.run.output, self.progress.step)
+        save_checkpoint(self.accelerator, self.folder, self.progress.step)
         with self.ema.applied():
             if self.accelerator.is_main_process:
-                save_model(self.config.run.output, self.task.save)
+                save_model(self.folder, self.task.save)
         self.accelerator.wait_for_everyone()
 
 

@@ -13,7 +13,6 @@ from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
 from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.training.base_model import open_base_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 
@@ -26,7 +25,7 @@ def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) ->
 
     Images of another prompt, base model, size or sampling setting are in another subfolder, named by a hash of these.
     """
-    folder = (prior.folder or config.run.output / "prior") / _settings_hash(config, prior)
+    folder = (prior.folder or config.run.output / "prior") / _settings_hash(parts, config, prior)
     names = [f"{k:05d}.png" for k in range(prior.images)]
     with process_state().main_process_first():
         missing = [k for k, name in enumerate(names) if not (folder / name).exists()]
@@ -36,9 +35,16 @@ def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) ->
     return [Row(container, name, (prior.prompt,), weight=prior.weight) for name in names]
 
 
-def _settings_hash(config: FineTuneConfig, prior: PriorConfig) -> str:
-    model = hash_model(open_base_model(config))
-    settings = [prior.prompt, model, config.data.resolution, config.sample_steps, config.guidance_scale, SAMPLER]
+def _settings_hash(parts: Components, config: FineTuneConfig, prior: PriorConfig) -> str:
+    assert parts.source is not None  # the base model was read from files
+    settings = [
+        prior.prompt,
+        hash_model(parts.source),
+        config.data.resolution,
+        config.sample_steps,
+        config.guidance_scale,
+        SAMPLER,
+    ]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 

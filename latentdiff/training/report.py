@@ -17,7 +17,7 @@ import latentdiff
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.training.chart import Curve, Points, chart, smooth
-from latentdiff.training.checkpoints import FOLDER_STRIP
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.sample_table import STYLE as SAMPLE_STYLE
 from latentdiff.training.sample_table import captioned_strip, sample_table
 
@@ -38,25 +38,24 @@ pre { overflow-wrap: anywhere; white-space: pre-wrap }
 Row = dict[str, float]
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run: RunFolder) -> Path:
     """Write `report.html` into a run's folder, and return its path.
 
     Raises InputError when `metrics.jsonl` is missing or empty; other missing files are omitted.
     """
-    rows = _read_rows(run_folder / "metrics.jsonl")
-    path = run_folder / "report.html"
-    check_writable_parent(path)
-    config = _read_text(run_folder / "config.yaml")
+    rows = _read_rows(run.metrics)
+    check_writable_parent(run.report)
+    config = _read_text(run.config)
     series = _series(_with_rates(rows, _pictures_per_step(config)))
-    title = escape(run_folder.resolve().name)
+    title = escape(run.path.resolve().name)
     body = "".join(
         [
             f"<h1>{title}</h1>",
             _table(_totals(rows, series)),
             _section("Curves", _charts(series)),
-            _section("Samples", sample_table(run_folder / "samples")),
-            _section("Pictures of the folder", captioned_strip(run_folder / FOLDER_STRIP)),
-            _section("Data", _data(_read_text(run_folder / "data.json"))),
+            _section("Samples", sample_table(run.samples)),
+            _section("Pictures of the folder", captioned_strip(run.data_pictures)),
+            _section("Data", _data(_read_text(run.data_report))),
             _section("Config", config and f"<pre>{escape(config)}</pre>"),
         ]
     )
@@ -65,9 +64,9 @@ def write_report(run_folder: Path) -> Path:
         f"<style>{STYLE}{SAMPLE_STYLE}</style>"
     )
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-    with atomic_path(path) as partial:
+    with atomic_path(run.report) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
-    return path
+    return run.report
 
 
 def _read_rows(path: Path) -> list[Row]:

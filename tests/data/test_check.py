@@ -124,7 +124,7 @@ def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path) -> None:
         (tmp_path / f"{k}.txt").write_text(f"{k} " + "word " * 4000)
         (tmp_path / f"{k}.npz").write_bytes(b"x")
     report = check(tmp_path, Fitting(8), lambda caption: caption[:20000])
-    words = report.in_words()
+    words = report.summary()
     assert len(words.splitlines()) < 25 and max(map(len, words.splitlines())) < 200 + len(str(tmp_path))
     assert "long caption: and 145 more; --json lists all" in words and "ignored file: and 145 more" in words
     assert words.endswith("0 errors, 300 warnings")
@@ -136,7 +136,7 @@ def test_files_that_are_not_read_are_warnings_also_in_the_plan(folder: Path, mod
     (folder / "lost.txt").write_text("x")
     (finding,) = check(folder, Fitting(8), lost_words).findings
     assert (finding.kind, Path(finding.where)) == ("ignored file", folder / "lost.txt")
-    plan = plan_finetune(folder, folder / "run", str(model_folder)).in_words()
+    plan = plan_finetune(folder, folder / "run", str(model_folder)).summary()
     assert f"warnings: ignored file (1); latentdiff data check {folder} --model {model_folder} lists them" in plan
 
 
@@ -162,9 +162,9 @@ def test_enlargements_are_counted_and_stated_in_the_plan(
     assert run(monkeypatch, tmp_path, *options, "--allow-upscale", 1.1) == 0
     assert "enlarged pictures: 1, by up to 1.07" in capsys.readouterr().out
     plan = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=16, allow_upscale=1.1)
-    assert "1 enlarged by up to 1.07" in plan.in_words() and plan.config.data.allow_upscale == 1.1
+    assert "1 enlarged by up to 1.07" in plan.summary() and plan.config.data.allow_upscale == 1.1
     small = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=8)
-    assert small.config.data.resolution == 8 and "8 px" in small.in_words()
+    assert small.config.data.resolution == 8 and "8 px" in small.summary()
     command = f"latentdiff data check {tmp_path} --model {model_folder} --resolution 20"
     with pytest.raises(InputError, match=f"see {re.escape(command)}, repair them"):
         plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=20)

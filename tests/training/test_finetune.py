@@ -152,9 +152,9 @@ def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(
     config = plan.config
     assert (config.data.batch_size, config.run.gradient_accumulation_steps, config.data.resolution) == (2, 2, 12)
     assert (config.run.mixed_precision, config.caption_dropout) == ("no", 0.25)
-    said = plan.in_words()
+    said = plan.summary()
     assert "12 px" in said and "of 4 (2 batches of 2)" in said and "precision no, caption dropout 0.25" in said
-    assert replace(plan, processes=3).batch_in_words() == "12 (3 processes of 2 batches of 2)"
+    assert replace(plan, processes=3)._batch() == "12 (3 processes of 2 batches of 2)"
     with pytest.raises(InputError, match=r"--batch-size 5 must be a multiple of .*, 2; try 4"):
         plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=5, **options)
 

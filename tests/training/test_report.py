@@ -21,6 +21,7 @@ from latentdiff import cli
 from latentdiff.errors import InputError
 from latentdiff.training.chart import Axis, Curve, chart, smooth
 from latentdiff.training.report import write_report
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import Samples
 
 VOID = {"meta", "img", "br"}
@@ -90,7 +91,7 @@ def test_everything_is_on_one_page(tmp_path: Path) -> None:
     for step, grid in grids.items():
         grid.save(run / "samples" / f"{step:07d}.png")
 
-    assert write_report(run) == run / "report.html"
+    assert write_report(RunFolder(run)) == run / "report.html"
     page = Page(run / "report.html")
     assert "http" not in page.source and not page.all("script") and not page.all("link")
     assert HOSTILE in page.text and HOSTILE not in page.source and "猫" in page.text
@@ -116,7 +117,7 @@ def test_samples_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
         pixels = [torch.full((3, 16, 16), (k + step) / 12 - 1) for k in range(9)]
         Samples.of(pixels, prompts if step != 5 else prompts[::-1]).save(tmp_path / "samples" / f"{step:07d}.png")
     Samples.of([torch.ones(3, 16, 16)], ["a caption of the folder"]).save(tmp_path / "data.png")
-    page = Page(write_report(tmp_path))
+    page = Page(write_report(RunFolder(tmp_path)))
     images = page.all("img")
     assert [image["alt"] for image in images] == ["step 0", "step 10"] * 9 + ["a caption of the folder"]
     assert re.findall(r'class="prompt">([^<]*)<', page.source) == [escape(name) for name in prompts]
@@ -130,15 +131,15 @@ def test_a_sample_grid_that_another_program_wrote_is_shown_whole(tmp_path: Path)
     chunks.add_text("captions", "{")
     (tmp_path / "samples").mkdir()
     Image.new("RGB", (32, 16)).save(tmp_path / "samples" / "x.png", pnginfo=chunks)
-    assert [image["alt"] for image in Page(write_report(tmp_path)).all("img")] == ["x"]
+    assert [image["alt"] for image in Page(write_report(RunFolder(tmp_path))).all("img")] == ["x"]
 
 
 def test_the_page_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     write_metrics(tmp_path / "run", {"step": 1})
-    page = Page(write_report(tmp_path / "run"))
+    page = Page(write_report(RunFolder(tmp_path / "run")))
     assert page.charts() == [] and fact(page, "steps") == "1" and page.text.count("Curves") == 0
     write_metrics(tmp_path / "run", line(5, 0.25))
-    page = Page(write_report(tmp_path / "run"))
+    page = Page(write_report(RunFolder(tmp_path / "run")))
     assert page.charts() == ["loss", "learning rate"] and fact(page, "training loss") == "0.25, smoothed"
 
 
@@ -148,12 +149,12 @@ def test_doubled_odd_and_truncated_lines(tmp_path: Path) -> None:
     first = [line(10, 2.0), line(20, 2.0), {"step": 30, "time": 1e9 + 30, "held_out_loss": 0.1}, line(30, 9.0)]
     odd = ["[1]", '{"lo', "", {"step": True, "loss": 7.0}, {"step": 30, "loss": float("nan"), "name": "x"}]
     write_metrics(tmp_path, *first, *later, *odd[:4], '{"step": 40, "lo')
-    page = Page(write_report(tmp_path))
+    page = Page(write_report(RunFolder(tmp_path)))
     assert (fact(page, "steps"), fact(page, "training loss")) == ("20", "2.5, smoothed")
     assert fact(page, "held-out loss") == "0.5, best 0.5 at step 16"
     assert float(fact(page, "hours")) == pytest.approx(30 / 3600, abs=0.005)
     write_metrics(tmp_path, *first, *later, odd[4])
-    assert fact(Page(write_report(tmp_path)), "steps") == "30"
+    assert fact(Page(write_report(RunFolder(tmp_path))), "steps") == "30"
 
 
 def test_speed_is_of_training_alone(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_speed_is_of_training_alone(tmp_path: Path) -> None:
     lines.insert(2, {"step": 20, "time": 1e9 + 62, "psnr": 20.0})
     write_metrics(tmp_path, *lines)
     (tmp_path / "config.yaml").write_text("data: {batch_size: 4}\nrun: {gradient_accumulation_steps: 2}\n")
-    page = Page(write_report(tmp_path))
+    page = Page(write_report(RunFolder(tmp_path)))
     assert page.charts() == ["loss", "learning rate", "pictures per second", "psnr"]
     ticks = re.findall(r"<text[^>]*>([^<]*)</text>", page.source.split("<svg")[3])
     assert "40" in ticks and max(float(tick) for tick in ticks if tick[0].isdigit()) <= 60
@@ -176,16 +177,16 @@ def test_files_that_hold_something_else_are_no_error(config: str, data: str, tmp
     write_metrics(tmp_path, line(10), line(20))
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "data.json").write_text(data)
-    page = Page(write_report(tmp_path))
+    page = Page(write_report(RunFolder(tmp_path)))
     assert page.charts()[-1] == "steps per second" and "Data" not in page.text and config in page.text
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; give the folder of a run"):
-        write_report(tmp_path / "gone")
+        write_report(RunFolder(tmp_path / "gone"))
     write_metrics(tmp_path, "")
     with pytest.raises(InputError, match="has no figures yet"):
-        write_report(tmp_path)
+        write_report(RunFolder(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

@@ -22,6 +22,7 @@ from latentdiff.training.checkpoints import Staged, newest_good
 from latentdiff.training.denoiser import DenoiserModule
 from latentdiff.training.loop import Stopped
 from latentdiff.training.run import train
+from latentdiff.training.run_folder import RunFolder
 from tests.training.small_runs import Make, losses, run, vae_config, weights
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def test_sigterm_saves_the_current_step(unet_config: Make, tmp_path: Path, monke
         run(configured(unet_config, tmp_path / "run", accumulation=1))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert logged(tmp_path / "run")[-1]["step"] == 5
-    checkpoint = newest_good(tmp_path / "run")
+    checkpoint = newest_good(RunFolder(tmp_path / "run"))
     assert checkpoint is not None and checkpoint.name == "step-00000005"
 
 
