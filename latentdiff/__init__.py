@@ -10,7 +10,7 @@ __all__ = ["LatentDiffusionPipeline", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline, and torch with it, only when it is asked for."""
+    """Import the pipeline, and torch with it, on first access."""
     if name == "LatentDiffusionPipeline":
         from latentdiff.pipeline import LatentDiffusionPipeline
 

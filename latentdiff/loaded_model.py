@@ -21,7 +21,7 @@ from latentdiff.files import partial_path
 from latentdiff.inputs import Task
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.offload import offload_weights
-from latentdiff.runtime.optimize import report, restore
+from latentdiff.runtime.optimize import describe_layers, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
 from latentdiff.text.prompt_encoder import PromptEncoder
 
@@ -229,5 +229,5 @@ class LoadedModel:
     def runtime_report(self) -> list[str]:
         """How the networks run: options, device, precision, and which layers fast ones replaced, or why not."""
         lines = [f"optimize={self.options.optimize}, device={self.device}, dtype={self.dtype}"]
-        lines += [f"denoiser: {line}" for line in report(self.denoiser)]
-        return [*lines, *(f"vae: {line}" for line in report(self.vae))]
+        lines += [f"denoiser: {line}" for line in describe_layers(self.denoiser)]
+        return [*lines, *(f"vae: {line}" for line in describe_layers(self.vae))]

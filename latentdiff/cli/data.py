@@ -11,7 +11,7 @@ from latentdiff.data.check import check
 
 
 def run(folder: str, model: str | None, as_json: bool, how: dict[str, Any], **options: object) -> int:
-    """Print the report of a check and return 1 if it has errors, else 0.
+    """Print what a check checked and return 1 if it has errors, else 0.
 
     how: fields of OpenOptions. options: fields of DataConfig.
     """
@@ -19,6 +19,6 @@ def run(folder: str, model: str | None, as_json: bool, how: dict[str, Any], **op
     given = {"resolution": limits.resolution} | {name: value for name, value in options.items() if value is not None}
     config = data_config(train=folder, **given)
     fitting = Fitting.of(config, limits.multiple)
-    report = check(folder, fitting, limits.text.lost_words, config.caption_template, config.prefix)
-    print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else report.summary())
-    return 1 if report.errors else 0
+    checked = check(folder, fitting, limits.text.lost_words, config.caption_template, config.prefix)
+    print(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) if as_json else checked.summary())
+    return 1 if checked.errors else 0

@@ -11,20 +11,22 @@ from latentdiff.training.run import train, train_checked
 from latentdiff.training.run_folder import RunFolder
 
 
-def run(resume: bool, auto_batch: bool, skip_bad: bool, processes: int, output: Path, **options: Any) -> None:
+def run(
+    pictures: str, output: Path, resume: bool, auto_batch: bool, skip_bad: bool, processes: int, **options: Any
+) -> None:
     """Plan the run, print the plan, train, and print how to use the result; or resume a run as it was planned."""
     RunFolder(output).check(resume, "finetune")
     if processes > 1:
         launch(processes, auto_batch)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
-        config = resumed_config(output=output, **given)
+        config = resumed_config(pictures, output, **given)
         train(config, resume, skip_bad, auto_batch)
     else:
-        plan = on_main_process(lambda: plan_finetune(output=output, skip_bad=skip_bad, **given))
+        plan = on_main_process(lambda: plan_finetune(pictures, output, skip_bad=skip_bad, **given))
         config = plan.config
         _print(plan.summary())
-        train_checked(config, plan.report, resume, auto_batch)
+        train_checked(config, plan.checked, resume, auto_batch)
     _print(f"done; use it with: {_use(config)}")
 
 

@@ -61,12 +61,12 @@ def finetune(
     from latentdiff.cli.finetune import run
 
     run(
+        folder,
+        output,
         resume,
         auto_batch,
         skip_bad,
         num_processes,
-        output,
-        folder=folder,
         base=model,
         base_options=given(
             vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle

@@ -1,4 +1,4 @@
-"""Read YAML files: validated once, at the boundary, with errors that name the key."""
+"""Load YAML configs and validate them once, with errors that name the key."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from latentdiff.errors import InputError, did_you_mean
 
 
 class Config(BaseModel):
-    """An immutable, validated group of settings that rejects unknown keys."""
+    """Base of all configs: immutable, validated, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with the booleans of version 1.2, `true` and `false`: `no`, `off` and `on` are strings, as in captions."""
+    """YAML loader with the booleans of YAML 1.2, `true` and `false`: `no`, `off` and `on` are strings."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
@@ -35,7 +35,7 @@ Loader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|True|TRUE|false|False
 def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = ()) -> Any:
     """Read a YAML file, apply `key.sub=value` overrides, and check it against `schema`.
 
-    Raises InputError naming the file, the key, the value and the rule; a mistyped key gets the nearest known one.
+    Raises InputError naming the file, the key, the value and the rule; for a mistyped key, also the closest known key.
     """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader

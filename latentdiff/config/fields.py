@@ -1,6 +1,6 @@
-"""What every config read from a model's JSON files shares: bounded numbers, and reading and writing diffusers' keys.
+"""Base of the configs in model folders: bounded numbers, and reading and writing diffusers' keys.
 
-Every number is bounded: a file from anywhere must not make the package build for hours or overflow.
+Every number is bounded, so that an untrusted file cannot cause an overflow or a model of absurd size.
 """
 
 from typing import Annotated, Any, Self
@@ -21,13 +21,13 @@ Scale = Annotated[float, Field(gt=1e-6, lt=1e6)]
 
 
 class ModelConfig(Config):
-    """A config that reads and writes diffusers' JSON: `class_name` there, and the keys whose one value we compute."""
+    """A config in diffusers' JSON format, with its `class_name` and the keys that have only one supported value."""
 
     @classmethod
     def read(cls, raw: dict[str, Any], where: str) -> Self:
-        """Check a diffusers dictionary; keys that change nothing are left out.
+        """Validate a diffusers dictionary; keys without an effect are ignored.
 
-        Raises CheckpointError naming `where`, the key and its value when it asks for what this package lacks.
+        Raises CheckpointError naming `where`, the key and its value if it requires an unsupported feature.
         """
         for key, supported in cls._only().items():
             if key in raw and raw[key] not in supported:
@@ -43,7 +43,7 @@ class ModelConfig(Config):
             raise CheckpointError(f"{where}: {problem.removeprefix('Value error, ')}; correct the file") from error
 
     def write(self) -> dict[str, Any]:
-        """The dictionary that diffusers reads back."""
+        """The dictionary in diffusers' format."""
         return {"_class_name": self._class_name(), **self.model_dump(mode="json")}
 
     @classmethod
@@ -52,5 +52,5 @@ class ModelConfig(Config):
 
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
-        """Keys of diffusers that would change the computation, with the values that mean what we compute."""
+        """Keys of diffusers that affect the computation, with the only values that are supported."""
         return {}

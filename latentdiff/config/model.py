@@ -1,4 +1,4 @@
-"""Configs of the networks, in the vocabulary of diffusers' and transformers' JSON files."""
+"""Configs of the networks, with the keys of diffusers' and transformers' JSON files."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,7 +18,7 @@ from latentdiff.config.fields import (
 
 
 class UNetConfig(ModelConfig):
-    """`UNet2DConditionModel`: the defaults are those of Stable Diffusion 1.5."""
+    """Config of `UNet2DConditionModel`; the defaults are those of Stable Diffusion 1.5."""
 
     sample_size: Channels = 64
     in_channels: Channels = 4
@@ -53,30 +53,33 @@ class UNetConfig(ModelConfig):
 
     @property
     def downscale(self) -> int:
-        """Numbers along each side that one of the smallest map stands for."""
+        """Factor between the sides of the input and of the smallest feature map."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def down_attention(self, level: int) -> bool:
         return self.down_block_types[level] == "CrossAttnDownBlock2D"
 
     def up_attention(self, level: int) -> bool:
-        """Levels count from the largest map down; the checkpoint lists the way up in reverse."""
+        """Whether each level has attention in its up block, from the largest feature map to the smallest.
+
+        diffusers lists up blocks in the opposite order.
+        """
         return self.up_block_types[::-1][level] == "CrossAttnUpBlock2D"
 
     def down_depths(self, level: int) -> tuple[int, ...]:
-        """Transformer blocks in each attention of a level on the way down."""
+        """Transformer blocks in each attention module of the down blocks, by level."""
         depth = self.transformer_layers_per_block[level]
         return (depth,) * self.layers_per_block if isinstance(depth, int) else depth
 
     def up_depths(self, level: int) -> tuple[int, ...]:
-        """Transformer blocks in each attention of a level on the way up."""
+        """Transformer blocks in each attention module of the up blocks, by level."""
         reverse = self.reverse_transformer_layers_per_block or self.transformer_layers_per_block[::-1]
         depth = reverse[len(reverse) - 1 - level]
         return (depth,) * (self.layers_per_block + 1) if isinstance(depth, int) else depth
 
     @property
     def mid_depth(self) -> int:
-        """Transformer blocks in the attention of the smallest map."""
+        """Transformer blocks in the middle block."""
         depth = self.transformer_layers_per_block[-1]
         return depth if isinstance(depth, int) else depth[0]
 
@@ -97,7 +100,7 @@ class UNetConfig(ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _one_value_a_level(cls, raw: Any) -> Any:
-        """Spread single numbers over the levels. diffusers' `attention_head_dim` means the *number* of heads."""
+        """Repeat single numbers for all levels. diffusers' `attention_head_dim` is the *number* of heads."""
         raw = dict(raw)
         widths = raw.get("block_out_channels", cls.model_fields["block_out_channels"].default)
         levels = len(widths) if isinstance(widths, list | tuple) else 1
@@ -183,7 +186,7 @@ class UNetConfig(ModelConfig):
 
 
 class VAEConfig(ModelConfig):
-    """`AutoencoderKL`: the defaults are those of Stable Diffusion 1.5."""
+    """Config of `AutoencoderKL`; the defaults are those of Stable Diffusion 1.5."""
 
     in_channels: Channels = 3
     out_channels: Channels = 3
@@ -207,7 +210,7 @@ class VAEConfig(ModelConfig):
 
     @property
     def downscale(self) -> int:
-        """Pixels a latent stands for, along each side."""
+        """Pixels per latent along each side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def write(self) -> dict[str, Any]:
@@ -225,7 +228,7 @@ class VAEConfig(ModelConfig):
 
 
 class IdentityVAEConfig(ModelConfig):
-    """Pixel space: pixels are diffused themselves, or with one channel their grey. diffusers has nothing like it."""
+    """Config of diffusion in pixel space, in RGB or greyscale. diffusers has no counterpart."""
 
     latent_channels: Literal[1, 3] = 3
     scaling_factor: ClassVar[float] = 1.0
@@ -238,15 +241,15 @@ class IdentityVAEConfig(ModelConfig):
 
 
 def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:
-    """What the sides of pictures are multiples of: pixels a latent; in pixel space, what the U-Net halves evenly."""
+    """The multiple that image sides must be of: pixels per latent, in pixel space the U-Net's downsampling factor."""
     return unet.downscale if isinstance(vae, IdentityVAEConfig) else vae.downscale
 
 
 class CLIPTextConfig(ModelConfig):
-    """A CLIP text encoder, in the words of transformers: its defaults too, for what a file leaves out.
+    """Config of a CLIP text encoder, with transformers' keys and defaults.
 
-    `architectures` says whether there is a projection of the pooled state. The numbers of tokens do not shape anything
-    but `eos_token_id`, where the state is pooled.
+    architectures: states whether the pooled state is projected. eos_token_id: the token at which the state is pooled;
+    the other token ids have no effect.
     """
 
     architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"]] = ("CLIPTextModel",)
@@ -274,7 +277,7 @@ class CLIPTextConfig(ModelConfig):
         return self.architectures == ("CLIPTextModelWithProjection",)
 
     def write(self) -> dict[str, Any]:
-        """The dictionary that transformers reads back."""
+        """The dictionary in transformers' format."""
         return {"model_type": "clip_text_model", **self.model_dump(mode="json")}
 
     @classmethod
@@ -283,12 +286,12 @@ class CLIPTextConfig(ModelConfig):
 
 
 class GenerationConfig(ModelConfig):
-    """`generation_config.json`, a name of transformers': what a model is drawn with where a call does not say."""
+    """`generation_config.json`, as in transformers: a model's default sampling settings."""
 
     num_inference_steps: PositiveInt = 25
     guidance_scale: float = 5.0
     sampler: str = "ddim"
 
     def with_given(self, **given: Any) -> Self:
-        """These settings with those that are given, which are not None, in their place."""
+        """A copy in which the given settings that are not None replace the defaults."""
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})

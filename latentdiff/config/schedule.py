@@ -1,4 +1,4 @@
-"""The noise schedule, in the keys of diffusers' `scheduler_config.json`, for the classes that SD 1, 2 and XL name."""
+"""Config of the noise schedule: diffusers' `scheduler_config.json`, for the scheduler classes of SD 1, 2 and XL."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +16,7 @@ Positive = Annotated[float, Field(gt=0, lt=1e4, allow_inf_nan=False)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
-# What a class of diffusers takes for keys that a file leaves out, and the sampler that computes what it does.
+# Defaults of diffusers' classes for missing keys, and our equivalent sampler.
 NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "steps_offset": 0}
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIMScheduler": ("ddim", {"clip_sample": True, "set_alpha_to_one": True, "timestep_spacing": "leading"}),
@@ -38,7 +38,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     FLOW: ("euler", {"timestep_spacing": "trailing", "prediction_type": "flow"}),
 }
-# Their levels are read, their way of sampling is not computed here: a sampler must be chosen.
+# Classes whose noise levels are read, but whose sampler is not implemented: the user must choose one.
 LEVELS_ONLY: dict[str, dict[str, Any]] = {
     "KDPM2DiscreteScheduler": {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012},
     "KDPM2AncestralDiscreteScheduler": {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012},
@@ -48,7 +48,7 @@ LEVELS_ONLY: dict[str, dict[str, Any]] = {
     "UniPCMultistepScheduler": {"timestep_spacing": "linspace"},
     "TCDScheduler": CLASSES["LCMScheduler"][1],
 }
-# Keys that change which levels there are or what a prediction means: other values cannot be read at all.
+# Keys that change the noise levels or the meaning of the prediction: other values are rejected.
 ONLY: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
@@ -61,7 +61,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "stochastic_sampling": (False, None),
     "shift_terminal": (None,),
 }
-# Keys of the way of sampling, with the values that our sampler of that class computes.
+# Keys that change the sampler, with the values that our equivalent sampler implements.
 SAMPLED: dict[str, dict[str, tuple[Any, ...]]] = {
     "DDPMScheduler": {"variance_type": ("fixed_small", None)},
     "DPMSolverMultistepScheduler": {
@@ -77,10 +77,10 @@ SAMPLED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 class ScheduleConfig(ModelConfig):
-    """Levels and predictions of a model, and the sampler that its file names; plus `flow` and its `shift`.
+    """Noise levels, prediction type and default sampler of a model; also `flow` and its `shift`.
 
-    sampler: the one for calls that do not choose. unsupported: why the file's own way of sampling cannot be computed,
-    so that a sampler must be chosen.
+    sampler: the default. unsupported: the reason why the sampler in the file is not implemented, in which case the
+    user must choose one.
     """
 
     num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -111,9 +111,9 @@ class ScheduleConfig(ModelConfig):
 
     @classmethod
     def read(cls, raw: dict[str, Any], where: str) -> Self:
-        """Check a diffusers dictionary: every key is honoured, or refused by name.
+        """Validate a diffusers dictionary: every key is used, or rejected by name.
 
-        Raises CheckpointError for a class or a value that this package cannot compute.
+        Raises CheckpointError for an unsupported class or value.
         """
         name = raw.get("_class_name")
         sampler, defaults = cls._class(name, where)
@@ -132,7 +132,7 @@ class ScheduleConfig(ModelConfig):
 
     @classmethod
     def _class(cls, name: Any, where: str) -> tuple[str, dict[str, Any]]:
-        """Its sampler and its defaults; without a name, ours."""
+        """The sampler and the defaults of the class in the file, or ours if it names none."""
         if name is None:
             return "ddim", {}
         if name in CLASSES:
@@ -149,7 +149,7 @@ class ScheduleConfig(ModelConfig):
 
     @property
     def class_name(self) -> str:
-        """The class of diffusers that computes what the sampler does."""
+        """The class of diffusers that is equivalent to the sampler."""
         if self.prediction_type == "flow":
             return FLOW
         names = {sampler: name for name, (sampler, _) in reversed(CLASSES.items())} | {"ddim": "DDIMScheduler"}
@@ -157,7 +157,7 @@ class ScheduleConfig(ModelConfig):
         return names.get(self.sampler, "DDIMScheduler")
 
     def write(self) -> dict[str, Any]:
-        """The dictionary that diffusers reads back. Flow keeps its keys: no U-Net pipeline of diffusers reads them."""
+        """The dictionary in diffusers' format; for flow, with our keys, since no U-Net pipeline of diffusers has it."""
         out = super().write() | {"_class_name": self.class_name}
         del out["sampler"], out["unsupported"]
         if self.timestep_spacing in SIGMA_SPACINGS:
@@ -168,7 +168,7 @@ class ScheduleConfig(ModelConfig):
 
 
 def _unsupported(name: str | None, values: dict[str, Any]) -> str:
-    """Why the class's own way of sampling cannot be computed, or an empty string."""
+    """The reason why the sampler of the file is not implemented, or an empty string."""
     if name in LEVELS_ONLY:
         return f"{name} is not implemented as a sampler"
     for key, supported in SAMPLED.get(name or "", {}).items():

@@ -1,4 +1,4 @@
-"""What a training YAML may say: one model for each task, every default in one place."""
+"""Schema of training configs: one class per task, with all defaults."""
 
 from pathlib import Path
 from string import Formatter
@@ -26,14 +26,14 @@ CLASS_NAME = "{name}"
 
 
 def check_template(template: str) -> str:
-    """Return `template`. Raises InputError unless `{name}` is its only field."""
+    """Return `template`. Raises InputError unless `{name}` is its only placeholder."""
     try:
         fields = {field[1:] for field in Formatter().parse(template) if field[1] is not None}
     except ValueError as error:
         raise InputError(f"caption_template={template!r}: {error}; write {{{{ or }}}} for a literal brace") from error
     if fields != {("name", "", None)}:
         raise InputError(
-            f"caption_template={template!r} must hold {{name}} and no other field; try 'a photo of a {{name}}'"
+            f"caption_template={template!r} must contain {{name}} and no other placeholder; try 'a photo of a {{name}}'"
         )
     return template
 
@@ -48,16 +48,16 @@ def check_colour(colour: str) -> str:
 
 
 class DataConfig(Config):
-    """Captioned pictures to train on, and held-out ones to evaluate on; docs/data.md describes all settings.
+    """Captioned pictures for training and evaluation; docs/data.md describes all settings.
 
     train, held_out: a folder, zip or tar, shards by a pattern (`{000..012}.tar`) or https://, a parquet file, or a
-        Hugging Face dataset (`hf://owner/name`, or one saved to disk). Without `held_out` every 20th picture of `train`
-        is held out, or none of fewer than 20.
+        Hugging Face dataset (`hf://owner/name`, or one saved to disk). Without `held_out`, every 20th picture of
+        `train` is held out if it has at least 20.
     resolution: side of the square in pixels. allow_upscale: the largest factor a picture may be enlarged by.
         max_crop: the largest share of its area that may be cropped.
     keep: for each column named, the values to train on. skip: names of pictures to leave out.
-    caption_template: makes a caption of the `{name}` of a class. prefix: precedes every caption, and is the caption of
-        pictures that have none. tag_dropout: the probability with which each part between commas is dropped.
+    caption_template: turns the `{name}` of a class into a caption. prefix: precedes every caption, and is the caption
+        of pictures without one. tag_dropout: the probability of dropping each comma-separated part of a caption.
     background: the colour behind transparent pictures.
     """
 
@@ -81,13 +81,16 @@ class DataConfig(Config):
 
 
 def data_config(**values: Any) -> DataConfig:
-    """The pictures that options of a command describe. Raises InputError."""
+    """Validate data settings given as command-line options. Raises InputError."""
     config: DataConfig = validate(TypeAdapter(dict[str, DataConfig]), {"data": values}, "pictures")["data"]
     return config
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) or another, with warm-up, then `lr_schedule` to `final_learning_rate`."""
+    """The optimiser, by default AdamW (Loshchilov & Hutter 2019), and its learning rate.
+
+    The learning rate rises linearly for `warmup_steps`, then follows `lr_schedule` to `final_learning_rate`.
+    """
 
     name: Literal["adamw", "adamw_8bit", "prodigy", "muon"] = "adamw"
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -102,10 +105,10 @@ class OptimConfig(Config):
 
 
 class RunConfig(Config):
-    """Where a run keeps its state, and how often it says something.
+    """Output folder, precision, and intervals of logging, evaluation and checkpoints, in optimiser steps.
 
-    `early_stopping`: evaluations without a lower held-out loss after which it ends. `gradient_checkpointing` computes
-    the way forward twice to keep less of it.
+    early_stopping: number of evaluations without a lower held-out loss after which the run ends.
+    gradient_checkpointing: recompute activations in the backward pass, to use less memory.
     """
 
     output: Path
@@ -121,7 +124,7 @@ class RunConfig(Config):
 
 
 class TrainConfig(Config):
-    """What all tasks share."""
+    """Settings that all tasks share."""
 
     task: str
     data: DataConfig
@@ -129,19 +132,19 @@ class TrainConfig(Config):
     run: RunConfig
 
     @model_validator(mode="after")
-    def _only_denoisers_compute_twice(self) -> Self:
+    def _only_denoisers_have_gradient_checkpointing(self) -> Self:
         if self.run.gradient_checkpointing and not isinstance(self, DenoiserConfig):
-            raise ValueError("run.gradient_checkpointing is of U-Nets; leave it out")
+            raise ValueError("run.gradient_checkpointing is for U-Nets only; remove it")
         return self
 
 
 class VAETrainConfig(TrainConfig):
-    """Pixels to latents and back: L1 + gradient difference + KL, and a patch discriminator when weighted.
+    """VAE training. Losses: L1, image gradients, KL divergence, and a patch discriminator if its weight is not 0.
 
-    From scratch, or from the weights in `init`. Without `train_encoder` only the decoder learns: latents, and what
-    was trained on them, stay as they are. With `latent_noise` it decodes latents that are off by noise, as a denoiser's
-    are: by up to so many of the latents' deviations, evenly drawn for each picture. A `gradient_exponent` of
-    about a half makes plain areas plain.
+    init: a VAE folder to start from. train_encoder: if false, only the decoder is trained, so that latents, and
+    denoisers trained on them, remain valid. latent_noise: add Gaussian noise to the latents before decoding; its
+    standard deviation is drawn uniformly per picture, up to this multiple of that of the latents. gradient_exponent:
+    values below 1, such as 0.5, penalise small ripples in uniform areas more.
     """
 
     task: Literal["vae"]
@@ -156,14 +159,14 @@ class VAETrainConfig(TrainConfig):
     latent_noise: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
-    def _a_frozen_encoder_comes_from_somewhere(self) -> Self:
+    def _a_frozen_encoder_needs_init(self) -> Self:
         if not self.train_encoder and self.init is None:
             raise ValueError("train_encoder: false needs init, the folder of a VAE")
         return self
 
 
 class TextTrainConfig(TrainConfig):
-    """A CLIP pair trained contrastively on the captions; the text half is what generation uses."""
+    """Contrastive training of a CLIP text and image encoder; generation uses the text encoder."""
 
     task: Literal["text_encoder"]
     vocab_size: PositiveInt = 8000
@@ -183,9 +186,9 @@ class TextTrainConfig(TrainConfig):
 
 
 class MetricsConfig(Config):
-    """Metrics at each look at a denoiser: `num` held-out captions drawn from fixed seeds, against their pictures.
+    """Metrics at each evaluation: images generated for `num` held-out captions are compared with their pictures.
 
-    `features`, `weights`, `judge` and `names` are those of `latentdiff evaluate`.
+    Image k has seed k. features, weights, judge and names: as in `latentdiff evaluate`.
     """
 
     num: PositiveInt = 64
@@ -196,11 +199,11 @@ class MetricsConfig(Config):
 
 
 class DenoiserConfig(TrainConfig):
-    """A U-Net in the latent space of a frozen VAE, conditioned by a frozen text encoder.
+    """Settings shared by training a denoiser from scratch and by fine-tuning one.
 
-    Timesteps are drawn with a density that grows like t ** (timestep_power - 1): evenly at 1, towards noise above.
-    `noise_offset` is the deviation of a shift of each channel's noise (Guttenberg 2023); errors over `huber_delta`
-    count linearly, all count squared without it.
+    timestep_power: timesteps have a density proportional to t ** (timestep_power - 1); 1 is uniform, larger values
+    prefer noisy timesteps. noise_offset: standard deviation of a constant added to each channel's noise (Guttenberg
+    2023). huber_delta: threshold of the Huber loss; the loss is the squared error if None.
     """
 
     caption_dropout: Probability = 0.1
@@ -215,9 +218,9 @@ class DenoiserConfig(TrainConfig):
 
 
 class UNetTrainConfig(DenoiserConfig):
-    """A U-Net from scratch, or from the weights in `init`; the text encoder along with it, if asked.
+    """Train a U-Net from scratch or from the weights in `init`, and optionally the text encoder with it.
 
-    `vae`: the folder of a VAE, or null for pixel space: RGB with three channels, grey with one.
+    vae: the folder of a VAE, or null for pixel space: RGB with three channels, greyscale with one.
     """
 
     task: Literal["unet"]
@@ -239,10 +242,10 @@ class UNetTrainConfig(DenoiserConfig):
 
 
 class PriorConfig(Config):
-    """Prior preservation (Ruiz et al. 2023, sec. 3.2): pictures of the class that must not be forgotten.
+    """Prior preservation (Ruiz et al. 2023, sec. 3.2): class images keep the model from forgetting the class.
 
-    `images` are drawn by the base model from `prompt` into `folder` when they are missing there; their loss counts
-    `weight` times. Pictures of both kinds come equally often.
+    images: how many the base model generates from `prompt`, into `folder`, unless they exist. weight: factor of their
+    loss. Class images and training pictures are used equally often.
     """
 
     prompt: str
@@ -262,11 +265,11 @@ class BaseOptions(Config):
 
 
 class FineTuneConfig(DenoiserConfig):
-    """A model that exists, taught more.
+    """Fine-tuning of an existing model.
 
-    `lora` and `dora` train low-rank pairs beside the U-Net's layers, and the text encoder's with `text_encoder`;
-    `full` the U-Net itself; `textual_inversion` only `vectors` new rows for the word `data.prefix`, which begin as
-    `init_word`. `base`: a model folder, file or hub id; the bundled model if not given.
+    base: a model folder, file or hub id; the bundled model if None. method: `lora` and `dora` train low-rank pairs
+    for the U-Net's layers, and with `text_encoder` for those of the text encoder; `full` trains the U-Net;
+    `textual_inversion` trains `vectors` embeddings of the new word `data.prefix`, initialised with `init_word`.
     """
 
     task: Literal["finetune"]
@@ -280,11 +283,11 @@ class FineTuneConfig(DenoiserConfig):
     vectors: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _nothing_is_asked_in_vain(self) -> Self:
+    def _settings_apply_to_the_method(self) -> Self:
         if self.text_encoder and self.method not in ("lora", "dora"):
-            raise ValueError(f"text_encoder: true is of the methods lora and dora, not {self.method}; leave it out")
+            raise ValueError(f"text_encoder: true applies to lora and dora, not to {self.method}; remove it")
         if self.prior and self.method == "textual_inversion":
-            raise ValueError("prior is of methods that change the model, and textual_inversion does not; leave it out")
+            raise ValueError("prior does not apply to textual_inversion, which leaves the model unchanged; remove it")
         return self
 
 

@@ -28,8 +28,8 @@ def _unknown(name: str) -> int:
 class Container:
     """A set of files. `read(name)` returns the bytes of one.
 
-    source: the path or address it was opened from. names: sorted relative paths with `/`. size(name): bytes of a
-    file, 0 if unknown. garbled: names with letters whose encoding the archive does not state.
+    source: the path or URL it was opened from. names: sorted relative paths with `/`. size(name): bytes of a
+    file, 0 if unknown. garbled: names with non-ASCII letters whose encoding the archive does not state.
     """
 
     source: str
@@ -72,7 +72,7 @@ def open_container(path: Path, source: str = "") -> Container:
 
 
 def open_folder_of_archives(folder: Container) -> Container:
-    """A folder whose pictures are in `.zip` or `.tar` files: these joined, together with its other files."""
+    """A folder whose pictures are in `.zip` or `.tar` files: the joined archives and the other files of the folder."""
     loose = tuple(name for name in folder.names if not name.lower().endswith(ARCHIVES))
     archives = [name for name in folder.names if name not in set(loose)]
     joined = join([open_container(Path(folder.source) / name) for name in archives], folder.source)
@@ -88,9 +88,9 @@ def open_folder_of_archives(folder: Container) -> Container:
 
 
 def join(containers: list[Container], root: str | None = None) -> Container:
-    """Containers as one: `cat.png` in `000.tar` becomes `000.tar/cat.png`.
+    """Combine containers: `cat.png` in `000.tar` becomes `000.tar/cat.png`.
 
-    root: what their sources have in common, found from them if not given. Raises InputError for a container without
+    root: the common prefix of their sources, computed if not given. Raises InputError for a container without
     pictures and for one that is given twice.
     """
     if root is None:
@@ -138,7 +138,7 @@ def _folder(root: Path) -> Container:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raise the system's errors as InputError."""
+    """Convert OSError to InputError."""
     try:
         yield
     except OSError as error:
@@ -146,7 +146,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Names of the files in a folder and its subfolders. Links are followed, except to a folder that holds them."""
+    """Names of the files in a folder and its subfolders. Symbolic links are followed, except to a parent folder."""
     try:
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
@@ -174,7 +174,7 @@ def _zip(path: Path, source: str) -> Container:
 
 
 def _tar(path: Path, source: str) -> Container:
-    """Members are read at their offset, so that no process goes through the archive again."""
+    """Members are read at their offsets, so that worker processes need not scan the archive again."""
     garbled: set[str] = set()
     with tarfile.open(path, "r:") as archive:
         files = (member for member in archive if member.isfile())
@@ -220,7 +220,7 @@ def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str
 
 
 def _is_inside_and_visible(name: str) -> bool:
-    """False for absolute paths, `..`, and what macOS and version control leave behind."""
+    """False for absolute paths, `..`, and hidden files of macOS and version control."""
     parts = PurePosixPath(name).parts
     return not name.startswith("/") and not any(p == "__MACOSX" or p.startswith(".") for p in parts)
 

@@ -1,4 +1,4 @@
-"""The rows of each batch: a pure function of the seed and the step, so that any step can be the first."""
+"""Batch sampler: the rows of a step are a pure function of the seed and the step, so training can start at any step."""
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -13,13 +13,13 @@ from latentdiff.data.bucket_stream import BucketStream
 class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """Endless micro-batches of (row, draw) for one of `world` processes, from optimiser step `start` on.
 
-    Step s takes draws [s * G, (s + 1) * G), where G = batch_size * accumulation * world. The same G draws the same
-    rows, however it is split. A step draws chunks of rows of one bucket, in proportion to the rows of each bucket, and
-    min(G, pictures) distinct pictures. A micro-batch holds rows of one bucket: where a chunk is smaller than
+    Step s takes draws [s * G, (s + 1) * G), where G = batch_size * accumulation * world. For equal G the rows are
+    equal, however a step is split. A step draws chunks of rows from one bucket each, in proportion to the rows of each
+    bucket, with min(G, pictures) distinct pictures. A micro-batch holds rows of one bucket: if chunks are smaller than
     `batch_size`, the step has more and smaller micro-batches.
 
-    buckets, pictures: of each row; without `pictures` each row is a picture of its own.
-    Attributes: `micro_batch`, its size; `passes`, the micro-batches of a step in each process.
+    buckets, pictures: one per row; without `pictures`, each row is a different picture.
+    micro_batch: rows per micro-batch. passes: micro-batches per step in each process.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             drawn = [before + times for before, times in zip(drawn, chunks, strict=True)]
 
     def _chunks_of_step(self, step: int, drawn: Sequence[int]) -> list[int]:
-        """How many chunks each bucket gives: its share rounded down, and one more for those furthest behind theirs."""
+        """Chunks per bucket: its share rounded down, plus one for the buckets that are furthest behind their share."""
         total, chunks = sum(self.shares), self.batch // self.chunk
         given = [chunks * share // total for share in self.shares]
         behind = {
@@ -75,7 +75,7 @@ class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         return given
 
     def _micro_batches(self, items: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        """This process's, of all that the processes take in turns."""
+        """The micro-batches of this process; processes take them in turn."""
         for k in range(self.passes):
             begin = (k * self.world + self.rank) * self.micro_batch
             yield items[begin : begin + self.micro_batch]

@@ -1,7 +1,7 @@
 """Join small buckets, and choose how many pictures of one bucket a step draws together.
 
-A step draws `chunk` pictures from one bucket, then `chunk` from the same or another one. All of this follows from the
-global batch and the pictures alone, so that every split of a batch over processes and micro-batches trains the same.
+A step draws `chunk` pictures from one bucket, then `chunk` from the same or another one. All of this depends only on
+the global batch and the pictures, so that every split over processes and micro-batches gives the same training.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ Bucket = TypeVar("Bucket", bound=Hashable)
 
 @dataclass(frozen=True)
 class Counts:
-    """A bucket's pictures, and its rows: those of a picture that an epoch shows ten times are ten."""
+    """Numbers of pictures and rows of a bucket; a picture with ten repeats per epoch has ten rows."""
 
     pictures: int = 0
     rows: int = 0
@@ -35,7 +35,7 @@ def chunk_size(buckets: dict[Bucket, Counts], batch: int) -> int:
 
 
 def join_buckets(sizes: Sequence[Size], repeats: Sequence[int], fitting: Fitting, batch: int) -> dict[Size, Size]:
-    """The bucket for each size of picture: its own, or a neighbour's where too few pictures share its own.
+    """The bucket for each picture size: its own, or a neighbour's if its own has too few pictures.
 
     sizes: of the pictures. repeats: how often an epoch shows each. batch: pictures in a step, over all processes.
     """
@@ -73,7 +73,7 @@ def _cheapest(size: Size, buckets: Sequence[Size], fitting: Fitting) -> Size:
 
 
 def _too_small(buckets: dict[Bucket, Counts], chunk: int, batch: int) -> list[Bucket]:
-    """Buckets from which a step would draw a picture twice, or, from a folder below the batch, leave one out.
+    """Buckets from which a step would draw a picture twice, or would omit one of a folder smaller than the batch.
 
     A step draws a bucket's share of its chunks, rounded down or up.
     """

@@ -1,4 +1,4 @@
-"""An endless random order of the rows of one bucket in which a picture returns as late as required."""
+"""An endless random order of the rows of one bucket, with a minimum distance between repeats of a picture."""
 
 import math
 from bisect import bisect_right
@@ -10,12 +10,12 @@ import numpy as np
 
 
 class BucketStream:
-    """Row of each draw, a pure function of the seed: any draw can be the first.
+    """The row of each draw, as a pure function of the seed and the draw.
 
-    Draws come in rounds. A round shows every picture with the most rows once, and one with half as many rows in every
-    other round. Two appearances of a picture are at least `window` draws apart if the pictures have equally many rows.
+    Draws are grouped in rounds. A picture with the most rows appears once in every round, one with half as many rows in
+    every other round. If all pictures have equally many rows, repeats of one are at least `window` draws apart.
 
-    rows: of the bucket. pictures: the picture of each row. key: seeds the order. window: at most all pictures.
+    rows: the rows of the bucket. pictures: the picture of each row. key: seed. window: at most the number of pictures.
     """
 
     def __init__(self, rows: Sequence[int], pictures: Sequence[Hashable], key: tuple[int, ...], window: int) -> None:
@@ -42,12 +42,12 @@ class BucketStream:
         return self.rows[picture][(lap * self.repeats[picture] + before) % len(self.rows[picture])]
 
     def _members(self, k: int) -> np.ndarray:
-        """Pictures of round k of a lap: as many rounds as they have repeats, spread evenly."""
+        """The pictures of round k of a lap; a picture with n repeats appears in n rounds, evenly spaced."""
         before, after = (((k + j) * self.repeats + self.phases) // self.rounds for j in (0, 1))
         return np.flatnonzero(after > before)
 
     def _order(self, k: int) -> np.ndarray:
-        """Pictures of round k in the order of their draws. The last two orders are kept."""
+        """The pictures of round k in the order of their draws. The last two orders are cached."""
         if k not in self._orders:
             self._orders[k] = self._late_returns(k) if self.shuffles_all else self._shuffled_blocks(k)
             while len(self._orders) > 2:
@@ -58,7 +58,7 @@ class BucketStream:
         return np.random.default_rng((*self.key, k)).permutation(self._members(k % self.rounds))
 
     def _late_returns(self, k: int) -> np.ndarray:
-        """A new permutation, in which the last `window` pictures of the round before come just ahead of its own last.
+        """A new permutation, whose last pictures are preceded by the last `window` of the previous round.
 
         The last `window` stay as they were drawn, so that a round depends only on the permutation before it.
         """
@@ -71,7 +71,7 @@ class BucketStream:
         return np.concatenate([head[~np.isin(head, recent)], returning, tail])
 
     def _shuffled_blocks(self, k: int) -> np.ndarray:
-        """One permutation for all rounds, reshuffled within blocks so short that a picture stays near its place."""
+        """One permutation for all rounds, reshuffled within blocks so short that a picture stays near its position."""
         base = np.random.default_rng(self.key).permutation(len(self.rows))
         order = base[np.isin(base, self._members(k % self.rounds))]
         rng, length = np.random.default_rng((*self.key, k)), len(self.rows) - self.window + 1

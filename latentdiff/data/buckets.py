@@ -19,7 +19,7 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a picture: scaled to cover `size`, placed from 0 (left, top) to 1 (right, bottom), maybe mirrored.
+    """A crop of a picture that is scaled to cover `size`, with its position from 0 (left, top) to 1 (right, bottom).
 
     background: the colour behind transparent pictures.
     """
@@ -32,7 +32,7 @@ class View:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How pictures are fitted to the sizes that a model is trained at, whose sides are multiples of `multiple`."""
+    """Settings that determine the buckets, whose sides are multiples of `multiple`, and how pictures are fitted."""
 
     resolution: int
     multiple: int = 8
@@ -54,7 +54,7 @@ class Fitting:
     def sizes(self) -> list[Size]:
         """The square and, with buckets, a size for each of RATIOS and its inverse.
 
-        Their sides are multiples of 64 from 512 pixels on, of an eighth of the square's side below.
+        Their sides are multiples of 64 for squares of 512 pixels or more, else of an eighth of the square's side.
         """
         square = (self.resolution, self.resolution)
         if not self.buckets:
@@ -64,7 +64,7 @@ class Fitting:
         return [*((h, w) for w, h in reversed(wide)), square, *wide]
 
     def bucket(self, size: Size) -> Size:
-        """The size of the lowest cost to a picture."""
+        """The bucket with the lowest cost for a picture of this size."""
         return _bucket(self, size)
 
     def cost(self, size: Size, bucket: Size) -> float:
@@ -72,7 +72,7 @@ class Fitting:
         return lost_area(size, bucket) + max(0.0, enlargement(size, bucket) - self.allow_upscale)
 
     def problem(self, size: Size) -> tuple[str, str] | None:
-        """What is wrong with a picture of this size: the kind of error, and its numbers."""
+        """The kind of error that a picture of this size causes, and its details; None if it is usable."""
         bucket = self.bucket(size)
         if enlargement(size, bucket) > self.allow_upscale:
             return "too small", f"{size[0]}x{size[1]} would be enlarged to {bucket[0]}x{bucket[1]}"
@@ -111,12 +111,12 @@ def lost_area(size: Size, bucket: Size) -> float:
 
 
 def enlargement(size: Size, bucket: Size) -> float:
-    """The factor that a picture is scaled by to cover the bucket."""
+    """The factor by which a picture is scaled to cover the bucket."""
     return max(bucket[0] / size[0], bucket[1] / size[1])
 
 
 def views(size: Size, bucket: Size, config: DataConfig, seed: str) -> list[View]:
-    """The crops of one picture: the centre, or a few places drawn from `seed`; with flips, the mirrored ones follow."""
+    """The crops of one picture: the centre, or random positions from `seed`; with flips, followed by their mirrors."""
     places = [(0.5, 0.5)]
     if config.crop == "random" and lost_area(size, bucket) > 0:
         rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The caption that a picture has in one draw."""
+"""Choose and modify the caption of a picture for one draw."""
 
 import random
 import re
@@ -10,14 +10,14 @@ COMMA = re.compile("(, |，)")
 
 
 def prefixed(caption: str, prefix: str) -> str:
-    """A caption after `prefix`, or the one of them that is not empty."""
+    """`prefix, caption`, or the one of them that is not empty."""
     return ", ".join(part for part in (prefix, caption) if part)
 
 
 def choose_caption(row: Row, config: DataConfig, rng: random.Random) -> str:
-    """One of the row's captions, with its comma-separated parts shuffled and dropped as `config` says.
+    """One of the row's captions, with its comma-separated parts shuffled and dropped according to `config`.
 
-    The first part stays first. Parts of `config.prefix` are never dropped, and neither are all parts of a caption.
+    The first part stays first. Parts of `config.prefix` are never dropped, and at least one part remains.
     """
     caption = rng.choice(row.captions)
     if not (config.shuffle_captions or config.tag_dropout):

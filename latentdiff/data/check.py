@@ -1,4 +1,4 @@
-"""Check a set of pictures before any weight is read: decode each one, and read every caption."""
+"""Check a dataset before any weights are loaded: decode every picture and measure every caption."""
 
 import hashlib
 import shlex
@@ -29,7 +29,7 @@ SMALL_BUCKET = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about the file `name`. `kind` is one of ERRORS, or else a warning."""
+    """An error or warning about the file `name`; it is an error if `kind` is one of ERRORS."""
 
     kind: str
     where: str
@@ -38,11 +38,11 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a set of pictures holds, and what is wrong with it.
+class DataCheck:
+    """Contents of a dataset, and the problems found in it.
 
-    sizes, buckets: how many pictures have a size and will be trained at a size, most first. examples: a few captions.
-    enlarged: how many pictures are enlarged, by a factor of up to `largest_enlargement`.
+    sizes, buckets: number of pictures per original size and per training size, most frequent first. examples: a few
+    captions. enlarged: number of pictures that are enlarged, by up to `largest_enlargement`.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def warnings(self) -> str:
-        """How many warnings of each kind there are, in words; empty if there are none."""
+        """The number of warnings of each kind as text; empty if there are none."""
         kinds = Counter(finding.kind for finding in self.findings if finding.kind not in ERRORS)
         return ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
 
@@ -70,7 +70,7 @@ class Report:
         return {**asdict(self), "errors": len(self.errors)}
 
     def summary(self) -> str:
-        """A summary below up to five findings of each kind, each on one line."""
+        """Up to five findings of each kind, each on one line, followed by a summary."""
         lines = list(self._examples())
         lines.append(f"{self.path}: {self.pictures} pictures with {self.captions} captions, from {self.layout}")
         lines.append(f"sizes: {_list(self.sizes)}")
@@ -89,7 +89,7 @@ class Report:
 
 
 class _Look(NamedTuple):
-    """The size and hash of a picture, or what is wrong with it."""
+    """The size and hash of a picture, or the problem with it."""
 
     size: Size | None
     digest: bytes
@@ -102,11 +102,11 @@ def check(
     lost_words: Callable[[str], str],
     caption_template: str = CLASS_NAME,
     prefix: str = "",
-) -> Report:
-    """Decode every picture of a source, as `DataConfig.train` names it, in parallel, and measure every caption.
+) -> DataCheck:
+    """Decode every picture of a source in parallel, and measure every caption. Nothing is changed.
 
-    fitting: the sizes to train at. lost_words(caption): what exceeds the token limit. prefix: precedes each caption.
-    Raises InputError if the source itself cannot be read. Nothing is changed.
+    source: as in `DataConfig.train`. fitting: the training sizes. lost_words(caption): the words beyond the token
+    limit. prefix: precedes each caption. Raises InputError if the source cannot be read.
     """
     layout = read_layout(open_source(source), caption_template)
     looks = list(tqdm(threaded_map(_look, layout.rows), total=len(layout.rows), desc="checking", disable=None))
@@ -115,7 +115,7 @@ def check(
     buckets = [fitting.bucket(size) for size in good]
     findings += _small_buckets(str(source), buckets)
     factors = [factor for pair in zip(good, buckets, strict=True) if (factor := enlargement(*pair)) > 1]
-    return Report(
+    return DataCheck(
         path=str(source),
         layout=layout.kind,
         pictures=len(layout.rows),
@@ -187,7 +187,7 @@ def _cut(detail: str) -> str:
 
 
 def check_command(source: str | Path, **options: object) -> str:
-    """The command that prints the same report: `latentdiff data check` with the options that are not None."""
+    """The `latentdiff data check` command that prints the same result, with the options that are not None."""
     words = ["latentdiff", "data", "check", str(source)]
     for name, value in options.items():
         if value is not None:
@@ -196,22 +196,22 @@ def check_command(source: str | Path, **options: object) -> str:
 
 
 def unusable(
-    report: Report, captioned: bool, known: Collection[str], skip_bad: bool, command: str | None = None
+    checked: DataCheck, captioned: bool, known: Collection[str], skip_bad: bool, command: str | None = None
 ) -> tuple[str, ...]:
-    """Names of the pictures to leave out: those `known` to be bad and those with errors.
+    """Names of the pictures to skip: those in `known` and those with errors.
 
-    captioned: pictures without a caption will have one, or need none. command: prints the report, for messages.
-    Raises InputError if there are new ones and `skip_bad` is not set, and if none is left.
+    captioned: a missing caption is no error. command: prints the result of the check, for messages.
+    Raises InputError if there are new errors and `skip_bad` is not set, and if no picture remains.
     """
-    command = command or check_command(report.path)
-    errors = {e.name: e for e in report.errors if not (captioned and e.kind == "no caption")}
+    command = command or check_command(checked.path)
+    errors = {e.name: e for e in checked.errors if not (captioned and e.kind == "no caption")}
     new = [error for name, error in errors.items() if name not in known]
     if new and not skip_bad:
         raise InputError(
-            f"{len(new)} of {report.pictures} pictures cannot be used, first {new[0].where}: {new[0].kind}; "
+            f"{len(new)} of {checked.pictures} pictures cannot be used, first {new[0].where}: {new[0].kind}; "
             f"see {command}, repair them or pass --skip-bad"
         )
     bad = tuple(sorted({*errors, *known}))
-    if len(bad) == report.pictures:
-        raise InputError(f"no picture of {report.path} can be used; see {command}")
+    if len(bad) == checked.pictures:
+        raise InputError(f"no picture of {checked.path} can be used; see {command}")
     return bad

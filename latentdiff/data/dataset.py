@@ -1,4 +1,4 @@
-"""Read captioned pictures for training: rows, and their pixels."""
+"""Datasets of pictures with captions: which rows to train on, and their pixels."""
 
 import random
 import shlex
@@ -20,7 +20,7 @@ HELD_OUT_EVERY = 20
 
 
 def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
-    """The rows of a source that `config` selects; a picture that an epoch shows ten times is ten rows.
+    """The rows of a source that `config` selects; a picture with ten repeats per epoch gives ten rows.
 
     Raises InputError if there are none, and for a picture without a caption.
     """
@@ -41,7 +41,7 @@ def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
 
 
 def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | Path) -> list[Row]:
-    """Rows whose columns have one of the values to keep, compared as text. Raises InputError for unknown columns."""
+    """Rows whose columns have one of the values in `keep`, compared as text. Raises InputError for unknown columns."""
     for column in keep:
         if rows and not any(column in row.columns for row in rows):
             columns = {name for row in rows for name in row.columns}
@@ -50,10 +50,10 @@ def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | P
 
 
 def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:
-    """The rows to train on and the held-out rows, as `DataConfig` describes.
+    """The training rows and the held-out rows, as `DataConfig` describes.
 
-    Without `data.held_out` every 20th picture is held out, or none of fewer than 20; with `measure` fewer than 20
-    raise InputError.
+    Without `data.held_out`, every 20th picture is held out. Fewer than 20 pictures give no held-out rows, or raise
+    InputError if `measure` is set.
     """
     train = read_rows(config.train, config)
     if config.held_out is not None:

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, and those saved by its `datasets` package."""
+"""Datasets from the Hugging Face hub, and datasets saved with `save_to_disk`."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Encode pictures once: the mean and standard deviation that the VAE predicts for each crop of each picture."""
+"""Encode every crop of every picture once, and cache the mean and standard deviation that the VAE predicts."""
 
 import hashlib
 import random
@@ -83,10 +83,10 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
 def encode_rows(
     vae: VAE, rows: Sequence[Row], config: DataConfig, cache: Path, multiple: int | None = None, batch: int = 1
 ) -> list[Encoded]:
-    """Encode every row's crops into the folder `cache`, except those that it holds from this VAE and these bytes.
+    """Encode the crops of all rows into the folder `cache`, unless it already holds them for this VAE and these bytes.
 
-    multiple: of which the sides of buckets are multiples; the VAE's factor if not given. batch: pictures in a training
-    step, for which small buckets are joined.
+    multiple: bucket sides are multiples of it; the VAE's factor if not given. batch: pictures per training step, for
+    which small buckets are joined.
     """
     fitting = Fitting.of(config, multiple or vae.config.downscale)
     pictures = {row.picture: row for row in rows}
@@ -121,14 +121,14 @@ def _crop(image: Image.Image, view: View) -> Tensor:
 
 
 def _survey(row: Row) -> tuple[str, Size]:
-    """The hash and the size of a picture."""
+    """The hash of a picture's bytes, and its size."""
     with FILES.reserve(row.container.size(row.name)):
         data = row.read()
         return hashlib.sha256(data).hexdigest(), measure(data, row.where)
 
 
 def _encode(vae: VAE, missing: list[Crop], shards: LatentShards) -> None:
-    """Encode crops, ordered by size, while others are decoded. An interruption loses what no shard holds yet."""
+    """Encode crops, ordered by size, while others are decoded. An interruption loses at most one shard."""
     device = next(vae.parameters()).device
     missing = sorted(missing, key=lambda crop: crop.view.size)
     loaded = threaded_map(lambda crop: load_view(crop.row, crop.view), missing)
@@ -160,7 +160,7 @@ def _key(digest: str, view: View) -> str:
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of weights and their names, whatever device they are on."""
+    """A hash of weights and their names, independent of the device."""
     digest = hashlib.sha256()
     for name, value in tensors:
         digest.update(f"{name} {value.dtype}".encode())

@@ -1,4 +1,4 @@
-"""Latents on disk: a folder of shards that grows while pictures are encoded, and is mapped into memory to be read."""
+"""Latents on disk: a folder of shards, written while pictures are encoded and memory-mapped for reading."""
 
 import json
 import re
@@ -25,9 +25,9 @@ SHARD_SECONDS = 300.0  # of work that an interruption may lose
 class LatentShards:
     """float16 latents by key. A shard is a safetensors file with latents of one shape, `[N, C, h, w]`, and N keys.
 
-    A shard is complete when the manifest lists it, so that an interrupted run continues after its last shard. In
-    memory are the keys, and of the latents at most one shard that has not been written. Opening a folder drops the
-    shards of another model and those that are damaged.
+    A shard is complete when the manifest lists it, so that an interrupted run continues after its last shard. Only the
+    keys and at most one unwritten shard are in memory. Opening a folder deletes shards of another model and damaged
+    ones.
 
     folder: created with the first shard. model: identifies the encoder.
     """
@@ -60,7 +60,7 @@ class LatentShards:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last shard."""
+        """Write the latents added since the last shard."""
         if not self._pending:
             return
         name = f"{1 + max((int(Path(file).stem) for file in self.files), default=-1):05}.safetensors"

@@ -96,7 +96,7 @@ def _restored(model: nn.Module, layers: Collection[str]) -> set[str]:
     return found
 
 
-def report(model: nn.Module) -> Iterator[str]:
+def describe_layers(model: nn.Module) -> Iterator[str]:
     """One line per kind of layer that has a fast class: how many were replaced, and why others were not."""
     for plain, fast in REGISTRY.items():
         modules = list(model.modules())

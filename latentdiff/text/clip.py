@@ -1,7 +1,7 @@
-"""CLIP's text encoder (Radford et al. 2021, sec. 2.4): a causal transformer, read at the end of the text.
+"""CLIP's text encoder (Radford et al. 2021, sec. 2.4): a causal transformer, pooled at the end token.
 
-Attribute names are the keys of transformers' `CLIPTextModelWithProjection`, and without the projection those that its
-`CLIPTextModel` had before version 5.
+Attribute names are the keys of transformers' `CLIPTextModelWithProjection`; without the projection, those that
+`CLIPTextModel` had before transformers 5.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ OLD_EOS = 2  # what the configs of OpenAI's models say, whose end token is anoth
 
 @dataclass(frozen=True)
 class CLIPTextOutput:
-    """What the encoder gives for ids [B, S].
+    """Output of the encoder for ids [B, S].
 
-    `last_hidden_state` [B, S, D] is normed; `hidden_states`, what went into the first layer and came out of each, are
-    not. `pooler_output` [B, D] is the last state at the end token, `text_embeds` [B, P] its projection if there is one.
+    last_hidden_state: [B, S, D], after the final LayerNorm. hidden_states: the input of the first layer and the output
+    of each layer, before that norm. pooler_output: [B, D], the last state at the end token. text_embeds: [B, P], its
+    projection, if the model has one.
     """
 
     last_hidden_state: Tensor
@@ -31,9 +32,10 @@ class CLIPTextOutput:
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """A row for each token plus a row for each position; zeros until they are read from a file.
+    """Sum of token and position embeddings, initialised with zeros.
 
-    To draw them as `nn.Embedding` does has torch import its compiler, a second, where the model is built on "meta".
+    The random initialisation of `nn.Embedding` would import torch's compiler, which takes a second, when the model is
+    built on the meta device.
     """
 
     def __init__(self, config: CLIPTextConfig) -> None:
@@ -48,7 +50,7 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPAttention(nn.Module):
-    """Multi-head attention of each token to itself and those before it. [B, S, D] -> [B, S, D]."""
+    """Causal multi-head self-attention. [B, S, D] -> [B, S, D]."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
-    """Two linear layers around GELU, or around OpenAI's x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2)."""
+    """Linear, GELU or OpenAI's approximation x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2), linear."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and a shortcut."""
+    """Attention and feed-forward, each with a preceding LayerNorm and a residual connection."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class CLIPEncoderLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    """The layers, one after the other."""
+    """The sequence of layers."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class CLIPEncoder(nn.Module):
 
 
 class CLIPTextTransformer(nn.Module):
-    """Ids [B, S] to the states between its layers, and the last one normed."""
+    """Ids [B, S] to the hidden states of all layers, and the last one after the final LayerNorm."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """The encoder of Stable Diffusion 1 and 2, and with a projection the second one of SDXL."""
+    """The text encoder of Stable Diffusion 1 and 2; with a projection, the second text encoder of SDXL."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -142,15 +144,15 @@ class CLIPTextModel(nn.Module):
         return CLIPTextOutput(last, states, pooled, embeds)
 
     def _ends(self, input_ids: Tensor) -> Tensor:
-        """Where each text ends: [B]. The first end token counts, since the padding may be of the same."""
+        """Index of the first end token of each text: [B]. Padding may use the same token."""
         eos = self.config.eos_token_id
         return (input_ids if eos == OLD_EOS else (input_ids == eos).int()).argmax(-1)
 
 
 def current_key(key: str) -> str | None:
-    """The name here of a tensor in a file, None for one that is not needed.
+    """Our name of a tensor in a file, or None for one that is not needed.
 
-    transformers 5 leaves out `text_model.` where there is no projection; files of 2022 hold the numbers of the places.
+    transformers 5 omits `text_model.` in models without a projection; files from 2022 contain the position ids.
     """
     if key.endswith("embeddings.position_ids"):
         return None

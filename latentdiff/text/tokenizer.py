@@ -1,6 +1,6 @@
-"""CLIP's tokens: byte pairs (Sennrich et al. 2016) of lowercased text, between a start and an end token.
+"""CLIP's tokenizer: byte-pair encoding (Sennrich et al. 2016) of lowercased text, between a start and an end token.
 
-What transformers' `CLIPTokenizer` computes, from the same files.
+It reads the files of transformers' `CLIPTokenizer` and gives the same ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ AGAIN = "download or save the model again"
 
 
 class CLIPTokenizer:
-    """Text to ids and back. `special` names the four special tokens, `added` those that no merge makes."""
+    """Converts text to ids and back. special: the four special tokens by role. added: tokens outside the merges."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class CLIPTokenizer:
         return self._backend.get_vocab_size()
 
     def _learnt_words(self) -> dict[int, int]:
-        """Added tokens `cat`, `cat_1`, … with consecutive ids, which a saved model has for one learnt word."""
+        """First id and number of ids of each learned word that a saved model stores as tokens `cat`, `cat_1`, …"""
         names = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         found = {}
         for first, name in names.items():
@@ -69,11 +69,11 @@ class CLIPTokenizer:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id, which is more than `len(self) - 1` where ids are missing."""
+        """The largest token id; it exceeds `len(self) - 1` if ids are missing."""
         return max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids [B, S] with both ends, padded and cut to the model's length."""
+        """Ids [B, S] with start and end tokens, padded and truncated to the model's length."""
         length, rows = self.model_max_length, []
         for text in texts:
             row = [self.bos_token_id, *self.encode(text)[: length - 2], self.eos_token_id]
@@ -81,11 +81,11 @@ class CLIPTokenizer:
         return torch.tensor(rows)
 
     def encode(self, text: str) -> list[int]:
-        """All ids of a text, without its ends."""
+        """All ids of a text, without start and end tokens."""
         return [i for ids in self.encode_words(text) for i in ids]
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """The ids of `encode`, with those of a learned word of several vectors in one list, each other id alone."""
+        """The ids of `encode` as lists: one list per learned word with several vectors, and one per other id."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return [list(range(i, i + self._vectors.get(i, 1))) for i in ids]
 
@@ -96,7 +96,7 @@ class CLIPTokenizer:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, lowercased; a learnt word of several ids is written once."""
+        """The text of ids, lowercased; a learned word of several ids is written once."""
         first = {k: i for i, vectors in self._vectors.items() for k in range(i, i + vectors)}
         words = [first.get(k, k) for k in ids]
         kept = [word for n, word in enumerate(words) if ids[n] == word or n == 0 or words[n - 1] != word]
@@ -104,11 +104,11 @@ class CLIPTokenizer:
         return text.replace(WORD_END, " ").strip()
 
     def knows(self, word: str) -> bool:
-        """Whether there is a token of this name, or for this word."""
+        """Whether this is the name of a token, or a word that is a single token."""
         return any(self._backend.token_to_id(name) is not None for name in (word, word + WORD_END))
 
     def add_word(self, word: str, vectors: int) -> None:
-        """Give a learnt word `vectors` tokens in a row, numbered from `len(self)` on; it is not found inside words."""
+        """Add a learned word of `vectors` tokens with ids from `len(self)` on; it is not matched inside other words."""
         first = len(self)
         alone = word[0].isalnum() or word[-1].isalnum()
         names = word_names(word, vectors)
@@ -116,7 +116,7 @@ class CLIPTokenizer:
         self._vectors[first] = vectors
 
     def save(self, folder: Path) -> None:
-        """Write what transformers' CLIPTokenizer opens, of any version: `tokenizer.json` and the older files."""
+        """Write `tokenizer.json` and the older files, which all versions of transformers' CLIPTokenizer open."""
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(folder / "tokenizer.json"))
         self._backend.model.save(str(folder))
@@ -126,12 +126,12 @@ class CLIPTokenizer:
 
 
 def word_names(word: str, vectors: int) -> list[str]:
-    """The tokens of a learnt word, one a vector: `cat`, `cat_1`, … as diffusers names them."""
+    """The tokens of a learned word, one per vector: `cat`, `cat_1`, … as diffusers names them."""
     return [word, *(f"{word}_{k}" for k in range(1, vectors))]
 
 
 def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str = END) -> Tokenizer:
-    """CLIP's way from text to pieces, without special tokens."""
+    """A byte-pair tokenizer that normalises and splits text as CLIP does, without special tokens."""
     model = BPE(vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(

@@ -10,7 +10,7 @@ from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
-from latentdiff.data.check import Report, check, check_command, unusable
+from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError
 from latentdiff.training.build import open_base_model
 from latentdiff.training.processes import process_state
@@ -32,18 +32,18 @@ class Plan:
     """What will be run, what the check of the folder found, and the command that prints it."""
 
     config: FineTuneConfig
-    report: Report
+    checked: DataCheck
     command: str
     processes: int = 1
 
     def summary(self) -> str:
         config = self.config
         skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
-        enlarged = self.report.enlarged
-        factor = f", {enlarged} enlarged by up to {self.report.largest_enlargement:.2f}" if enlarged else ""
-        warnings = f"warnings: {self.report.warnings}; {self.command} lists them\n" if self.report.warnings else ""
+        enlarged = self.checked.enlarged
+        factor = f", {enlarged} enlarged by up to {self.checked.largest_enlargement:.2f}" if enlarged else ""
+        warnings = f"warnings: {self.checked.warnings}; {self.command} lists them\n" if self.checked.warnings else ""
         return (
-            f"{self.report.pictures} pictures from {self.report.layout}{skipped}{factor}\n{warnings}"
+            f"{self.checked.pictures} pictures from {self.checked.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
             f"{config.optim.max_steps} steps of {self._batch()}, rate {config.optim.learning_rate}, "
             f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}\n"
@@ -84,13 +84,13 @@ def plan_finetune(
     sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
     data = data_config(train=folder, caption_template=caption_template, **sizes)
     resolution = data.resolution
-    report = check(folder, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
+    checked = check(folder, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
     command = check_command(
         folder, model=base, caption_template=None if caption_template == CLASS_NAME else caption_template,
         trigger=trigger or None, resolution=given.get("resolution"), allow_upscale=given.get("allow_upscale"),
     )  # fmt: skip
-    bad = unusable(report, bool(trigger), (), skip_bad, command)
-    usable = report.pictures - len(bad)
+    bad = unusable(checked, bool(trigger), (), skip_bad, command)
+    usable = checked.pictures - len(bad)
     small = resolution <= SMALL_MODEL
     processes, accumulation = process_state().num_processes, given.get("gradient_accumulation", 1)
     batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
@@ -104,7 +104,7 @@ def plan_finetune(
             "base_options": options,
             "method": method,
             "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
-            "sample_prompts": [prefixed(caption, trigger) for caption in (*(report.examples or [""]), *OTHER_PROMPTS)],
+            "sample_prompts": [prefixed(caption, trigger) for caption in (*(checked.examples or [""]), *OTHER_PROMPTS)],
             "caption_dropout": given.get("caption_dropout", 0.0 if method == "textual_inversion" else 0.1),
             "data": {
                 "train": folder, **sizes, "batch_size": batch // (processes * accumulation), "skip": bad,
@@ -124,7 +124,7 @@ def plan_finetune(
         },
         "finetune",
     )  # fmt: skip
-    return Plan(config, report, command, processes)
+    return Plan(config, checked, command, processes)
 
 
 def _batch(given: int | None, usual: int, parts: int) -> int:

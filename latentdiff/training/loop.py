@@ -141,7 +141,7 @@ class Run:
         device = self.accelerator.device
         return {k: send(v, device) if isinstance(v, Tensor) and k != "draw" else v for k, v in batch.items()}
 
-    def report(self, losses: dict[str, Tensor], bar: Any) -> None:
+    def log_losses(self, losses: dict[str, Tensor], bar: Any) -> None:
         self.refuse_non_finite()
         values = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
         if self.accelerator.is_main_process:
@@ -231,7 +231,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
             bar.update()
             step = run.progress.step
             if step % every.log_every == 0 or step == config.optim.max_steps:
-                run.report(losses, bar)
+                run.log_losses(losses, bar)
             if step % every.sample_every == 0 or step == config.optim.max_steps:
                 run.evaluate()
             asked = request.seen_by_any()

@@ -55,7 +55,7 @@ def write_report(run: RunFolder) -> Path:
             _section("Curves", _charts(series)),
             _section("Samples", sample_table(run.samples)),
             _section("Pictures of the folder", captioned_strip(run.data_pictures)),
-            _section("Data", _data(_read_text(run.data_report))),
+            _section("Data", _data(_read_text(run.data_check))),
             _section("Config", config and f"<pre>{escape(config)}</pre>"),
         ]
     )

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from latentdiff.config.train import DenoiserConfig, FineTuneConfig, TrainConfig, VAETrainConfig
-from latentdiff.data.check import Report, check, check_command, unusable
+from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.training.build import build_task, picture_limits
 from latentdiff.training.loop import Stopped, fit
@@ -27,27 +27,28 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
     Raises InputError when pictures cannot be used and `skip_bad` is not set.
     """
     RunFolder(config.run.output).check(resume, config.task)
-    checked, report = on_main_process(lambda: _check_pictures(config, skip_bad))
-    train_checked(checked, report, resume, auto_batch)
+    config, checked = on_main_process(lambda: _check_pictures(config, skip_bad))
+    train_checked(config, checked, resume, auto_batch)
 
 
-def _check_pictures(config: TrainConfig, skip_bad: bool) -> tuple[TrainConfig, Report]:
+def _check_pictures(config: TrainConfig, skip_bad: bool) -> tuple[TrainConfig, DataCheck]:
     """The config with the names of the pictures to skip, and the result of the check."""
-    data, path = config.data, RunFolder(config.run.output).data_report
-    report = check(data.train, *picture_limits(config), data.caption_template, data.prefix)
+    data, path = config.data, RunFolder(config.run.output).data_check
+    fitting, lost_words = picture_limits(config)
+    checked = check(data.train, fitting, lost_words, data.caption_template, data.prefix)
     captioned = bool(data.prefix) or isinstance(config, VAETrainConfig)
     model = config.base if isinstance(config, FineTuneConfig) else None
     command = check_command(data.train, model=model, trigger=data.prefix or None, resolution=data.resolution)
-    bad = unusable(report, captioned, data.skip, skip_bad, command)
+    bad = unusable(checked, captioned, data.skip, skip_bad, command)
     if bad:
         tqdm.write(f"{len(bad)} pictures are skipped; see {path}", file=sys.stderr)
-    if report.warnings:
-        tqdm.write(f"warnings: {report.warnings}; {path} lists them", file=sys.stderr)
-    return config.model_copy(update={"data": data.model_copy(update={"skip": bad})}), report
+    if checked.warnings:
+        tqdm.write(f"warnings: {checked.warnings}; {path} lists them", file=sys.stderr)
+    return config.model_copy(update={"data": data.model_copy(update={"skip": bad})}), checked
 
 
-def train_checked(config: TrainConfig, report: Report, resume: bool = False, auto_batch: bool = False) -> None:
-    """Train on pictures that `report` describes, in the folder `config.run.output`, which may be used.
+def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False, auto_batch: bool = False) -> None:
+    """Train on pictures that `checked` describes, in the folder `config.run.output`, which may be used.
 
     If memory runs out, `auto_batch` halves the batch, doubles the accumulation and continues from the last checkpoint;
     without it InputError is raised.
@@ -59,7 +60,7 @@ def train_checked(config: TrainConfig, report: Report, resume: bool = False, aut
         raise InputError("mixed_precision=fp16 needs a GPU and this machine has none; use bf16 or no")
     folder = RunFolder(config.run.output)
     if process_state().is_main_process:
-        folder.write_text(folder.data_report, json.dumps(report.to_json(), ensure_ascii=False))
+        folder.write_text(folder.data_check, json.dumps(checked.to_json(), ensure_ascii=False))
     while True:
         if process_state().is_main_process:
             folder.write_text(folder.config, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))

@@ -20,7 +20,7 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def data_report(self) -> Path:
+    def data_check(self) -> Path:
         """The result of the data check: the first file that a run writes."""
         return self.path / "data.json"
 
@@ -78,7 +78,7 @@ class RunFolder:
             raise InputError(f"{self.path} has no checkpoint to resume from; omit --resume to start a run there")
         if found and not resume:
             raise InputError(f"{found[0]} exists; resume the run with --resume, or give a new run another folder")
-        if self.path.is_dir() and not found and not self.data_report.exists() and (others := self._visible()):
+        if self.path.is_dir() and not found and not self.data_check.exists() and (others := self._visible()):
             raise InputError(
                 f"{self.path} contains {others[0].name}, which is not part of a run; give a new or empty folder"
             )

@@ -91,8 +91,8 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ({"optim": {"learning_rate": float("inf")}}, "learning_rate=inf"),
         ({"optim": {"weight_decay": float("nan")}}, "weight_decay=nan"),
         ({"data": {"train": "x", "background": "blak"}}, "background='blak' is not a colour; try 'black'"),
-        ({"method": "full", "text_encoder": True}, "of the methods lora and dora, not full; leave it out"),
-        ({"method": "textual_inversion", "prior": {"prompt": "a cat"}}, "textual_inversion does not; leave it out"),
+        ({"method": "full", "text_encoder": True}, "applies to lora and dora, not to full; remove it"),
+        ({"method": "textual_inversion", "prior": {"prompt": "a cat"}}, "prior does not apply to textual_inversion"),
     ],
 )
 def test_what_cannot_be_trained(settings: dict[str, Any], message: str) -> None:

@@ -43,16 +43,16 @@ def lost_words(caption: str) -> str:
 
 
 def test_a_good_folder_has_no_findings(folder: Path) -> None:
-    report = check(folder, Fitting(8), lost_words)
-    assert report.findings == []
-    assert (report.pictures, report.captions, report.sizes) == (3, 3, [("16x16", 3)])
+    checked = check(folder, Fitting(8), lost_words)
+    assert checked.findings == []
+    assert (checked.pictures, checked.captions, checked.sizes) == (3, 3, [("16x16", 3)])
 
 
 def test_every_kind_of_finding_is_reported_and_nothing_is_changed(folder: Path) -> None:
     spoil(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    report = check(folder, Fitting(8), lost_words)
-    found = {(finding.kind, Path(finding.where).name) for finding in report.findings}
+    checked = check(folder, Fitting(8), lost_words)
+    found = {(finding.kind, Path(finding.where).name) for finding in checked.findings}
     assert found == {
         ("unreadable", "1.png"),
         ("no caption", "2.png"),
@@ -60,7 +60,7 @@ def test_every_kind_of_finding_is_reported_and_nothing_is_changed(folder: Path) 
         ("long caption", "small.png"),
         ("duplicate", "twin.png"),
     }
-    assert len(report.errors) == 3
+    assert len(checked.errors) == 3
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -68,9 +68,9 @@ def test_narrow_pictures_are_errors_and_buckets_are_counted(folder: Path) -> Non
     for name, size in (("wide", (32, 16)), ("ribbon", (200, 16))):
         Image.effect_noise(size, 50).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(name)
-    report = check(folder, Fitting(16, 2), lost_words)
-    assert [(e.kind, e.name) for e in report.errors] == [("too narrow", "ribbon.png")]
-    assert report.buckets == [("16x16", 3), ("32x8", 1), ("22x12", 1)]
+    checked = check(folder, Fitting(16, 2), lost_words)
+    assert [(e.kind, e.name) for e in checked.errors] == [("too narrow", "ribbon.png")]
+    assert checked.buckets == [("16x16", 3), ("32x8", 1), ("22x12", 1)]
     assert not check(folder, Fitting(16, 2, max_crop=1), lost_words).errors
 
 
@@ -88,8 +88,8 @@ def test_the_command_prints_text_or_json_and_its_exit_code_tells_errors(
     assert "0 errors, 0 warnings" in capsys.readouterr().out
     spoil(folder)
     assert run(monkeypatch, folder, "--model", model_folder, "--json") == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["errors"] == 3 and report["layout"] == "sidecar files"
+    found = json.loads(capsys.readouterr().out)
+    assert found["errors"] == 3 and found["layout"] == "sidecar files"
     assert run(monkeypatch, folder / "gone", "--model", model_folder) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -104,15 +104,15 @@ def test_the_caption_template_applies_to_the_check_and_the_plan(
     assert run(monkeypatch, tmp_path, *long) == 0
     assert "long caption" in capsys.readouterr().out
     plan = plan_finetune(str(tmp_path), tmp_path / "run", str(model_folder), caption_template="a photo of a {name}")
-    assert plan.config.data.caption_template == "a photo of a {name}" and plan.report.layout == "a folder per class"
+    assert plan.config.data.caption_template == "a photo of a {name}" and plan.checked.layout == "a folder per class"
     assert run(monkeypatch, tmp_path, "--model", model_folder, "--caption-template", "a cat") == 2
-    assert "caption_template='a cat' must hold {name}" in capsys.readouterr().err
+    assert "caption_template='a cat' must contain {name}" in capsys.readouterr().err
 
 
 def test_captions_are_measured_with_the_trigger(folder: Path) -> None:
     assert not check(folder, Fitting(8), lost_words).findings
-    report = check(folder, Fitting(8), lost_words, prefix="a trigger, long")
-    lost = [finding.detail.removeprefix("exceeds the token limit; lost: ") for finding in report.findings]
+    checked = check(folder, Fitting(8), lost_words, prefix="a trigger, long")
+    lost = [finding.detail.removeprefix("exceeds the token limit; lost: ") for finding in checked.findings]
     assert sorted(lost) == ["'ed square'", "'lue square'", "'reen square'"]
     (folder / "0.txt").unlink()
     assert not check(folder, Fitting(8), lost_words, prefix="sks").errors
@@ -123,13 +123,13 @@ def test_a_report_of_long_captions_fits_on_a_screen(tmp_path: Path) -> None:
         Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text(f"{k} " + "word " * 4000)
         (tmp_path / f"{k}.npz").write_bytes(b"x")
-    report = check(tmp_path, Fitting(8), lambda caption: caption[:20000])
-    words = report.summary()
+    checked = check(tmp_path, Fitting(8), lambda caption: caption[:20000])
+    words = checked.summary()
     assert len(words.splitlines()) < 25 and max(map(len, words.splitlines())) < 200 + len(str(tmp_path))
     assert "long caption: and 145 more; --json lists all" in words and "ignored file: and 145 more" in words
     assert words.endswith("0 errors, 300 warnings")
-    assert report.warnings == "long caption (150), ignored file (150)"
-    assert max(len(finding["detail"]) for finding in report.to_json()["findings"]) > 15000
+    assert checked.warnings == "long caption (150), ignored file (150)"
+    assert max(len(finding["detail"]) for finding in checked.to_json()["findings"]) > 15000
 
 
 def test_files_that_are_not_read_are_warnings_also_in_the_plan(folder: Path, model_folder: Path) -> None:
@@ -144,9 +144,9 @@ def test_small_buckets_are_a_warning(folder: Path) -> None:
     for k in range(10):
         Image.effect_noise((48, 16), 50 + k).convert("RGB").save(folder / f"wide {k}.png")
         (folder / f"wide {k}.txt").write_text("wide")
-    report = check(folder, Fitting(16, 2), lost_words)
-    assert report.buckets == [("24x8", 10), ("16x16", 3)]
-    assert [f.detail for f in report.findings] == [
+    checked = check(folder, Fitting(16, 2), lost_words)
+    assert checked.buckets == [("24x8", 10), ("16x16", 3)]
+    assert [f.detail for f in checked.findings] == [
         "1 of 2 hold fewer than 8 pictures; larger batches will crop more"
     ]  # fmt: skip
 

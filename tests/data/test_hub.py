@@ -52,10 +52,10 @@ def test_rows_of_a_dataset_have_captions_and_columns(load: dict[str, Any]) -> No
 def test_split_config_and_columns_can_be_selected(load: dict[str, Any]) -> None:
     load["gives"] = dataset(words=[["a", "b"], [], ["c"]], text=["1", "2", "3"], caption=["p", "q", "r"])
     source = "hf://owner/name?split=train[:2]+test[:1]&config=small&image=image&text=words"
-    report = check(source, Fitting(8), lambda caption: "")
+    checked = check(source, Fitting(8), lambda caption: "")
     assert load["asked"] == ("owner/name", "small", "train[:2]+test[:1]")
-    assert (report.path, report.pictures, report.captions, report.layout) == (source, 3, 3, "metadata")
-    assert [finding.kind for finding in report.errors] == ["no caption"]
+    assert (checked.path, checked.pictures, checked.captions, checked.layout) == (source, 3, 3, "metadata")
+    assert [finding.kind for finding in checked.errors] == ["no caption"]
 
 
 def test_pictures_need_no_captions_with_a_prefix(load: dict[str, Any]) -> None:
@@ -99,8 +99,8 @@ def test_inaccessible_datasets_are_errors(load: dict[str, Any]) -> None:
 def test_the_check_finds_rows_without_a_readable_picture(load: dict[str, Any]) -> None:
     broken = [None, {"bytes": None, "path": "/gone.png"}, {"bytes": b"no picture", "path": None}]
     load["gives"] = dataset(image=broken, text=["a", "b", "c"])
-    report = check("hf://owner/name", Fitting(8), lambda caption: "")
-    assert [(finding.kind, finding.name) for finding in report.errors] == [("unreadable", f"{k:08}") for k in range(3)]
+    checked = check("hf://owner/name", Fitting(8), lambda caption: "")
+    assert [(finding.kind, finding.name) for finding in checked.errors] == [("unreadable", f"{k:08}") for k in range(3)]
 
 
 def test_saved_datasets_of_one_or_several_splits(tmp_path: Path) -> None:

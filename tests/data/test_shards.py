@@ -194,8 +194,8 @@ def test_shards_at_an_address_are_downloaded_once(
         assert layout.rows[2].read() == picture("blue")
         assert layout.rows[2].where == f"{address}/x/002.tar/blue.png"
     assert len(Handler.asked) == 4
-    report = check(f"{address}/x/{{000..002}}.tar?key=1", Fitting(8), lambda caption: "")
-    assert (report.pictures, report.captions, report.errors) == (3, 3, [])
+    checked = check(f"{address}/x/{{000..002}}.tar?key=1", Fitting(8), lambda caption: "")
+    assert (checked.pictures, checked.captions, checked.errors) == (3, 3, [])
     assert len(list((tmp_path / "cache" / "latentdiff" / "shards").iterdir())) == 3
 
 

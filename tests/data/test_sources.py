@@ -93,8 +93,8 @@ def test_random_damage_is_checked_or_a_one_line_error(
             data[place : place + rng.choice((1, 1, 1, 9, len(data)))] = rng.randbytes(rng.choice((1, 1, 1, 5)))
         path.write_bytes(data)
         try:
-            report = check(tmp_path if path.name.startswith("metadata") else path, Fitting(8), lambda caption: "")
-            json.dumps(report.to_json(), ensure_ascii=False).encode()
+            checked = check(tmp_path if path.name.startswith("metadata") else path, Fitting(8), lambda caption: "")
+            json.dumps(checked.to_json(), ensure_ascii=False).encode()
         except InputError as error:
             messages.append(str(error))
     assert len(messages) > 10 and not any("\n" in message for message in messages)

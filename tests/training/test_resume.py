@@ -64,7 +64,10 @@ def test_killed_at_any_place_it_gives_the_same_losses_and_weights_to_the_bit(une
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-def test_sigterm_saves_the_current_step(unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_sigterm_saves_the_current_step_and_writes_the_report(
+    log_every: int, unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forward, calls = DenoiserModule.forward, count(1)
 
     def terminated(self: DenoiserModule, batch: dict[str, Any]) -> Any:
@@ -73,10 +76,16 @@ def test_sigterm_saves_the_current_step(unet_config: Make, tmp_path: Path, monke
         return forward(self, batch)
 
     monkeypatch.setattr(DenoiserModule, "forward", terminated)
+    config = configured(unet_config, tmp_path / "run", accumulation=1)
+    config["run"]["log_every"] = log_every
     with pytest.raises(Stopped) as stopped:
-        run(configured(unet_config, tmp_path / "run", accumulation=1))
+        run(config)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert logged(tmp_path / "run")[-1]["step"] == 5
+    report = tmp_path / "run" / "report.html"
+    if log_every == 1:
+        assert logged(tmp_path / "run")[-1]["step"] == 5 and "<td>5</td>" in report.read_text()
+    else:
+        assert logged(tmp_path / "run") == [] and not report.exists()  # nothing to show
     checkpoint = newest_good(RunFolder(tmp_path / "run"))
     assert checkpoint is not None and checkpoint.name == "step-00000005"
 
@@ -102,7 +111,7 @@ def test_a_run_of_another_task_is_not_resumed(folder: Path, unet_config: Make, t
     with pytest.raises(InputError, match=re.escape(named.format("vae"))):
         run(vae_config(folder, output, max_steps=2), resume=True)
     with pytest.raises(InputError, match=re.escape(named.format("finetune"))):
-        finetune.run(resume=True, auto_batch=False, skip_bad=False, processes=1, output=output, folder=folder)
+        finetune.run(str(folder), output, resume=True, auto_batch=False, skip_bad=False, processes=1)
     assert (output / "config.yaml").read_text() == before
 
 

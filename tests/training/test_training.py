@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_vae
 from latentdiff.config.train import DataConfig, OptimConfig, train_config
+from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.models.conditioning import Conditioning
@@ -195,7 +196,7 @@ def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, 
     ("changes", "said"),
     [
         ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
-        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is of U-Nets"),
+        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is for U-Nets only"),
         ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
     ],
 )
@@ -283,7 +284,7 @@ def test_auto_batch_is_refused_among_several_processes(
     monkeypatch.setattr(training_run, "process_state", lambda: SimpleNamespace(num_processes=2, is_main_process=False))
     config = train_config.validate_python(unet_config(tmp_path / "run", max_steps=1))
     with pytest.raises(InputError, match="--auto-batch is for one process"):
-        training_run.start(config, None, auto_batch=True)
+        training_run.train_checked(config, cast(DataCheck, None), auto_batch=True)
     assert not (tmp_path / "run").exists()
 
 
