@@ -1,4 +1,4 @@
-"""The command line: one thin function per command."""
+"""Command-line interface: one thin function per command."""
 
 import io
 import sys
@@ -46,7 +46,7 @@ def _refuse(problem: str) -> NoReturn:
 
 
 def _explain(error: Any) -> NoReturn:
-    """Print a usage error with the command whose --help explains it; the list of commands where none was given."""
+    """Print a usage error and the command whose --help explains it, or the list of commands if none was given."""
     if error.message == error.ctx.get_help():
         error.show()
         sys.exit(2)

@@ -11,7 +11,7 @@ from latentdiff.data.check import check
 
 
 def run(folder: str, model: str | None, as_json: bool, how: dict[str, Any], **options: object) -> int:
-    """Print what a check checked and return 1 if it has errors, else 0.
+    """Print the result of a check; returns 1 if there are errors, else 0.
 
     how: fields of OpenOptions. options: fields of DataConfig.
     """

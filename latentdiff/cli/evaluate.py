@@ -1,4 +1,4 @@
-"""`latentdiff evaluate`: from options to numbers, a JSON file and an HTML page."""
+"""`latentdiff evaluate`: compute metrics, print them, and write them as JSON and HTML."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from latentdiff.runtime import pick_device
 
 @dataclass(frozen=True)
 class Request:
-    """The options. `of_model` has those for generation that were given."""
+    """Command-line options. of_model: the given options for generation."""
 
     real: Path
     generated: Path | None
@@ -79,7 +79,7 @@ def _two_sets(request: Request) -> Evaluation:
 
 
 def _vae_alone(request: Request) -> Evaluation:
-    """Evaluate the reconstructions of a VAE, given by its own or by a pipeline's folder."""
+    """Evaluate the reconstructions of a VAE, given by its own folder or that of a pipeline."""
     assert request.vae is not None
     of_model = {key: value for key, value in request.of_model.items() if key != "allow_pickle"}
     others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **of_model}

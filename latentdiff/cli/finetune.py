@@ -14,7 +14,7 @@ from latentdiff.training.run_folder import RunFolder
 def run(
     pictures: str, output: Path, resume: bool, auto_batch: bool, skip_bad: bool, processes: int, **options: Any
 ) -> None:
-    """Plan the run, print the plan, train, and print how to use the result; or resume a run as it was planned."""
+    """Plan the run, print the plan, train, and print how to use the result. With `resume`, continue an earlier run."""
     RunFolder(output).check(resume, "finetune")
     if processes > 1:
         launch(processes, auto_batch)

@@ -1,4 +1,4 @@
-"""`latentdiff info`: what a model, LoRA, embedding, image or training run is."""
+"""`latentdiff info`: describe a model, LoRA, embedding, image or training run."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
 
 
 def run(target: str | None, how: dict[str, Any]) -> None:
-    """Print what the target is. Raises CheckpointError or InputError for what cannot be read."""
+    """Print a description of the target. Raises CheckpointError or InputError if it cannot be read."""
     path = locate(target, how.get("variant"))
     if path.suffix.lower() in IMAGES:
         lines = _image(path)
@@ -55,7 +55,7 @@ def _training_run(run: RunFolder) -> Iterator[str]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that can be read: the last line may have been cut short."""
+    """The valid rows of a log: the last line may be incomplete."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -7,5 +7,5 @@ from latentdiff.training.run_folder import RunFolder
 
 
 def run(folder: Path) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     print(write_report(RunFolder(folder)))

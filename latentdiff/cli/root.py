@@ -1,4 +1,4 @@
-"""The root of the command line, which the modules of commands register with."""
+"""The Typer applications, with which the modules of commands register."""
 
 from typing import Annotated
 

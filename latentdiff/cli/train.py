@@ -1,4 +1,4 @@
-"""`latentdiff train`, in this process or in several that torchrun starts."""
+"""`latentdiff train`, in this process or in several processes started by torchrun."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from latentdiff.config.train import train_config
 
 
 def run(config: Path, overrides: list[str], resume: bool, skip_bad: bool, auto_batch: bool, processes: int) -> None:
-    """Check the config, then train."""
+    """Validate the config, then train."""
     checked = load_yaml(train_config, config, overrides)
     if processes > 1:
         launch(processes, auto_batch)

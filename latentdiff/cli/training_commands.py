@@ -1,4 +1,4 @@
-"""Commands that train models and measure them."""
+"""Commands for training and evaluation."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ import typer
 from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given
 from latentdiff.cli.root import app, data
 
-PICTURES = "A folder, .zip, .tar or .parquet, a pattern of shards ({000..012}.tar, also https://) or hf://owner/name."
-RESOLUTION = "Side of the square that pictures are trained at, in pixels. [default: the model's]"
-ALLOW_UPSCALE = "Largest factor that a small picture may be enlarged by. [default: 1.05]"
+PICTURES = "A folder, .zip, .tar or .parquet file, shards ({000..012}.tar, also https://) or hf://owner/name."
+RESOLUTION = "Training resolution: side of the square, in pixels. [default: the model's]"
+ALLOW_UPSCALE = "Largest factor by which a small picture may be enlarged. [default: 1.05]"
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Captions in metadata files: `metadata.jsonl`, `.csv` or `.parquet`, as Hugging Face's ImageFolder reads them."""
+"""Read metadata files with captions (`metadata.jsonl`, `.csv`, `.parquet`), as in Hugging Face's ImageFolder."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ class Described(NamedTuple):
 
 
 def read_metadata(container: Container, name: str, names: "FileNames") -> Iterator[Described]:
-    """The lines of one metadata file. Raises InputError for broken ones and for pictures that are not there."""
+    """The lines of one metadata file. Raises InputError for invalid lines and for missing pictures."""
     folder = PurePosixPath(name).parent
     for where, columns in _records(container, name):
         file_name = columns.get("file_name") if isinstance(columns, dict) else None
@@ -46,7 +46,7 @@ def read_metadata(container: Container, name: str, names: "FileNames") -> Iterat
 
 
 def read_captions(columns: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The captions in `captions`, else in the first of `text`, `caption` and `prompt` that has any.
+    """The captions in `captions`, else in the first of `text`, `caption` and `prompt` that is present.
 
     Each is a string or a list of strings. Raises TypeError for other values and InputError for lone surrogates.
     """
@@ -76,7 +76,7 @@ def read_text(container: Container, name: str) -> str:
 
 
 class FileNames:
-    """Finds files by name, also in another Unicode form, with another case of the suffix, and inside archives.
+    """Finds files by name, whatever the Unicode form, the case of the suffix, or the archive that they are in.
 
     `images.zip/cat.png` is found as `cat.png` and `images/cat.png`, as ImageFolder datasets name it.
     """
@@ -91,7 +91,7 @@ class FileNames:
                     self.ambiguous.add(alias)
 
     def find(self, name: str) -> str | None:
-        """The file meant by `name`, if exactly one is."""
+        """The file that `name` refers to, if it is unambiguous."""
         if name in self.exact:
             return name
         alias = _comparable(name)
@@ -112,7 +112,7 @@ def _outside_archive(name: str) -> Iterator[str]:
 
 
 def _records(container: Container, name: str) -> Iterator[tuple[str, Any]]:
-    """What each line of a metadata file holds, with the line's place."""
+    """The fields of each line of a metadata file, with the line's location for messages."""
     where = container.where(name)
     if name.endswith(".parquet"):
         yield from ((f"{where}:{k}", record) for k, record in enumerate(_parquet(container, name), 1))

@@ -17,7 +17,7 @@ AHEAD = 4  # items in flight per thread
 
 
 def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` with a thread per processor. Unlike an executor's own, it submits items as their results are taken."""
+    """`map` with one thread per processor. Unlike `Executor.map`, it submits items as results are consumed."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -30,9 +30,10 @@ def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 
 
 class MemoryBudget:
-    """Bytes that threads may hold together; a thread that needs more than is free waits, one that needs all is alone.
+    """Limits the bytes that threads hold together: a thread waits until the memory that it needs is free.
 
-    limit: in bytes. A thread that holds memory of one budget may wait for another one only in a fixed order of budgets.
+    limit: in bytes; a thread that needs more runs alone. To avoid deadlocks, a thread that uses several budgets must
+    always reserve them in the same order.
     """
 
     def __init__(self, limit: int) -> None:
@@ -42,7 +43,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes; wait until they are free, or until nobody else holds any."""
+        """Reserve `size` bytes; wait until they are free, or until no other thread holds any."""
         with self._changed:
             self._changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
             self.used += size

@@ -56,7 +56,7 @@ def _open(path: Path) -> "ParquetFile":
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raise pyarrow's errors as InputError."""
+    """Convert pyarrow's errors to InputError."""
     from pyarrow import ArrowException
 
     try:
@@ -66,7 +66,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _image_columns(schema: "Schema") -> list[str]:
-    """Columns of bytes, or of `bytes` and `path` as the datasets package writes them."""
+    """Columns of bytes, or of structs of `bytes` and `path`, which the datasets package writes."""
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Shards: tar files given by a brace pattern of paths or addresses; those at addresses are downloaded once."""
+"""Shards: tar files given by a brace pattern of paths or URLs; URLs are downloaded once."""
 
 import hashlib
 import itertools
@@ -38,7 +38,7 @@ def open_shards(pattern: str) -> Container:
 
 
 def expand(pattern: str) -> list[str]:
-    """Expand braces: `{008..012}` counts with leading zeros, `{a,b}` lists, several multiply. Raises InputError."""
+    """Expand braces as a shell does: `{008..012}` is a range, `{a,b}` a list. Raises InputError."""
     pieces = BRACES.split(pattern)
     if any(brace in piece for piece in pieces[::2] for brace in "{}"):
         raise InputError(f"{pattern}: unpaired or nested braces; write {{000..012}} or {{a,b}}")
@@ -75,7 +75,7 @@ def _check_address(url: str) -> None:
 
 
 def _open_address(url: str) -> Container:
-    """The shard at `url`, downloaded to the cache folder and validated if it is not there."""
+    """The shard at `url`; it is downloaded to the cache folder and validated unless it is there."""
     name = url.partition("?")[0]
     path = cache_folder() / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.tar"
     if path.exists():
@@ -94,7 +94,7 @@ def _open_address(url: str) -> Container:
 
 
 def _download(url: str, path: Path) -> None:
-    """Download `url` to `path`. Raises OSError, also beyond MAX_SHARD bytes and if the connection ends early."""
+    """Download `url` to `path`. Raises OSError, also for more than MAX_SHARD bytes and for an incomplete download."""
     request = Request(url, headers={"User-Agent": "latentdiff"})
     with build_opener(_Redirects).open(request, timeout=TIMEOUT) as response, path.open("wb") as file:
         while block := response.read(BLOCK):

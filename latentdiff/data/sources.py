@@ -1,4 +1,4 @@
-"""Open pictures from what a user writes: a path, a pattern of paths, or an address."""
+"""Open a data source given by a path, a pattern of paths, or a URL."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def open_source(source: str | Path) -> Container:
     """Open a path, a brace pattern of shards, https:// shards or hf://owner/name.
 
     A path is a folder, an archive, a `.parquet` file with pictures, a folder of any of these, or a saved dataset. Only
-    https://, http:// and hf:// use the network. Raises InputError for anything else and for what cannot be read.
+    https://, http:// and hf:// use the network. Raises InputError if the source is invalid or cannot be read.
     """
     text, path = str(source), Path(source)
     if not text.strip():

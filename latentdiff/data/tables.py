@@ -1,4 +1,4 @@
-"""Tables with a column of pictures, presented as pictures beside a metadata file."""
+"""Tables with a column of pictures, presented as a container of pictures and a metadata file."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ def table_container(
     records: Callable[[], Iterable[dict[str, Any]]],
     text: str | None,
 ) -> Container:
-    """Row 12 becomes the picture `00000012`; captions and plain columns become lines of `metadata.jsonl`.
+    """Row 12 becomes the picture `00000012`; captions and the other simple columns become lines of `metadata.jsonl`.
 
     picture(k): the bytes of row k or `{"bytes": ..., "path": ...}`. records(): the other columns of every row.
     text: the column of captions. Raises InputError for a table without rows.
@@ -62,7 +62,7 @@ def _metadata_line(name: str, row: dict[str, Any], text: str | None, source: str
 
 
 def _picture_bytes(value: Any, where: str) -> bytes:
-    """The stored bytes, or those of the file that the row names."""
+    """The stored bytes, or the bytes of the file whose path is stored."""
     try:
         if isinstance(value, dict):
             value = value["bytes"] or Path(value["path"]).read_bytes()

@@ -16,7 +16,7 @@ UNICODE_PATH = 0x7075  # extra field (APPNOTE.TXT 4.6.9)
 
 
 class ZipMembers:
-    """The files of a zip archive. A thread reads the archive's directory once, a forked process once more."""
+    """The files of a zip archive. Each thread and each forked process reads the archive's directory once."""
 
     def __init__(self, path: Path, source: str) -> None:
         self.path, self.source = path, source
@@ -39,10 +39,10 @@ class ZipMembers:
 
 
 class MemberNames:
-    """Names of members; `garbled` collects those whose encoding is not known.
+    """Decodes names of members; `garbled` collects those whose encoding is unknown.
 
-    A name is UTF-8 where a flag or the Unicode path field says so, or where its bytes happen to be valid UTF-8, as
-    many programs write it without the flag. The standard's code page 437 is what is left, and seldom what was meant.
+    A name is UTF-8 if a flag or the Unicode path field says so, or if its bytes are valid UTF-8, since many programs
+    omit the flag. Other names are decoded with code page 437, the standard's default, which is seldom correct.
     """
 
     def __init__(self) -> None:

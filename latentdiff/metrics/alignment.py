@@ -1,4 +1,4 @@
-"""Agreement of pictures and captions, measured by a CLIP model."""
+"""Agreement of pictures with their captions, measured with a CLIP model."""
 
 from typing import Any
 
@@ -22,23 +22,23 @@ def alignment(image: Any, text: Any) -> float:
 
 
 def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> dict[str, float]:
-    """`r1`, `r5`: how often a picture's own caption is first, or in the first five, of `candidates` captions.
+    """`r1`, `r5`: how often a picture's own caption ranks first, or in the first five, of `candidates` captions.
 
-    All captions if there are fewer. R-precision of Xu et al. 2018, "AttnGAN", section 4. Raises InputError,
-    NonFiniteError.
+    R-precision of Xu et al. 2018, "AttnGAN", section 4. If there are fewer captions, all are candidates. Raises
+    InputError, NonFiniteError.
     """
     return precision_at(caption_ranks(image, text, candidates, seed))
 
 
 def precision_at(rank: Tensor) -> dict[str, float]:
-    """Shares of ranks [N] that are first, and in the first five."""
+    """The shares of ranks [N] that are the first, and among the first five."""
     return {"r1": (rank < 1).double().mean().item(), "r5": (rank < 5).double().mean().item()}
 
 
 def caption_ranks(image: Any, text: Any, candidates: int, seed: int) -> Tensor:
-    """How many other captions match a picture better than its own, [N]; 0 is best.
+    """The number of other captions that match a picture better than its own, [N]; 0 is best.
 
-    The others are of pictures drawn by `seed`; equal captions do not compete.
+    The other captions are drawn with `seed`; captions equal to the picture's own are excluded.
     """
     first, second = as_pairs(image, text)
     count = len(first)

@@ -27,7 +27,7 @@ Statistic = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 def check_resamples(resamples: int) -> None:
-    """Raise InputError for fewer than two, which have no spread."""
+    """Raise InputError for fewer than two resamples, which have no standard deviation."""
     if resamples < 2:
         raise InputError(f"resamples={resamples} must be at least 2; try 100")
 
@@ -35,9 +35,9 @@ def check_resamples(resamples: int) -> None:
 def intervals(statistic: Statistic, counts: tuple[int, int], resamples: int, seed: int) -> dict[str, Interval]:
     """Values and 95 % intervals of `statistic(rows of the first set, rows of the second)`.
 
-    A resample is a random half of each set. Its spread is that of the whole set's value (for a mean exactly so:
-    s^2 / (n/2) * (1 - 1/2) = s^2 / n), and it repeats no picture: the usual bootstrap does, and every repeat is a
-    neighbour at distance 0, which bends precision, recall, kernel and Frechet distance.
+    A resample is a random half of each set. Its variance equals that of the value for the complete set (exactly for a
+    mean: s^2 / (n/2) * (1 - 1/2) = s^2 / n), and no picture occurs twice. The usual bootstrap repeats pictures, and a
+    repeated picture is a neighbour at distance 0, which biases precision, recall, kernel and Frechet distance.
     Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 8.
     Raises InputError for under 2 resamples.
     """

@@ -18,7 +18,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 class Clip:
-    """Embeddings of pictures and texts in one space; `weights` is where the model came from."""
+    """A CLIP model, which embeds pictures and texts in one space. weights: its folder or hub id."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, mean: Tensor, std: Tensor, weights: str) -> None:
         self.model, self.tokenizer, self.weights = model, tokenizer, weights
@@ -39,7 +39,7 @@ class Clip:
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """uint8 [B, 3, R, R] to float32 [B, 3, size, size], 0 to 255; bicubic, with a wider filter when it shrinks."""
+    """uint8 [B, 3, R, R] to float32 [B, 3, size, size], 0 to 255; bicubic with antialiasing."""
     if pixels.shape[-1] == size:
         return pixels.float()
     return F.interpolate(pixels.float(), (size, size), mode="bicubic", antialias=True).clamp(0, 255)
@@ -74,7 +74,7 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """transformers draws bars for files that take milliseconds."""
+    """Disable transformers' progress bars, which are shown even for files that load in milliseconds."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -102,7 +102,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _normalisation(place: str, local: bool) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each colour, [3, 1, 1], that the model was trained with."""
+    """Mean and standard deviation of each colour channel that the model was trained with: [3, 1, 1] each."""
     found = cached_file(place, PREPROCESSOR, local_files_only=local)
     values = json.loads(Path(found).read_text(encoding="utf-8"))
     return torch.tensor(values["image_mean"]).view(3, 1, 1), torch.tensor(values["image_std"]).view(3, 1, 1)

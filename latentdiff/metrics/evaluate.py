@@ -1,4 +1,4 @@
-"""Compare generated with real pictures: one pass over each set, then every metric with its interval."""
+"""Compare generated with real pictures: one pass over each set, then all metrics with confidence intervals."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The values, everything they depend on, and some of the pictures.
+    """The values, the settings that they depend on, and some of the pictures.
 
     shown: (generated, real) uint8 [3, R, R] and the two captions, evenly spaced over the sets.
     """
@@ -118,7 +118,7 @@ LACKS = {
 
 
 def kinds(network: FeatureNetwork | None, judge: Clip | None, captions: list[str] | None, resolution: int) -> set[str]:
-    """The parts of a Sample that are available."""
+    """The fields of a Sample that are available."""
     kinds = {"patches"} if resolution >= SMALLEST else set()
     if network:
         kinds |= {"features", "logits"} if network.classes else {"features"}
@@ -141,7 +141,7 @@ def choose_metrics(requested: Sequence[str] | None, kinds: set[str]) -> list[str
 
 
 def check_counts(names: Iterable[str], generated: int, real: int) -> None:
-    """Raise InputError for a metric that needs more pictures."""
+    """Raise InputError if a metric needs more pictures."""
     for name in names:
         least = METRICS[name].least
         if min(generated, real) < least:

@@ -1,4 +1,4 @@
-"""The networks whose features are compared; each is loaded on demand and named in the result."""
+"""Feature networks for metrics; each is loaded on demand and named in the result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ DEFAULT_NETWORK = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network by name, and where its weights are from.
+    """A network, its name and the origin of its weights.
 
-    embed: uint8 [B, 3, R, R] -> `features` [B, D], and `logits` [B, C] where `classes` says that there are any.
+    embed: uint8 [B, 3, R, R] to `features` [B, D] and, if `classes` is true, `logits` [B, C].
     """
 
     name: str
@@ -31,8 +31,8 @@ class FeatureNetwork:
 def feature_network(name: str = DEFAULT_NETWORK, weights: str | None = None, device: str = "auto") -> FeatureNetwork:
     """Load one of `NETWORKS`.
 
-    weights: for `clip` a folder or hub id; EfficientNet's come with its package.
-    Raises InputError when a name, package or file is missing, CheckpointError when the weights cannot be read.
+    weights: a folder or hub id for `clip`; EfficientNet's weights are in its package.
+    Raises InputError if a name, package or file is missing, CheckpointError if the weights cannot be read.
     """
     if name not in NETWORKS:
         raise InputError(f"features={name!r} is unknown; {did_you_mean(name, NETWORKS)}")
@@ -69,7 +69,7 @@ def open_efficientnet(device: torch.device) -> tuple[Any, str]:
 
 
 def _clip(weights: str | None, device: torch.device) -> FeatureNetwork:
-    """The image tower of a CLIP model, after its projection."""
+    """The image encoder of a CLIP model, with its projection."""
     if weights is None:
         raise InputError("features='clip' needs weights; name a CLIPModel folder or a hub id")
     clip = open_clip(weights, device)

@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussians fitted to two sets."""
+"""Frechet distance between Gaussians fitted to two sets of features."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from latentdiff.metrics.validation import as_two
 def frechet_distance(generated: Any, real: Any) -> float:
     """Squared Frechet (2-Wasserstein) distance between the Gaussians fitted to features [N, D] and [M, D].
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), which with the features of FID's Inception network is FID. Biased
-    upwards by few pictures. torchmetrics takes eigenvalues of a D x D matrix: 3 to 80 times as long for D = 1280.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); with the features of FID's Inception network this is FID. It is biased
+    upwards for few pictures. torchmetrics takes eigenvalues of a D x D matrix: 3 to 80 times as long for D = 1280.
     Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6. Raises InputError, NonFiniteError.
     """
     first, second = as_two(generated, real, least=2)
@@ -23,10 +23,10 @@ def frechet_distance(generated: Any, real: Any) -> float:
 
 
 def _root(rows: Tensor) -> Tensor:
-    """R [min(N, D), D] with R^T R = the covariance.
+    """R [min(N, D), D] with R^T R equal to the covariance.
 
-    With S = R^T R for both, the eigenvalues of S1 S2 are the squared singular values of R1 R2^T: no matrix root is
-    taken, and none of the small negative eigenvalues that one brings.
+    With S = R^T R for both sets, the eigenvalues of S1 S2 are the squared singular values of R1 R2^T. This avoids a
+    matrix square root and its small negative eigenvalues.
     """
     centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
     return centred if len(rows) <= rows.shape[1] else torch.linalg.qr(centred, mode="r").R

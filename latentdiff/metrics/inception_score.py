@@ -1,4 +1,4 @@
-"""Class score, the formula of the Inception Score."""
+"""Class score: the formula of the Inception Score with any classifier."""
 
 import math
 from typing import Any
@@ -7,9 +7,9 @@ from latentdiff.metrics.validation import as_rows
 
 
 def class_score(logits: Any) -> float:
-    """exp of the mean KL divergence between a picture's classes and the mean over all: 1 is worst, C is best.
+    """exp of the mean KL divergence between a picture's class probabilities and their mean: 1 is worst, C is best.
 
-    logits [N, C] of a classifier; with those of FID's Inception network this is the Inception Score, with one split.
+    logits: [N, C]. With FID's Inception network this is the Inception Score with one split.
     Salimans et al. 2016, "Improved Techniques for Training GANs", section 4. Raises InputError, NonFiniteError.
     """
     log_each = as_rows(logits, "logits").log_softmax(1)

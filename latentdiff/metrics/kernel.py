@@ -1,4 +1,4 @@
-"""Kernel distance, the formula of KID: an unbiased test whether two sets have one distribution."""
+"""Kernel distance: the formula of KID, an unbiased estimate of the squared maximum mean discrepancy."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ AT_ONCE = 1024
 def kernel_distance(generated: Any, real: Any) -> float:
     """Unbiased squared maximum mean discrepancy of features [N, D] and [M, D] under k(x, y) = (x.y / D + 1)^3.
 
-    KID over all pictures at once instead of random subsets (torchmetrics' takes sets of one size only). It averages 0
-    for equal distributions, so that it is negative about as often. Binkowski et al. 2018, "Demystifying MMD GANs",
+    KID computed on all pictures at once instead of random subsets (torchmetrics' version needs sets of equal size). Its
+    expectation is 0 for equal distributions, so it can be negative. Binkowski et al. 2018, "Demystifying MMD GANs",
     section 4; Gretton et al. 2012, eq. 3.
     Raises InputError, NonFiniteError.
     """
@@ -33,5 +33,5 @@ def _sum(first: Tensor, second: Tensor) -> float:
 
 
 def _itself(rows: Tensor) -> float:
-    """The kernel of each row with itself, which an unbiased mean leaves out."""
+    """The kernel of each row with itself, which the unbiased mean excludes."""
     return float((rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum())

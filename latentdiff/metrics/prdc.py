@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage, from balls that reach each feature's k-th neighbour."""
+"""Precision, recall, density and coverage, computed with balls around features up to their k-th nearest neighbour."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ def precision_recall(generated: Any, real: Any, neighbours: int = 3) -> dict[str
 
 
 def density_coverage(generated: Any, real: Any, neighbours: int = 5) -> dict[str, float]:
-    """`density`: real balls around a generated picture, over k; `coverage`: share of real balls that hold one.
+    """`density`: mean number of real balls that contain a generated picture, divided by k; `coverage`: share of real
+    balls that contain one.
 
-    As precision and recall, but an outlier's wide ball counts little, and only real pictures make balls. Density can
-    be over 1. Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics", eq. 3 and 4. Raises InputError,
-    NonFiniteError.
+    Less sensitive to outliers than precision and recall, and only real pictures have balls. Density can exceed 1.
+    Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics", eq. 3 and 4. Raises InputError, NonFiniteError.
     """
     first, second = as_two(generated, real, least=neighbours + 1)
     inside = _inside(first, second, neighbours)
@@ -39,7 +39,7 @@ def density_coverage(generated: Any, real: Any, neighbours: int = 5) -> dict[str
 
 
 def _inside(points: Tensor, centres: Tensor, neighbours: int) -> Tensor:
-    """bool [N, M]: is a point within the ball of a centre, whose radius is the distance to its k-th neighbour."""
+    """bool [N, M]: whether a point is within the ball of a centre, up to the centre's k-th nearest neighbour."""
     own = [torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(AT_ONCE)]
     radius = torch.cat(own)
     return torch.cat([torch.cdist(part, centres) <= radius for part in points.split(AT_ONCE)])

@@ -31,7 +31,7 @@ def psnr(made: Tensor, real: Tensor) -> Tensor:
 def ssim(made: Tensor, real: Tensor) -> Tensor:
     """Structural similarity of each pair of uint8 pictures [B, 3, H, W], 11 pixels or more a side: [B], at most 1.
 
-    Mean over colours and over the places where the whole Gaussian window of 11 pixels fits.
+    Mean over colours and over the positions where the Gaussian window of 11 pixels fits completely.
     Wang et al. 2004, "Image Quality Assessment", eq. 13, K1 = 0.01, K2 = 0.03. Raises InputError for smaller pictures.
     """
     if min(real.shape[-2:]) < WINDOW:
@@ -52,11 +52,11 @@ def reconstruct(
     seed: int = 0,
     resamples: int = 100,
 ) -> Evaluation:
-    """Real pictures against themselves after encoder and decoder: PSNR, SSIM, Frechet distance by `network`, latents.
+    """Compare real pictures with their reconstructions: PSNR, SSIM, Frechet distance by `network`, latent statistics.
 
-    latent_mean and latent_std are of all numbers of `scaling_factor * z`, z drawn from the posterior: 0 and 1 at best.
-    name: what the result calls the VAE. Raises InputError for under 4 pictures, for pictures under 11 pixels, and for
-    under 2 resamples, NonFiniteError for a VAE that makes NaN or infinity.
+    latent_mean and latent_std are those of `scaling_factor * z` with z sampled from the posterior; ideally 0 and 1.
+    name: the name of the VAE in the result. Raises InputError for fewer than 4 pictures, pictures below 11 pixels, and
+    fewer than 2 resamples; NonFiniteError if the VAE's output is NaN or infinite.
     """
     if len(pictures) < LEAST:
         raise InputError(f"{len(pictures)} pictures are too few to evaluate a VAE; give {LEAST} or more")
@@ -91,7 +91,7 @@ def reconstruct(
 
 
 def _look(vae: AutoencoderKL, real: Tensor, network: FeatureNetwork | None) -> tuple[Tensor, Parts]:
-    """The reconstruction from the posterior's mean, uint8, and numbers of each picture; of latents the two moments."""
+    """Reconstructions from the posterior's mean, uint8, with the metrics of each picture and moments of its latents."""
     posterior = vae.encode((real / 127.5 - 1).to(next(vae.parameters())))
     mean, variance = posterior.mean.double().cpu(), posterior.logvar.double().exp().cpu()
     decoded = vae.decode(posterior.mean).float().cpu()

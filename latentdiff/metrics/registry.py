@@ -1,4 +1,4 @@
-"""The metrics: what each needs, how it is computed, and the labels of its values."""
+"""Registry of metrics: the data that each needs, how it is computed, and the labels of its values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ Sample = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """needs: the parts of a Sample it reads. least: pictures of each set that make its value and interval possible.
+    """A metric. needs: fields of Sample that it reads. least: number of pictures that each set needs at least.
 
-    compute: the generated set and the real one to values.
+    compute: values from the generated and the real set.
     """
 
     needs: tuple[str, ...]
@@ -44,7 +44,7 @@ def _textures(generated: Sample, real: Sample) -> dict[str, float]:
 
 
 def _each(generated: Sample, real: Sample, needs: str, value: Callable[[Sample], dict[str, float]]) -> dict[str, float]:
-    """A value of one set, for the generated pictures and, for comparison, the real ones."""
+    """Computes a metric of a single set for the generated pictures and, for comparison, for the real ones."""
     theirs = {f"{key}_real": number for key, number in value(real).items()} if needs in real else {}
     return value(generated) | theirs
 
@@ -82,7 +82,7 @@ LABELS = {
 
 
 def label(key: str) -> str:
-    """A value's name in tables."""
+    """The name of a value in tables."""
     stem = key.removesuffix("_real")
     words = LABELS.get(stem, stem.replace("_", " ").replace("retrieval r", "retrieval R@"))
     return f"{words} of the real pictures" if stem != key else words

@@ -1,4 +1,4 @@
-"""An evaluation as JSON, as a table for the terminal, and as one HTML file with pictures."""
+"""Write an evaluation as text for the terminal, as JSON, and as an HTML page with pictures."""
 
 import base64
 import html
@@ -28,7 +28,7 @@ def summary(result: Evaluation) -> str:
 
 
 def write_json(result: Evaluation, path: Path) -> None:
-    """Raises InputError when the file cannot be written; no partial file is left."""
+    """Write the values and settings. Raises InputError if the file cannot be written."""
     _write(path, json.dumps(result.to_json(), ensure_ascii=False, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of metrics."""
+"""Validation of the arguments of metrics."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from latentdiff.errors import InputError, NonFiniteError
 def as_rows(values: Any, name: str, least: int = 1) -> Tensor:
     """Values [N, D], from torch, numpy or lists, as a float64 tensor.
 
-    Raises InputError for another shape or under `least` rows, NonFiniteError for NaN or infinity.
+    Raises InputError for another shape or fewer than `least` rows, NonFiniteError for NaN or infinity.
     """
     rows = torch.as_tensor(values).detach().cpu().double()
     if rows.ndim != 2:
@@ -27,7 +27,7 @@ def as_rows(values: Any, name: str, least: int = 1) -> Tensor:
 
 
 def as_two(generated: Any, real: Any, least: int = 1) -> tuple[Tensor, Tensor]:
-    """`as_rows` of two sets, [N, D] and [M, D]. Raises InputError when the widths differ."""
+    """`as_rows` of two sets, [N, D] and [M, D]. Raises InputError if D differs."""
     first, second = as_rows(generated, "generated", least), as_rows(real, "real", least)
     if first.shape[1] != second.shape[1]:
         raise InputError(
@@ -37,7 +37,7 @@ def as_two(generated: Any, real: Any, least: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def as_pairs(image: Any, text: Any, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Embeddings of pictures and of their captions, [N, D] each, brought to length 1. Raises InputError."""
+    """Embeddings of pictures and of their captions, [N, D] each, normalised to length 1. Raises InputError."""
     first, second = as_rows(image, "image", least), as_rows(text, "text", least)
     if first.shape != second.shape:
         raise InputError(

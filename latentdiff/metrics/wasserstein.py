@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance over a Laplacian pyramid: compares textures of each scale without a network."""
+"""Sliced Wasserstein distance over a Laplacian pyramid, which compares textures at each scale without a network."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ def sliced_wasserstein(generated: Tensor, real: Tensor, directions: int = 512, s
 def texture_distance(generated: Tensor, real: Tensor, directions: int = 512, seed: int = 0) -> float:
     """Sliced Wasserstein distance of patches [N, P, 3, 7, 7] and [M, P, 3, 7, 7] of one scale.
 
-    Each colour of each set is brought to mean 0 and deviation 1 first, so brightness and contrast do not count.
+    Each colour of each set is first normalised to mean 0 and standard deviation 1, so brightness and contrast have no
+    effect.
     Karras et al. 2018, "Progressive Growing of GANs", section 5 (there times 1000).
     """
     return sliced_wasserstein(_standard(generated), _standard(real), directions, seed)
@@ -45,12 +46,12 @@ def _standard(patches: Tensor) -> Tensor:
 
 
 def draw_patches(pixels: Tensor, count: int, generator: torch.Generator) -> dict[int, Tensor]:
-    """`count` 7x7 patches of each picture [B, 3, R, R] at random places of each scale: size -> [B, count, 3, 7, 7]."""
+    """`count` 7x7 patches of each picture [B, 3, R, R] at random positions: scale -> [B, count, 3, 7, 7]."""
     return {level.shape[-1]: _patches(level, count, generator) for level in laplacian_pyramid(pixels.float())}
 
 
 def laplacian_pyramid(pixels: Tensor) -> list[Tensor]:
-    """Differences of each scale to the next coarser one, from R down to 16 pixels or an odd size, then the coarsest.
+    """Differences between each scale and the next coarser one, down to 16 pixels or an odd size, and the coarsest.
 
     Burt and Adelson 1983, "The Laplacian Pyramid as a Compact Image Code".
     """
@@ -73,7 +74,7 @@ def _down(pixels: Tensor) -> Tensor:
 
 
 def upscale(pixels: Tensor) -> Tensor:
-    """Twice the size: zeros between the pixels, then the same filter."""
+    """Double the size: insert zeros between the pixels, then apply the same filter."""
     batch, channels, height, width = pixels.shape
     spread = pixels.new_zeros(batch, channels, 2 * height, 2 * width)
     spread[..., ::2, ::2] = pixels

@@ -23,7 +23,7 @@ SHOWN = 16
 
 
 class AutoencoderModule(nn.Module):
-    """The losses of one batch: of the autoencoder and, if there is one, of its discriminator."""
+    """Computes the losses of one batch for the autoencoder and, if there is one, for its discriminator."""
 
     def __init__(self, config: VAETrainConfig) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class AutoencoderModule(nn.Module):
         return {"loss": loss, **losses}
 
     def _step(self, draws: Tensor) -> int:
-        """The optimiser step that a batch belongs to, computed from the numbers of its draws."""
+        """The optimiser step that a batch belongs to, computed from its draws."""
         config, processes = self.config, process_state().num_processes
         return int(draws[0]) // (config.data.batch_size * config.run.gradient_accumulation_steps * processes)
 
     def _adversarial(self, pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Both losses in one graph: the critic's weights are detached in the autoencoder's loss, and the reverse."""
+        """Both losses in one graph; each detaches the weights of the other network."""
         assert self.critic is not None
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         fool = -torch.func.functional_call(self.critic, frozen, (reconstruction,)).float().mean()

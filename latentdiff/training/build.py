@@ -1,4 +1,4 @@
-"""Build the task that a training config describes: which models it opens, which weights it trains and saves."""
+"""Build the task of a training config: open its models, and select the weights to train and to save."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ from latentdiff.training.task import Task
 
 
 def open_base_model(base: str | None, options: OpenOptions) -> ModelSource:
-    """The model to fine-tune. Raises InputError for one whose U-Net takes more than noisy latents."""
+    """The model to fine-tune. Raises InputError for a U-Net with inputs besides the noisy latents."""
     source = open_model(base, options)
     channels = source.unet.config.in_channels
     if channels != source.unet.config.out_channels:
@@ -60,7 +60,7 @@ def picture_limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
 
 
 def build_task(config: TrainConfig) -> Task:
-    """The model and the data of a run. Raises InputError and CheckpointError."""
+    """Load the model and the data of a run. Raises InputError and CheckpointError."""
     match config:
         case FineTuneConfig():
             return finetune_task(config)
@@ -76,7 +76,7 @@ def build_task(config: TrainConfig) -> Task:
 
 
 def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
-    """A new U-Net, or one from `init`, with the VAE and text encoder that the config names, or on pixels."""
+    """A new U-Net, or the one in `init`, with the VAE (or pixel space) and text encoder that the config names."""
     text = read_text_encoder(config.text_encoder)
     text.requires_grad_(config.train_text_encoder)
     unet = UNet2DConditionModel(config.model)
@@ -104,7 +104,7 @@ def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VA
 
 
 def finetune_task(config: FineTuneConfig) -> DenoiserTask:
-    """The base model with its whole U-Net, LoRA layers, or the embeddings of a new word set to be trained."""
+    """The base model, with its U-Net, LoRA layers or the embeddings of a new word as trainable parameters."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
     source = open_base_model(config.base, OpenOptions(**config.base_options.model_dump()))

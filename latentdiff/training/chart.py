@@ -1,4 +1,4 @@
-"""Curves as inline SVG: legible on light and dark, no script, no library."""
+"""Line charts as inline SVG, for light and dark pages, without scripts."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """A few round values within the axis."""
+        """A few round values within the range of the axis."""
         if self.log and self.high / self.low > 5:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if self.high / self.low < 100 else (1,)
@@ -60,9 +60,9 @@ def smooth(points: Points, share: float = 0.05) -> Points:
 
 
 def chart(title: str, curves: list[Curve], over: str = "the step", log_across: bool = False) -> str:
-    """An `<svg>` of the curves; values that span a decade or more get a logarithmic axis.
+    """An `<svg>` of the curves; the y axis is logarithmic if values span a factor of ten or more.
 
-    over: what x is, for screen readers. log_across: a logarithmic x axis; all x must be positive.
+    over: name of x, for screen readers. log_across: use a logarithmic x axis; all x must be positive.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
@@ -75,7 +75,7 @@ def chart(title: str, curves: list[Curve], over: str = "the step", log_across: b
 
 
 def _round_step(step: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """The next larger value of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * 0.999)
 
@@ -93,7 +93,7 @@ def _text(x: float, y: float, anchor: str, content: str, color: str = "currentCo
 
 
 def _legend(title: str, curves: list[Curve]) -> str:
-    """The title left, the names of several curves right of it."""
+    """The title and, for several curves, their names."""
     x, parts = WIDTH - RIGHT, [_text(6, 16, "start", title)]
     for curve in reversed(curves if len(curves) > 1 else []):
         parts.append(_text(x, 16, "end", curve.name, curve.color))
@@ -111,7 +111,7 @@ def _grid(across: Axis, up: Axis) -> list[str]:
 
 
 def _path(curve: Curve, across: Axis, up: Axis) -> str:
-    """The line, thinned if it has more points than can be seen, with markers if it has few."""
+    """The line, with fewer points if they cannot be told apart, and with markers if there are few."""
     thin = curve.points[:: math.ceil(len(curve.points) / MOST_POINTS)]
     places = [(f"{across.place(x):.1f}", f"{up.place(y):.1f}") for x, y in thin]
     opacity = 0.3 if curve.faint else 1

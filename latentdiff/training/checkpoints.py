@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written under a temporary name, hashed and then renamed; the previous one is kept."""
+"""Write and find checkpoints: written under a temporary name, hashed and renamed; the last two are kept."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ WRITE_ERRORS = (OSError, SafetensorError, RuntimeError, CheckpointException)
 
 
 def name_plainly(models: list[nn.Module], weights: list[dict[str, Tensor]], _: str) -> None:
-    """Before saving: names as in one process, without frozen weights, which are read from the base model again.
+    """Hook before saving: names as in one process, and no frozen weights, which are read from the base model.
 
     Sharded weights are not in `weights`.
     """
@@ -38,7 +38,7 @@ def name_plainly(models: list[nn.Module], weights: list[dict[str, Tensor]], _: s
 
 
 def into_plain(models: list[nn.Module], folder: str) -> None:
-    """Before loading: unwrap the modules, for any number of processes. Raises InputError if weights are missing."""
+    """Hook before loading: unwrap the modules. Raises InputError if trained weights are missing."""
     models[:] = [extract_model_from_parallel(model) for model in models]
     for model in models:
         with safe_open(Path(folder) / SAFE_WEIGHTS_NAME, "pt") as opened:
@@ -50,9 +50,9 @@ def into_plain(models: list[nn.Module], folder: str) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is: optimiser steps taken, and the best held-out loss.
+    """Progress of a run: optimiser steps taken, and the best held-out loss.
 
-    pictures_a_step: with `step` it determines the position in the data.
+    pictures_a_step: together with `step`, determines the position in the data.
     """
 
     pictures_a_step: int
@@ -64,7 +64,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError when the run used another number of pictures per step: it would be a different run."""
+        """Raises InputError if the run used another number of pictures per step, which would change the results."""
         if state["pictures_a_step"] != self.pictures_a_step:
             raise InputError(
                 f"the run used {state['pictures_a_step']} pictures per step and now {self.pictures_a_step} are set; "
@@ -75,7 +75,7 @@ class Progress:
 
 
 def newest_good(run: RunFolder) -> Path | None:
-    """The newest checkpoint whose files match their hashes, or None; warns about each damaged one."""
+    """The newest checkpoint whose files match their hashes, or None; warns of each damaged one."""
     for folder in run.checkpoints():
         if (problem := _problem(folder)) is None:
             return folder
@@ -86,7 +86,7 @@ def newest_good(run: RunFolder) -> Path | None:
 def save_checkpoint(accelerator: Accelerator, run: RunFolder, step: int) -> None:
     """Write the state of everything that `accelerator` prepared, then the hashes, then rename.
 
-    Raises LatentDiffError when it cannot be written, for instance on a full disk; earlier checkpoints stay.
+    Raises LatentDiffError if writing fails, for instance on a full disk; earlier checkpoints are kept.
     """
     with Staged(accelerator.is_main_process, run.checkpoint(step)) as staged:
         accelerator.wait_for_everyone()

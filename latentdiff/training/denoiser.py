@@ -31,7 +31,7 @@ SHOWN = 6
 
 
 class DenoiserModule(nn.Module):
-    """The loss of one batch of latents (Rombach et al. 2022, eq. 2)."""
+    """Computes the loss of one batch of latents (Rombach et al. 2022, eq. 2)."""
 
     def __init__(self, parts: Components, config: DenoiserConfig, text: TextCache | TextConditioner) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DenoiserModule(nn.Module):
         return {"loss": (self.loss(latents, noise, timesteps, captions) * batch["weight"]).mean()}
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-        """Squared error of the prediction, weighted, for each picture: [B]. timesteps: on the CPU, as schedules."""
+        """Weighted squared error of the prediction for each picture: [B]. timesteps: on the CPU, like the schedule."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
         height, width = (side * self.downscale for side in x0.shape[-2:])  # SDXL: sizes as trained, uncropped
         text = self.text.embed(captions).with_time_ids(height, width, 0, 0, height, width)
@@ -77,8 +77,8 @@ def elementwise_loss(output: Tensor, target: Tensor, huber_delta: float | None) 
 class DenoiserTask:
     """Train on latents of pictures, evaluate on held-out ones, and generate samples.
 
-    `write(parts, folder)` saves the result: the whole pipeline, or only a LoRA. `more` are pictures in addition to
-    those of `config.data`. Captions are encoded once unless `trains_text`.
+    write(parts, folder): saves the result, the complete pipeline or only a LoRA. more: pictures in addition to
+    `config.data`. trains_text: captions are encoded at every step instead of once.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class DenoiserTask:
         self.module = DenoiserModule(parts, config, cache or parts.text)
 
     def _save_strip(self, rows: list[Row]) -> None:
-        """A few pictures of the folder, for the report."""
+        """Save a few pictures of the dataset for the report."""
         shown = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
         if process_state().is_main_process:
             pixels = [load_pixels(row, self.config.data.resolution, self.config.data.background) for row in shown]
@@ -170,7 +170,7 @@ class DenoiserTask:
         ).images  # fmt: skip
 
     def _held_out_losses(self, rank: int, world: int) -> Iterator[float]:
-        """The loss of every `world`th held-out picture, at a timestep and with noise that depend on its index only."""
+        """The loss of every `world`th held-out picture; its timestep and noise depend only on its index."""
         device = self._device
         total = self.module.schedule.config.num_train_timesteps
         for index in range(rank, len(self.held_out), world):

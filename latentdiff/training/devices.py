@@ -1,4 +1,4 @@
-"""Moving tensors and networks between devices without a training step waiting for the device."""
+"""Move tensors and networks between devices without synchronising in a training step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from the CPU; to CUDA from pinned memory, since a copy from other memory waits for the device."""
+    """Copy from the CPU; to CUDA from pinned memory, since copies from other memory are synchronous."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -32,7 +32,7 @@ def send_conditioning(conditioning: Conditioning, device: torch.device) -> Condi
 
 @contextmanager
 def on_device(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
-    """Inside, frozen networks are on `device`; otherwise they are on the CPU and take no memory there."""
+    """Context manager in which frozen networks are on `device`; afterwards they are on the CPU."""
     try:
         for module in modules:
             module.to(device)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, the ones that are saved for use."""
+"""Exponential moving average of the trained weights, which is evaluated and saved as the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average of what is trained in `module`; the decay warms up: min(decay, (1 + n) / (10 + n)) at update n."""
+    """Average of the trainable weights of `module`; the decay at update n is min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -25,7 +25,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the module holds the averaged weights; afterwards its own again."""
+        """Context manager in which the module has the averaged weights."""
         own = [p.detach().clone() for p in self.live]
         self._write(self.average)
         try:

@@ -1,4 +1,4 @@
-"""Planning a fine-tune: check the folder, choose the settings that were not given."""
+"""Plan a fine-tuning run: check the pictures, and choose the settings that are not given."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
 SMALL_MODEL = 256
-OTHER_PROMPTS = ("a red apple", "a cat")  # most likely not in the folder: they show what the model still knows
+OTHER_PROMPTS = ("a red apple", "a cat")  # probably not in the dataset: they show whether the model forgets
 OPTIONS = {
     "folder": "FOLDER",
     "base": "--model",
@@ -29,7 +29,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run, what the check of the folder found, and the command that prints it."""
+    """The config of a run, the result of the data check, and the command that prints this result."""
 
     config: FineTuneConfig
     checked: DataCheck
@@ -51,7 +51,7 @@ class Plan:
         )
 
     def _batch(self) -> str:
-        """How many pictures a step takes, and how they are divided."""
+        """The number of pictures per step, and how they are split over processes and batches."""
         batch, accumulation = self.config.data.batch_size, self.config.run.gradient_accumulation_steps
         total = batch * accumulation * self.processes
         factors = f"{self.processes} processes of " * (self.processes > 1) + f"{accumulation} batches of " * (
@@ -70,9 +70,9 @@ def plan_finetune(
     skip_bad: bool = False,
     **given: Any,
 ) -> Plan:
-    """Check the folder before any weight is read, and choose the settings that were not given.
+    """Check the pictures before any weights are loaded, and choose the settings that are not given.
 
-    Small models get larger batches and learning rates. Each picture is seen about 40 times. Raises InputError when the
+    Small models get larger batches and learning rates. Each picture is used about 40 times. Raises InputError if the
     check finds errors and `skip_bad` is not set.
     """
     if method == "textual_inversion" and not trigger.strip():
@@ -128,7 +128,7 @@ def plan_finetune(
 
 
 def _batch(given: int | None, usual: int, parts: int) -> int:
-    """Pictures a step: a multiple of `parts`, processes times accumulation. Raises InputError for another number."""
+    """Pictures per step, a multiple of `parts` (processes times accumulation). Raises InputError otherwise."""
     if given is None or given <= 0:  # which the config refuses
         return given if given is not None else max(1, usual // parts) * parts
     if given % parts:

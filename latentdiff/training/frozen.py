@@ -1,4 +1,4 @@
-"""Frozen networks in the precision that a run computes in: half the memory of float32, and no casts in each step."""
+"""Load frozen networks in the precision of the run, which halves their memory and avoids casts in each step."""
 
 from contextlib import AbstractContextManager
 
@@ -18,9 +18,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 
 def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch.dtype, precision: str) -> None:
-    """As `fill`: a U-Net's matrices and kernels in the compute precision, all else in float32.
+    """As `fill`, but with a U-Net's matrices and kernels in the compute precision.
 
-    Norms, biases and embeddings stay float32, as autocast keeps them; they are a thousandth of the weights.
+    Norms, biases and embeddings stay float32, as under autocast; they are a thousandth of the weights.
     """
     if not isinstance(model, UNet2DConditionModel):
         fill(model, locations, torch.float32)
@@ -34,7 +34,7 @@ def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch
 
 
 def cast_trained(model: nn.Module) -> None:
-    """Weights that train are float32, whatever their frozen neighbours are."""
+    """Convert trainable weights to float32."""
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()

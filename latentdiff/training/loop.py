@@ -40,7 +40,7 @@ class Stopped(SystemExit):
 
 
 class Run:
-    """A run in this process: the trained module, its average, the optimiser and the progress."""
+    """State of a run in this process: the trained module, its moving average, the optimiser and the progress."""
 
     def __init__(self, task: Task, config: TrainConfig, resume: bool) -> None:
         self.task, self.config = task, config
@@ -82,7 +82,7 @@ class Run:
             self.log.start(self.progress.step)
 
     def _place(self) -> nn.Module:
-        """The module to train: the task's own on the device, or a copy that accelerate will shard."""
+        """The module to train: the task's module on the device, or a copy for accelerate to shard."""
         module, device = self.task.module, self.accelerator.device
         if self.sharding:
             return copy_to_shard(module, device)
@@ -137,7 +137,7 @@ class Run:
         return {name: value.detach().float() for name, value in losses.items()}
 
     def _send(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device; the draws stay, since random numbers are made on the CPU."""
+        """Move the batch to the device, except the draws, since random numbers are generated on the CPU."""
         device = self.accelerator.device
         return {k: send(v, device) if isinstance(v, Tensor) and k != "draw" else v for k, v in batch.items()}
 
@@ -152,9 +152,9 @@ class Run:
             self.tracker.log(values, self.progress.step)
 
     def refuse_non_finite(self) -> None:
-        """Raise NonFiniteError with the first step since the last call whose loss is NaN or infinite.
+        """Raise NonFiniteError naming the first step since the last call whose loss is NaN or infinite.
 
-        The same when gradient scaling only finds overflows.
+        Also raised if gradient scaling has skipped about 50 steps in a row.
         """
         seen = self.accelerator.reduce(torch.stack(self.unseen), "mean").tolist() if self.unseen else []
         for step, loss in enumerate(seen, self.progress.step - len(seen) + 1):
@@ -170,7 +170,7 @@ class Run:
             )
 
     def evaluate(self) -> None:
-        """Held-out figures and samples with the averaged weights; every process computes its share."""
+        """Log held-out metrics and samples of the averaged weights; every process computes its share."""
         self.task.module.eval()
         with self.ema.applied():
             found = evaluate(self.task, self.accelerator)
@@ -203,7 +203,7 @@ class Run:
         return early or self.progress.step >= self.config.optim.max_steps
 
     def save(self) -> None:
-        """Write a checkpoint, then the averaged weights as a model; neither if a loss was not finite."""
+        """Write a checkpoint, then the averaged weights as a model. Raises NonFiniteError before writing anything."""
         self.refuse_non_finite()
         save_checkpoint(self.accelerator, self.folder, self.progress.step)
         with self.ema.applied():
@@ -213,10 +213,10 @@ class Run:
 
 
 def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
-    """Train `task` to its last step, or until its held-out loss has not fallen for `run.early_stopping` evaluations.
+    """Train `task` to its last step, or until the held-out loss has not improved for `run.early_stopping` evaluations.
 
-    Writes `metrics.jsonl`, `samples/`, `checkpoints/` and, at each checkpoint, the usable model in `model/`.
-    Raises NonFiniteError when a loss is not finite, Stopped after SIGTERM or Ctrl-C, once everything is saved.
+    Writes `metrics.jsonl`, `samples/`, `checkpoints/` and, with each checkpoint, a usable model in `model/`.
+    Raises NonFiniteError if a loss is not finite, and Stopped after SIGTERM or Ctrl-C, once everything is saved.
     """
     run = Run(task, config, resume)
     every: RunConfig = config.run
@@ -234,18 +234,20 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
                 run.log_losses(losses, bar)
             if step % every.sample_every == 0 or step == config.optim.max_steps:
                 run.evaluate()
-            asked = request.seen_by_any()
-            if step % every.checkpoint_every == 0 or run.finished or asked:
+            received = request.seen_by_any()
+            if step % every.checkpoint_every == 0 or run.finished or received:
                 run.save()
-            if asked and not run.finished:
+            if received and not run.finished:
                 bar.close()
                 tqdm.write(f"stopped and saved at step {step}; continue with --resume", file=sys.stderr)
-                raise Stopped(128 + signal.Signals(asked))
+                raise Stopped(128 + signal.Signals(received))
     bar.close()
 
 
 def _may_have_unused_weights(config: TrainConfig) -> bool:
-    """Whether some weights may get no gradient in a step: a critic before its start, a text encoder's last layer."""
+    """Whether some weights may have no gradient in a step: a discriminator before its start, or a text encoder's last
+    layer.
+    """
     match config:
         case VAETrainConfig():
             return config.adversarial_weight > 0 and config.adversarial_start > 0

@@ -1,4 +1,4 @@
-"""Losses between pictures, between picture and text, and of a patch discriminator."""
+"""Losses: image gradients, contrastive, and adversarial with a patch discriminator."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ SMALL = 1e-3  # an eighth of a level of 256
 
 
 def gradient_loss(x: Tensor, y: Tensor, exponent: float = 1.0) -> Tensor:
-    """Mean of the horizontal and vertical differences' distance ** exponent at full and half size: keeps edges sharp.
+    """Mean of |gradient of x - gradient of y| ** exponent at full and half size (Mathieu et al. 2016, eq. 6).
 
-    x, y: [B, C, H, W] (Mathieu et al. 2016, eq. 6). Gradients of pictures are sparse: an exponent of about a half
-    weighs them so (Krishnan & Fergus 2009, sec. 1), and plain areas become plain. It is rounded off below SMALL.
+    x, y: [B, C, H, W]. An exponent of about 0.5 models the sparse gradients of natural images (Krishnan & Fergus 2009,
+    sec. 1) and penalises ripples in uniform areas. Below SMALL the loss is smoothed, so that its gradient is finite.
     """
     total = x.new_zeros(())
     for scale in (1, 2):

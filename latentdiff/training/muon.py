@@ -12,10 +12,10 @@ ADAM_RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """One optimiser for a network: orthogonal updates for hidden kernels and matrices, AdamW for the rest.
+    """Orthogonalised updates for hidden kernels and matrices, and AdamW for the other parameters.
 
-    A kernel [O, I, k, k] counts as a matrix [O, I*k*k]. Updates are scaled to AdamW's usual size (Liu et al. 2025,
-    eq. 4), so that both take the same learning rate. Groups hold `orthogonal`; see `muon_groups`.
+    A kernel [O, I, k, k] is treated as a matrix [O, I*k*k]. Updates are scaled to the usual size of AdamW's (Liu et al.
+    2025, eq. 4), so that both use the same learning rate. Parameter groups have a key `orthogonal`; see `muon_groups`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float = 0.95):
@@ -32,13 +32,13 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Matrices of one shape are made orthogonal together: small products are slow one by one."""
+        """Orthogonalise matrices of one shape in one batch, which is faster than one by one."""
         shapes: dict[torch.Size, list[Tensor]] = {}
         for p in parameters:
             shapes.setdefault(p.shape, []).append(p)
         for alike in shapes.values():
             moments = [self._nesterov(p, group["momentum"]) for p in alike]
-            # A kernel's columns may come in any order: the one it lies in (channels last) needs no copy.
+            # The order of a kernel's columns does not matter: that of its memory layout (channels last) needs no copy.
             stack = torch.stack([m.movedim(1, -1).bfloat16() for m in moments])
             scale = ADAM_RMS * math.sqrt(max(stack[0].flatten(1).shape))
             updates = orthogonalize(stack.flatten(2)).view_as(stack).movedim(-1, 2)
@@ -72,9 +72,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of each matrix's U S V^T, by quintic Newton-Schulz steps in bfloat16: singular values 0.7 to 1.2.
+    """Approximate U V^T of each matrix U S V^T by quintic Newton-Schulz steps; singular values become 0.7 to 1.2.
 
-    matrices: [..., rows, columns]; the result is bfloat16.
+    matrices: [..., rows, columns]. Returns bfloat16.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()

@@ -12,7 +12,7 @@ from latentdiff.training.muon import Muon, muon_groups
 
 
 def make_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that `optim.name` names. Raises InputError where its package is missing or cannot run."""
+    """The optimiser `optim.name`. Raises InputError if its package is missing or does not support this machine."""
     groups = _groups(module, optim.weight_decay)
     match optim.name:
         case "muon":
@@ -25,7 +25,7 @@ def make_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Linear warm-up, then by `lr_schedule` to `final_learning_rate`: a pure function of the optimiser step."""
+    """The learning rate at an optimiser step: linear warm-up, then `lr_schedule` to `final_learning_rate`."""
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps
     done = min(1.0, (step - optim.warmup_steps) / max(1, optim.max_steps - optim.warmup_steps))
@@ -34,7 +34,7 @@ def learning_rate(step: int, optim: OptimConfig) -> float:
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels only; gains and biases are left free."""
+    """Parameter groups with weight decay for matrices and kernels only, not for gains and biases."""
     trained = [p for p in module.parameters() if p.requires_grad]
     matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -53,7 +53,7 @@ def _adamw_8bit() -> Any:
 
 
 def _prodigy() -> Any:
-    """Prodigy (Mishchenko & Defazio 2024): it finds its own rate; `learning_rate` multiplies it and should be 1."""
+    """Prodigy (Mishchenko & Defazio 2024), which estimates the learning rate; `learning_rate` is a factor of it."""
     try:
         from prodigyopt import Prodigy
     except ImportError as error:

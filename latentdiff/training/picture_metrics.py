@@ -23,7 +23,7 @@ Draw = Callable[[list[str], list[int]], Tensor]
 
 @dataclass(frozen=True)
 class _Held:
-    """Pictures in memory, uint8 [N, 3, R, R]."""
+    """A set of pictures in memory: uint8 [N, 3, R, R]."""
 
     pixels: Tensor
     captions: list[str]
@@ -41,7 +41,7 @@ class _Held:
 
 
 class PictureMetrics:
-    """`config.num` of the held-out rows, evenly spread, and the networks that compare.
+    """`config.num` evenly spaced held-out rows, and the networks that the metrics use.
 
     Raises InputError for too few rows, and for a metric, network, package or judge that is not available.
     """
@@ -62,7 +62,7 @@ class PictureMetrics:
         self.real: Sample | None = None
 
     def compute(self, draw: Draw) -> dict[str, float]:
-        """Every metric's values. `draw(captions, seeds)` makes pictures [N, 3, R, R] in [0, 1]; seeds count from 0."""
+        """All metrics. `draw(captions, seeds)` generates pictures [N, 3, R, R] in [0, 1]; seeds start at 0."""
         groups = torch.arange(len(self.rows)).split(AT_ONCE)
         drawn = torch.cat([draw([self.captions[k] for k in part], part.tolist()).cpu() for part in groups])
         if self.real is None:
@@ -73,7 +73,7 @@ class PictureMetrics:
         return {key: value for each in values for key, value in each.items()}
 
     def _look(self, pixels: Tensor) -> Sample:
-        """Out of autocast, so that the numbers are those of `latentdiff evaluate`."""
+        """Outside autocast, so that the values equal those of `latentdiff evaluate`."""
         held = _Held((pixels * 255).round().to(torch.uint8), self.captions)
         with torch.autocast(self.device.type, enabled=False):
             return look(held, "metrics", self.names, self.network, self.judge).sample

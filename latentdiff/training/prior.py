@@ -21,9 +21,9 @@ SAMPLER = "ddim"
 
 
 def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) -> list[Row]:
-    """The class images, generated first where they are missing: image k always from seed k.
+    """The class images; missing ones are generated, image k with seed k.
 
-    Images of another prompt, base model, size or sampling setting are in another subfolder, named by a hash of these.
+    The subfolder is named by a hash of the prompt, the base model, the size and the sampling settings.
     """
     folder = (prior.folder or config.run.output / "prior") / _settings_hash(parts, config, prior)
     names = [f"{k:05d}.png" for k in range(prior.images)]

@@ -1,4 +1,4 @@
-"""The processes of a run: rank, number, and work that only the first one does."""
+"""The processes of a run: rank, count, and functions that only the first one calls."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def process_state() -> PartialState:
 
 
 def on_main_process(make: Callable[[], T]) -> T:
-    """What `make()` returns in the first process, in every process; the others wait."""
+    """Call `make()` in the first process only, and return its result in every process."""
     state = process_state()
     made = [make() if state.is_main_process else None]
     broadcast_object_list(made)

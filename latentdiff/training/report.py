@@ -70,7 +70,7 @@ def write_report(run: RunFolder) -> Path:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """The finite numbers of each line, in order; truncated lines are skipped."""
+    """The finite numbers in each line, in order; invalid lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -89,7 +89,7 @@ def _row(line: str) -> Row:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
+    """Parse a JSON object; anything else gives an empty one."""
     try:
         values = json.loads(text)
     except ValueError:
@@ -105,7 +105,7 @@ def _read_text(path: Path) -> str:
 
 
 def _pictures_per_step(config: str) -> int | None:
-    """Pictures that one process sees in a step, None if the config does not say."""
+    """Pictures per step in one process; None if the config cannot be read."""
     try:
         values = yaml.safe_load(config)
         return int(values["data"]["batch_size"] * values["run"].get("gradient_accumulation_steps", 1))
@@ -126,7 +126,7 @@ def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
 
 
 def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
-    """The rows with the rate since the previous row, so that evaluation time does not count."""
+    """The rows with the training speed since the previous row, excluding the time of evaluations."""
     name = "steps per second" if pictures is None else "pictures per second"
     intervals = _intervals(rows).items()
     rates = {k: {name: (pictures or 1) * steps / seconds} for k, (steps, seconds) in intervals if steps > 0}
@@ -134,7 +134,7 @@ def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
 
 
 def _series(rows: list[Row]) -> dict[str, Points]:
-    """(step, value) by name; a run resumed from an earlier step replaces the later values."""
+    """(step, value) by name; values of a run that was resumed from an earlier step replace later ones."""
     kept: dict[str, dict[float, float]] = {}
     for row in rows:
         step = row["step"]
@@ -180,7 +180,7 @@ def _data(text: str) -> str:
 
 
 def _words(value: Any) -> str:
-    """A value as lines: the first items of a list, or the entries of a mapping."""
+    """A value as lines of text: the first items of a list, or the entries of a mapping."""
     if not isinstance(value, (list, dict)):
         return str(value)
     items = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, dict) else [_item(item) for item in value]

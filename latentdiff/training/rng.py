@@ -1,6 +1,6 @@
-"""Random numbers of a training step, seeded by the number of the draw, not by process or batch.
+"""Random numbers for training, seeded by draw rather than by process or batch.
 
-One process and many, a batch and its micro-batches, and a resumed run therefore get the same noise.
+Noise therefore does not depend on the number of processes or micro-batches, or on interruptions.
 """
 
 import numpy as np
@@ -13,9 +13,9 @@ GOLDEN = 0.6180339887498949
 
 
 class Draws:
-    """A stream for each draw of a batch, by Philox (Salmon et al. 2011) with the run's seed and the draw as its key.
+    """One random stream per draw of a batch: Philox (Salmon et al. 2011) keyed by the run's seed and the draw.
 
-    numbers: which draws these are, int64 [B] on the CPU. (torch's own CPU generator reads 32 bits of a seed.)
+    numbers: indices of the draws, int64 [B] on the CPU. (torch's CPU generator uses only 32 bits of a seed.)
     """
 
     def __init__(self, seed: int, numbers: Tensor) -> None:
@@ -24,7 +24,7 @@ class Draws:
         self.streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers of the shape, dtype and device of `like` [B, ...]."""
+        """Standard normal numbers with the shape, dtype and device of `like` [B, ...]."""
         drawn = [stream.standard_normal(like.shape[1:], dtype=np.float32) for stream in self.streams]
         return send(torch.from_numpy(np.stack(drawn)), like.device).to(like.dtype)
 
@@ -33,10 +33,10 @@ class Draws:
         return torch.tensor([stream.random() for stream in self.streams])
 
     def timesteps(self, total: int, power: float) -> Tensor:
-        """Whole timesteps [B] below `total`, on the CPU, with a density that grows like t ** (power - 1).
+        """Integer timesteps [B] below `total`, on the CPU, with a density proportional to t ** (power - 1).
 
-        Multiples of the golden ratio, modulo 1, are spread evenly wherever a batch begins or ends, which quiets the
-        loss as the low-discrepancy sampler of Kingma et al. (2021, I.1) does.
+        They are multiples of the golden ratio modulo 1, which are evenly spaced in any range of draws and reduce the
+        variance of the loss like the low-discrepancy sampler of Kingma et al. (2021, I.1).
         """
         quantiles = (self.numbers.double() * GOLDEN) % 1
         return (quantiles ** (1 / power) * total).long().clamp_(max=total - 1)

@@ -1,4 +1,4 @@
-"""The output folder of a training run: where each of its files is, and whether a run may use the folder."""
+"""The output folder of a training run: the paths of its files, and a check that a run may use it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sample images as HTML: for each prompt one row from the first evaluation to the newest, larger than in the grid."""
+"""Sample images as HTML: one row per prompt, from the first evaluation to the newest."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ figcaption { font-size: .85rem; opacity: .8; overflow-wrap: anywhere }
 
 
 def sample_table(folder: Path) -> str:
-    """The newest samples beside earlier ones, at even distances; grids without captions are shown whole.
+    """The newest samples beside evenly spaced earlier ones; grids without captions are shown uncropped.
 
     Empty when there are none.
     """
@@ -42,7 +42,7 @@ def sample_table(folder: Path) -> str:
 
 
 def captioned_strip(path: Path) -> str:
-    """The images of one grid with their captions, small; empty when the file is missing."""
+    """Small images of one grid with their captions; empty if the file is missing."""
     if not path.is_file():
         return ""
     samples: Samples = read_samples(path)
@@ -51,7 +51,7 @@ def captioned_strip(path: Path) -> str:
 
 
 def _spread(paths: list[Path], count: int) -> list[Path]:
-    """Up to `count` of the paths at even distances, the first and the last among them."""
+    """Up to `count` evenly spaced paths, including the first and the last."""
     if len(paths) <= count:
         return paths
     return [paths[round(k * (len(paths) - 1) / (count - 1))] for k in range(count)]

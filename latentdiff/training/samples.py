@@ -1,4 +1,4 @@
-"""Sample images on disk: one grid per evaluation, whose PNG also holds the caption of each cell."""
+"""Sample images on disk: one PNG grid per evaluation, which also stores the caption of each cell."""
 
 import json
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Samples:
             self.grid.save(partial, format="PNG", pnginfo=chunks)
 
     def images(self) -> list[Image.Image]:
-        """The images of the captions, cut out of the grid."""
+        """The images with captions, cropped from the grid."""
         columns = min(COLUMNS, len(self.captions))
         rows = -(-len(self.captions) // COLUMNS)
         width, height = self.grid.width // columns, self.grid.height // rows
@@ -44,7 +44,7 @@ class Samples:
 
 
 def read_samples(path: Path) -> Samples:
-    """What `Samples.save` wrote; any other PNG has no captions. Raises OSError for a file that is no PNG."""
+    """Read a file that `Samples.save` wrote; other PNGs give no captions. Raises OSError for a file that is no PNG."""
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
         try:

@@ -1,6 +1,6 @@
 """Sharding a model over processes if `accelerate launch` requests it: FSDP 2, or DeepSpeed's ZeRO 1 and 2.
 
-A copy of the task's module is trained. The task's own is kept complete, to evaluate and save the averaged weights.
+A copy of the task's module is trained. The module itself stays complete, to evaluate and save the averaged weights.
 """
 
 import copy
@@ -43,7 +43,7 @@ def sharding_plugin(module: nn.Module, config: TrainConfig) -> dict[str, Any]:
 
 
 def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
-    """Shard block by block. Weights and gradients stay float32, as without: autocast alone chooses the precision."""
+    """Shard block by block. Weights and gradients stay float32; autocast selects the precision."""
     if os.environ.get("FSDP_VERSION") != "2":
         raise InputError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp.yaml does")
     if scalars := [name for name, p in module.named_parameters() if p.requires_grad and p.ndim == 0]:
@@ -62,7 +62,7 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
 
 
 def _deepspeed(config: TrainConfig) -> DeepSpeedPlugin:
-    """Weights stay float32; DeepSpeed has autocast of its own. What the run's config says is taken from there."""
+    """Weights stay float32, and DeepSpeed's own autocast is used. The run's config overrides the launch file."""
     if on_many_cpus():
         raise InputError("accelerate runs DeepSpeed on GPUs alone; on the CPU launch with configs/accelerate/fsdp.yaml")
     stage, precision = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), config.run.mixed_precision
@@ -97,7 +97,7 @@ def refuse_another_layout(checkpoint: Path, plugin: dict[str, Any]) -> None:
 
 
 class ShardedEMA(EMA):
-    """The average of sharded weights; `whole` is the module that receives it. Its state on disk is that of an `EMA`."""
+    """The average of sharded weights; `whole` is the module that receives it. The format on disk is that of `EMA`."""
 
     def __init__(self, sharded: nn.Module, whole: nn.Module, decay: float) -> None:
         super().__init__(sharded, decay)
@@ -106,7 +106,7 @@ class ShardedEMA(EMA):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the complete module has the averaged weights on the shards' device; afterwards it is on the CPU."""
+        """Context manager in which the complete module has the averaged weights and is on the shards' device."""
         self._move(self.average[0].device)
         with torch.no_grad():
             for p, average in zip(self.shown, self.average, strict=True):
@@ -121,7 +121,7 @@ class ShardedEMA(EMA):
             child.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective call: every process takes part, and the main one gets the tensors to write."""
+        """Collective call for all processes; the main one returns the tensors to write."""
         main = process_state().is_main_process
         whole = (_gathered(average) for average in self.average)
         return {"updates": self.updates, "average": [tensor.cpu() for tensor in whole if main]}

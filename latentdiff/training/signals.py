@@ -12,7 +12,7 @@ from latentdiff.training.processes import PATIENCE, process_state
 
 
 class StopSignal:
-    """Inside, SIGTERM and the first Ctrl-C set `signal` to the signal's number instead of ending the process."""
+    """Context manager in which SIGTERM and the first Ctrl-C set `signal` instead of ending the process."""
 
     def __init__(self) -> None:
         self.signal = 0

@@ -14,9 +14,10 @@ from latentdiff.training.samples import Samples
 
 @dataclass
 class Share:
-    """What one process measured: of each figure the sum and the count; samples in [-1, 1], on the CPU, by their index.
+    """The part of an evaluation that one process computes.
 
-    captions: of the samples that have one, by the same index.
+    figures: sum and count of each metric. pictures: samples in [-1, 1], on the CPU, by index. captions: captions of
+    samples, by the same index.
     """
 
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -25,13 +26,13 @@ class Share:
     failure: str = ""
 
     def add(self, name: str, value: float, count: float = 1) -> None:
-        """Count one more value of a figure, or the sum of `count` of them."""
+        """Add one value of a metric, or the sum of `count` values."""
         total, number = self.figures.get(name, (0.0, 0.0))
         self.figures[name] = (total + value, number + count)
 
 
 class Data(Protocol):
-    """Pictures by (row, draw). `buckets` and `pictures` of each row: rows of one bucket can share a batch."""
+    """Items by (row, draw). buckets, pictures: one per row; rows of one bucket can share a batch."""
 
     @property
     def buckets(self) -> list[int]: ...
@@ -45,8 +46,8 @@ class Data(Protocol):
 class Task(Protocol):
     """The part of training that differs between a VAE, a text encoder and a denoiser.
 
-    `module(batch)` returns named scalar losses; `loss` is minimised. A batch has the fields of the data's items and
-    `draw` [B], the number of each draw.
+    `module(batch)` returns named scalar losses, of which `loss` is minimised. A batch has the fields of the data's
+    items and `draw` [B].
     """
 
     @property
@@ -56,7 +57,7 @@ class Task(Protocol):
     def data(self) -> Data: ...
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """This process's share of the held-out figures and pictures, made with the averaged weights."""
+        """This process's share of the held-out metrics and samples, computed with the averaged weights."""
 
     def save(self, folder: Path) -> None:
         """Write the module's weights as a usable model."""
@@ -64,7 +65,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Findings:
-    """All shares combined: means of the figures, samples and failures."""
+    """Combined shares: means of the metrics, samples and failures."""
 
     figures: dict[str, float]
     samples: Samples | None

@@ -20,11 +20,11 @@ MOST_BYTES = 2**30
 
 
 class TextCache:
-    """Embeds as a frozen conditioner does: known captions from a table on the CPU, others by the encoders.
+    """Embeds captions like a frozen `TextConditioner`: known ones from a table on the CPU, others with the encoders.
 
-    captions: those that will be needed. The table is kept in `cache`, and read from there if it was made of the same
-    captions by the same encoders. With a table the encoders wait on the CPU; without one, since it would be over
-    1 GiB or no captions are known, they stay on `device`.
+    captions: the captions of the dataset. The table is stored in the file `cache` and reused for the same captions and
+    encoders. With a table, the encoders are moved to the CPU. Without one, because it would exceed 1 GiB or no captions
+    are known, they stay on `device`.
     """
 
     def __init__(self, text: TextConditioner, captions: list[str], cache: Path, device: torch.device) -> None:
@@ -40,11 +40,11 @@ class TextCache:
 
     @property
     def parked(self) -> list[nn.Module]:
-        """The encoders if they wait on the CPU."""
+        """The encoders, if they were moved to the CPU."""
         return [self.text] if self.table else []
 
     def embed(self, captions: list[str]) -> Conditioning:
-        """As `TextConditioner.embed`, on the CPU or where the encoders are."""
+        """As `TextConditioner.embed`; the result is on the CPU or on the device of the encoders."""
         if not all(caption in self.table for caption in captions):
             return self.text.embed(captions)
         return concatenate([self.table[caption] for caption in captions])

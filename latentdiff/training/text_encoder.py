@@ -24,7 +24,7 @@ JUDGED = 256
 
 
 class ContrastiveModule(nn.Module):
-    """CLIP's loss on one batch of pictures and captions."""
+    """Computes CLIP's loss on one batch of pictures and captions."""
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ class TextEncoderTask:
 
 
 def _tokenizer(config: TextTrainConfig, captions: list[str]) -> CLIPTokenizer:
-    """Trained by the first process when the run starts and kept with the run: the embedding's rows depend on it.
+    """The tokenizer of the run, which the first process trains when the run starts.
 
-    Raises InputError when the run began with another length.
+    Raises InputError if the run was started with another length.
     """
     folder = config.run.output / "tokenizer"
     with process_state().main_process_first():

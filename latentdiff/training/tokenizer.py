@@ -1,4 +1,4 @@
-"""Training a byte-pair vocabulary with CLIP's text splitting."""
+"""Train the byte-pair vocabulary of a CLIP tokenizer."""
 
 import json
 
@@ -9,7 +9,7 @@ from latentdiff.text.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
-    """Learn merges (Sennrich et al. 2016) over CLIP's own splitting of text; any byte stays writable."""
+    """Learn merges (Sennrich et al. 2016) on text split as CLIP does; every byte has a token."""
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
     learnt = byte_pairs({}, [])
@@ -23,7 +23,7 @@ def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CL
     )
     learnt.train_from_iterator(captions, trainer)
     merges = [(left, right) for left, right in json.loads(learnt.to_str())["model"]["merges"]]
-    # The trainer keeps only letters that occur; all are put back, so that no prompt has unknown tokens.
+    # The trainer keeps only letters that occur in captions; all others are added, so that no prompt has unknown tokens.
     merges = merges[: max(0, vocab_size - len(symbols))]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*symbols, *("".join(pair) for pair in merges)]))}
     return CLIPTokenizer(vocab, merges, max_length)

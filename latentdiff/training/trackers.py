@@ -1,4 +1,4 @@
-"""Logging to TensorBoard, Weights & Biases or MLflow: accelerate's trackers, extended by images."""
+"""Log to TensorBoard, Weights & Biases or MLflow with accelerate's trackers, extended by images."""
 
 import os
 from importlib.util import find_spec
@@ -22,10 +22,10 @@ ADVICE = {
 
 
 class Tracker:
-    """Receives figures in addition to `metrics.jsonl`; this base class discards them."""
+    """Receives metrics in addition to `metrics.jsonl`; this base class discards them."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Log figures of one step. Steps increase within a run."""
+        """Log the metrics of one step. Steps increase within a run."""
 
     def image(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image of one step."""
@@ -35,9 +35,9 @@ class Tracker:
 
 
 def check_tracker(name: str) -> str:
-    """The tracker that `name` stands for: `auto` is tensorboard where that is installed, else none.
+    """Resolve the name of a tracker: `auto` is tensorboard if it is installed, else none.
 
-    Raises InputError for a name that is not known or whose package is missing. Nothing is imported.
+    Raises InputError for an unknown name or a missing package. Nothing is imported.
     """
     if name not in KNOWN:
         raise InputError(f"tracker={name!r} is unknown; {did_you_mean(name, KNOWN)}")
@@ -52,8 +52,8 @@ def open_tracker(name: str, output: Path, config: dict[str, Any]) -> Tracker:
     """Start tracking the run in `output`.
 
     Call it in the main process, after the Accelerator is made, since accelerate's trackers use its state.
-    The variables of wandb (WANDB_MODE, WANDB_PROJECT, …) and MLflow (MLFLOW_TRACKING_URI, …) hold as ever.
-    Raises InputError when the tracker is not known, not installed or does not start.
+    The environment variables of wandb (WANDB_MODE, WANDB_PROJECT, …) and MLflow (MLFLOW_TRACKING_URI, …) apply.
+    Raises InputError if the tracker is unknown, not installed or does not start.
     """
     chosen = check_tracker(name)
     if chosen == "none":
@@ -80,7 +80,7 @@ class _Accelerate(Tracker):
 
 
 class _TensorBoard(_Accelerate):
-    """Event files in `output/tensorboard`. The config is a text there: hyperparameters would add a run of their own."""
+    """Event files in `output/tensorboard`. The config is logged as text: hyperparameters would create a new run."""
 
     def __init__(self, output: Path, config: dict[str, Any]) -> None:
         super().__init__(TensorBoardTracker("tensorboard", output))
@@ -92,7 +92,7 @@ class _TensorBoard(_Accelerate):
 
 
 class _WandB(_Accelerate):
-    """Arguments take precedence over wandb's environment variables, so these are read first."""
+    """wandb prefers arguments to its environment variables, so the variables are read here."""
 
     def __init__(self, output: Path, config: dict[str, Any]) -> None:
         project = os.environ.get("WANDB_PROJECT", PROJECT)
@@ -104,7 +104,7 @@ class _WandB(_Accelerate):
 
 
 class _MLflow(_Accelerate):
-    """A run of the experiment `latentdiff`, or of the one that MLFLOW_EXPERIMENT_NAME names."""
+    """A run of the experiment that MLFLOW_EXPERIMENT_NAME names, by default `latentdiff`."""
 
     def __init__(self, output: Path, config: dict[str, Any]) -> None:
         super().__init__(MLflowTracker(PROJECT, run_name=output.name))
@@ -120,7 +120,7 @@ STARTS = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Groups of settings as `group.key`."""
+    """Flatten nested settings to `group.key`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
