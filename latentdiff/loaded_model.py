@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -136,10 +136,7 @@ class LoadedModel:
     def use_adapters(self, weights: Mapping[str, tuple[float, float]]) -> Iterator[None]:
         """Give the LoRAs that a prompt names its weights for one call. Raises InputError for one that is not loaded."""
         before = self._loras.weights
-        for name in weights:
-            if name not in self.adapters:
-                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
-                raise InputError(f"the prompt names <lora:{name}>, which is not loaded; {known}")
+        self.check_loaded(weights)
         if weights:
             self.set_adapters({**before, **weights})
         try:
@@ -147,6 +144,13 @@ class LoadedModel:
         finally:
             if weights:
                 self.set_adapters(before)
+
+    def check_loaded(self, names: Iterable[str]) -> None:
+        """Raise InputError for a LoRA that a prompt names and that is not loaded."""
+        for name in names:
+            if name not in self.adapters:
+                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
+                raise InputError(f"the prompt names <lora:{name}>, which is not loaded; {known}")
 
     def check_adapters(self, weights: Mapping[str, tuple[float, float]]) -> None:
         """Raise InputError unless the LoRAs that a prompt names have these weights."""

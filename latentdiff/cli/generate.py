@@ -1,22 +1,24 @@
 """`latentdiff generate`: from options, or the recipe in an image, to image files."""
 
 import sys
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-import latentdiff
-from latentdiff.cli.editing import Editing, take_editing, take_hires
+from latentdiff.cli.drawing import Drawing, Opened
+from latentdiff.cli.editing import take_editing, take_hires
+from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.options import NAMES as OPEN_NAMES
+from latentdiff.cli.pictures import Picture, makes_folder, pictures_of_lines, pictures_of_prompts
+from latentdiff.cli.progress import Progress, preview_file
+from latentdiff.cli.prompts_file import read_prompts_file
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
-from latentdiff.recipe import Found, Recipe, check_suffix, read_any, write_image
+from latentdiff.recipe import Found, read_any, write_image
 
 MODEL_NAMES = {"model", "loras", "embeddings", *OPEN_NAMES}
-PIPELINE_NAMES = {"steps": "num_inference_steps"}
 DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
 NOT_SETTINGS = ("prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash")
@@ -36,45 +38,75 @@ class Request:
     mask: Path | None = None
     preview: Path | None = None
     preview_every: int = 5
-
-
-@dataclass
-class Opened:
-    """A pipeline with its additions, and what the recipe says of them."""
-
-    pipe: Any
-    same: dict[str, Any] = field(default_factory=dict)
+    prompts_file: Path | None = None
+    batch_size: int | None = None
+    processes: int | None = None
 
 
 def run(request: Request) -> None:
     """Check everything that can be checked, then load the model, generate the images and write them."""
     found = read_any(request.recipe) if request.recipe else None
-    prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
-    if not prompts:
-        raise InputError("no prompt was given; write one in quotes, or name an image with --recipe")
     if request.num_images < 1:
         raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
-    paths = output_paths(request.output, len(prompts) * request.num_images)
-    for path in [*paths, *([request.preview] if request.preview else [])]:
-        check_writable_parent(path)
     settings = _settings(request, found)
+    pictures = _pictures(request, settings, found)
+    _check_outputs(request, pictures)
     editing = take_editing(request.image, request.mask, settings, request.given, found)
     hires, hires_recipe = take_hires(settings)
-    opened = open_pipeline(request.device, settings)
+    opened = open_pipeline(local_device(request.device), settings)
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
-    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()} | editing.arguments
-    made = _generate(opened.pipe, prompts, request, call, hires)
-    same = settings | editing.recipe | hires_recipe | opened.same | {"version": latentdiff.__version__}
-    for k, (path, image, seed) in enumerate(zip(paths, made.images, made.seeds, strict=True)):
-        size = _size(image, settings, editing, opened.pipe, hires)
-        own = {"prompt": prompts[k // request.num_images], "seed": seed, **size}
-        if made.variation_seeds:
-            own["variation_seed"] = made.variation_seeds[k]
-        write_image(image, Recipe.model_validate(same | own), path)
-        print(path)
+    drawing = Drawing(opened, settings, editing, hires, hires_recipe)
+    if request.prompts_file is None:
+        _draw_at_once(drawing, pictures, request)
+    else:
+        from latentdiff.cli.prompts_run import draw_in_batches
+
+        draw_in_batches(drawing, pictures, request)
+
+
+def _pictures(request: Request, settings: dict[str, Any], found: Found | None) -> list[Picture]:
+    if request.prompts_file is not None:
+        if request.prompts:
+            raise InputError(f"{request.prompts[0]!r} and --prompts are both given; leave one of them out")
+        lines = read_prompts_file(request.prompts_file)
+        return pictures_of_lines(request.output, lines, request.num_images, settings, request.prompts_file)
+    for option, value in (("--batch-size", request.batch_size), ("--num-processes", request.processes)):
+        if value is not None:
+            raise InputError(f"{option} {value} is for --prompts FILE; leave it out")
+    prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
+    if not prompts:
+        raise InputError("no prompt was given; write one in quotes, or name a file with --prompts or --recipe")
+    return pictures_of_prompts(request.output, prompts, request.num_images, settings)
+
+
+def _check_outputs(request: Request, pictures: list[Picture]) -> None:
+    if request.prompts_file is not None and makes_folder(request.output):
+        if not request.output.is_dir():
+            check_writable_parent(request.output)
+        if request.output.exists() and not request.output.is_dir():
+            raise InputError(f"-o {request.output} is a file; name a folder, or end the name in .png")
+    else:
+        for picture in pictures:
+            check_writable_parent(picture.path)
+    if request.preview:
+        check_writable_parent(request.preview)
+    if request.processes:
+        check_devices(request.processes)
+
+
+def _draw_at_once(drawing: Drawing, pictures: list[Picture], request: Request) -> None:
+    from latentdiff.runtime.memory import peak_memory
+
+    with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
+        preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
+        images = drawing.draw(pictures, Progress(bar, preview))
+        bar.set_postfix(memory=f"{peak_memory(drawing.opened.pipe.device) / 2**30:.1f}G")
+    for picture, image in zip(pictures, images, strict=True):
+        write_image(image, drawing.recipe(picture, image), picture.path)
+        print(picture.path)
 
 
 def _settings(request: Request, found: Found | None) -> dict[str, Any]:
@@ -140,29 +172,6 @@ def _check_model(request: Request, found: Found, opened: Opened) -> None:
         )
 
 
-def _generate(pipe: Any, prompts: list[str], request: Request, call: dict[str, Any], hires: Any) -> Any:
-    """The output of the pipeline, called twice where there is a second pass."""
-    from latentdiff.cli.progress import PreviewFile, Progress
-    from latentdiff.hires import generate_hires
-    from latentdiff.runtime.memory import peak_memory
-
-    run_pipe = pipe if hires is None else partial(generate_hires, pipe, hires)
-    with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
-        preview = PreviewFile(request.preview, request.preview_every, pipe) if request.preview else None
-        callback = Progress(bar, preview)
-        made = run_pipe(prompt=prompts, num_images_per_prompt=request.num_images, callback=callback, **call)
-        bar.set_postfix(memory=f"{peak_memory(pipe.device) / 2**30:.1f}G")
-    return made
-
-
-def _size(image: Any, settings: dict[str, Any], editing: Editing, pipe: Any, hires: Any) -> dict[str, int]:
-    """The size that the recipe states: the image's, with only_masked the crop's, with hires that of the first pass."""
-    if editing.recipe.get("only_masked") is not None or (hires is not None and not editing.arguments):
-        return {side: settings.get(side) or pipe.default_size for side in ("height", "width")}
-    scale = 1 if hires is None else hires.scale
-    return {"height": round(image.height / scale), "width": round(image.width / scale)}
-
-
 def _check_together(request: Request, settings: dict[str, Any]) -> None:
     """Raise InputError for what does not go together; where a recipe holds half of it, say what undoes that."""
     from latentdiff.runtime.options import choose_options
@@ -184,11 +193,3 @@ def _check_together(request: Request, settings: dict[str, Any]) -> None:
             raise
         undo = " ".join(UNDO[key] for key in held)
         raise InputError(f"{error}; {undo} undoes what {request.recipe} holds") from error
-
-
-def output_paths(output: Path, count: int) -> list[Path]:
-    """`apple.png` for one image, `apple-1.png`, `apple-2.png`, … for several. Raises InputError for other formats."""
-    check_suffix(output)
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(1, count + 1)]

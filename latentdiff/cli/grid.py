@@ -12,7 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentdiff
-from latentdiff.cli.generate import DEFAULT_OPTIONS, PIPELINE_NAMES, open_pipeline
+from latentdiff.cli.drawing import PIPELINE_NAMES
+from latentdiff.cli.generate import DEFAULT_OPTIONS, open_pipeline
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.decoding import FORMATS

@@ -11,8 +11,21 @@ from latentdiff.cli.root import app
 
 @app.command()
 def generate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, WebP or JPEG to write; several get numbers.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="PNG, WebP or JPEG to write; several get numbers. --prompts: a folder."),
+    ],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="File with a prompt per line, and options after it; continues what it began."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of --prompts that are sampled together. [default: 4]")
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share --prompts, one for each GPU. [default: 1]")
+    ] = None,
     model: Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
     prompt_2: Annotated[
@@ -177,9 +190,10 @@ def generate(
     }
     run(
         Request(
-            output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every
+            output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every,
+            prompts_file, batch_size, num_processes,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command()

@@ -1,9 +1,13 @@
-"""Restart a command in several processes on this machine, as torchrun does."""
+"""A command in several processes on this machine: as torchrun starts them, or some beside this one."""
 
 import os
+import signal
 import subprocess
 import sys
-from typing import NoReturn
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, NoReturn
 
 from latentdiff.errors import InputError
 
@@ -17,17 +21,69 @@ def launch(processes: int, auto_batch: bool) -> NoReturn:
     """
     if auto_batch:
         raise InputError(f"--auto-batch is for one process; lower the batch size, or leave out {OPTION}")
-    import torch
-
-    devices = torch.cuda.device_count()
-    if 0 < devices < processes:
-        raise InputError(f"{OPTION} {processes} is over the {devices} GPUs of this machine; give {devices} or fewer")
+    check_devices(processes)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*launcher, "-m", "latentdiff", *_without_option(sys.argv[1:])]
     sys.stdout.flush()
     if os.name == "nt":  # where execv returns to the shell at once
         raise SystemExit(subprocess.run(command, check=False).returncode)
     os.execv(sys.executable, command)
+
+
+def check_devices(processes: int) -> None:
+    """Raise InputError for more processes than GPUs."""
+    import torch
+
+    devices = torch.cuda.device_count()
+    if 0 < devices < processes:
+        raise InputError(f"{OPTION} {processes} is over the {devices} GPUs of this machine; give {devices} or fewer")
+
+
+def local_device(device: str) -> str:
+    """The GPU of this process among those of a launcher, where no other is named."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank and device in ("auto", "cuda") and torch.cuda.is_available() else device
+
+
+@contextmanager
+def started_processes(processes: int) -> Iterator[None]:
+    """Run this command in other processes too, with torchrun's variables, and wait for them at the end.
+
+    This process is the first. One that a launcher started starts none. Raises InputError when another one fails; all
+    are stopped when this one is.
+    """
+    if processes == 1 or "RANK" in os.environ:
+        yield
+        return
+    import torch
+
+    threads = max(1, torch.get_num_threads() // processes)
+    torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        others = [_start(rank, processes, threads, stack) for rank in range(1, processes)]
+        yield
+        for rank, (process, errors) in enumerate(others, 2):
+            if code := process.wait():
+                errors.seek(0)
+                last = errors.read().strip().rpartition("\n")[2].removeprefix("error: ")
+                raise InputError(
+                    f"process {rank} of {processes} failed ({last or f'exit code {code}'}); run this again"
+                )
+
+
+def _start(rank: int, processes: int, threads: int, stack: ExitStack) -> tuple[subprocess.Popen[str], IO[str]]:
+    """Start a process, which is stopped at the end of `stack` if it still runs; returns it and its stderr."""
+    errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
+    environment = os.environ | {name: str(value) for name, value in names.items()}
+    command = [sys.executable, "-m", "latentdiff", *_without_option(sys.argv[1:])]
+    process = stack.enter_context(subprocess.Popen(command, stderr=errors, text=True, env=environment))
+    stack.callback(process.terminate)
+    return process, errors
 
 
 def _without_option(words: list[str]) -> list[str]:

@@ -47,3 +47,8 @@ class PreviewFile:
             partial.replace(self.path)  # a reader never sees half a file; nothing waits for the disk
         finally:
             partial.unlink(missing_ok=True)
+
+
+def preview_file(pipe: Any, path: Path | None, every: int) -> PreviewFile | None:
+    """The callback that writes previews to `path`, if any."""
+    return PreviewFile(path, every, pipe) if path else None

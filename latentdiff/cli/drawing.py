@@ -1,0 +1,101 @@
+"""Draw the images of one `generate` batch by batch, and write each with its recipe."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+import latentdiff
+from latentdiff.cli.editing import Editing
+from latentdiff.cli.pictures import OF_EACH, Picture
+from latentdiff.errors import InputError, LatentDiffError, shorten
+from latentdiff.recipe import Recipe, read_recipe
+from latentdiff.samplers import Callback
+
+PIPELINE_NAMES = {"steps": "num_inference_steps"}
+SIZES = {"height", "width"}
+
+
+@dataclass
+class Opened:
+    """A pipeline with its additions, and what the recipe says of them."""
+
+    pipe: Any
+    same: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A pipeline and what all images have in common. settings: of the call, under the names of `Recipe`."""
+
+    opened: Opened
+    settings: dict[str, Any]
+    editing: Editing
+    hires: Any
+    hires_recipe: dict[str, Any]
+
+    def draw(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
+        """The images of a batch; called twice where there is a second pass. Raises InputError with the line."""
+        from latentdiff.hires import generate_hires
+
+        pipe = self.opened.pipe
+        run: Callable[..., Any] = pipe if self.hires is None else partial(generate_hires, pipe, self.hires)
+        try:
+            images: list[Image.Image] = run(**self._arguments(batch), callback=callback).images
+        except LatentDiffError as error:
+            raise type(error)(f"{batch[0].place}{error}") from error
+        return images
+
+    def check(self, batch: Sequence[Picture]) -> None:
+        """Raise InputError, with the line at fault, for what the pipeline would refuse."""
+        from latentdiff.inputs import read_inputs
+
+        pipe = self.opened.pipe
+        try:
+            inputs = read_inputs(pipe.limits, **self._arguments(batch))
+            pipe.check_loaded(inputs.prompts.loras)
+        except LatentDiffError as error:
+            if len(batch) > 1:
+                for picture in batch:
+                    self.check([picture])
+            raise InputError(f"{batch[0].place}{error}") from error
+
+    def exists(self, picture: Picture) -> bool:
+        """Whether the file holds this image. Raises InputError for one with another recipe, or none."""
+        if not picture.path.exists():
+            return False
+        found, wanted = read_recipe(picture.path).model_dump(), self.recipe(picture).model_dump()
+        ignored = {"version"} | (SIZES if self.editing.arguments else set())
+        for name in wanted.keys() - ignored:
+            if found[name] != wanted[name]:
+                raise InputError(
+                    f"{picture.path} exists and was made with {name}={shorten(found[name])}, not "
+                    f"{shorten(wanted[name])}; remove it, or name another place with -o"
+                )
+        return True
+
+    def recipe(self, picture: Picture, image: Image.Image | None = None) -> Recipe:
+        """Of an image; without one, that of a file that will be written (its size as far as it is known)."""
+        settings = self.settings | picture.settings
+        same = settings | self.editing.recipe | self.hires_recipe | self.opened.same
+        own = {"prompt": picture.prompt, "version": latentdiff.__version__}
+        return Recipe.model_validate(same | own | self._size(settings, image))
+
+    def _arguments(self, batch: Sequence[Picture]) -> dict[str, Any]:
+        """Of the pipeline's call: a batch differs in texts and seeds only."""
+        settings = [self.settings | picture.settings for picture in batch]
+        call = {PIPELINE_NAMES.get(name, name): value for name, value in settings[0].items()}
+        for name in OF_EACH:
+            if call.get(name) is not None:
+                call[name] = [own[name] for own in settings]
+        return call | self.editing.arguments | {"prompt": [picture.prompt for picture in batch]}
+
+    def _size(self, settings: dict[str, Any], image: Image.Image | None) -> dict[str, int]:
+        """The image's, with only_masked the crop's, with hires that of the first pass."""
+        whole = not self.editing.arguments or self.editing.recipe.get("only_masked") is not None
+        if whole or image is None:
+            return {side: settings.get(side) or self.opened.pipe.default_size for side in SIZES}
+        scale = 1 if self.hires is None else self.hires.scale
+        return {"height": round(image.height / scale), "width": round(image.width / scale)}

@@ -1,0 +1,112 @@
+"""The images of one `generate`: their files, prompts, seeds and own settings, and batches of one shape."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentdiff.cli.prompts_file import SEED_NAMES, PromptLine
+from latentdiff.errors import InputError
+from latentdiff.recipe import check_suffix
+from latentdiff.recipe.files import FORMATS
+from latentdiff.seeds import seeds_per_image
+from latentdiff.text.prompt_syntax import take_lora_tags
+
+FIRST_SEED = 0  # of a file of prompts without --seed: a command that continues makes the same images
+OF_EACH = ("negative_prompt", "prompt_2", "negative_prompt_2", *SEED_NAMES)
+"""What the images of a batch may differ in, beside the prompt: all have it or none."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to make. settings: its seeds, and what its line sets. place: of the line, for messages."""
+
+    path: Path
+    prompt: str
+    settings: dict[str, Any]
+    place: str = ""
+
+
+def pictures_of_prompts(output: Path, prompts: list[str], num_images: int, settings: dict[str, Any]) -> list[Picture]:
+    """`apple.png` for one image, `apple-1.png`, `apple-2.png`, … for several; image k is drawn from seed + k.
+
+    Takes the seeds out of the settings. Raises InputError for other formats and seeds that are too large.
+    """
+    check_suffix(output)
+    texts = [prompt for prompt in prompts for _ in range(num_images)]
+    names = [f"-{k}" for k in range(1, len(texts) + 1)] if len(texts) > 1 else [""]
+    paths = [output.with_name(f"{output.stem}{name}{output.suffix}") for name in names]
+    seeds = _seeds(settings, len(texts))
+    for name in SEED_NAMES:
+        settings.pop(name, None)
+    return [Picture(*parts) for parts in zip(paths, texts, seeds, strict=True)]
+
+
+def pictures_of_lines(
+    output: Path, lines: Sequence[PromptLine], num_images: int, settings: dict[str, Any], file: Path
+) -> list[Picture]:
+    """`012.png` for line 12 in a folder, `apple-012.png` beside others; `012-1.png`, `012-2.png` for several images.
+
+    Image k of the file is drawn from seed + k, and image k of a line that has a seed from that + k. Takes the seeds out
+    of the settings. Raises InputError.
+    """
+    digits, pictures = len(str(lines[-1].number)), list[Picture]()
+    first = {name: settings.pop(name) for name in SEED_NAMES if settings.get(name) is not None}
+    for line in lines:
+        place, count = f"{file}, line {line.number}: ", line.num_images or num_images
+        varied = (settings | line.settings).get("variation_strength") is not None
+        counted = {"seed": FIRST_SEED} | ({"variation_seed": FIRST_SEED} if varied else {}) | first
+        moved = {name: seed + len(pictures) for name, seed in counted.items() if name != "seed" or not varied}
+        try:
+            seeds = _seeds(settings | counted | moved | line.settings, count)
+        except InputError as error:
+            raise InputError(f"{place}{error}") from error
+        for k, own in enumerate(seeds, 1):
+            path = _path(output, f"{line.number:0{digits}}" + (f"-{k}" if count > 1 else ""))
+            pictures.append(Picture(path, line.prompt, line.settings | own, place))
+    return pictures
+
+
+def _seeds(settings: dict[str, Any], count: int) -> list[dict[str, int]]:
+    """The seeds of `count` images: from one on, or with a variation one seed and from one of the mixed noise on."""
+    strength, other = settings.get("variation_strength"), settings.get("variation_seed")
+    if strength is None and other is not None:
+        raise InputError(f"variation_seed={other} needs variation_strength (--variation-strength); try 0.1")
+    seeds = seeds_per_image(settings.get("seed"), count, step=1 if strength is None else 0)
+    if strength is None:
+        return [{"seed": seed} for seed in seeds]
+    others = seeds_per_image(other, count, "variation_seed")
+    return [dict(zip(SEED_NAMES, pair, strict=True)) for pair in zip(seeds, others, strict=True)]
+
+
+def makes_folder(output: Path) -> bool:
+    """Whether the images of a file of prompts go into a folder of this name, rather than beside it."""
+    return output.suffix.lower() not in FORMATS
+
+
+def _path(output: Path, name: str) -> Path:
+    return output / f"{name}.png" if makes_folder(output) else output.with_name(f"{output.stem}-{name}{output.suffix}")
+
+
+def batches(pictures: Sequence[Picture], same: dict[str, Any], size: int) -> list[list[Picture]]:
+    """At most `size` images that differ in their texts and seeds only; they do not depend on which images exist.
+
+    Raises InputError for LoRA tags that cannot be read.
+    """
+    groups: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        try:
+            shape = _shape(picture, same | picture.settings)
+        except InputError as error:
+            raise InputError(f"{picture.place}{error}") from error
+        groups.setdefault(shape, []).append(picture)
+    return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
+
+
+def _shape(picture: Picture, settings: dict[str, Any]) -> str:
+    """Equal for images of one batch: everything but texts, of which only the LoRAs that they name count."""
+    texts = [picture.prompt, settings.get("prompt_2") or ""]
+    loras = [take_lora_tags(text)[1] for text in texts] if settings.get("prompt_syntax") != "plain" else []
+    values = {name: settings[name] is not None if name in OF_EACH else settings[name] for name in sorted(settings)}
+    return json.dumps([values, str(loras)], default=str)
