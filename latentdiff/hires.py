@@ -1,16 +1,20 @@
 """A second pass at a larger size: the image is enlarged, then image to image adds the detail."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.functional import interpolate
 
 from latentdiff.errors import InputError
+from latentdiff.models.esrgan import RRDBNet
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
 from latentdiff.upscaling import load_upscaler, upscale
 
 PIXEL, LATENT = "lanczos", "latent"
+FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator")  # arguments
 
 
 @dataclass(frozen=True)
@@ -32,37 +36,60 @@ class Hires:
         if not 0 <= self.strength <= 1:
             raise InputError(f"hires_strength={self.strength:g} must be from 0 to 1; try 0.6")
 
+    @property
+    def latent(self) -> bool:
+        """Whether latents are enlarged rather than pixels."""
+        return self.upscaler == LATENT
+
+    def load_upscaler(self, device: torch.device) -> RRDBNet | None:
+        """The network that enlarges, if one does. Raises CheckpointError."""
+        if self.upscaler in (PIXEL, LATENT):
+            return None
+        return load_upscaler(Path(self.upscaler), device, self.allow_pickle)
+
+    def enlarged_size(self, size: Sequence[int], unit: int) -> tuple[int, int]:
+        """Two sides at the scale, rounded to multiples of `unit`."""
+        first, second = (max(round(side * self.scale / unit), 1) * unit for side in size)
+        return first, second
+
+    def enlarge(self, images: Any, unit: int, network: RRDBNet | None) -> Any:
+        """Latents [B, C, h, w] for the upscaler `latent`, else a list of PIL images, at the size of the second pass.
+
+        unit: pixels per latent along each side.
+        """
+        if self.latent:
+            return interpolate(images, self.enlarged_size(images.shape[-2:], 1), mode="bicubic")
+        return [upscale(image, self.enlarged_size(image.size, unit), network) for image in images]
+
+    def second_pass(self, arguments: Mapping[str, Any], enlarged: Any) -> dict[str, Any]:
+        """The arguments of the second call. arguments: of the first."""
+        second = {name: value for name, value in arguments.items() if name not in FIRST_PASS_ONLY}
+        second |= {"image": enlarged, "strength": self.strength}
+        return second if self.steps is None else second | {"num_inference_steps": self.steps}
+
+
+def check_hires(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for arguments of the first call that a second pass does not go with."""
+    if arguments.get("mask_image") is not None:
+        raise InputError("hires= does not go with a mask; use only_masked= to paint an area at the model's size")
+
 
 def generate_hires(pipe: LatentDiffusionPipeline, hires: Hires, **arguments: Any) -> PipelineOutput:
     """Call the pipeline twice. arguments: of its call, without a mask. Raises InputError and CheckpointError."""
-    if arguments.get("mask_image") is not None:
-        raise InputError("hires= does not go with a mask; use only_masked= to paint an area at the model's size")
-    network = None
-    if hires.upscaler not in (PIXEL, LATENT):
-        network = load_upscaler(Path(hires.upscaler), pipe.device, hires.allow_pickle)
+    check_hires(arguments)
+    network = hires.load_upscaler(pipe.device)
     wanted = arguments.pop("output_type", "pil")
-    first = pipe(**arguments, output_type="latent" if hires.upscaler == LATENT else "pil")
+    first = pipe(**arguments, output_type="latent" if hires.latent else "pil")
     if first.stopped:
         raise InputError("the callback stopped the first pass of hires=; leave hires out to keep its images")
-    factor, latent = pipe.vae.config.downscale, hires.upscaler == LATENT
-    height, width = first.images.shape[-2:] if latent else (first.images[0].height, first.images[0].width)
-    unit = 1 if latent else factor
-    height, width = (max(round(side * hires.scale / unit), 1) * unit for side in (height, width))
-    if latent:
-        enlarged: Any = interpolate(first.images, (height, width), mode="bicubic")
-    else:
-        enlarged = [upscale(image, (width, height), network) for image in first.images]
+    enlarged = hires.enlarge(first.images, pipe.vae.config.downscale, network)
     times = arguments.pop("num_images_per_prompt", 1)
     for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"):
         if isinstance(texts := arguments.get(name), list | tuple):
             arguments[name] = [text for text in texts for _ in range(times)]
     if isinstance(arguments["prompt"], str):
         arguments["prompt"] = [arguments["prompt"]] * len(enlarged)
-    second = {"image": enlarged, "strength": hires.strength, "output_type": wanted, "seed": first.seeds or None}
+    second = hires.second_pass(arguments, enlarged) | {"output_type": wanted, "seed": first.seeds or None}
     if first.variation_seeds:
         second["variation_seed"] = first.variation_seeds
-    if hires.steps is not None:
-        second["num_inference_steps"] = hires.steps
-    for name in ("height", "width", "latents", "edit", "generator"):
-        arguments.pop(name, None)
-    return pipe(**arguments | second)
+    return pipe(**second)

@@ -171,18 +171,21 @@ class LatentDiffusionPipeline(LoadedModel):
         return edit_rows(rows, inputs.canvases, inputs.strength, self.vae, self.task)
 
     @torch.no_grad()
-    def step(self, rows: Sequence[Row], batch: int | None = None) -> tuple[list[Row], Tensor]:
+    def step(
+        self, rows: Sequence[Row], batch: int | None = None, tile: int | None = None, axes: str = ""
+    ) -> tuple[list[Row], Tensor]:
         """Advance rows of one latent shape by one step, each at its own position of its own plan.
 
         batch: network evaluations are padded to this many, so that a row is computed to the same bits whichever rows
-        share its batch. Returns the rows after the step, and the predicted x0 [B, C, h, w]. Raises InputError for rows
-        that cannot share a batch, are finished, or belong to another model.
+        share its batch. tile, axes: as in `Inputs`, the same for all rows. Returns the rows after the step, and the
+        predicted x0 [B, C, h, w]. Raises InputError for rows that cannot share a batch, are finished, or belong to
+        another model.
         """
         wanted = self.denoiser.latent_channels
         for row in rows:
             if (found := len(row.state.latents)) != wanted:
                 raise InputError(f"a row has {found} latent channels, this model {wanted}; step it by its own pipeline")
-        states, x0 = step(self._guided(rows, self.denoiser, batch), [row.state for row in rows])
+        states, x0 = step(self._guided(rows, self.denoiser, batch, tile, axes), [row.state for row in rows])
         return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
 
     def _guided(

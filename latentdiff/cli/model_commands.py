@@ -53,6 +53,7 @@ def serve(
         typer.Option(help="Model folder, file or hub id, or NAME=PATH; repeatable. [default: the bundled one]"),
     ] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="LoRA file or folder, or NAME=PATH; repeatable.")] = None,
+    upscaler: Annotated[list[Path] | None, typer.Option(help="ESRGAN file, or NAME=PATH; repeatable.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's need a key.")
     ] = "127.0.0.1",
@@ -84,7 +85,7 @@ def serve(
     limits = {"queue": max_queue, "pixels": max_pixels, "steps": max_steps, "images": max_images, "deadline": deadline}
     given = {name: value for name, value in limits.items() if value is not None}
     options = {"device": device, "dtype": dtype, "optimize": optimize}
-    names = (model or [], lora or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
+    names = (model or [], lora or [], upscaler or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
     run(Request(*names, options, given))
 
 

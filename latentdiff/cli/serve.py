@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ KEY_VARIABLE = "LATENTDIFF_KEY"
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. models, loras: PATH or NAME=PATH. limits: changed numbers of `serving.limits.Limits`."""
+    """What was typed. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`."""
 
     models: list[str]
     loras: list[Path]
+    upscalers: list[Path]
     host: str
     port: int
     key: str | None
@@ -45,20 +47,35 @@ def run(request: Request) -> None:
     from latentdiff.serving.limits import Limits
     from latentdiff.serving.logs import start_logging
     from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
+    from latentdiff.serving.process import DrainingServer
     from latentdiff.serving.server import Server, Settings
+    from latentdiff.serving.upscalers import UpscalerStore
 
     start_logging()
     models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
         ModelSpec("emoji", None, request.options)
     ]
     loras = [LoraSpec(*_named_file(path)) for path in request.loras]
+    upscalers = UpscalerStore(dict(_named_upscaler(path) for path in request.upscalers))
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
-    engine = Engine(ModelStore(models, loras, limit), replace(Limits(), **request.limits), request.exact_batch)
+    limits = replace(Limits(), **request.limits)
+    engine = Engine(ModelStore(models, loras, limit), limits, request.exact_batch, upscalers=upscalers)
     settings = Settings(
         key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
     )
-    app = create_app(Server(engine, settings))
-    uvicorn.run(app, host=request.host, port=request.port, log_config=None, access_log=False, timeout_keep_alive=75)
+    listener = _listener(request.host, request.port)
+    server = Server(engine, settings)
+    config = uvicorn.Config(create_app(server), log_config=None, access_log=False, timeout_keep_alive=75)
+    DrainingServer(config, server).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port} cannot be used ({error.strerror}); choose another port by --port"
+        ) from error
 
 
 def _is_local(host: str) -> bool:
@@ -81,3 +98,10 @@ def _named_file(path: Path) -> tuple[str, Path]:
     name, text = _named(str(path))
     file = find_lora(Path(text))
     return (name if "=" in str(path) else default_name(file)), Path(text)
+
+
+def _named_upscaler(path: Path) -> tuple[str, Path]:
+    name, text = _named(str(path))
+    if not (file := Path(text)).is_file():
+        raise InputError(f"--upscaler {file} is not a file; name an ESRGAN file")
+    return name, file

@@ -35,7 +35,7 @@ def create_app(server: Server) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.engine.start()
         yield
-        await asyncio.to_thread(server.engine.drain, DRAIN_SECONDS)
+        await asyncio.to_thread(server.engine.queue.drain, DRAIN_SECONDS)
         await asyncio.to_thread(server.engine.close)
         server.files.close()
 

@@ -39,9 +39,12 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         guidance_interval=request.settings.get("guidance_interval", (0.0, 1.0)),
-        height=image.image.height,
-        width=image.image.width,
+        height=request.size[1],
+        width=request.size[0],
+        tile=request.settings.get("tile"),
+        seamless=request.settings.get("seamless"),
         **_editing(job),
+        **_second_pass(job),
         dtype=facts.dtype,
         model=models.specs[request.model].path,
         loras=loras,
@@ -60,13 +63,29 @@ def _editing(job: Job) -> dict[str, Any]:
     return hashes | {"strength": settings.get("strength")} | ({} if edit is None else asdict(edit))
 
 
+def _second_pass(job: Job) -> dict[str, Any]:
+    if (hires := job.request.hires) is None:
+        return {}
+    return {
+        "hires": hires.scale,
+        "hires_strength": hires.strength,
+        "hires_steps": hires.steps,
+        "upscaler": str(hires.upscaler),
+    }
+
+
+def _stated_size(job: Job, image: JobImage) -> tuple[int, int]:
+    """The image's; with a second pass that of the first, as A1111 states it."""
+    return image.image.size if job.request.hires is None else job.request.size
+
+
 def _hash(image: Image.Image | None) -> str | None:
     return None if image is None else hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 def infotext(job: Job, image: JobImage, models: ModelStore) -> str:
     """The settings as A1111 writes them, which many programs read."""
-    return write_infotext(recipe_of(job, image, models), image.image.width, image.image.height)
+    return write_infotext(recipe_of(job, image, models), *_stated_size(job, image))
 
 
 def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", quality: int = QUALITY) -> bytes:
@@ -74,7 +93,7 @@ def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", 
     kind = form.upper()
     options: dict[str, Any] = {} if form == "png" else {"quality": quality}
     if not image.stopped:
-        options |= image_metadata(kind, recipe_of(job, image, models), image.image.width, image.image.height)
+        options |= image_metadata(kind, recipe_of(job, image, models), *_stated_size(job, image))
     buffer = io.BytesIO()
     image.image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -98,7 +117,7 @@ def preview(job: Job, x0: Tensor, models: ModelStore, form: Format = "png", full
     """An unfinished image as a file, of the latents' size or enlarged to the image's."""
     image = models.facts[job.request.model].preview(x0)
     if full_size:
-        image = image.resize(job.request.size, Image.Resampling.BICUBIC)
+        image = image.resize(job.request.output_size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, form.upper())
     return buffer.getvalue()

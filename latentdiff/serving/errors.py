@@ -14,6 +14,16 @@ class ServingError(LatentDiffError):
         self.param, self.headers = param, headers or {}
 
 
+class UnsupportedError(ServingError):
+    """A field that names something this server does not do."""
+
+    status = 422
+    code = "unsupported"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is not supported by this server; leave it out", name)
+
+
 class LimitError(ServingError):
     """A value above a limit of this server."""
 

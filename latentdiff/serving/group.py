@@ -3,14 +3,15 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
 from latentdiff.denoiser import Row
-from latentdiff.images.edit import Canvas
+from latentdiff.hires import Hires
+from latentdiff.inputs import Inputs
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.serving.job import Job, Loras
+from latentdiff.serving.job import ImageRequest, Job, Loras
 
 SIZES = (8, 4, 2, 1)  # rows in a batch; a U-Net's throughput grows little beyond
 MAX_ROWS = SIZES[0]
@@ -22,27 +23,68 @@ class GroupKey(NamedTuple):
     model: str
     loras: Loras
     size: tuple[int, int]
+    tile: int | None = None
+    seamless: str | None = None
+
+    @classmethod
+    def of(cls, request: ImageRequest, size: tuple[int, int]) -> Self:
+        """The key of a request's images while they are sampled at `size`."""
+        settings = request.settings
+        return cls(request.model, request.loras, size, settings.get("tile"), settings.get("seamless"))
 
 
 @dataclass(eq=False)
 class Picture:
     """One image of a job in the engine.
 
-    pipe, row: None until it is started. canvases: the input image, if any. first_position: in the plan, where it
-    started.
+    arguments: of `read_inputs`. hires: its second pass, None during that and for images without one. pipe, inputs, row:
+    None until a pass is started. first_position: in the plan, where the pass started. steps_before: in earlier passes.
     """
 
     job: Job
     index: int
+    arguments: dict[str, Any] = field(init=False)
+    hires: Hires | None = field(init=False)
     pipe: LatentDiffusionPipeline | None = None
+    inputs: Inputs | None = None
     row: Row | None = None
-    canvases: list[Canvas] | None = None
     first_position: int = 0
+    steps_before: int = 0
     x0: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.arguments, self.hires = self.job.request.arguments(self.index), self.job.request.hires
 
     @property
     def seed(self) -> int:
         return self.job.request.seed + self.index
+
+    def begin_pass(self, pipe: LatentDiffusionPipeline, inputs: Inputs, row: Row) -> None:
+        """The pipeline has made the row."""
+        self.pipe, self.inputs, self.row, self.first_position = pipe, inputs, row, row.state.position
+
+    def begin_second_pass(self, enlarged: Any) -> None:
+        """Continue from the enlarged image, or latents [1, C, h, w], of the first pass."""
+        assert self.hires is not None
+        self.steps_before = self.steps
+        self.arguments, self.hires = self.hires.second_pass(self.arguments, enlarged), None
+        self.row = None
+
+    @property
+    def steps(self) -> int:
+        """Evaluations made, in all passes."""
+        made = self.row.state.position - self.first_position if self.row else 0
+        return self.steps_before + made
+
+    @property
+    def total_steps(self) -> int:
+        """Evaluations that are made in all passes; those of a second pass that has not begun are estimated."""
+        assert self.row is not None
+        own = len(self.row.state.plan) - self.first_position
+        if self.hires is None:
+            return self.steps_before + own
+        first_steps = self.job.request.steps
+        return own + round(own * self.hires.strength * (self.hires.steps or first_steps) / first_steps)
 
 
 @dataclass(eq=False)
@@ -53,6 +95,10 @@ class Group:
     waiting: deque[Picture] = field(default_factory=deque)
     active: list[Picture] = field(default_factory=list)
     last_turn: float = field(default_factory=time.monotonic)
+
+    @property
+    def jobs(self) -> set[Job]:
+        return {picture.job for picture in (*self.active, *self.waiting)}
 
     def next_batch(self, evaluations: int | None = None) -> list[Picture]:
         """The images whose last step is longest ago, of one shape and token count: 8, 4, 2 or 1 of them.

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from latentdiff.hires import Hires
 from latentdiff.serving.errors import CancelledError, ServingError
 
 Loras = tuple[tuple[str, tuple[float, float]], ...]
@@ -24,7 +25,7 @@ class ImageRequest:
     """Images to generate: image k is drawn from seed + k.
 
     height, width: as given; None where an input image decides. size: (width, height) that is sampled. settings: further
-    arguments of `inputs.read_inputs`, those of image to image among them.
+    arguments of `inputs.read_inputs`, those of image to image among them. hires: a second pass at `hires_size`.
     """
 
     model: str
@@ -40,6 +41,13 @@ class ImageRequest:
     images: int = 1
     loras: Loras = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    hires: Hires | None = None
+    hires_size: tuple[int, int] | None = None
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(width, height) at which the last pass is sampled."""
+        return self.hires_size or self.size
 
     def arguments(self, index: int) -> dict[str, Any]:
         """The keyword arguments of `read_inputs` for one image."""
@@ -78,8 +86,9 @@ class Job:
     """One accepted request.
 
     done: evaluations made for each image, of `total`. x0: the newest prediction [C, h, w] of each image, for previews.
-    partials: predictions of the first image kept at the evaluations in `keep_at`. decoding: images handed to decoding.
-    failure: what another thread than the engine's met; the engine ends the job with it.
+    partials: predictions of the first image kept at the evaluations in `keep_at`. finishing: images handed to
+    `Finisher`. interrupted: whether `stop` has taken effect. failure: what another thread than the engine's met; the
+    engine ends the job with it. collected: whether a client fetched an image.
     """
 
     def __init__(self, request: ImageRequest, deadline: float, keep_at: tuple[int, ...] = ()) -> None:
@@ -97,8 +106,9 @@ class Job:
         self.images: dict[int, JobImage] = {}
         self.error: ServingError | None = None
         self.failure: ServingError | None = None
-        self.stopping = self.cancelling = False
-        self.decoding = 0
+        self.stopping = self.interrupted = self.cancelling = False
+        self.collected = False
+        self.finishing = 0
         self._expected = request.images
         self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()

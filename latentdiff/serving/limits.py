@@ -29,4 +29,6 @@ class Limits:
         """Raise LimitError when a value is above its limit."""
         if value > limit:
             space = f" {unit}" if unit else ""
-            raise LimitError(f"{param}={value:g} is above this server's limit of {limit:g}{space}; lower it", param)
+            raise LimitError(
+                f"{param}={value:.15g} is above this server's limit of {limit:.15g}{space}; lower it", param
+            )

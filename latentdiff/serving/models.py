@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from latentdiff.previews import Previewer
 from latentdiff.serving.errors import NotFoundError
 
 log = logging.getLogger("latentdiff.serving")
+RETRY_SECONDS = 5.0  # before a model that could not be loaded is tried again
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ModelStore:
         self.facts: dict[str, ModelFacts] = {}
         self._hashes: dict[tuple[str, ...], str] = {}
         self._pipes: OrderedDict[str, LatentDiffusionPipeline] = OrderedDict()
-        self._failures: dict[str, Exception] = {}
+        self._failures: dict[str, tuple[float, Exception]] = {}
         self._sizes: dict[str, int] = {}
         self._lock = threading.RLock()
         self._making_room = False
@@ -104,14 +106,16 @@ class ModelStore:
         return name
 
     def get(self, name: str) -> LatentDiffusionPipeline | None:
-        """The model if it is loaded; otherwise loading begins. Raises once what a load raised."""
+        """The model if it is loaded; otherwise loading begins. Raises what a load raised, for a few seconds."""
         with self._lock:
             if name in self._pipes:
                 self._pipes.move_to_end(name)
                 return self._pipes[name]
-            if (failure := self._failures.pop(name, None)) is not None:
+            failed_at, failure = self._failures.get(name, (0.0, None))
+            if failure is not None and time.monotonic() - failed_at < RETRY_SECONDS:
                 raise failure
             if name not in self.loading:
+                self._failures.pop(name, None)
                 self.loading.add(name)
                 self._loader.submit(self._load, name)
             return None
@@ -167,7 +171,7 @@ class ModelStore:
             self._make_room(name, 0)
         except Exception as error:
             log.error("load_failed", extra={"fields": {"model": name, "error": str(error)}})
-            self._failures[name] = error
+            self._failures[name] = (time.monotonic(), error)
         finally:
             with self._lock:
                 self.loading.discard(name)

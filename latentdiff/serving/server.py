@@ -12,10 +12,11 @@ from fastapi import Request
 from PIL import Image
 
 from latentdiff.checkpoints.lora_stack import weight_pair
+from latentdiff.hires import Hires
 from latentdiff.inputs import ModelLimits, read_inputs
 from latentdiff.seeds import GENERATOR_SEEDS, whole
 from latentdiff.serving.engine import Engine
-from latentdiff.serving.errors import NotFoundError, as_serving_error
+from latentdiff.serving.errors import DeadlineError, NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.limits import Limits
@@ -59,15 +60,23 @@ class Server:
     def limits(self) -> Limits:
         return self.engine.limits
 
-    async def model_limits(self, model: str) -> ModelLimits:
-        """What arguments depend on; loads a model that was never loaded. Raises what loading raises."""
-        models = self.engine.models
-        while model not in models.facts:
-            try:
-                models.get(model)
-            except Exception as error:
-                raise as_serving_error(error) from error
-            await asyncio.sleep(0.02)
+    async def model_limits(self, model: str, images: int = 1) -> ModelLimits:
+        """What arguments depend on; loads a model that was never loaded.
+
+        images: those of the request that waits, which count towards the queue's bound meanwhile. Raises what loading
+        raises, QueueFullError and DeadlineError.
+        """
+        models, deadline = self.engine.models, time.monotonic() + self.limits.deadline
+        if model not in models.facts:
+            with self.engine.queue.reserve(images):
+                while model not in models.facts:
+                    try:
+                        models.get(model)
+                    except Exception as error:
+                        raise as_serving_error(error) from error
+                    if time.monotonic() > deadline:
+                        raise DeadlineError(f"{model} was not loaded within the deadline of {self.limits.deadline:g} s")
+                    await asyncio.sleep(0.02)
         return models.facts[model].limits
 
     async def request(
@@ -83,15 +92,19 @@ class Server:
         sampler: str | None = None,
         negative_prompt: str | None = None,
         loras: Mapping[str, Any] | None = None,
+        hires: Hires | None = None,
         **settings: Any,
     ) -> ImageRequest:
-        """A request with the model's own settings where none are given. Raises ServingError and InputError."""
+        """A request with the model's own settings where none are given; LoRAs that the prompt names are in `loras`.
+
+        settings: further arguments of `read_inputs`. Raises ServingError and InputError.
+        """
         check = self.limits.check
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
         check("images", whole(images, "images", 1), self.limits.images)
         model = self.engine.models.find(model)
-        usual = await self.model_limits(model)
+        usual = await self.model_limits(model, images)
         steps = usual.generation.num_inference_steps if steps is None else steps
         check("steps", steps, self.limits.steps)
         size = _expected_size(usual, width, height, settings.get("image"))
@@ -108,14 +121,19 @@ class Server:
             steps=steps,
             guidance_scale=usual.generation.guidance_scale if guidance_scale is None else guidance_scale,
             sampler=sampler or usual.generation.sampler,
-            loras=self._loras(loras or {}),
             settings={key: value for key, value in settings.items() if value is not None},
+            hires=hires,
         )
-        if "image" not in request.settings:
-            return request
         inputs = await asyncio.to_thread(read_inputs, usual, **request.arguments(images - 1))
-        check("width*height", inputs.width * inputs.height, self.limits.pixels, "pixels")
-        return replace(request, size=(inputs.width, inputs.height))
+        size = inputs.width, inputs.height
+        check("width*height", size[0] * size[1], self.limits.pixels, "pixels")
+        found = self._loras({**(loras or {}), **inputs.prompts.loras})
+        if hires is None:
+            return replace(request, size=size, loras=found)
+        enlarged = hires.enlarged_size(size, usual.downscale)
+        check("width*height of the second pass", enlarged[0] * enlarged[1], self.limits.pixels, "pixels")
+        check("hires_steps", hires.steps or 0, self.limits.steps)
+        return replace(request, size=size, loras=found, hires_size=enlarged)
 
     def _loras(self, loras: Mapping[str, Any]) -> tuple[tuple[str, tuple[float, float]], ...]:
         find = self.engine.models.find_lora
@@ -132,6 +150,11 @@ class Server:
                 continue
             total -= _pixels(self.finished.pop(oldest.id))
 
+    @property
+    def uncollected(self) -> list[Job]:
+        """Jobs of our own API with images that no client has fetched."""
+        return [job for job in list(self.finished.values()) if job.over and job.images and not job.collected]
+
     def find_job(self, job_id: str) -> Job:
         """A job by its id. Raises NotFoundError."""
         if job_id not in self.finished:
@@ -147,7 +170,7 @@ class Server:
 
 
 def _pixels(job: Job) -> int:
-    width, height = job.request.size
+    width, height = job.request.output_size
     return width * height * len(job.done)
 
 

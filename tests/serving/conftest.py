@@ -12,6 +12,7 @@ from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
 from latentdiff.serving.server import Server, Settings
+from latentdiff.serving.upscalers import UpscalerStore
 from tests.checkpoints.test_lora import trained
 from tests.serving.live import Live
 
@@ -48,10 +49,11 @@ def make_engine(model_folder: Path) -> Iterator[MakeEngine]:
         start: bool = True,
         limits: Limits | None = None,
         exact_batch: int | None = None,
+        upscalers: UpscalerStore | None = None,
     ) -> Engine:
         paths = models or {"small": model_folder}
         store = ModelStore([ModelSpec(name, str(path), OPTIONS) for name, path in paths.items()], loras, limit)
-        engine = Engine(store, limits, exact_batch)
+        engine = Engine(store, limits, exact_batch, upscalers=upscalers)
         made.append(engine)
         if start:
             engine.start()

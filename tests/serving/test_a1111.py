@@ -36,7 +36,7 @@ def as_text(image: Image.Image) -> str:
 
 def first_job(live: Live) -> Job:
     deadline = time.monotonic() + 20
-    while not (jobs := live.server.engine.jobs) and time.monotonic() < deadline:
+    while not (jobs := live.server.engine.queue.jobs) and time.monotonic() < deadline:
         time.sleep(0.005)
     return jobs[0]
 
@@ -77,7 +77,7 @@ def test_webuiapi_reads_lists_and_sets_options(live: Live) -> None:
     assert api.extra_single_image(PICTURE, upscaler_1="Lanczos", upscaling_resize=2).image.size == (32, 32)
     for listed in (api.get_cmd_flags, api.get_hypernetworks, api.get_face_restorers, api.get_prompt_styles):
         assert not listed()
-    assert api.get_scripts() == {"txt2img": [], "img2img": []} and len(api.get_latent_upscale_modes()) == 6
+    assert api.get_scripts() == {"txt2img": [], "img2img": []} and len(api.get_latent_upscale_modes()) == 2
     assert api.get_loras() == [] and api.get_embeddings()["loaded"] == {}
     api.refresh_checkpoints()
 
@@ -155,7 +155,7 @@ def test_other_clients_bodies_are_taken(live: Live, change: dict[str, Any]) -> N
     [
         ("txt2img", {"sampler_name": "Euler b"}, 404, "Sampler not found"),
         ("txt2img", {"scheduler": "carras"}, 404, "did you mean 'Karras'"),
-        ("txt2img", {"enable_hr": True}, 422, "enable_hr is not supported"),
+        ("txt2img", {"restore_faces": True}, 422, "restore_faces is not supported"),
         ("txt2img", {"script_name": "x/y/z plot"}, 422, "script_name is not supported"),
         ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, 422, "alwayson_scripts"),
         ("txt2img", {"prompt": "x <lora:ink:0.5>"}, 404, "LoRA 'ink' is unknown"),

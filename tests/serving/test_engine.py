@@ -110,7 +110,7 @@ def test_rows_of_other_token_counts_wait_for_the_next_batch() -> None:
 def hold(engine: Engine) -> threading.Event:
     """Make every decoding wait for an event."""
     event = threading.Event()
-    engine._decoder.submit(event.wait, WAIT)
+    engine.finisher._decoder.submit(event.wait, WAIT)
     return event
 
 
@@ -158,7 +158,7 @@ def test_a_cancelled_job_leaves_its_batch_within_a_step(make_engine: MakeEngine,
     with pytest.raises(CancelledError, match="cancelled"):
         job.wait(WAIT)
     assert job.done[0] <= seen + 2 and job.status is Status.CANCELLED
-    assert len(other.wait(WAIT)) == 1 and not engine.jobs
+    assert len(other.wait(WAIT)) == 1 and not engine.queue.jobs
 
 
 def test_an_interrupted_job_ends_with_what_was_predicted(make_engine: MakeEngine, monkeypatch: Any) -> None:
@@ -171,7 +171,7 @@ def test_an_interrupted_job_ends_with_what_was_predicted(make_engine: MakeEngine
     assert len(images) == 8 and all(image.stopped for image in images)
     with pytest.raises(CancelledError, match="interrupted before its first step"):
         unstarted.wait(WAIT)
-    assert not engine.jobs
+    assert not engine.queue.jobs
 
 
 def test_a_job_has_a_deadline_also_while_it_waits(make_engine: MakeEngine, monkeypatch: Any) -> None:
@@ -190,15 +190,15 @@ def test_a_full_queue_names_the_position_and_when_to_come_back(make_engine: Make
     with pytest.raises(QueueFullError, match="10 images are ahead, at most 2 may wait") as caught:
         engine.submit(request())
     assert int(caught.value.headers["Retry-After"]) >= 1
-    assert [engine.position(job) for job in jobs] == [1, 2]
+    assert [engine.queue.position(job) for job in jobs] == [1, 2]
     engine.start()
-    assert all(job.wait(WAIT) for job in jobs) and engine.position(jobs[1]) == 0
+    assert all(job.wait(WAIT) for job in jobs) and engine.queue.position(jobs[1]) == 0
     assert engine.submit(request()).wait(WAIT)
 
 
 def test_groups_take_turns(make_engine: MakeEngine, monkeypatch: Any) -> None:
     """A stream of one size does not starve another size."""
-    monkeypatch.setattr("latentdiff.serving.engine.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("latentdiff.serving.turns.TURN_SECONDS", 0.05)
     engine = make_engine()
     slow(engine, monkeypatch)
     many = [engine.submit(request(steps=60, seed=k)) for k in range(40)]
@@ -231,7 +231,7 @@ def test_a_step_that_fails_fails_its_jobs_and_the_engine_goes_on(make_engine: Ma
         patch.setattr(pipe, "finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
         with pytest.raises(InternalError, match="RuntimeError: broken"):
             engine.submit(request()).wait(WAIT)
-    assert engine.submit(request()).wait(WAIT) and not engine.jobs
+    assert engine.submit(request()).wait(WAIT) and not engine.queue.jobs
 
 
 def test_models_share_a_memory_limit_and_a_broken_one_harms_no_other(
@@ -259,7 +259,7 @@ def test_models_share_a_memory_limit_and_a_broken_one_harms_no_other(
 def test_draining_finishes_accepted_jobs_and_accepts_no_more(make_engine: MakeEngine) -> None:
     engine = make_engine()
     jobs = [engine.submit(request(seed=k, steps=10)) for k in range(12)]
-    assert engine.drain(WAIT) and all(job.status is Status.FINISHED for job in jobs)
+    assert engine.queue.drain(WAIT) and all(job.status is Status.FINISHED for job in jobs)
     with pytest.raises(UnavailableError, match="stopping"):
         engine.submit(request())
 

@@ -80,6 +80,7 @@ def test_streaming_without_partial_images_sends_every_image(client: openai.OpenA
         ({"background": "transparent"}, "background", "auto"),
         ({"output_format": "svg"}, "output_format", "png"),
         ({"partial_images": 9, "stream": True}, "partial_images", "3"),
+        ({"extra_body": {"num_inference_step": 9}}, "num_inference_step", "Extra inputs are not permitted"),
         ({"extra_body": {"num_inference_steps": 999}}, "steps", "limit of 150"),
         ({"prompt": "x" * 30_000}, "prompt length", "limit of 20000"),
     ],
@@ -119,11 +120,11 @@ def test_a_client_that_leaves_is_out_of_the_batch(make_live: MakeLive, monkeypat
     if streaming:
         with httpx.stream("POST", url, json=body) as answer:
             next(answer.iter_lines())
-            (job,) = live.server.engine.jobs
+            (job,) = live.server.engine.queue.jobs
     else:
         with pytest.raises(httpx.TimeoutException):
             httpx.post(url, json=body, timeout=0.3)
-        (job,) = live.server.engine.jobs
+        (job,) = live.server.engine.queue.jobs
     until_step(job)
     with pytest.raises(Exception, match="cancelled"):
         job.wait(10)

@@ -93,7 +93,7 @@ def test_a_reload_and_a_second_tab_show_a_job_and_cancelling_ends_it(
     second.get_by_role("button", name="Cancel").click()
     for tab in (second, page):
         tab.locator("#queue li").wait_for(state="detached")
-    assert not live.server.engine.jobs and not page.locator("#gallery li").count()
+    assert not live.server.engine.queue.jobs and not page.locator("#gallery li").count()
 
 
 def test_image_to_image_with_a_painted_mask(context: Any, live: Live) -> None:

@@ -3,15 +3,17 @@
 import asyncio
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from latentdiff.serving.a1111_names import a1111_sampler
-from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img, arguments
+from latentdiff.serving.api.a1111_meaning import arguments, editing, fill_from_infotext
+from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img
 from latentdiff.serving.encoding import as_base64, encode, infotext, preview
-from latentdiff.serving.job import Job, JobImage
+from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.server import Server, server_of
 
 router = APIRouter(tags=["a1111"])
@@ -22,18 +24,21 @@ KEPT_TASKS = 64
 @router.post("/sdapi/v1/txt2img")
 async def txt2img(body: Txt2Img, http: Request, server: Here) -> dict[str, Any]:
     """Generate images from a prompt."""
+    body = fill_from_infotext(body)
     return await _answer(server, http, body, {})
 
 
 @router.post("/sdapi/v1/img2img")
 async def img2img(body: Img2Img, http: Request, server: Here) -> dict[str, Any]:
     """Generate images from an image, and a mask if there is one."""
-    return await _answer(server, http, body, await asyncio.to_thread(body.editing))
+    body = fill_from_infotext(body)
+    return await _answer(server, http, body, await asyncio.to_thread(editing, body))
 
 
-async def _answer(server: Server, http: Request, body: Txt2Img, editing: dict[str, Any]) -> dict[str, Any]:
+async def _answer(server: Server, http: Request, body: Txt2Img, image: dict[str, Any]) -> dict[str, Any]:
+    """image: the arguments of image to image."""
     models = server.engine.models
-    request = await server.request(**arguments(body, models, server.a1111_model), **editing)
+    request = await server.request(**arguments(body, server.engine, server.a1111_model), **image)
     job = server.engine.submit(request)
     server.tasks[body.force_task_id or f"task({job.id})"] = job
     while len(server.tasks) > KEPT_TASKS:
@@ -79,16 +84,25 @@ def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> di
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": request.settings.get("strength"),
-        "extra_generation_params": {},
+        "denoising_strength": request.hires.strength if request.hires else request.settings.get("strength"),
+        "extra_generation_params": _extra_parameters(request),
         "index_of_first_image": 0,
         "infotexts": [infotext(job, image, models) for image in images],
         "styles": [],
         "job_timestamp": _timestamp(job),
-        "clip_skip": 1,
-        "is_using_inpainting_conditioning": False,
+        "clip_skip": 1 + request.settings.get("clip_skip", 0),
+        "is_using_inpainting_conditioning": models.facts[request.model].limits.task == "inpaint",
         "version": "latentdiff",
     }
+
+
+def _extra_parameters(request: ImageRequest) -> dict[str, Any]:
+    """What A1111 states beside the usual settings."""
+    extra: dict[str, Any] = {"Tiling": True} if request.settings.get("seamless") else {}
+    if (hires := request.hires) is not None:
+        steps = {} if hires.steps is None else {"Hires steps": hires.steps}
+        extra |= {"Hires upscale": hires.scale, **steps, "Hires upscaler": Path(hires.upscaler).stem}
+    return extra
 
 
 def _timestamp(job: Job | None) -> str:
@@ -109,8 +123,8 @@ async def progress(server: Here, skip_current_image: bool = False) -> dict[str, 
         "eta_relative": (job.eta() or 0.0) if job else 0.0,
         "state": {
             "skipped": False,
-            "interrupted": bool(job and job.stopping),
-            "stopping_generation": bool(job and job.stopping),
+            "interrupted": bool(job and (job.stopping or job.interrupted)),
+            "stopping_generation": bool(job and (job.stopping or job.interrupted)),
             "job": f"task({job.id})" if job else "",
             "job_count": len(running),
             "job_timestamp": _timestamp(job),
@@ -164,7 +178,9 @@ async def task_progress(body: ProgressRequest, server: Here) -> dict[str, Any]:
         "eta": job.eta() if job else None,
         "live_preview": image and f"data:image/png;base64,{image}",
         "id_live_preview": max(job.done) if job else -1,
-        "textinfo": None if job is None or (position := server.engine.position(job)) == 0 else f"In queue: {position}",
+        "textinfo": None
+        if job is None or (position := server.engine.queue.position(job)) == 0
+        else f"In queue: {position}",
     }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from functools import partial
 from typing import Annotated, Any
 
 import psutil
@@ -12,17 +13,24 @@ from pydantic import BaseModel
 
 from latentdiff.recipe.names import A1111_SAMPLERS
 from latentdiff.serving import a1111_names
-from latentdiff.serving.api.a1111_request import Real, Text, Whole, find_checkpoint
+from latentdiff.serving.api.a1111_meaning import find_checkpoint
+from latentdiff.serving.api.a1111_request import Real, Text, Whole
 from latentdiff.serving.api.operations import resident_bytes
 from latentdiff.serving.encoding import as_base64, text_chunks
 from latentdiff.serving.errors import LimitError, NotFoundError
 from latentdiff.serving.server import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from
+from latentdiff.upscaling import upscale
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]
-LATENT_MODES = ("", " (antialiased)", " (bicubic)", " (bicubic antialiased)", " (nearest)", " (nearest-exact)")
-UPSCALERS = {"None": Image.Resampling.NEAREST, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+LATENT_MODES = ("Latent", "Latent (bicubic)")  # of hires; both are bicubic
+RESAMPLING = {
+    "None": Image.Resampling.NEAREST,
+    "Lanczos": Image.Resampling.LANCZOS,
+    "Nearest": Image.Resampling.NEAREST,
+}
+NETWORK_FACTOR = 4  # what a network makes before it is resized may have this many times the pixels of the limit
 EMPTY_LISTS = ("hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "extensions", "sd-vae",
                "script-info")  # fmt: skip
 REFRESHABLE = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings")
@@ -84,16 +92,16 @@ async def schedulers() -> list[dict[str, Any]]:
 
 
 @router.get("/upscalers")
-async def upscalers() -> list[dict[str, Any]]:
-    """How images are enlarged."""
+async def upscalers(server: Here) -> list[dict[str, Any]]:
+    """How images are enlarged: interpolations, and the ESRGAN files of this server."""
     same = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-    return [{"name": name, **same} for name in UPSCALERS]
+    return [{"name": name, **same} for name in (*RESAMPLING, *server.engine.upscalers.paths)]
 
 
 @router.get("/latent-upscale-modes")
 async def latent_upscale_modes() -> list[dict[str, str]]:
-    """Names that clients expect."""
-    return [{"name": f"Latent{mode}"} for mode in LATENT_MODES]
+    """How latents are enlarged for a second pass."""
+    return [{"name": name} for name in LATENT_MODES]
 
 
 @router.get("/sd-models")
@@ -182,20 +190,37 @@ class ExtraImage(BaseModel):
 
 @router.post("/extra-single-image")
 async def extra_single_image(body: ExtraImage, server: Here) -> dict[str, Any]:
-    """Enlarge an image."""
-    return {"html_info": "", "image": as_base64(await asyncio.to_thread(_enlarge, body, server))}
+    """Enlarge an image. It counts towards the queue's bound, and such requests are served one at a time."""
+    with server.engine.queue.reserve(1):
+        data = await asyncio.wrap_future(server.engine.finisher.upscale(partial(_enlarge, body, server)))
+    return {"html_info": "", "image": as_base64(data)}
 
 
 def _enlarge(body: ExtraImage, server: Server) -> bytes:
     image = image_from(from_base64(body.image or "", "image"), "image")
-    if (upscaler := body.upscaler_1 or "None") not in UPSCALERS:
-        raise NotFoundError(f"upscaler {upscaler[:80]!r} is unknown; known: {', '.join(UPSCALERS)}", "upscaler_1")
     factor = body.upscaling_resize or 1.0
-    width, height = (round(side * factor) for side in image.size)
+    width, height = (side * factor for side in image.size)
     if body.resize_mode == 1:
         width, height = body.upscaling_resize_w or 512, body.upscaling_resize_h or 512
-    if not (width > 0 and height > 0 and width * height <= server.limits.pixels):
-        raise LimitError(f"{width}x{height} is outside of 1 to {server.limits.pixels} pixels, this server's limit")
+    if not (min(width, height) >= 1 and width * height <= server.limits.pixels):
+        raise LimitError(
+            f"{width:g}x{height:g} is outside of 1 to {server.limits.pixels} pixels, this server's limit",
+            "upscaling_resize",
+        )
     buffer = io.BytesIO()
-    image.resize((width, height), UPSCALERS[upscaler]).save(buffer, "PNG")
+    _enlarged(image, (round(width), round(height)), body.upscaler_1 or "None", server).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _enlarged(image: Image.Image, size: tuple[int, int], name: str, server: Server) -> Image.Image:
+    if name in RESAMPLING:
+        return image.resize(size, RESAMPLING[name])
+    store, pipe = server.engine.upscalers, server.engine.models.get(server.engine.models.default)
+    if name not in store.paths:
+        known = ", ".join((*RESAMPLING, *store.paths))
+        raise NotFoundError(f"upscaler {name[:80]!r} is unknown; known: {known}", "upscaler_1")
+    network = store.get(store.find(name), pipe.device if pipe else torch.device("cpu"))
+    assert network is not None
+    made = image.width * image.height * network.scale**2
+    server.limits.check("pixels of the upscaler's output", made, NETWORK_FACTOR * server.limits.pixels)
+    return upscale(image, size, network)

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from latentdiff.hires import PIXEL, Hires
 from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.events import DESCRIPTION, PING, PING_SECONDS, event, stream
 from latentdiff.serving.dialects import openai_error
@@ -43,6 +45,16 @@ class JobRequest(BaseModel):
     sampler: str | None = None
     eta: float | None = Field(None, ge=0, le=1)
     spacing: str | None = Field(None, description="Of the noise levels, as karras.")
+    prompt_2: str | None = Field(None, description="For the second text encoder of models that have two.")
+    negative_prompt_2: str | None = None
+    prompt_syntax: Literal["a1111", "plain"] = Field("a1111", description="plain reads no weights, tags and schedules.")
+    clip_skip: int | None = Field(None, ge=0, description="Layers of the text encoders left out, as in diffusers.")
+    tile: int | None = Field(None, ge=1, description="Evaluate the network in overlapping tiles of so many pixels.")
+    seamless: str | None = Field(None, description="x, y or x,y: opposite edges fit.")
+    hires: float | None = Field(None, description="A second pass at so many times the sides.")
+    hires_strength: float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.6 when left out.")
+    hires_steps: int | None = Field(None, ge=1, description="Of the second pass; those of the first when left out.")
+    upscaler: str | None = Field(None, description="lanczos, latent, or an upscaler of /v1/capabilities.")
     image: str | None = Field(None, description="Base64 of an image to start from.")
     mask: str | None = Field(None, description="Base64 of a mask, white where the image is repainted.")
     strength: float | None = Field(None, ge=0, le=1, description="Part of the steps that run, with an image.")
@@ -77,7 +89,7 @@ def state_of(server: Server, job: Job) -> JobState:
     return JobState(
         id=job.id,
         status=job.status,
-        position=server.engine.position(job),
+        position=server.engine.queue.position(job),
         done=job.done,
         total=job.total,
         progress=round(job.progress, 4),
@@ -95,6 +107,7 @@ def state_of(server: Server, job: Job) -> JobState:
             "guidance_scale": request.guidance_scale,
             "sampler": request.sampler,
             "loras": dict(request.loras),
+            **_shown(request.hires),
             **{key: value for key, value in request.settings.items() if key not in ("image", "mask_image", "edit")},
         },
         images=[
@@ -105,17 +118,37 @@ def state_of(server: Server, job: Job) -> JobState:
     )
 
 
+def _shown(hires: Hires | None) -> dict[str, Any]:
+    if hires is None:
+        return {}
+    upscaler = hires.upscaler.stem if isinstance(hires.upscaler, Path) else hires.upscaler
+    numbers = {"hires": hires.scale, "hires_strength": hires.strength, "hires_steps": hires.steps}
+    return numbers | {"upscaler": upscaler}
+
+
 @router.post("/jobs", status_code=202)
 async def submit(body: JobRequest, server: Here) -> JobState:
     """Accept a job. 429 with Retry-After when the queue is full."""
-    values = body.model_dump(exclude={"deadline", *EDITING})
-    request = await server.request(**values, **await asyncio.to_thread(_editing, body))
+    values = body.model_dump(exclude={"deadline", *EDITING, *SECOND_PASS})
+    hires = _second_pass(body, server)
+    request = await server.request(**values, hires=hires, **await asyncio.to_thread(_editing, body))
     job = server.engine.submit(request, body.deadline)
     server.keep(job)
     return state_of(server, job)
 
 
+SECOND_PASS = ("hires", "hires_strength", "hires_steps", "upscaler")
 EDITING = ("image", "mask", "strength", "fit", "extend", "mask_blur", "mask_fill", "only_masked")
+
+
+def _second_pass(body: JobRequest, server: Server) -> Hires | None:
+    given = {name: value for name in SECOND_PASS if (value := getattr(body, name)) is not None}
+    if body.hires is None:
+        if given:
+            raise ServingError(f"{next(iter(given))} needs a second pass; set hires to 2", "hires")
+        return None
+    strength = Hires.strength if body.hires_strength is None else body.hires_strength
+    return Hires(body.hires, strength, body.hires_steps, server.engine.upscalers.find(body.upscaler or PIXEL))
 
 
 def _editing(body: JobRequest) -> dict[str, Any]:
@@ -167,6 +200,7 @@ async def image(
     if (made := job.images.get(index)) is None:
         raise NotFoundError(f"image {index} of this job is not finished, or does not exist")
     data = await asyncio.to_thread(encode, job, made, server.engine.models, format, quality)
+    job.collected = True
     return Response(data, media_type=f"image/{format}", headers={"Cache-Control": "private, max-age=3600, immutable"})
 
 

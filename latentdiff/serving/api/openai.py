@@ -27,9 +27,12 @@ EXAMPLE: dict[str, Any] = {"prompt": "a red apple", "n": 1, "size": "128x128", "
 
 
 class ImagesRequest(BaseModel):
-    """Fields of `client.images.generate`; after `user`, extensions under the names of vLLM-Omni and our own."""
+    """Fields of `client.images.generate`; after `user`, extensions under the names of vLLM-Omni and our own.
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [EXAMPLE]})
+    moderation, style, input_fidelity, complexity and user change nothing here. Other fields are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
     prompt: str
     model: str | None = None
@@ -44,6 +47,8 @@ class ImagesRequest(BaseModel):
     partial_images: int | None = Field(0, ge=0, le=3)
     moderation: str | None = None
     style: str | None = None
+    input_fidelity: str | None = None
+    complexity: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
     negative_prompt: str | None = None
@@ -51,6 +56,8 @@ class ImagesRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100)
     seed: int | None = Field(None, ge=0, lt=2**53)
     sampler: str | None = None
+    seamless: str | None = None
+    tile: int | None = Field(None, ge=1)
     loras: dict[str, float | tuple[float, float]] = {}
 
 
@@ -97,6 +104,8 @@ async def image_request(server: Server, body: ImagesRequest, **editing: Any) -> 
         sampler=body.sampler,
         negative_prompt=body.negative_prompt,
         loras=body.loras,
+        seamless=body.seamless,
+        tile=body.tile,
         **editing,
     )
 

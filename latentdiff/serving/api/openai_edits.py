@@ -19,6 +19,7 @@ router = APIRouter(prefix="/v1/images", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]
 STRENGTH = 0.75  # of edits without a mask, and of variations
 LORA = re.compile(r"loras\[(.+)\]")
+NOT_SETTINGS = ("image", "image[]", "mask", "strength")
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -94,12 +95,10 @@ def _strength(value: Any) -> float | None:
 
 def _body(form: FormData, needs_prompt: bool) -> ImagesRequest:
     """The text fields. The client flattens nested values: `loras[name]` is one weight."""
-    values: dict[str, Any] = {key: value for key, value in form.items() if isinstance(value, str)}
-    values["loras"] = {
-        key[len("loras[") : -1]: value
-        for key, value in values.items()
-        if key.startswith("loras[") and key.endswith("]")
-    }
+    texts = {key: value for key, value in form.items() if isinstance(value, str) and key not in NOT_SETTINGS}
+    weights = {match[1]: value for key, value in texts.items() if (match := LORA.fullmatch(key))}
+    values: dict[str, Any] = {key: value for key, value in texts.items() if not LORA.fullmatch(key)}
+    values["loras"] = weights
     if not needs_prompt:
         values.setdefault("prompt", "")
     try:

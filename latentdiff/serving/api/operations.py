@@ -6,6 +6,7 @@ import psutil
 from fastapi import APIRouter, Depends, Response
 
 import latentdiff
+from latentdiff.hires import LATENT, PIXEL
 from latentdiff.samplers import SAMPLERS
 from latentdiff.serving.errors import UnavailableError
 from latentdiff.serving.server import Server, server_of
@@ -33,8 +34,8 @@ async def readyz(server: Here) -> dict[str, str]:
 async def metrics(server: Here) -> Response:
     """Prometheus' text format."""
     numbers = server.engine.metrics
-    numbers.waiting.set(server.engine.waiting)
-    numbers.running.set(len(server.engine.jobs))
+    numbers.waiting.set(server.engine.queue.waiting)
+    numbers.running.set(len(server.engine.queue.jobs))
     numbers.model_bytes.set(server.engine.models.size)
     numbers.resident_bytes.set(resident_bytes())
     return Response(numbers.text(), media_type="text/plain; version=0.0.4")
@@ -50,6 +51,7 @@ async def capabilities(server: Here) -> dict[str, Any]:
         "default_model": models.default,
         "models": [{"id": name, "loaded": name in models.loaded, **usual[name]} for name in models.specs],
         "loras": list(models.loras),
+        "upscalers": [PIXEL, LATENT, *server.engine.upscalers.paths],
         "samplers": list(SAMPLERS),
         "limits": server.limits.as_dict(),
         "exact_batch": server.engine.exact_batch,

@@ -22,7 +22,8 @@ FILES = {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
 
-@router.api_route("/", methods=["GET", "HEAD"], response_class=Response)
+@router.head("/", include_in_schema=False)
+@router.get("/", response_class=Response)
 async def index(http: Request, server: Here) -> Response:
     """The page for browsers; for programs, what Draw Things answers."""
     if "text/html" not in http.headers.get("accept", ""):

@@ -1,0 +1,111 @@
+"""What happens to an image after its last step: it is decoded, or enlarged for its second pass.
+
+Both have a thread of their own, so that they do not hold up the steps of other images.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.errors import NonFiniteError
+from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.serving.errors import as_serving_error
+from latentdiff.serving.group import GroupKey, Picture
+from latentdiff.serving.job import JobImage
+from latentdiff.serving.metrics import Metrics
+from latentdiff.serving.queue import JobQueue
+from latentdiff.serving.upscalers import UpscalerStore
+
+log = logging.getLogger("latentdiff.serving")
+T = TypeVar("T")
+
+
+class Finisher:
+    """Delivers the images of jobs, and puts those with a second pass back into the queue."""
+
+    def __init__(self, queue: JobQueue, upscalers: UpscalerStore, metrics: Metrics) -> None:
+        self.queue, self.upscalers, self.metrics = queue, upscalers, metrics
+        self._decoder = ThreadPoolExecutor(1, "latentdiff-decoder")
+        self._enlarger = ThreadPoolExecutor(1, "latentdiff-upscaler")
+
+    def finish(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
+        """Latents [C, h, w] after the last step of a pass."""
+        if picture.hires is None:
+            self.decode(pipe, picture, latents)
+        else:
+            self._hand_over(self._enlarger, self._enlarge, pipe, picture, latents)
+
+    def decode(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor, stopped: bool = False) -> None:
+        """Deliver the image of latents [C, h, w]. stopped: they are a prediction, since the job was interrupted."""
+
+        def deliver(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
+            began = time.monotonic()
+            image = _decoded(pipe, picture, latents)
+            self.metrics.decode_seconds.observe(time.monotonic() - began)
+            self.metrics.images.inc()
+            picture.job.deliver(picture.index, JobImage(image, picture.seed, stopped))
+            if picture.job.over:
+                self.queue.forget(picture.job)
+
+        self._hand_over(self._decoder, deliver, pipe, picture, latents)
+
+    def upscale(self, work: Callable[[], T]) -> Future[T]:
+        """Run work on the upscaler's thread, which does one thing at a time."""
+        return self._enlarger.submit(work)
+
+    def close(self) -> None:
+        """Finish what was handed over, and stop the threads."""
+        self._enlarger.shutdown()
+        self._decoder.shutdown()
+
+    def _enlarge(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
+        hires, job = picture.hires, picture.job
+        assert hires is not None
+        network = self.upscalers.get(hires.upscaler, pipe.device)
+        first = latents[None] if hires.latent else [_decoded(pipe, picture, latents)]
+        enlarged = hires.enlarge(first, pipe.vae.config.downscale, network)
+        with self.queue.changed:
+            if job.interrupted:
+                return self.decode(pipe, picture, latents, stopped=True)
+            job.finishing -= 1
+            picture.begin_second_pass(enlarged)
+            return self.queue.add_first(picture, GroupKey.of(job.request, job.request.output_size))
+
+    def _hand_over(
+        self,
+        thread: ThreadPoolExecutor,
+        work: Callable[[LatentDiffusionPipeline, Picture, Tensor], None],
+        pipe: LatentDiffusionPipeline,
+        picture: Picture,
+        latents: Tensor,
+    ) -> None:
+        """Run `work` on a thread unless the job is over by then; what it raises ends the job."""
+        job = picture.job
+
+        def guarded() -> None:
+            if job.over or job.cancelling:
+                return
+            try:
+                if not torch.isfinite(latents).all():
+                    raise NonFiniteError("the latents are not finite; serve the model with --dtype float32")
+                work(pipe, picture, latents)
+            except Exception as error:
+                log.exception("finishing_failed")
+                job.failure = as_serving_error(error)
+                self.queue.wake()
+
+        job.finishing += 1
+        thread.submit(guarded)
+
+
+def _decoded(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> Image.Image:
+    assert picture.inputs is not None
+    (image,) = pipe.finish(latents[None], canvases=picture.inputs.canvases, axes=picture.inputs.seamless)
+    assert isinstance(image, Image.Image)
+    return image

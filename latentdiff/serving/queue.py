@@ -1,0 +1,134 @@
+"""The bounded queue: jobs that were accepted and are not over, and their images in groups that may share batches."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from latentdiff.serving.errors import QueueFullError, UnavailableError
+from latentdiff.serving.group import MAX_ROWS, Group, GroupKey, Picture
+from latentdiff.serving.job import Job
+from latentdiff.serving.metrics import Metrics
+
+
+class JobQueue:
+    """Thread-safe. limit: images that may wait, beside one full batch. changed: notified after every change."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self.limit, self.metrics = limit, metrics
+        self.accepting = True
+        self.changed = threading.Condition()
+        self._jobs: dict[str, Job] = {}
+        self._groups: dict[GroupKey, Group] = {}
+        self._reserved = 0
+        self._seconds_per_image = 1.0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Jobs that are not over, in order of arrival."""
+        with self.changed:
+            return list(self._jobs.values())
+
+    @property
+    def groups(self) -> list[Group]:
+        """Groups that hold images."""
+        with self.changed:
+            self._groups = {key: group for key, group in self._groups.items() if group.waiting or group.active}
+            return list(self._groups.values())
+
+    @property
+    def waiting(self) -> int:
+        """Images accepted and not yet started."""
+        with self.changed:
+            return sum(len(group.waiting) for group in self._groups.values())
+
+    @property
+    def active_models(self) -> set[str]:
+        """Names of the models whose images are being sampled."""
+        with self.changed:
+            return {key.model for key, group in self._groups.items() if group.active}
+
+    def position(self, job: Job) -> int:
+        """Jobs that arrived earlier and have not started either, and this one; 0 for one that has started."""
+        if job.started_at is not None or job.over:
+            return 0
+        earlier = [other for other in self.jobs if other.started_at is None]
+        return earlier.index(job) + 1 if job in earlier else 0
+
+    @contextmanager
+    def reserve(self, images: int) -> Iterator[None]:
+        """Count images of a request that waits for its model. Raises QueueFullError and UnavailableError."""
+        with self.changed:
+            self._check_room(images)
+            self._reserved += images
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._reserved -= images
+
+    def add(self, job: Job, key: GroupKey) -> None:
+        """Accept a job. Raises QueueFullError and UnavailableError."""
+        with self.changed:
+            self._check_room(job.request.images)
+            self._jobs[job.id] = job
+            self._group(key).waiting.extend(Picture(job, k) for k in range(job.request.images))
+            self.changed.notify_all()
+
+    def add_first(self, picture: Picture, key: GroupKey) -> None:
+        """Let an image that has begun wait in another group, before those that have not."""
+        with self.changed:
+            self._group(key).waiting.appendleft(picture)
+            self.changed.notify_all()
+
+    def next_waiting(self, group: Group) -> Picture | None:
+        """Take the image of a group that has waited longest."""
+        with self.changed:
+            return group.waiting.popleft() if group.waiting else None
+
+    def take_out(self, job: Job) -> list[Picture]:
+        """Remove all images of a job from their groups, and return them."""
+        with self.changed:
+            return [picture for group in self._groups.values() for picture in group.remove(job)]
+
+    def forget(self, job: Job) -> None:
+        """A job is over: count it, and let those go on that wait for the queue to become empty."""
+        with self.changed:
+            if self._jobs.pop(job.id, None) is None:
+                return
+            self.changed.notify_all()
+        assert job.ended_at is not None
+        if job.error is not None:
+            self.metrics.errors.labels(job.error.code).inc()
+            return
+        self.metrics.job_seconds.observe(job.ended_at - job.accepted_at)
+        service = (job.ended_at - (job.started_at or job.accepted_at)) / len(job.done)
+        self._seconds_per_image += 0.1 * (service - self._seconds_per_image)
+
+    def wake(self) -> None:
+        """Let the engine look at the jobs again."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Accept nothing more and wait for the accepted jobs; returns whether all of them ended."""
+        with self.changed:
+            self.accepting = False
+            return self.changed.wait_for(lambda: not self._jobs, timeout)
+
+    def _group(self, key: GroupKey) -> Group:
+        return self._groups.setdefault(key, Group(key, last_turn=time.monotonic()))
+
+    def _check_room(self, images: int) -> None:
+        if not self.accepting:
+            raise UnavailableError("the server is stopping; send the request to another one")
+        unfinished = sum(len(job.done) - len(job.images) for job in self._jobs.values()) + self._reserved
+        if unfinished + images <= self.limit + MAX_ROWS:
+            return
+        seconds = max(1, round(self._seconds_per_image * unfinished / 2))
+        self.metrics.errors.labels("queue_full").inc()
+        raise QueueFullError(
+            f"the queue is full: {unfinished} images are ahead, at most {self.limit} may wait; "
+            f"try again in {seconds} s",
+            headers={"Retry-After": str(seconds)},
+        )
