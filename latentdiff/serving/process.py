@@ -1,0 +1,38 @@
+"""The server process: how it ends."""
+
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from latentdiff.serving.app import DRAIN_SECONDS
+from latentdiff.serving.server import Server
+
+COLLECT_SECONDS = 10.0  # that finished images of our own API can be fetched before the process ends
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that, at the first SIGTERM or Ctrl-C, finishes the accepted jobs and answers requests meanwhile.
+
+    New jobs are refused with 503. A second signal ends the process at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server, self._draining = server, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for each signal."""
+        if self._draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = True
+        threading.Thread(target=self._drain, name="latentdiff-drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._server.engine.queue.drain(DRAIN_SECONDS)
+        end = time.monotonic() + COLLECT_SECONDS
+        while self._server.uncollected and time.monotonic() < end:
+            time.sleep(0.05)
+        self.should_exit = True

@@ -1,0 +1,41 @@
+"""The server as a process of its own: SIGTERM under load, and a soak of good and bad requests."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from benchmarks.serving_sides import ours
+from benchmarks.serving_soak import EXPECTED, OPTIONS, soak
+
+BODY = {"prompt": "a red apple", "steps": 30, "width": 16, "height": 16}
+
+
+@pytest.mark.slow
+def test_no_accepted_job_is_lost_at_sigterm(model_folder: Path) -> None:
+    with ours("float32", "--device", "cpu", model=model_folder) as side, ThreadPoolExecutor(8) as pool:
+        own = [httpx.post(f"{side.url}/jobs", json=BODY | {"seed": k}).json()["id"] for k in range(12)]
+        waiting = [pool.submit(httpx.post, f"{side.url}/sdapi/v1/txt2img", json=BODY, timeout=120) for _ in range(8)]
+        while len(httpx.get(f"{side.url}/internal/pending-tasks").json()["tasks"]) < 8:
+            time.sleep(0.01)
+        side.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        refused = httpx.post(f"{side.url}/jobs", json=BODY)
+        assert refused.status_code == 503 and httpx.get(f"{side.url}/readyz").status_code == 503
+        assert all(len(each.result().json()["images"]) == 1 for each in waiting)
+        for job in own:
+            while httpx.get(f"{side.url}/jobs/{job}").json()["status"] != "finished":
+                time.sleep(0.01)
+            assert httpx.get(f"{side.url}/jobs/{job}/images/0").content.startswith(b"\x89PNG")
+        assert side.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_soak_leaves_no_request_unanswered(model_folder: Path) -> None:
+    with ours("float32", *OPTIONS, model=model_folder) as side:
+        found = soak(side, 400)
+        assert set(found.outcomes) <= EXPECTED and side.process.poll() is None
+        assert found.samples[-1][2] <= found.samples[4][2] + 5
