@@ -1,0 +1,1 @@
+"""A Ray Serve deployment of several servers behind one address."""
