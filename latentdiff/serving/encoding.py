@@ -33,6 +33,8 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         prompt_syntax=request.settings.get("prompt_syntax", "a1111"),
         clip_skip=request.settings.get("clip_skip"),
         seed=image.seed,
+        variation_seed=image.variation_seed,
+        variation_strength=request.variation_strength,
         sampler=request.sampler,
         spacing=request.settings.get("spacing"),
         eta=request.settings.get("eta", 0.0),

@@ -49,7 +49,7 @@ class Finisher:
             image = _decoded(pipe, picture, latents)
             self.metrics.decode_seconds.observe(time.monotonic() - began)
             self.metrics.images.inc()
-            picture.job.deliver(picture.index, JobImage(image, picture.seed, stopped))
+            picture.job.deliver(picture.index, JobImage(image, *picture.job.request.seeds(picture.index), stopped))
             if picture.job.over:
                 self.queue.forget(picture.job)
 

@@ -55,10 +55,6 @@ class Picture:
     def __post_init__(self) -> None:
         self.arguments, self.hires = self.job.request.arguments(self.index), self.job.request.hires
 
-    @property
-    def seed(self) -> int:
-        return self.job.request.seed + self.index
-
     def begin_pass(self, pipe: LatentDiffusionPipeline, inputs: Inputs, row: Row) -> None:
         """The pipeline has made the row."""
         self.pipe, self.inputs, self.row, self.first_position = pipe, inputs, row, row.state.position

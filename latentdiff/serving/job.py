@@ -22,7 +22,7 @@ Loras = tuple[tuple[str, tuple[float, float]], ...]
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Images to generate: image k is drawn from seed + k.
+    """Images to generate: image k is drawn from seed + k; with a variation, from seed and variation_seed + k.
 
     height, width: as given; None where an input image decides. size: (width, height) that is sampled. settings: further
     arguments of `inputs.read_inputs`, those of image to image among them. hires: a second pass at `hires_size`.
@@ -41,6 +41,8 @@ class ImageRequest:
     images: int = 1
     loras: Loras = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    variation_seed: int | None = None
+    variation_strength: float | None = None
     hires: Hires | None = None
     hires_size: tuple[int, int] | None = None
 
@@ -49,8 +51,15 @@ class ImageRequest:
         """(width, height) at which the last pass is sampled."""
         return self.hires_size or self.size
 
+    def seeds(self, index: int) -> tuple[int, int | None]:
+        """What one image is drawn from, and the seed of the noise that is mixed in, if any."""
+        if self.variation_strength is None or self.variation_seed is None:
+            return self.seed + index, None
+        return self.seed, self.variation_seed + index
+
     def arguments(self, index: int) -> dict[str, Any]:
         """The keyword arguments of `read_inputs` for one image."""
+        seed, variation_seed = self.seeds(index)
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -58,7 +67,9 @@ class ImageRequest:
             "guidance_scale": self.guidance_scale,
             "height": self.height,
             "width": self.width,
-            "seed": self.seed + index,
+            "seed": seed,
+            "variation_seed": variation_seed,
+            "variation_strength": self.variation_strength,
             "sampler": self.sampler,
         } | self.settings
 
@@ -79,6 +90,7 @@ class JobImage:
 
     image: Image.Image
     seed: int
+    variation_seed: int | None = None
     stopped: bool = False
 
 

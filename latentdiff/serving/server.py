@@ -92,6 +92,8 @@ class Server:
         sampler: str | None = None,
         negative_prompt: str | None = None,
         loras: Mapping[str, Any] | None = None,
+        variation_seed: int | None = None,
+        variation_strength: float | None = None,
         hires: Hires | None = None,
         **settings: Any,
     ) -> ImageRequest:
@@ -105,6 +107,8 @@ class Server:
         check("images", whole(images, "images", 1), self.limits.images)
         model = self.engine.models.find(model)
         usual = await self.model_limits(model, images)
+        if variation_strength == 0:
+            variation_seed = variation_strength = None
         steps = usual.generation.num_inference_steps if steps is None else steps
         check("steps", steps, self.limits.steps)
         size = _expected_size(usual, width, height, settings.get("image"))
@@ -114,7 +118,9 @@ class Server:
             prompt=prompt,
             negative_prompt=negative_prompt or None,
             images=images,
-            seed=secrets.randbelow(GENERATOR_SEEDS - self.limits.images) if seed is None else seed,
+            seed=self._random_seed() if seed is None else seed,
+            variation_seed=self._random_seed() if variation_strength and variation_seed is None else variation_seed,
+            variation_strength=variation_strength,
             height=height,
             width=width,
             size=size,
@@ -134,6 +140,9 @@ class Server:
         check("width*height of the second pass", enlarged[0] * enlarged[1], self.limits.pixels, "pixels")
         check("hires_steps", hires.steps or 0, self.limits.steps)
         return replace(request, size=size, loras=found, hires_size=enlarged)
+
+    def _random_seed(self) -> int:
+        return secrets.randbelow(GENERATOR_SEEDS - self.limits.images)
 
     def _loras(self, loras: Mapping[str, Any]) -> tuple[tuple[str, tuple[float, float]], ...]:
         find = self.engine.models.find_lora

@@ -56,6 +56,26 @@ def test_webuiapi_makes_images(live: Live) -> None:
     assert api.png_info(result.images[0]).info == line
 
 
+def test_webuiapi_makes_variations(live: Live) -> None:
+    common: dict[str, Any] = {"prompt": "a red apple", "seed": 7, "width": 16, "height": 16, "batch_size": 2}
+    result = webui(live).txt2img(**common, subseed=11, subseed_strength=0.3)
+    info = result.info
+    assert (info["all_seeds"], info["all_subseeds"], info["subseed_strength"]) == ([7, 7], [11, 12], 0.3)
+    assert "Variation seed: 12, Variation seed strength: 0.3" in info["infotexts"][1]
+    body = {"infotext": info["infotexts"][1], "batch_size": 1}
+    again = post(live, "txt2img", **body).json()
+    assert json.loads(again["info"])["infotexts"] == [info["infotexts"][1]]
+    plain = webui(live).txt2img(**common | {"batch_size": 1})
+    pairs = [(plain.image, result.images[1], False), (opened(again["images"][0]), result.images[1], True)]
+    for one, other, same in pairs:
+        distance = np.abs(np.asarray(one).astype(int) - np.asarray(other)).max()
+        assert (distance <= 1) == same
+
+
+def opened(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
 def test_webuiapi_changes_images(live: Live) -> None:
     api = webui(live)
     common = {"prompt": "a red apple", "seed": 7, "width": 16, "height": 16, "denoising_strength": 0.5}

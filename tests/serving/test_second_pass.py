@@ -68,16 +68,19 @@ def test_images_with_a_second_pass_are_those_of_the_pipeline(
     assert all(other.wait(WAIT) for other in others)
 
 
-def test_seamless_images_and_tiles_are_those_of_the_pipeline(make_engine: MakeEngine, model_folder: Path) -> None:
+def test_seamless_images_tiles_and_variations_are_those_of_the_pipeline(
+    make_engine: MakeEngine, model_folder: Path
+) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, **OPTIONS)  # type: ignore[arg-type]
     engine = make_engine(start=False)
     settings: list[dict[str, Any]] = [{}, {"seamless": "x"}, {"seamless": "x,y"}, {"tile": 16}]
     requests = [request(width=32, settings=each, seed=k) for each in settings for k in range(2)]
+    requests.append(request(width=32, variation_seed=3, variation_strength=0.4))
     jobs = [engine.submit(each) for each in requests]
     engine.start()
     images = [job.wait(WAIT)[0].image for job in jobs]
     assert close(images, [pipe(**each.arguments(0)).images[0] for each in requests])
-    assert not close(images[:2], images[2:4])
+    assert not close(images[:2], images[2:4]) and not close(images[1:2], images[-1:])
 
 
 def test_an_interrupt_between_the_passes_gives_the_first_image(make_engine: MakeEngine) -> None:

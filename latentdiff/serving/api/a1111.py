@@ -59,6 +59,7 @@ def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> di
     """What A1111 states about the images; its strictest readers want every key, of the right type."""
     request, models = job.request, server.engine.models
     seeds, negative = [image.seed for image in images], request.negative_prompt or ""
+    subseeds = [image.seed if image.variation_seed is None else image.variation_seed for image in images]
     prompt = body.prompt or ""
     return {
         "prompt": prompt,
@@ -67,9 +68,9 @@ def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> di
         "all_negative_prompts": [negative] * len(images),
         "seed": request.seed,
         "all_seeds": seeds,
-        "subseed": request.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
+        "subseed": subseeds[0] if subseeds else request.seed,
+        "all_subseeds": subseeds,
+        "subseed_strength": request.variation_strength or 0,
         "width": request.size[0],
         "height": request.size[1],
         "sampler_name": a1111_sampler(request.sampler),

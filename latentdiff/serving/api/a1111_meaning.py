@@ -23,7 +23,6 @@ HIRES_UPSCALERS = {"latent": LATENT, "latent (bicubic)": LATENT, "none": PIXEL, 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "restore_faces": (),
     "styles": (),
-    "subseed_strength": (),
     "seed_resize_from_h": (-1,),
     "seed_resize_from_w": (-1,),
     "s_churn": (),
@@ -64,6 +63,8 @@ def arguments(body: Txt2Img, engine: Engine, model: str) -> dict[str, Any]:
         "model": find_checkpoint(str(checkpoint), engine.models) if checkpoint else model,
         "images": (body.batch_size or 1) * (body.n_iter or 1),
         "seed": None if body.seed is None or body.seed < 0 else body.seed,
+        "variation_seed": None if not body.subseed_strength or (body.subseed or -1) < 0 else body.subseed,
+        "variation_strength": body.subseed_strength or None,
         "height": body.height,
         "width": body.width,
         "steps": body.steps,
@@ -115,6 +116,8 @@ def fill_from_infotext(body: Body) -> Body:
         found["cfg_scale"] = found.pop("guidance_scale")
     if "strength" in found:
         found["denoising_strength"] = found.pop("strength")
+    if "variation_strength" in found:
+        found["subseed_strength"], found["subseed"] = found.pop("variation_strength"), found.get("variation_seed")
     if "sampler" in found:
         found["sampler_name"] = a1111_sampler(found.pop("sampler"))
     if spacing := found.pop("spacing", None):

@@ -16,7 +16,7 @@ from latentdiff.serving.api.events import DESCRIPTION, PING, PING_SECONDS, event
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import Format, as_base64, encode, preview
 from latentdiff.serving.errors import NotFoundError, ServingError
-from latentdiff.serving.job import Job
+from latentdiff.serving.job import Job, JobImage
 from latentdiff.serving.server import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from, mask_from
 
@@ -37,6 +37,8 @@ class JobRequest(BaseModel):
     model: str | None = Field(None, description="A model of /v1/capabilities.")
     images: int = Field(1, ge=1, description="Image k is drawn from seed + k.")
     seed: int | None = Field(None, ge=0, lt=2**53, description="Random when left out.")
+    variation_seed: int | None = Field(None, ge=0, lt=2**53, description="Image k mixes in the noise of this + k.")
+    variation_strength: float | None = Field(None, ge=0, le=1, description="How much; all images have one seed then.")
     width: int | None = Field(None, ge=1, description="Pixels.")
     height: int | None = Field(None, ge=1, description="Pixels.")
     steps: int | None = Field(None, ge=1)
@@ -101,6 +103,8 @@ def state_of(server: Server, job: Job) -> JobState:
             "model": request.model,
             "images": request.images,
             "seed": request.seed,
+            "variation_seed": request.variation_seed,
+            "variation_strength": request.variation_strength,
             "width": request.size[0],
             "height": request.size[1],
             "steps": request.steps,
@@ -111,11 +115,16 @@ def state_of(server: Server, job: Job) -> JobState:
             **{key: value for key, value in request.settings.items() if key not in ("image", "mask_image", "edit")},
         },
         images=[
-            {"url": f"/jobs/{job.id}/images/{k}", "seed": image.seed, "stopped": image.stopped}
+            {"url": f"/jobs/{job.id}/images/{k}", **_seeds(image), "stopped": image.stopped}
             for k, image in sorted(job.images.items())
         ],
         error=None if job.error is None else openai_error(job.error),
     )
+
+
+def _seeds(image: JobImage) -> dict[str, int]:
+    varied = {} if image.variation_seed is None else {"variation_seed": image.variation_seed}
+    return {"seed": image.seed, **varied}
 
 
 def _shown(hires: Hires | None) -> dict[str, Any]:
