@@ -9,7 +9,7 @@ import time
 import ray
 from ray import serve
 
-from examples.ray.ingress import Ingress, api
+from examples.ray.ingress import Ingress
 from examples.ray.worker import Worker
 from latentdiff.serving.group import MAX_ROWS
 
@@ -30,7 +30,7 @@ def application(
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         health_check_period_s=2,
     )
-    ingress = serve.deployment(serve.ingress(api)(Ingress), name="Ingress", max_ongoing_requests=1000)
+    ingress = serve.deployment(Ingress, name="Ingress", max_ongoing_requests=1000)
     return ingress.bind(worker.bind(model, device))
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import Response
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from examples.ray.worker import Answer
 from latentdiff.seeds import GENERATOR_SEEDS
 
 MAX_IMAGES = 16  # of a request; image k is drawn from seed + k
@@ -21,28 +21,31 @@ KEPT_JOBS = 1000
 DROPPED_HEADERS = {b"content-length", b"transfer-encoding", b"connection"}
 SEEDED = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 UNSHARED = ("/sdapi/v1/options", "/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdapi/v1/progress")
-api = FastAPI(title="latentdiff on Ray Serve", docs_url=None, redoc_url=None)
 
 
 def with_seed(path: str, body: bytes) -> bytes:
     """The body of a JSON request with a seed, so that every try makes the same image; others as they are."""
-    if path not in SEEDED:
+    values = fields(body)
+    if path not in SEEDED or not values or values.get("seed") not in (None, -1):
         return body
+    return json.dumps(values | {"seed": secrets.randbelow(GENERATOR_SEEDS - MAX_IMAGES)}).encode()
+
+
+def fields(body: bytes) -> dict[str, Any]:
+    """Those of a JSON object; none for anything else, which the replica refuses."""
     try:
         values = json.loads(body)
     except ValueError:
-        return body
-    if isinstance(values, dict) and (values.get("seed") is None or values["seed"] == -1):
-        values["seed"] = secrets.randbelow(min(GENERATOR_SEEDS, 2**53) - MAX_IMAGES)
-    return json.dumps(values).encode()
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 async def repeated(call: Callable[[], Any]) -> Any:
-    """What a replica answers; repeated on another when it dies. Raises RayError after the last try."""
+    """What a replica answers; repeated on another when it dies. Raises RayActorError after the last try."""
     for left in reversed(range(TRIES)):
         try:
             return await call()
-        except RayError:
+        except RayActorError:
             if not left:
                 raise
             await asyncio.sleep(0.2)
@@ -66,21 +69,35 @@ class Ingress:
         self.workers = workers
         self.jobs: OrderedDict[str, Job] = OrderedDict()
 
-    @api.post("/jobs", status_code=202)
-    async def submit(self, http: Request) -> dict[str, Any]:
+    async def __call__(self, http: Request) -> Response:
+        """Called by Ray Serve for each request."""
+        try:
+            match (http.method, *http.url.path.strip("/").split("/")):
+                case ("POST", "jobs"):
+                    return self._submit(await http.body())
+                case ("GET", "jobs", job_id):
+                    return JSONResponse(self._shown(job_id))
+                case ("DELETE", "jobs", job_id):
+                    return self._delete(job_id)
+                case ("GET", "jobs", job_id, "images", index):
+                    return self._image(job_id, index)
+            return await self._forward(http)
+        except HTTPException as error:
+            return JSONResponse({"error": {"message": error.detail}}, error.status_code, error.headers)
+
+    def _submit(self, body: bytes) -> Response:
         """Accept a job. Mistakes in it are its error, and not an answer to this request."""
-        job_id, job = secrets.token_urlsafe(16), Job(with_seed("/jobs", await http.body()))
-        for old in [name for name, other in self.jobs.items() if other.task and other.task.done()]:
-            if len(self.jobs) >= KEPT_JOBS:
-                del self.jobs[old]
         if len(self.jobs) >= KEPT_JOBS:
-            raise HTTPException(429, "too many unfinished jobs", {"Retry-After": "10"})
+            over = (name for name, job in self.jobs.items() if job.task and job.task.done())
+            if (oldest := next(over, None)) is None:
+                raise HTTPException(429, f"{KEPT_JOBS} jobs are unfinished; try again in 10 s", {"Retry-After": "10"})
+            del self.jobs[oldest]
+        job_id, job = secrets.token_urlsafe(16), Job(with_seed("/jobs", body))
         self.jobs[job_id] = job
         job.task = asyncio.create_task(self._run(job))
-        return self._shown(job_id, job)
+        return JSONResponse(self._shown(job_id), 202)
 
     async def _run(self, job: Job) -> None:
-        answer: Answer
         while True:
             try:
                 answer, images = await repeated(lambda: self.workers.run_job.remote(job.body))
@@ -89,45 +106,35 @@ class Ingress:
                 return
             if answer.status != 429:
                 break
-            await asyncio.sleep(1.0)  # every queue is full
+            await asyncio.sleep(1.0)  # the replica's queue is full
         job.images = images
         job.state = json.loads(answer.body) if answer.status < 400 else {"status": "failed", **json.loads(answer.body)}
 
-    @api.get("/jobs/{job_id}")
-    async def show(self, job_id: str) -> dict[str, Any]:
-        """How far a job is: running, finished or failed."""
-        return self._shown(job_id, self._find(job_id))
-
-    @api.get("/jobs/{job_id}/images/{index}")
-    async def image(self, job_id: str, index: int) -> Response:
-        """A finished image as a PNG."""
-        if not 0 <= index < len(images := self._find(job_id).images):
+    def _image(self, job_id: str, index: str) -> Response:
+        images = self._find(job_id).images
+        if not index.isdecimal() or int(index) >= len(images):
             raise HTTPException(404, "this image is not finished, or does not exist")
-        return Response(images[index], media_type="image/png")
+        return Response(images[int(index)], media_type="image/png")
 
-    @api.delete("/jobs/{job_id}")
-    async def delete(self, job_id: str) -> dict[str, Any]:
+    def _delete(self, job_id: str) -> Response:
         """Forget a job. A replica that works on it goes on."""
-        job = self._find(job_id)
+        state = self._shown(job_id)
         del self.jobs[job_id]
-        return self._shown(job_id, job)
+        return JSONResponse(state)
 
-    @api.api_route("/{path:path}", methods=["GET", "POST"])
-    async def forward(self, path: str, http: Request) -> Response:
+    async def _forward(self, http: Request) -> Response:
         """Anything else, answered by a replica."""
-        path, body = f"/{path}", await http.body()
-        if path in UNSHARED or path.startswith(("/v1/files/", "/internal/")):
+        path = http.url.path
+        if path in UNSHARED or path.startswith(("/v1/files/", "/internal/", "/jobs/")):
             raise HTTPException(501, f"{path} is the state of one server; use the jobs API with several")
-        if b'"stream"' in body and json.loads(body).get("stream"):
+        body = with_seed(path, await http.body())
+        if path in SEEDED and fields(body).get("stream"):
             raise HTTPException(400, "stream is not supported by this deployment; leave it out")
-        query, headers, body = http.url.query.encode(), list(http.headers.raw), with_seed(path, body)
-        headers = [(key, value) for key, value in headers if key not in DROPPED_HEADERS]
+        query, headers = http.url.query.encode(), [pair for pair in http.headers.raw if pair[0] not in DROPPED_HEADERS]
         answer = await repeated(lambda: self.workers.call.remote(http.method, path, query, headers, body))
         response = Response(answer.body, answer.status)
-        response.raw_headers = [
-            *((key, value) for key, value in answer.headers if key not in DROPPED_HEADERS),
-            (b"content-length", str(len(answer.body)).encode()),
-        ]
+        kept = [pair for pair in answer.headers if pair[0] not in DROPPED_HEADERS]
+        response.raw_headers = [*kept, (b"content-length", str(len(answer.body)).encode())]
         return response
 
     def _find(self, job_id: str) -> Job:
@@ -135,6 +142,7 @@ class Ingress:
             raise HTTPException(404, "this job is unknown")
         return self.jobs[job_id]
 
-    def _shown(self, job_id: str, job: Job) -> dict[str, Any]:
+    def _shown(self, job_id: str) -> dict[str, Any]:
+        job = self._find(job_id)
         images = [{"url": f"/jobs/{job_id}/images/{k}"} for k in range(len(job.images))]
-        return job.state | {"id": job_id, "images": images, "seed": json.loads(job.body).get("seed")}
+        return job.state | {"id": job_id, "images": images, "seed": fields(job.body).get("seed")}

@@ -30,5 +30,5 @@ class Limits:
         if value > limit:
             space = f" {unit}" if unit else ""
             raise LimitError(
-                f"{param}={value:.15g} is above this server's limit of {limit:.15g}{space}; lower it", param
+                f"{param}={str(value)[:20]} is above this server's limit of {limit}{space}; lower it", param
             )

@@ -149,6 +149,7 @@ def test_our_own_api_takes_a_second_pass(make_live: MakeLive, esrgan: Path) -> N
         ({"hires": 2, "upscaler": "blunt"}, 404, "upscaler='blunt' is unknown"),
         ({"hires": 8, "width": 512, "height": 512}, 400, "second pass=16777216 is above this server's limit"),
         ({"hires": 2, "hires_steps": 1000}, 400, "hires_steps=1000 is above this server's limit of 150"),
+        ({"width": 10**400}, 400, "is above this server's limit of 4194304 pixels"),
         ({"prompt": "x <lora:ink:1>"}, 404, "LoRA 'ink' is unknown"),
         ({"negative_prompt": "x <lora:ink:1>"}, 400, "is in a negative prompt"),
         ({"clip_skip": 50}, 400, "clip_skip=50 must be from 0"),
