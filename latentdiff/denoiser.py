@@ -1,4 +1,4 @@
-"""Predict x0 from a network and its conditioning, with guidance for each row."""
+"""Predict x0 from a network and its conditioning, with separate guidance for each row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class NetworkDenoiser:
-    """A network's output, be it noise, velocity, x0 or flow, converted to x0 by the schedule.
+    """Converts a network's output (noise, velocity, x0 or flow) to x0.
 
-    dtype: of the network. batch: evaluations are padded with copies of the last to this many, so that a row is computed
-    to the same bits whichever rows share its batch (on one machine, with one number of threads and kernel variant).
+    dtype: of the network. batch: pad batches to this many evaluations with copies of the last, so that the result of a
+    row is bit-identical whichever rows share its batch (on one machine, with one number of threads and kernel variant).
     """
 
     network: Network
@@ -63,9 +63,9 @@ def _timesteps(levels: Levels, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022), at timesteps from `low` to `high` (Kynkaanniemi et al. 2024).
+    """Classifier-free guidance (Ho & Salimans 2022) for timesteps in [low, high] (Kynkaanniemi et al. 2024, sec. 3).
 
-    scale: s in u + s * (c - u). The interval is the paper's in sec. 3. image_scale: InstructPix2Pix's second guidance.
+    scale: s in u + s * (c - u). image_scale: the second guidance scale of InstructPix2Pix.
     """
 
     scale: float
@@ -79,7 +79,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Known:
-    """The part of an image that inpainting keeps. latents: [C, h, w], clean; mask: [1, h, w], 1 where repainted."""
+    """The part of an image that inpainting preserves. latents: [C, h, w], clean; mask: [1, h, w], 1 where repainted."""
 
     latents: Tensor
     mask: Tensor
@@ -98,7 +98,7 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image being sampled: where it stands, and what conditions it.
+    """One image being sampled: its state and its conditioning.
 
     positive: one prompt, or several that AND joins. negative: the unconditional prompt; None samples without guidance,
     in one evaluation per step instead of two. without_image: the third evaluation of InstructPix2Pix, the negative
@@ -114,11 +114,11 @@ class Row:
 
     @property
     def result(self) -> Tensor:
-        """Its latents [C, h, w]; at the end of a plan, the known part without the noise that some plans end with."""
+        """The latents [C, h, w]; at the end of a plan, without noise in the known part."""
         return self.known.keep(self.state.latents) if self.known and self.state.finished else self.state.latents
 
     def terms(self, timestep: float) -> list[Term]:
-        """The evaluations at a timestep, whose weighted sum is x0; those of factor 0 are left out.
+        """The evaluations at a timestep, whose weighted sum is x0; evaluations with a factor of 0 are omitted.
 
         With one prompt c and no image it is u + s * (c - u) (Ho & Salimans 2022, eq. 6, with s = 1 + w), with several
         u + s * sum_i w_i * (c_i - u) (Liu et al. 2022, eq. 11), and an evaluation e without the input image adds
@@ -137,17 +137,17 @@ class Row:
 
     @property
     def evaluations(self) -> int:
-        """How many network evaluations the next step takes."""
+        """The number of network evaluations in the next step."""
         return len(self.terms(self.state.timestep))
 
     @property
     def tokens(self) -> int:
-        """The most tokens that an evaluation of the next step reads."""
+        """The largest number of tokens among the evaluations of the next step."""
         return max(term.conditioning.tokens for term in self.terms(self.state.timestep))
 
 
 class GuidedDenoiser:
-    """Guidance for each row by itself: x0 is the weighted sum of the evaluations that the row takes at its timestep."""
+    """Applies each row's own guidance: x0 is the weighted sum of the row's evaluations at its timestep."""
 
     def __init__(self, denoiser: NetworkDenoiser, rows: Sequence[Row]) -> None:
         self.denoiser, self.rows = denoiser, rows
@@ -165,7 +165,7 @@ class GuidedDenoiser:
         return torch.stack([_sum(part) for part in parts])
 
     def _evaluate(self, latents: Tensor, levels: Levels, rows: list[int], conditioning: list[Conditioning]) -> Tensor:
-        """x0 of these rows of the latents, which may come more than once, each with its own conditioning."""
+        """x0 for the given rows of the latents, each with its own conditioning; rows may be repeated."""
         before, self._joined = self._joined, {}
         groups = token_groups([c.tokens for c in conditioning], repeat=self.denoiser.batch is None)
         found: dict[int, Tensor] = {}
@@ -184,10 +184,10 @@ class GuidedDenoiser:
 
 
 def token_groups(counts: Sequence[int], repeat: bool) -> dict[int, list[int]]:
-    """Indices that share an evaluation, by its tokens. repeat: counts that divide a larger one join it.
+    """Indices of evaluations that share a batch, by their number of tokens. repeat: divisors join a larger number.
 
-    Attention to tokens that are all repeated gives the same to rounding, so that no image depends on others of its
-    batch; without repetition it is the same to the bit.
+    Attention to repeated tokens gives the same result up to rounding, so an image does not depend on the others in its
+    batch; without repetition the result is bit-identical.
     """
     groups: dict[int, list[int]] = {}
     for k in sorted(range(len(counts)), key=lambda k: -counts[k]):
@@ -205,7 +205,7 @@ def _take(latents: Tensor, rows: list[int]) -> Tensor:
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
-    """The same order of addition for any number of rows, which keeps their bits."""
+    """Sum in the same order for any number of rows, so that results are bit-identical."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -213,10 +213,10 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
 
 
 def bounded(denoiser: Denoiser, config: ScheduleConfig) -> Denoiser:
-    """Predictions kept within the range that a scheduler's file sets; the denoiser itself where it sets none.
+    """Limit the predicted x0 as the scheduler's config requires; the denoiser itself if it requires nothing.
 
-    clip_sample: to a fixed range. thresholding: to a quantile of |x0| of each row, and divided by it (Saharia et al.
-    2022, sec. 2.3). DDIM then follows the bounded x0, as in Ho et al.'s code; diffusers keeps the unbounded noise.
+    clip_sample: clamp to a fixed range. thresholding: clamp to a quantile of |x0| of each row and divide by it (Saharia
+    et al. 2022, sec. 2.3). DDIM then uses the limited x0, as in Ho et al.'s code; diffusers keeps the original noise.
     """
     if not config.thresholding and not config.clip_sample:
         return denoiser
@@ -233,10 +233,10 @@ def bounded(denoiser: Denoiser, config: ScheduleConfig) -> Denoiser:
 
 
 def keep_known(denoiser: Denoiser, rows: Sequence[Row]) -> Denoiser:
-    """The known part of x0 replaced in rows that have one, which is inpainting with any model; else the denoiser.
+    """Inpainting with any model: replace the known part of x0 in rows that have one.
 
-    A deterministic sampler then follows the noise that the known part was given, as the published method of adding
-    noise to it again at each level does (Lugmayr et al. 2022, eq. 8).
+    With a deterministic sampler, the known part then keeps its initial noise, which corresponds to adding noise to it
+    again at each level (Lugmayr et al. 2022, eq. 8).
     """
     if not any(row.known for row in rows):
         return denoiser

@@ -1,4 +1,4 @@
-"""Arguments under diffusers' names: accepted where the meaning is the same, else an error names ours."""
+"""Arguments with diffusers' names: accepted if their meaning is the same, otherwise an error names ours."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.samplers import StepInfo
 
-OURS = {  # diffusers' arguments of a call that mean something else than ours, and what to use instead
+OURS = {  # Call arguments of diffusers that have no equivalent here, and what to use instead.
     "timesteps": "num_inference_steps= and spacing=",
     "sigmas": "num_inference_steps= and spacing=",
     "guidance_rescale": "guidance_interval=, which prevents over-saturation in another way",
@@ -28,9 +28,9 @@ OURS = {  # diffusers' arguments of a call that mean something else than ours, a
 
 
 def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
-    """`generator` as seeds and `callback_on_step_end` as a callback; nothing for no arguments.
+    """Convert `generator` to seeds and `callback_on_step_end` to a callback.
 
-    images: how many images the call makes. Raises InputError for any other name, and where the meanings differ.
+    images: the number of images of the call. Raises InputError for any other name, and if the meanings differ.
     """
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -46,7 +46,10 @@ def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
 
 
 def open_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """`torch_dtype` as dtype; what diffusers asks for and is always so here. Raises InputError for any other name."""
+    """Convert `torch_dtype` to dtype, and accept options of diffusers that are always in effect here.
+
+    Raises InputError for any other name.
+    """
     found: dict[str, Any] = {}
     always = {"safety_checker": None, "use_safetensors": True, "local_files_only": None, "feature_extractor": None}
     for name, value in given.items():
@@ -58,12 +61,12 @@ def open_arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:
-    """`torch.float16` and "float16" alike."""
+    """The name of a dtype given as `torch.float16` or "float16"."""
     return str(dtype).removeprefix("torch.")
 
 
 def _seeds(generators: torch.Generator | Sequence[torch.Generator], images: int) -> list[int]:
-    """The seeds of fresh CPU generators, one per image, which draw the same noise here."""
+    """The seeds of unused CPU generators, one per image; these seeds give the same noise."""
     many = [generators] if isinstance(generators, torch.Generator) else list(generators)
     if len(many) != images:
         raise InputError(f"generator= has {len(many)} generators for {images} images; use one per image, or seed=")

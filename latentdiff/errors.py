@@ -1,40 +1,40 @@
-"""The errors a user can meet. Each message gives the value, the rule and the next action, in one line."""
+"""User-facing exceptions. Each message states the value, the rule and the next action in one line."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class LatentDiffError(Exception):
-    """Any mistake that the user can correct; the command line prints its message and exits with 2."""
+    """Base of errors that the user can correct; the command line prints the message and exits with code 2."""
 
 
 class InputError(LatentDiffError, ValueError):
-    """An argument, option or input that cannot be used."""
+    """An invalid argument, option or input."""
 
 
 class CheckpointError(LatentDiffError):
-    """A model folder or weight file that is missing, damaged or of another kind."""
+    """A model folder or weight file that is missing, damaged or of the wrong kind."""
 
 
 class NonFiniteError(LatentDiffError):
-    """NaN or infinity in latents, losses or pixels; the message says where it was first seen."""
+    """NaN or infinity in latents, losses or pixels; the message states where it first occurred."""
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """The nearest known name as a suggestion, or all of them when none is near."""
+    """Suggest the closest known name, or list all of them if none is close."""
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on the CPU; torch reports both as a RuntimeError with these words."""
+    """Whether the error means that GPU or CPU memory ran out, which torch reports as a RuntimeError."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")
     )
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """A value as a message quotes it: its repr, cut after `limit` characters."""
+    """The repr of a value for messages, truncated to `limit` characters."""
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

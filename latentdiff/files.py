@@ -14,7 +14,7 @@ from latentdiff.errors import CheckpointError, InputError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: flushed to disk and renamed on success, removed on an error."""
+    """A temporary path in the same folder: flushed to disk and renamed to `path` on success, removed on an error."""
     partial = partial_path(path)
     try:
         yield partial
@@ -26,12 +26,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """A unique temporary name in the same folder as `path`."""
+    """A unique temporary path in the same folder as `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk. Windows flushes only files that may be written to."""
+    """Flush a file, or the entries of a folder, to disk. Windows can only flush writable files."""
     windows = sys.platform == "win32"
     if windows and path.is_dir():
         return
@@ -43,7 +43,7 @@ def sync(path: Path) -> None:
 
 
 def check_writable_parent(path: Path) -> None:
-    """Raise InputError unless a file of this name can be made in its folder."""
+    """Raise InputError unless a file with this name can be created in its folder."""
     try:
         partial_path(path).lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -60,7 +60,7 @@ def check_writable_parent(path: Path) -> None:
 
 
 def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
-    """A model's JSON file. Raises CheckpointError that says what to do when it cannot be read, which is `otherwise`."""
+    """Read a model's JSON file. Raises CheckpointError, whose message ends with `otherwise`, the next action."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,6 +75,6 @@ def read_json(path: Path, otherwise: str = "download or save the model again") -
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, and create its folder."""
+    """Write indented JSON; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Between pixels and latents, in tiles where an image is large; and the check that latents stay finite."""
+"""Convert between pixels and latents, in tiles for large images, and check that latents are finite."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -36,9 +36,9 @@ def encode_pixels(vae: VAE, pixels: Tensor) -> Tensor:
 
 
 def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
-    """Scaled latents [B, C, h, w] to [B, 3, H, W], what `convert`, which may write to its argument, makes of pixels.
+    """Decode scaled latents [B, C, h, w] and apply `convert` to the pixels [B, 3, H, W], one part at a time.
 
-    Pixels are in [-1, 1]; only a part of them is float32 at a time. Raises NonFiniteError.
+    convert: takes float32 pixels in [-1, 1], which it may modify. Raises NonFiniteError.
     """
     dtype = next(vae.parameters()).dtype
     z, factor = (latents / vae.config.scaling_factor).to(dtype), vae.config.downscale
@@ -100,7 +100,7 @@ def _bytes(pixels: Tensor) -> Tensor:
 
 
 class FiniteWatch:
-    """Records after each step whether all latents are finite; reads it at the end, so that no step waits for it."""
+    """Records after each step whether all latents are finite, without synchronising until `check`."""
 
     def __init__(self, callback: Callback | None) -> None:
         self.callback = callback

@@ -18,10 +18,10 @@ DIGITS = 16
 
 
 def hash_model(model: ModelSource | Path, *additions: Path) -> str:
-    """16 hexadecimal digits over what is read of a model, and over additional files (LoRAs, embeddings).
+    """16 hexadecimal digits that identify a model and additional files (LoRAs, embeddings).
 
-    Files that are not read, like `safety_checker/`, and the names of files do not enter. The digest of each file is
-    kept in the user's cache with its path, size and time of change.
+    Unused files, such as `safety_checker/`, and file names have no effect. The digest of each file is stored in the
+    user's cache with its path, size and modification time.
     """
     source = open_model(model) if isinstance(model, Path) else model
     digest = hashlib.sha256()
@@ -39,7 +39,7 @@ def hash_model(model: ModelSource | Path, *additions: Path) -> str:
 
 
 def hash_before_0_2(folder: Path, *additions: Path) -> str:
-    """The hash in recipes of versions before 0.2: the names and bytes of all safetensors files."""
+    """The hash in recipes from versions before 0.2: over the names and bytes of all safetensors files."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
     for path in sorted(folder.glob("*/*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
@@ -73,7 +73,7 @@ def _read_cache() -> dict[str, str]:
 
 
 def _write_cache(hashes: dict[str, str]) -> None:
-    """Keep the newest; a folder that cannot be written only means hashing again."""
+    """Keep the newest entries. If the cache cannot be written, files are hashed again next time."""
     newest: Iterable[tuple[str, str]] = list(hashes.items())[-KEPT:]
     try:
         path = cache_folder() / CACHE

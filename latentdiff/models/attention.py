@@ -1,4 +1,4 @@
-"""Attention, and the transformer that sits between the U-Net's convolutions."""
+"""Attention, and the transformer blocks of the U-Net."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from latentdiff.models.layers import add
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, eq. 1) from `x` to the tokens of the conditioning, or to itself.
+    """Multi-head attention (Vaswani et al. 2017, eq. 1) of `x` to the tokens of the conditioning, or self-attention.
 
     residual, x: [B, N, query_dim]; conditioning.hidden: [B, S, context_dim]. Returns residual + attention,
     [B, N, query_dim]. context_dim: None for self-attention.
@@ -36,13 +36,16 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k' / sqrt(head_dim)) v for each head. q: [B, N, heads * head_dim], k and v: [B, S, ...]. As q."""
+    """softmax(q k^T / sqrt(head_dim)) v for each head.
+
+    q: [B, N, heads * head_dim]; k, v: [B, S, heads * head_dim]. Returns [B, N, heads * head_dim].
+    """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):
-    """A linear layer gated by the GELU of its other half (Shazeer 2020)."""
+    """Linear layer whose first half is multiplied by the GELU of its second half (Shazeer 2020)."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; each behind a LayerNorm and a shortcut."""
+    """Self-attention, cross-attention to the text and feed-forward, each on a LayerNorm and with a residual.
 
     def __init__(self, dim: int, heads: int, cross_attention_dim: int) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class Transformer2DModel(nn.Module):
 
     def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         size, h = x.shape[-2:], self.norm(x)
-        # The projections are 1x1 convolutions of the map in old checkpoints, linear layers of the pixels in new ones.
+        # Old checkpoints have 1x1 convolutions for these projections, new ones linear layers.
         h = self.proj_in(_pixels(h)) if self.linear_projection else _pixels(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, conditioning)
@@ -122,7 +125,7 @@ def _map(x: Tensor, size: torch.Size) -> Tensor:
 
 
 class SpatialSelfAttention(nn.Module):
-    """One-headed attention over the pixels of the VAE's smallest map. [B, C, H, W] -> [B, C, H, W]."""
+    """Single-head attention over the pixels of the VAE's smallest feature map. [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which reads all maps before it; a fifth of the last is added to the input."""
+    """Five densely connected convolutions; the output times 0.2 is added to the input."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualDenseBlocks(nn.Module):
-    """Three dense blocks; a fifth of the last is added to the input."""
+    """Three dense blocks; the output times 0.2 is added to the input."""
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ResidualDenseBlocks(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """RGB [B, 3, H, W] in [0, 1] to RGB [B, 3, s*H, s*W]. unshuffle: 4 / s, pixels a side made channels."""
+    """RGB [B, 3, H, W] in [0, 1] to RGB [B, 3, s*H, s*W]. unshuffle: 4 / s, factor of the first pixel unshuffle."""
 
     def __init__(self, features: int, growth: int, blocks: int, unshuffle: int = 1) -> None:
         super().__init__()

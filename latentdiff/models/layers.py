@@ -1,4 +1,4 @@
-"""The convolutional pieces that the U-Net and the VAE share."""
+"""Convolutional layers shared by the U-Net and the VAE."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers that lift sinusoids to the width the residual blocks read."""
+    """Two linear layers from sinusoids to the time embedding of the residual blocks."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -33,15 +33,16 @@ class TimestepEmbedding(nn.Module):
 
 
 def add(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """residual + layer(x); a layer with an `add_to` of its own does both in one pass."""
+    """residual + layer(x); a layer with a method `add_to` computes both in one pass."""
     add_to: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "add_to", None)
     return residual + layer(x) if add_to is None else add_to(residual, x)
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """GroupNorm (Wu & He 2018) and then SiLU: one module, so that one kernel can do both. [B, C, H, W] both ways.
+    """GroupNorm (Wu & He 2018) followed by SiLU, in one module so that one kernel can compute both.
 
-    shift: [B, C], added to `x` before. spare: nobody reads `x` any more, so that a kernel may write the answer there.
+    [B, C, H, W] -> [B, C, H, W]. shift: [B, C], added to `x` before the norm. spare: `x` is not used afterwards, so a
+    kernel may write its output there.
     """
 
     def forward(self, x: Tensor, shift: Tensor | None = None, spare: bool = False) -> Tensor:
@@ -49,7 +50,7 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 class ResnetBlock2D(nn.Module):
-    """Norm, SiLU, convolution, twice, around a shortcut; the time embedding is added in the middle.
+    """Residual block: twice norm, SiLU and convolution; the time embedding is added between the two.
 
     x: [B, in_channels, H, W], temb: [B, temb_channels] after a SiLU, or None. Returns [B, out_channels, H, W].
     """
@@ -74,7 +75,7 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halves height and width by a strided convolution; the VAE's encoder pads right and bottom only."""
+    """Halve height and width with a strided convolution; the VAE's encoder pads only right and bottom."""
 
     def __init__(self, channels: int, asymmetric: bool = False) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution. `size` is the wanted (H, W); twice the input's if None."""
+    """Nearest-neighbour upsampling, then a convolution. size: (H, W) of the output; twice the input's if None."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

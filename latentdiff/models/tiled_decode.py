@@ -13,9 +13,9 @@ TILE, OVERLAP = 768, 128  # pixels a side
 
 @dataclass(frozen=True)
 class Cut:
-    """A tile along one side: the latents it is decoded from, the pixels that are used, and their weights.
+    """A tile along one side: the latents to decode, the pixels to use, and their weights.
 
-    `kept` are pixels of the picture and `inner` the same ones of the tile; `weights` [kept], 1 but at seams.
+    kept: range of pixels in the picture. inner: the same pixels within the tile. weights: [kept], 1 except at seams.
     """
 
     latents: slice
@@ -25,9 +25,10 @@ class Cut:
 
 
 def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Decode z [B, C, h, w], as many pictures at once as `AT_ONCE` allows, and a larger one in tiles.
+    """Decode z [B, C, h, w] in batches of up to `AT_ONCE` pixels, and larger pictures in tiles.
 
-    factor: pixels a latent. Yields pictures, rows, and their pixels as float32 [b, 3, rows, W] to be written to.
+    factor: pixels per latent. Yields slices of pictures and rows, and their pixels as float32 [b, 3, rows, W], which
+    may be modified.
     """
     height, width = factor * z.shape[-2], factor * z.shape[-1]
     if height * width <= AT_ONCE:
@@ -44,7 +45,7 @@ def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> 
 
 
 def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int) -> Tensor:
-    """Pixels [B, 3, H, W] to latents [B, C, h, w], each image by itself, and one of more than `AT_ONCE` in tiles."""
+    """Encode pixels [B, 3, H, W] to latents [B, C, h, w], image by image, and images over `AT_ONCE` pixels in tiles."""
     height, width = pixels.shape[-2:]
     if height * width <= AT_ONCE:
         return torch.cat([encode(image[None]) for image in pixels])
@@ -56,9 +57,8 @@ def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int
 def cuts(length: int, tile: int, overlap: int, factor: int) -> list[Cut]:
     """Evenly spaced tiles of one size over a side of `length` latents; tile and overlap are in latents too.
 
-    Where two overlap, one's weight falls in a straight line while the other's rises, in the middle of what they share:
-    the edges of a tile, where its padding is felt, count for nothing. The weights of a pixel sum to 1, being the
-    differences of a row of slopes that begins with 1 and ends with 0.
+    In the middle of an overlap, the weight of one tile decreases linearly while that of the other increases. The edges
+    of a tile, which depend on its padding, have weight 0. The weights of a pixel sum to 1.
     """
     size = min(tile, length)
     count = math.ceil((length - overlap) / (tile - overlap)) if length > tile else 1
@@ -79,9 +79,9 @@ def _cut(start: int, size: int, factor: int, weights: Tensor) -> Cut:
 def _strips(
     decode: Callable[[Tensor], Tensor], z: Tensor, rows: list[Cut], columns: list[Cut], scale: int = 1
 ) -> Iterator[Tensor]:
-    """Finished rows of an image [1, C, rows, W], from top to bottom; float32 memory is one row of tiles.
+    """Yield finished rows of an image [1, C, rows, W] from top to bottom; one row of tiles is in memory as float32.
 
-    scale: numbers of z per latent along each side, 1 unless z holds pixels.
+    scale: elements of z per latent along each side; 1 unless z holds pixels.
     """
     begun: Tensor | None = None  # the seam with the tiles above
     for row, following in zip(rows, [*rows[1:], None], strict=True):
@@ -94,7 +94,7 @@ def _strips(
 
 
 def _band(decode: Callable[[Tensor], Tensor], z: Tensor, row: Cut, columns: list[Cut], scale: int) -> Tensor:
-    """A row of tiles, multiplied by its weights."""
+    """A row of tiles, multiplied by their weights."""
     band: Tensor | None = None
     for column in columns:
         tile = decode(z[..., _scaled(column.latents, scale)].contiguous())[..., row.inner, column.inner].float()

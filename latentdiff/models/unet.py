@@ -24,7 +24,7 @@ from latentdiff.models.layers import (
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each followed by text attention where the level has it, then a halving."""
+    """Residual blocks, each followed by cross-attention if the level has it, then a downsampling."""
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, temb_channels: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual, attention, residual at the smallest size; pruned models have only the first, or nothing here."""
+    """Residual block, attention, residual block at the smallest size; pruned models have only the first, or none."""
 
     def __init__(self, config: UNetConfig, temb_channels: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks that read the skips of the way down, last one first, then a doubling."""
+    """Residual blocks that read the skips of the down blocks in reverse order, then an upsampling."""
 
     def __init__(
         self, config: UNetConfig, level: int, in_channels: int, skip_channels: list[int], temb_channels: int
@@ -88,7 +88,7 @@ class UpBlock(nn.Module):
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, conditioning: Conditioning, size: torch.Size | None
     ) -> Tensor:
-        """skips: this level's, in the order they are read. size: (H, W) to enlarge to; None on the last level."""
+        """skips: of this level, in the order of use. size: (H, W) of the output; None on the last level."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(torch.cat([x, skip], dim=1), temb)
             if self.attentions is not None:
@@ -153,7 +153,7 @@ class UNet2DConditionModel(DenoisingNetwork):
         return self.conv_out(self.conv_norm_out(x))  # [B, out_channels, h, w]
 
     def run_block(self, block: nn.Module, *arguments: Any) -> Any:
-        """The block's output; with gradient checkpointing its activations are computed again in the backward pass."""
+        """Run a block; with gradient checkpointing, its activations are recomputed in the backward pass."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)

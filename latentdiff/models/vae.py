@@ -18,13 +18,13 @@ from latentdiff.models.layers import Downsample2D, GroupNormSiLU, ResnetBlock2D,
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """The encoder's output: independent normals with `mean` and `logvar`, both [B, latent_channels, h, w]."""
+    """The encoder's output: independent normal distributions; `mean` and `logvar` are [B, latent_channels, h, w]."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One sample; the noise is drawn by `generator` on its own device."""
+        """Draw one sample; the noise is generated on the generator's device."""
         device = generator.device if generator else self.mean.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
@@ -35,7 +35,7 @@ class DiagonalGaussian:
 
 
 class Level(nn.Module):
-    """Residual blocks of one width and an optional change of size; a container, which `run` executes."""
+    """Residual blocks of one width and an optional resampling layer; a container for `run`."""
 
     def __init__(self, config: VAEConfig, layers: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Level(nn.Module):
 
 
 def run(levels: Iterable[Any], x: Tensor) -> Tensor:
-    """Run the layers of each level in turn; one call per layer, so that a level's input is freed early."""
+    """Run the layers of each level, with one call per layer so that inputs are freed early."""
     for level in levels:
         for layer in (*level.resnets, *(level.downsamplers or level.upsamplers or [])):
             x = layer(x)
@@ -56,7 +56,7 @@ def run(levels: Iterable[Any], x: Tensor) -> Tensor:
 
 
 class MidBlock(nn.Module):
-    """Residual, attention, residual at the smallest size."""
+    """Residual block, attention, residual block at the smallest size."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class AutoencoderKL(nn.Module):
 class IdentityVAE(nn.Module):
     """The identity for diffusion in pixel space; with one channel, the mean of red, green and blue.
 
-    Two fixed 1x1 convolutions, so that it is placed, saved and loaded as the other is.
+    It consists of two fixed 1x1 convolutions, so that it can be moved, saved and loaded like a VAE.
     """
 
     def __init__(self, config: IdentityVAEConfig) -> None:
