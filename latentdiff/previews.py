@@ -1,4 +1,4 @@
-"""Previews of unfinished images: a linear map from latents to colours, at the size of the latents."""
+"""Previews of unfinished images: a linear map from latents to colours, at the resolution of the latents."""
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ FITTED, SIDE, CELLS, SPREAD = 16, 16, 4, 0.7  # random latents that other maps a
 
 
 class Previewer:
-    """x0 to a small image. The factors are published ones for the VAEs of SD 1, 2 and XL, else fitted to the VAE."""
+    """Converts x0 to a small image, with published factors for the VAEs of SD 1, 2 and XL, otherwise fitted ones."""
 
     def __init__(self, pipe: LatentDiffusionPipeline) -> None:
         self._factors = _published(pipe)
@@ -44,7 +44,7 @@ def _published(pipe: LatentDiffusionPipeline) -> Tensor | None:
 
 
 def _fitted(pipe: LatentDiffusionPipeline) -> Tensor:
-    """[C + 1, 3] by least squares, from smooth random latents to the mean colours that the VAE makes of them."""
+    """Factors [C + 1, 3] fitted by least squares to the mean colours of decoded smooth random latents."""
     generator = torch.Generator().manual_seed(0)
     smooth = SPREAD * torch.randn(FITTED, pipe.denoiser.latent_channels, CELLS, CELLS, generator=generator)
     latents = torch.nn.functional.interpolate(smooth, size=(SIDE, SIDE), mode="bicubic")

@@ -2,9 +2,9 @@
 
     latents = c_base * base + c_latent * latents + sum_j c_j * x0[-j] + c_noise * noise
 
-x0[-0] is the current prediction, x0[-1] to x0[-3] are earlier ones. `base` is a point that a row may keep for later
-rows, as methods of two evaluations per step need. Levels are (alpha, sigma) with x_t = alpha * x0 + sigma * noise; the
-last level is where sampling ends.
+x0[-0] is the current prediction, x0[-1] to x0[-3] are earlier ones. `base` are latents that a row may store for later
+rows, as methods with two evaluations per step need. Levels are (alpha, sigma) with x_t = alpha * x0 + sigma * noise;
+the last level is the end of sampling.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def ddim_table(grid: Grid, eta: float = 0.0) -> Tensor:
 
 
 def heun_table(grid: Grid) -> Tensor:
-    """Heun's method on the probability flow (Karras et al. 2022, alg. 1), for a grid whose inner levels come twice.
+    """Heun's method on the probability flow (Karras et al. 2022, alg. 1), for a grid that contains inner levels twice.
 
     A step predicts its end as DDIM does and keeps its start as the base; the evaluation at the predicted end corrects
     it. In y = x / alpha and r = sigma / alpha, with a step h in r, that is y' = (y + predicted) / 2 + h / 2 * d', where
@@ -91,12 +91,12 @@ def lcm_table(grid: Grid, timestep_scaling: float = 10.0, sigma_data: float = 0.
 
 
 def _decay(grid: Grid) -> Tensor:
-    """exp(-h) with h the step in lambda = log(alpha / sigma); 0 where the step starts in noise or ends clean."""
+    """exp(-h), where h is the step in lambda = log(alpha / sigma); 0 if the step starts at pure noise or ends at x0."""
     return grid.sigmas[1:] * grid.alphas[:-1] / (grid.alphas[1:] * grid.sigmas[:-1])
 
 
 def _slope(grid: Grid) -> Tensor:
-    """h / h_previous, the weight of the backward difference; 0 at the first step, the last, and after infinite ones."""
+    """h / h_previous, the weight of the backward difference; 0 at the first and last step, and after infinite ones."""
     h = -_decay(grid).log()
     slope = torch.zeros_like(h)
     slope[1:-1] = h[1:-1] / h[:-2]

@@ -1,4 +1,4 @@
-"""From a sampler's table to samples: the plan of a run, the state of one image, and the step that advances states."""
+"""Sampling: the plan of a run, the state of one image, the step that advances states, and the sampling loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ EARLIER = 3  # x0 predictions that a row may read beside the current one
 
 
 class Update(NamedTuple):
-    """A row of a sampler's table. x0: factors of the current prediction and of `EARLIER` before it.
+    """A row of a sampler's table. x0: factors of the current prediction and of the `EARLIER` previous ones.
 
-    rebase: the latents that this row starts from become the base, before the row is applied.
+    rebase: the current latents become the base before the row is applied.
     """
 
     base: float
@@ -36,9 +36,9 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A table, whether sampling ends at x0 whatever the checkpoint says, and its own spacing if it has one.
+    """A sampler: its table, whether it always ends at x0, and its own spacing if it has one.
 
-    evaluations: of the network per step; a grid for two visits each inner level twice.
+    evaluations: network evaluations per step; with two, the grid contains each inner level twice.
     """
 
     table: Callable[[Grid], Tensor]
@@ -61,9 +61,9 @@ SAMPLERS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a sampling run of N evaluations, known before it starts.
+    """The timesteps, noise levels and coefficients of a sampling run with N evaluations.
 
-    timesteps: N. alphas, sigmas: N + 1 levels, of which the last is where sampling ends. table: N rows.
+    timesteps: N. alphas, sigmas: N + 1 levels, of which the last is the end of sampling. table: N rows.
     """
 
     timesteps: list[float]
@@ -75,7 +75,7 @@ class Plan:
         return len(self.table)
 
     def noisy(self, x0: Tensor, noise: Tensor, position: int = 0) -> Tensor:
-        """x0 at the level of a position from 0 to N: what sampling can start from in the middle of the plan."""
+        """x0 with noise of the level at a position from 0 to N, to start sampling in the middle of the plan."""
         return self.alphas[position] * x0 + self.sigmas[position] * noise
 
 
@@ -87,9 +87,9 @@ def plan(
     spacing: str | None = None,
     skip: int = 0,
 ) -> Plan:
-    """Lay out a sampling run; spacing: of its levels, the schedule's when None. skip: steps left out at its start.
+    """Plan a sampling run. spacing: the schedule's if None. skip: number of initial steps to omit.
 
-    Raises InputError for an unknown sampler or spacing, steps out of range, or an eta that the sampler does not read.
+    Raises InputError for an unknown sampler or spacing, steps out of range, or an eta that the sampler does not use.
     """
     if not sampler:
         raise InputError(f"the model's scheduler: {schedule.config.unsupported}; choose one, as sampler='dpmpp_2m'")
@@ -113,7 +113,7 @@ def plan(
 
 
 def _inner_levels_twice(grid: Grid) -> Grid:
-    """Levels 0, 1, 1, 2, 2, … and the last: each inner level ends one step, is evaluated there, and starts the next."""
+    """Levels 0, 1, 1, 2, 2, … and the last: each inner level is evaluated at the end of a step and at the next one."""
     count = len(grid.timesteps)
     twice = torch.arange(count).repeat_interleave(2)[1:]
     ends = torch.cat([twice, torch.tensor([count])])
@@ -122,10 +122,10 @@ def _inner_levels_twice(grid: Grid) -> Grid:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """Where the sampling of one image stands: a value, from which `step` makes the next.
+    """The immutable state of sampling one image; `step` returns the next state.
 
-    latents: [C, h, w]. history: the last predictions of x0, newest first. base: the point that the table keeps.
-    generator: draws this image's noise, on the CPU, so that it is the same on every device.
+    latents: [C, h, w]. history: the latest predictions of x0, newest first. base: see `sampler_tables`. generator:
+    draws the image's noise on the CPU, so that it is equal on every device.
     """
 
     plan: Plan
@@ -150,7 +150,7 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Levels:
-    """The noise level of each row of a batch; alphas and sigmas may be left out where x0 needs no conversion."""
+    """The noise level of each row of a batch; alphas and sigmas may be omitted if x0 needs no conversion."""
 
     timesteps: Sequence[float]
     alphas: Sequence[float]
@@ -165,7 +165,7 @@ class Levels:
         )
 
     def rows(self, chosen: Sequence[int]) -> "Levels":
-        """Those of the chosen rows, which may come more than once."""
+        """The levels of the given rows, which may be repeated."""
         return Levels(*([values[k] for k in chosen] for values in (self.timesteps, self.alphas, self.sigmas)))
 
 
@@ -174,10 +174,10 @@ Denoiser = Callable[[Tensor, Levels], Tensor]
 
 
 def step(denoiser: Denoiser, states: Sequence[SamplerState]) -> tuple[list[SamplerState], Tensor]:
-    """Advance each state by one evaluation, by its own row of its own table; and the predicted x0 [B, C, h, w].
+    """Advance each state by one evaluation, and return the next states and the predicted x0 [B, C, h, w].
 
-    States may be at different positions of different plans. Raises InputError for latents of several shapes, and for a
-    state that is finished.
+    States may be at different positions of different plans. Raises InputError for latents of different shapes, and for
+    finished states.
     """
     if len(shapes := {tuple(state.latents.shape) for state in states}) != 1:
         raise InputError(f"latents of shapes {sorted(shapes)} cannot share a batch; step each shape by itself")
@@ -197,7 +197,7 @@ def _apply(
     x0: Tensor,
     states: Sequence[SamplerState],
 ) -> Tensor:
-    """The rows of the tables: what no row reads is not computed, and no noise is drawn for rows without."""
+    """Apply the rows of the tables. Terms that no row uses are not computed, and rows without noise draw none."""
     out = column([u.latent for u in updates], latents) * latents + column([u.x0[0] for u in updates], x0) * x0
     for lag in range(1, EARLIER + 1):
         factors = [u.x0[lag] for u in updates]
@@ -218,16 +218,16 @@ def _advance(state: SamplerState, latents: Tensor, x0: Tensor, base: Tensor | No
 
 
 def column(values: Sequence[float], like: Tensor) -> float | Tensor:
-    """A factor for each row of `like` [B, ...]: one number where rows agree, which needs no copy to the device."""
+    """A factor for each row of `like` [B, ...]; a number if all rows agree, which needs no copy to the device."""
     if len(set(values)) == 1:
         return values[0]
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 def draw_noise(generators: Sequence[torch.Generator | None], shape: torch.Size, like: Tensor) -> Tensor:
-    """[B, *shape] as `like`: each image's own draw, made on the CPU; zeros for None.
+    """Noise [B, *shape] with the dtype and device of `like`, drawn on the CPU by one generator per image; 0 for None.
 
-    CUDA copies it from pinned memory while it still computes.
+    For CUDA it is copied asynchronously from pinned memory.
     """
     zeros = torch.zeros(shape)
     drawn = torch.stack([zeros if g is None else torch.randn(shape, generator=g) for g in generators])
@@ -242,7 +242,7 @@ def _stack(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a callback gets after each step: `step` of `steps`, the timestep it started from, latents and predicted x0.
+    """Argument of callbacks after each step: `step` of `steps`, the timestep at its start, latents and predicted x0.
 
     latents, x0: [B, C, h, w].
     """
@@ -261,10 +261,10 @@ Callback = Callable[[StepInfo], bool | None]
 def sample(
     denoiser: Denoiser, states: Sequence[SamplerState], callback: Callback | None = None
 ) -> tuple[list[SamplerState], Tensor]:
-    """Step states that stand at the same position of plans of one length, to their end or until the callback stops.
+    """Step states with equal numbers of remaining steps to the end, or until the callback returns True.
 
-    Returns the states and the last predicted x0 [B, C, h, w]. Raises InputError for states that differ in what is left,
-    and for a callback that returns anything but a bool or None.
+    Returns the states and the last predicted x0 [B, C, h, w]. Raises InputError for states with different remaining
+    steps, and for a callback that returns anything but a bool or None.
     """
     states = list(states)
     lengths, positions = {len(state.plan) for state in states}, {state.position for state in states}

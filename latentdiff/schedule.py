@@ -15,7 +15,7 @@ from latentdiff.spacings import SIGMA_GRIDS, timestep_grid
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels one sampling run visits: N timesteps, and N + 1 levels of which the last is where it ends."""
+    """The N timesteps of a sampling run, and its N + 1 noise levels, of which the last is the end of sampling."""
 
     timesteps: Tensor
     alphas: Tensor
@@ -24,9 +24,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The T noise levels of a `ScheduleConfig`, and what a model predicts at them.
+    """The T noise levels of a `ScheduleConfig`, with conversions between noise, predictions and x0.
 
-    Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`, which leaves x0 undetermined at the last
+    Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`, for which x0 is undefined at the last
     level.
     """
 
@@ -54,7 +54,7 @@ class Schedule:
         return (1 - alphas_cumprod(self.config)).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t for whole timesteps [B]; x0, noise: [B, ...]."""
+        """x_t for integer timesteps [B]; x0, noise: [B, ...]."""
         alpha, sigma = self._at(timesteps, x0)
         return alpha * x0 + sigma * noise
 
@@ -72,7 +72,7 @@ class Schedule:
                 return noise - x0
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
-        """Loss weights [B]: min(SNR, gamma), carried from x0 to the predicted quantity (Hang et al. 2023, sec. 3.4)."""
+        """Loss weights [B]: min(SNR, gamma), converted from x0 to the prediction type (Hang et al. 2023, sec. 3.4)."""
         snr = (self.alphas / self.sigmas).square()
         scale = {
             "epsilon": snr,
@@ -96,10 +96,10 @@ class Schedule:
                 return torch.ones_like(alphas), -sigmas
 
     def grid(self, num_inference_steps: int, spacing: str | None = None, clean: bool = False) -> Grid:
-        """The levels of a run of N steps; it ends at x0 if `clean`, else where the config's set_alpha_to_one says.
+        """The levels of a run of N steps. clean: it ends at x0; otherwise `set_alpha_to_one` of the config decides.
 
-        spacing: one of `spacings.SPACINGS`, or lcm; the config's own when None. The first level is the noisiest of the
-        spacing, and none comes twice. Raises InputError unless 1 <= N <= T, and for a spacing that does not apply.
+        spacing: one of `spacings.SPACINGS`, or lcm; the config's if None. The first level is the noisiest of the
+        spacing, and levels are distinct. Raises InputError unless 1 <= N <= T, and for an inapplicable spacing.
         """
         config, total = self.config, self.config.num_train_timesteps
         if not 1 <= num_inference_steps <= total:
@@ -110,7 +110,7 @@ class Schedule:
         return self.grid_at(timestep_grid(num_inference_steps, total, spacing, config.steps_offset), clean)
 
     def grid_at(self, timesteps: Tensor, clean: bool = False) -> Grid:
-        """The levels at these descending timesteps, whole or between two (then log(sigma / alpha) is linear)."""
+        """The levels at descending timesteps; for fractional ones, log(sigma / alpha) is interpolated linearly."""
         if torch.equal(timesteps, timesteps.round()):
             alphas, sigmas = self.alphas[timesteps.long()], self.sigmas[timesteps.long()]
         else:
@@ -139,7 +139,7 @@ class Schedule:
         return float(ratios[-1]), float(ratios[0])
 
     def _timesteps_of(self, ratios: Tensor) -> Tensor:
-        """Where in the table, between two timesteps, each sigma / alpha is; descending."""
+        """The fractional timestep of each sigma / alpha; descending."""
         log_ratio = self._log_ratio()
         return torch.from_numpy(np.interp(ratios.log().numpy(), log_ratio.numpy(), np.arange(len(log_ratio))))
 
@@ -165,7 +165,7 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
 
 
 def betas(config: ScheduleConfig) -> Tensor:
-    """float64 [T]: linear (Ho et al. 2020), in the root (Rombach et al. 2022), cosine (Nichol & Dhariwal 2021)."""
+    """float64 [T]: linear (Ho et al. 2020), scaled linear (Rombach et al. 2022) or cosine (Nichol & Dhariwal 2021)."""
     total, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
     if config.trained_betas is not None:
         return torch.tensor(config.trained_betas, dtype=torch.float64)
@@ -181,7 +181,7 @@ def betas(config: ScheduleConfig) -> Tensor:
 
 
 def rescale_zero_terminal_snr(cumulative: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first stays (Lin et al. 2023, alg. 1)."""
+    """Shift and scale sqrt(alphas_cumprod): the last becomes 0, the first is unchanged (Lin et al. 2023, alg. 1)."""
     root = cumulative.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
 

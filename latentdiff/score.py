@@ -1,4 +1,4 @@
-"""Score-based view of a denoiser (Song et al. 2021): score, probability flow ODE and likelihood.
+"""Denoisers as score functions (Song et al. 2021): score, probability flow ODE and likelihood.
 
 Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456).
 
@@ -64,7 +64,7 @@ def flow(
 ) -> Tensor:
     """Integrate x [B, ...] from timestep `start` to `end` along the probability flow (eq. 13).
 
-    From T - 1 to 0 this generates images, with the noise of timestep 0 left; from 0 to T - 1 it encodes images.
+    From T - 1 to 0 this generates images, which retain the noise of timestep 0; from 0 to T - 1 it encodes images.
     """
     first, last = (level_at(schedule, timestep).place for timestep in (start, end))
     return solve(_velocity(denoiser, schedule), x, first, last, tolerance)

@@ -1,4 +1,4 @@
-"""Seeds and the generators that draw their noise; whole numbers of any type."""
+"""Seeds, their random generators, and validation of integers."""
 
 import math
 import secrets
@@ -47,7 +47,7 @@ def generator_for(seed: int) -> torch.Generator:
 
 
 def whole(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> int:
-    """A whole number of any type, numpy's and torch's too. Raises InputError for another value, or one out of range."""
+    """An integer of any type, including numpy's and torch's. Raises InputError for other values and out of range."""
     try:
         number = int(value)
         exact = not isinstance(value, str | bytes | bool) and number == value

@@ -1,4 +1,4 @@
-"""Which of a schedule's noise levels a sampling run visits: by timesteps, or by sigma / alpha."""
+"""Spacings: the noise levels of a schedule that a sampling run visits, as timesteps or as sigma / alpha."""
 
 from collections.abc import Callable
 
@@ -20,9 +20,9 @@ BETA_SHAPE = 0.6
 def timestep_grid(count: int, total: int, spacing: str, offset: int) -> Tensor:
     """`count` descending timesteps below `total`, float64.
 
-    leading, trailing, linspace: Lin et al. 2023, table 2, with steps of total / count rather than of its whole part, so
-    that the first is near the top for every count. sgm_uniform: even from the top, whose last step ends where the next
-    would be. simple: every (total / count)-th from the top. Raises InputError for an unknown name.
+    leading, trailing, linspace: Lin et al. 2023, table 2, with steps of total / count rather than total // count, so
+    that the first is near the highest timestep for every count. sgm_uniform: evenly spaced from the highest timestep to
+    0, without 0. simple: every (total / count)-th from the highest. Raises InputError for an unknown name.
     """
     if spacing not in TIMESTEP_GRIDS:
         known = [*TIMESTEP_GRIDS, *SIGMA_GRIDS]
@@ -52,7 +52,7 @@ def _simple(count: int, total: int, _: int) -> np.ndarray:
 
 
 def _lcm(count: int, total: int, _: int) -> np.ndarray:
-    """Of the 50 timesteps that latent consistency models are distilled on (Luo et al. 2023)."""
+    """A subset of the 50 timesteps that latent consistency models are distilled on (Luo et al. 2023)."""
     if count > LCM_STEPS:
         raise InputError(f"num_inference_steps={count} (--steps) must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
     origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
@@ -60,24 +60,24 @@ def _lcm(count: int, total: int, _: int) -> np.ndarray:
 
 
 def karras(count: int, high: float, low: float, rho: float = 7.0) -> Tensor:
-    """Even in the rho-th root of sigma / alpha (Karras et al. 2022, eq. 5)."""
+    """Evenly spaced in the rho-th root of sigma / alpha (Karras et al. 2022, eq. 5)."""
     ends = high ** (1 / rho), low ** (1 / rho)
     return (ends[0] + torch.linspace(0, 1, count, dtype=torch.float64) * (ends[1] - ends[0])) ** rho
 
 
 def exponential(count: int, high: float, low: float) -> Tensor:
-    """Even in log(sigma / alpha)."""
+    """Evenly spaced in log(sigma / alpha)."""
     return torch.linspace(np.log(high), np.log(low), count, dtype=torch.float64).exp()
 
 
 def beta(count: int, high: float, low: float) -> Tensor:
-    """Quantiles of a beta distribution between both ends (Lee et al. 2024, "Beta Sampling is All You Need")."""
+    """Quantiles of a beta distribution over the timesteps (Lee et al. 2024, "Beta Sampling is All You Need")."""
     quantiles = torch.from_numpy(_beta_quantiles(1 - np.linspace(0, 1, count)))
     return low + quantiles * (high - low)
 
 
 def _beta_quantiles(probabilities: np.ndarray) -> np.ndarray:
-    """Of Beta(0.6, 0.6): with x = sin^2 a its density is (sin a cos a)^0.2, summed over small steps of a."""
+    """Quantiles of Beta(0.6, 0.6): with x = sin^2 a the density is (sin a cos a)^0.2, integrated numerically over a."""
     angle = np.linspace(0, np.pi / 2, 200_001)
     middle = (angle[1:] + angle[:-1]) / 2
     cumulative = np.concatenate([[0], np.cumsum((np.sin(middle) * np.cos(middle)) ** (2 * BETA_SHAPE - 1))])
@@ -85,7 +85,7 @@ def _beta_quantiles(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _aligned(name: str) -> Callable[[int, float, float], Tensor]:
-    """The published levels, for other counts log-linear between them, scaled to the schedule's noisiest."""
+    """The published levels, log-linearly interpolated for other counts, and scaled to the schedule's noisiest level."""
 
     def levels(count: int, high: float, _: float) -> Tensor:
         table = np.log(ALIGNED[name])

@@ -1,4 +1,4 @@
-"""CLIP's vocabulary (Radford et al. 2021), which single files lack: the file that OpenAI and OpenCLIP publish."""
+"""CLIP's vocabulary (Radford et al. 2021), as published by OpenAI and OpenCLIP; single files do not contain it."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""The components of a pipeline: opened from any layout, built, filled with weights, and written as a folder."""
+"""Open the components of a pipeline in any layout, load their weights, and write them as a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -41,10 +41,10 @@ Fill = Callable[[nn.Module, dict[str, TensorLocation], torch.dtype], None]
 
 @dataclass(frozen=True)
 class Components:
-    """What a pipeline is made of, and its usual settings.
+    """The components of a pipeline and its default sampling settings.
 
-    zero_empty_prompt: SDXL replaces a missing negative prompt by zeros. source: the files that the weights were read
-    from, None for a model made in memory.
+    zero_empty_prompt: as in SDXL, a missing negative prompt is replaced by zeros. source: the files that the weights
+    come from; None for a model created in memory.
     """
 
     denoiser: DenoisingNetwork
@@ -58,7 +58,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model accepts: the size it was trained for, the multiple that sides must be of, and its tokenizers."""
+    """Input limits of a model: its training resolution, the multiple that sides must be of, and its tokenizers."""
 
     resolution: int
     multiple: int
@@ -66,9 +66,9 @@ class Limits:
 
 
 def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions()) -> ModelSource:  # noqa: B008
-    """A model by folder, single file or hub id `owner/name[@revision]`; the bundled one for None.
+    """Open a model given by a folder, single file or hub id `owner/name[@revision]`; the bundled one for None.
 
-    Configs are read and checked, weights are not read yet. Raises CheckpointError.
+    Configs are read and validated, weights are not read yet. Raises CheckpointError.
     """
     path = locate(path_or_id, options.variant)
     source = folder_source(path, options) if path.is_dir() else single_file_source(path, options)
@@ -81,7 +81,7 @@ def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions
 
 
 def _check_widths(source: ModelSource) -> None:
-    """Raise CheckpointError unless what each network computes is as wide as what the next one reads."""
+    """Raise CheckpointError unless the output width of each network matches the input width of the next."""
     unet, vae, texts = source.unet.config, source.vae.config, [files.config for files in source.text_encoders]
     if not texts:
         raise CheckpointError(f"{source.path} has no text encoder; give a text-to-image model")
@@ -107,9 +107,9 @@ def _check_widths(source: ModelSource) -> None:
 
 
 def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetConfig | None = None) -> NetworkFiles:  # noqa: B008
-    """A VAE: its folder, a model's folder, a single file of a VAE or of a model, or a hub id.
+    """Open a VAE given by its folder, a model's folder, a single file of a VAE or of a model, or a hub id.
 
-    unet: of the model that it is for, which tells the scale of latents where a file holds nothing but weights.
+    unet: config of the model's U-Net, which determines the scale of latents if a file holds only weights.
     """
     place = locate(path, options.variant)
     if place.is_dir():
@@ -124,7 +124,7 @@ def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetC
 
 
 def open_unet(path: str | Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
-    """A U-Net: its folder, a model's folder, or a single file, GGUF included."""
+    """Open a U-Net given by its folder, a model's folder, or a single file, including GGUF."""
     place = locate(path, options.variant)
     if place.is_dir():
         return unet_files(place / "unet" if (place / "unet").is_dir() else place, options)
@@ -135,12 +135,12 @@ def open_unet(path: str | Path, options: OpenOptions = OpenOptions()) -> Network
 
 
 def fill(model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype) -> None:
-    """Give a model on the meta device its weights, read a few at a time."""
+    """Load the weights of a model on the meta device, a few at a time."""
     model.load_state_dict(dict(zip(places, read_tensors(places.values(), dtype), strict=True)), assign=True)
 
 
 def read_pipeline(source: ModelSource | Path, dtype: torch.dtype, give: Fill = fill) -> Components:
-    """Build every component; `give` decides how a model gets its weights.
+    """Build all components; `give` loads the weights of a network, by default `fill`.
 
     Raises CheckpointError naming the file that is missing or damaged.
     """
@@ -157,7 +157,7 @@ def read_pipeline(source: ModelSource | Path, dtype: torch.dtype, give: Fill = f
 
 
 def read_limits(source: ModelSource | Path) -> Limits:
-    """A model's limits, read without any weight."""
+    """The limits of a model; reads no weights."""
     source = open_model(source) if isinstance(source, Path) else source
     unet, vae = source.unet.config, source.vae.config
     text = TextConditioner(source.read_tokenizers(), [])
@@ -165,7 +165,7 @@ def read_limits(source: ModelSource | Path) -> Limits:
 
 
 def read_text(source: ModelSource, dtype: torch.dtype = torch.float32, give: Fill = fill) -> TextConditioner:
-    """The text encoders of a model with their tokenizers. Raises CheckpointError where the two do not fit."""
+    """The text encoders of a model with their tokenizers. Raises CheckpointError if the two do not match."""
     tokenizers = source.read_tokenizers()
     for files, tokenizer in zip(source.text_encoders, tokenizers, strict=True):
         config = files.config
@@ -183,13 +183,13 @@ def read_text(source: ModelSource, dtype: torch.dtype = torch.float32, give: Fil
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextConditioner:
-    """A run's folder with one `text_encoder/` and `tokenizer/`."""
+    """The text encoder of a training run: a folder with `text_encoder/` and `tokenizer/`."""
     encoder = build(text_files(folder / "text_encoder", "CLIPTextModel"), dtype)
     return TextConditioner([read_tokenizer(folder / "tokenizer")], [encoder])
 
 
 def read_vae(path: Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """One VAE: its folder, or a single file; in float32 where its config says so."""
+    """Load a VAE from its folder or a single file; in float32 if its config requires it."""
     vae: VAE = build(open_vae(path), dtype)
     return vae
 
@@ -214,7 +214,7 @@ def _network_class(config: Any) -> Any:
 
 
 def write_pipeline(parts: Components, folder: Path) -> None:
-    """Write every component so that diffusers opens the folder, if it is latent; `model_index.json` comes last."""
+    """Write all components in diffusers' layout, `model_index.json` last. diffusers cannot open pixel-space models."""
     write_model(parts.denoiser, parts.denoiser.config.write(), folder / "unet")
     write_model(parts.vae, parts.vae.config.write(), folder / "vae")
     write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.config.write())
@@ -233,7 +233,7 @@ def write_pipeline(parts: Components, folder: Path) -> None:
 def pipeline_index(
     unet: UNetConfig, encoders: list[str], scheduler: str, zero_empty_prompt: bool, identity: bool
 ) -> dict[str, Any]:
-    """`model_index.json`, as the pipeline of diffusers that takes these components writes it."""
+    """The content of `model_index.json` for the pipeline class of diffusers with these components."""
     xl = unet.addition_embed_type is not None
     absent = [None, None]
     out: dict[str, Any] = {"_class_name": pipeline_class(unet, len(encoders)), "_diffusers_version": "0.30.0"}
@@ -256,7 +256,7 @@ def pipeline_index(
 
 
 def pipeline_class(unet: UNetConfig, encoders: int) -> str:
-    """The class of diffusers that opens a model with this U-Net."""
+    """The pipeline class of diffusers for a model with this U-Net."""
     family = "StableDiffusionXL" if unet.addition_embed_type is not None else "StableDiffusion"
     if family == "StableDiffusionXL" and encoders == 1:
         return "StableDiffusionXLImg2ImgPipeline"

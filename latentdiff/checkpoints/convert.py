@@ -1,4 +1,4 @@
-"""Converting models between diffusers' folders and single files, tensor by tensor."""
+"""Convert models between diffusers' folders and single files, tensor by tensor."""
 
 import shutil
 from collections.abc import Callable
@@ -33,15 +33,15 @@ TEXT = {
     "Stable Diffusion XL": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
     "Stable Diffusion XL refiner": ("conditioner.embedders.0.model.",),
 }
-# What a single file cannot say and that changes pictures; sizes and step grids it cannot say either are notes.
+# Settings that a single file cannot express and that affect images; others are reported as notes.
 HINTS = {"sample_size", "bos_token_id", "eos_token_id", "pad_token_id", "projection_dim", "architectures"}
 GRID_HINTS = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
 
 
 def convert(source: ModelSource, target: Path, form: str, dtype: torch.dtype | None = None) -> list[str]:
-    """Write a model in another layout; `dtype` of all weights, None to keep what the file has. Returns notes.
+    """Write a model in another layout. dtype: of all weights; None keeps that of the file. Returns notes.
 
-    Raises InputError for a target that exists, CheckpointError for a model the layout cannot express.
+    Raises InputError for a target that exists, CheckpointError for a model that the layout cannot express.
     """
     if target.exists():
         raise InputError(f"{target} exists; name a new {'folder' if form == 'diffusers' else 'file'}")
@@ -76,7 +76,7 @@ def _write_folder(source: ModelSource, folder: Path, dtype: torch.dtype | None) 
 
 
 def write_single_file(source: ModelSource, target: Path, dtype: torch.dtype | None) -> list[str]:
-    """Write a model in Stable Diffusion's own layout. Raises CheckpointError for one that it cannot express."""
+    """Write a model in Stable Diffusion's original layout. Raises CheckpointError if the layout cannot express it."""
     if target.suffix != ".safetensors":
         raise InputError(f"{target} must end in .safetensors; try {target.with_suffix('.safetensors')}")
     planned, metadata = plan_single_file(source, dtype)
@@ -86,7 +86,7 @@ def write_single_file(source: ModelSource, target: Path, dtype: torch.dtype | No
 
 
 def plan_single_file(source: ModelSource, dtype: torch.dtype | None) -> tuple[Planned, dict[str, str]]:
-    """Tensors of a single file by their names there, and its metadata."""
+    """The tensors of a single file by their original names, and its metadata."""
     unet = source.unet.config
     family = family_of_config(unet).name
     levels = len(unet.block_out_channels)
@@ -131,14 +131,14 @@ def _renamed(
 
 
 def _convolution(name: str, planned: PlannedTensor) -> PlannedTensor:
-    """The VAE's attention projections are 1x1 convolutions in single files."""
+    """Reshape the VAE's attention projections, which are 1x1 convolutions in single files."""
     if ".attn_1." in name and len(planned.shape) == 2:
         return replace(planned, shape=(*planned.shape, 1, 1))
     return planned
 
 
 def _open_clip(files: NetworkFiles, prefix: str, dtype: torch.dtype | None) -> Planned:
-    """OpenCLIP's names: queries, keys and values joined, the projection transposed."""
+    """Tensors with OpenCLIP's names: queries, keys and values joined, the projection transposed."""
     found: Planned = {}
     for key, place in files.find().items():
         planned = _planned(place, dtype)
@@ -165,9 +165,9 @@ def _transpose(planned: PlannedTensor) -> Callable[[Readers], Tensor]:
 
 
 def _check_expressible(source: ModelSource, planned: Planned, metadata: dict[str, str]) -> list[str]:
-    """Read the planned file's shapes as any single file, and compare what they say with the model.
+    """Derive the configs from the planned file's shapes, as when opening it, and compare them with the model's.
 
-    Raises CheckpointError naming the first setting that would be lost; returns notes on those that only change
+    Raises CheckpointError naming the first setting that would be lost; returns notes on settings that affect only
     defaults.
     """
     for files, tokenizer in zip(source.text_encoders, source.read_tokenizers(), strict=True):

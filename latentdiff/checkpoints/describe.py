@@ -25,7 +25,7 @@ TAGS = 10
 
 
 def describe(path: Path, options: OpenOptions) -> Iterator[str]:
-    """Lines on whatever model file or folder is at `path`. Raises CheckpointError for anything else."""
+    """Lines that describe the model file or folder at `path`. Raises CheckpointError for other files."""
     if path.is_dir() and (path / "model_index.json").is_file():
         yield from _model(open_model(path, options))
     elif path.is_dir():
@@ -104,7 +104,7 @@ def _counted(values: Counter[Any]) -> str:
 
 
 def _base(file: LoraFile) -> str:
-    """The base model by the metadata, else by the width of the text that the layers read."""
+    """The base model according to the metadata, else to the width of the text embeddings."""
     said = file.metadata.get("ss_base_model_version") or file.metadata.get("modelspec.architecture")
     if said:
         return said[:80]
@@ -116,7 +116,7 @@ def _base(file: LoraFile) -> str:
 
 
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """The words that a LoRA's metadata names: its phrase, else the most frequent tags of its training captions."""
+    """Trigger words in a LoRA's metadata: its phrase, else the most frequent tags of its training captions."""
     if phrase := metadata.get("modelspec.trigger_phrase"):
         return [phrase[:200]]
     try:

@@ -1,7 +1,7 @@
 """Detect the model family of a single file from its keys and shapes, and derive the configs of its networks.
 
-The one table in the package that infers a config. Shapes give widths and depths; the family, which shows in the
-structure of the U-Net, gives the number of heads, activations, the noise schedule and the VAE's scale.
+This is the only table in the package that infers configs. Shapes determine widths and depths; the family, which follows
+from the structure of the U-Net, determines the number of heads, activations, the noise schedule and the VAE's scale.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,9 +22,9 @@ TASKS = {8: "instruction editing (InstructPix2Pix)", 9: "inpainting"}
 
 @dataclass(frozen=True)
 class Family:
-    """What a family fixes.
+    """Settings shared by all models of a family.
 
-    heads: of every level; None for heads of 64 numbers. prediction: None where files of the family differ.
+    heads: at every level; None for heads of width 64. prediction: None if files of the family differ.
     """
 
     name: str
@@ -43,7 +43,7 @@ REFINER = Family("Stable Diffusion XL refiner", 128, None, "epsilon", 0.13025, T
 
 
 def family_of(unet: Shapes) -> Family:
-    """The family of a U-Net by diffusers' names of its weights."""
+    """The family of a U-Net, from diffusers' names of its weights."""
     if "add_embedding.linear_1.weight" in unet:
         return REFINER if count(unet, "down_blocks.") == 4 else XL
     projections = [shape for key, shape in unet.items() if key.endswith("proj_in.weight")]
@@ -51,14 +51,14 @@ def family_of(unet: Shapes) -> Family:
 
 
 def family_of_config(unet: UNetConfig) -> Family:
-    """The family whose layout a config has."""
+    """The family of a U-Net config."""
     if unet.addition_embed_type is not None:
         return REFINER if len(unet.block_out_channels) == 4 else XL
     return SD2 if unet.use_linear_projection else SD1
 
 
 def family_name(unet: UNetConfig) -> str:
-    """What a config's family is called, with its task where that is not text-to-image."""
+    """The name of a config's family, with its task unless that is text-to-image."""
     name = family_of_config(unet).name
     if unet.block_out_channels[0] not in FIRST_WIDTHS:
         name = f"a model in the layout of {name}"
@@ -68,13 +68,13 @@ def family_name(unet: UNetConfig) -> str:
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many numbered parts follow a prefix."""
+    """The number of numbered modules with a prefix."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
     return len({number for number in numbers if number.isdigit()})
 
 
 def unet_config(shapes: Shapes, family: Family, where: str) -> UNetConfig:
-    """The config of a U-Net by its shapes. Raises CheckpointError naming what is missing."""
+    """The config of a U-Net, from its shapes. Raises CheckpointError naming what is missing."""
     levels = count(shapes, "down_blocks.")
     widths = [_first(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", where) for i in range(levels)]
     down = [_depths(shapes, f"down_blocks.{i}.") for i in range(levels)]
@@ -101,7 +101,7 @@ def unet_config(shapes: Shapes, family: Family, where: str) -> UNetConfig:
 
 
 def vae_config(shapes: Shapes, family: Family, where: str) -> VAEConfig:
-    """The config of a VAE by its shapes. Raises CheckpointError naming what is missing."""
+    """The config of a VAE, from its shapes. Raises CheckpointError naming what is missing."""
     levels = count(shapes, "encoder.down_blocks.")
     raw = {
         "block_out_channels": [
@@ -119,7 +119,7 @@ def vae_config(shapes: Shapes, family: Family, where: str) -> VAEConfig:
 
 
 def clip_config(shapes: Shapes, open_clip: bool, where: str) -> CLIPTextConfig:
-    """The config of a text encoder by its shapes; OpenCLIP's computes GELU exactly and may project its pooled state."""
+    """The config of a text encoder, from its shapes; OpenCLIP's use exact GELU and may project the pooled state."""
     table = "text_model.embeddings.token_embedding.weight"
     width = _second(shapes, table, where)
     projects = "text_projection.weight" in shapes
@@ -140,9 +140,9 @@ def clip_config(shapes: Shapes, open_clip: bool, where: str) -> CLIPTextConfig:
 def schedule_config(
     family: Family, names: Iterable[str], metadata: Mapping[str, str], prediction: str | None, where: str
 ) -> tuple[ScheduleConfig, str]:
-    """The noise schedule, and how its prediction type is known.
+    """The noise schedule, and a note on how the prediction type was determined.
 
-    Raises CheckpointError for SD 2 without a marker: base and v models have the same weights' names and shapes.
+    Raises CheckpointError for SD 2 without a marker: base and v-prediction models have the same names and shapes.
     """
     names = set(names)
     chosen, reason = _prediction(family, names, metadata, prediction, where)
@@ -174,13 +174,13 @@ def _prediction(
 
 
 def _depths(shapes: Shapes, prefix: str) -> list[int]:
-    """Transformer blocks of each attention of a block."""
+    """The number of transformer blocks in each attention module of a block."""
     attentions = count(shapes, f"{prefix}attentions.")
     return [count(shapes, f"{prefix}attentions.{i}.transformer_blocks.") for i in range(attentions)]
 
 
 def _transformer_layers(down: list[list[int]], up: list[list[int]], mid: list[int]) -> dict[str, Any]:
-    """One number a level where all attentions of a level agree, else a list for each way, as diffusers writes it."""
+    """One number per level if all attention modules of a level agree, else lists for down and up blocks."""
     by_level = [{*depths, *back} for depths, back in zip(down, reversed(up), strict=True)]
     by_level[-1] |= set(mid)
     if all(len(depths) <= 1 for depths in by_level):

@@ -1,4 +1,4 @@
-"""Where a model is: bundled with the package, at a path, or on the Hugging Face hub."""
+"""Locate a model: bundled with the package, at a local path, or on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def bundled_model() -> Path:
-    """The folder of the model that ships with the package, in an installed wheel or in a source checkout."""
+    """The folder of the bundled model, in an installed wheel or in a source checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "weights" / "emoji", package.parent / "weights" / "emoji"):
         if folder.is_dir():
@@ -26,9 +26,9 @@ def bundled_model() -> Path:
 def locate(path_or_id: str | Path | None, variant: str | None = None) -> Path:
     """The local folder or file of a model: the bundled one for None, a path, or a hub id `owner/name[@revision]`.
 
-    A path that exists is used as it is. Only a string that cannot be meant as a path here is looked up on the hub: a
-    path that starts in a folder of the working directory, is absolute, begins with `.` or `~`, or ends like a weight
-    file is reported as missing. Raises CheckpointError.
+    An existing path is used directly. A string is looked up on the hub only if it cannot be a local path: one that is
+    absolute, starts with `.`, `~` or an existing folder, or ends like a weight file is reported as missing. Raises
+    CheckpointError.
     """
     if path_or_id is None:
         return bundled_model()
@@ -44,7 +44,7 @@ def locate(path_or_id: str | Path | None, variant: str | None = None) -> Path:
 
 
 def _not_an_id(text: str) -> str | None:
-    """Why a string is taken for a path, None for one that can be a hub id."""
+    """The reason why a string is considered a path; None if it can be a hub id."""
     if not HUB_ID.fullmatch(text):
         return ""
     first = text.split("/")[0]
@@ -56,7 +56,7 @@ def _not_an_id(text: str) -> str | None:
 
 
 def download(hub_id: str, variant: str | None = None) -> Path:
-    """The snapshot of a hub model: complete from the cache without a connection, else downloaded.
+    """The snapshot of a hub model: from the cache without a connection if it is complete, else downloaded.
 
     Raises CheckpointError with the hub's reason.
     """
@@ -82,7 +82,7 @@ def download(hub_id: str, variant: str | None = None) -> Path:
 
 
 def _complete(folder: Path, variant: str | None) -> Path:
-    """A cached snapshot that has the files of every part its index names. Raises FileNotFoundError otherwise."""
+    """A cached snapshot with the files of all components in its index. Raises FileNotFoundError otherwise."""
     index = read_json(folder / "model_index.json")
     for part in PARTS:
         entry = index.get(part)

@@ -1,6 +1,6 @@
-"""Names of weights in Stable Diffusion's own layout, which single files have, and in diffusers'.
+"""Names of weights in Stable Diffusion's original layout, which single files have, and in diffusers' layout.
 
-The tables are data, learnt from diffusers' converters by scripts/key_tables.py.
+The tables are data that scripts/key_tables.py generates from diffusers' converters.
 """
 
 import json
@@ -18,22 +18,22 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class KeyTable:
-    """Prefixes of names in either layout; what follows a prefix is the same in both."""
+    """Corresponding prefixes of names in both layouts; the rest of a name is equal in both."""
 
     diffusers: dict[str, str]
     original: dict[str, str]
 
     def to_diffusers(self, name: str) -> str | None:
-        """diffusers' name of a weight, None for one that is not in the table."""
+        """diffusers' name of a weight; None if it is not in the table."""
         return _translate(name, self.diffusers)
 
     def to_original(self, name: str) -> str | None:
-        """The original name of a weight, None for one that is not in the table."""
+        """The original name of a weight; None if it is not in the table."""
         return _translate(name, self.original)
 
 
 def _translate(name: str, prefixes: dict[str, str]) -> str | None:
-    """Replace the longest prefix that is known; numbered text layers are looked up as the first of them."""
+    """Replace the longest known prefix; numbered text layers are looked up as layer 0."""
     number = BLOCK.match(name)
     if number:
         name = BLOCK.sub(r"\g<1>0", name, count=1)
@@ -53,10 +53,10 @@ def _tables() -> dict[str, list[tuple[str, str]]]:
 
 
 def unet_table(levels: int, attention: Callable[[str], bool] | None = None) -> KeyTable | None:
-    """The table of U-Nets of 3 (XL) or 4 levels, two residual blocks a level; None for other shapes.
+    """The table for U-Nets with 3 (XL) or 4 levels and two residual blocks per level; None for other shapes.
 
-    attention: whether a block of diffusers' (`up_blocks.1`) has attention, which moves the enlarging convolution after
-    it by one in the original layout. Only needed for writing.
+    attention: whether a block (`up_blocks.1`) has attention, which shifts the index of the upsampling convolution in
+    the original layout. Only needed for writing.
     """
     rows = _tables().get(f"unet_{levels}")
     if rows is None:
@@ -66,7 +66,7 @@ def unet_table(levels: int, attention: Callable[[str], bool] | None = None) -> K
 
 
 def unet_table_of(config: Any) -> KeyTable | None:
-    """The table, for writing, of a U-Net with this config; None where it has no original layout."""
+    """The table for writing a U-Net with this config; None if it has no original layout."""
     blocks = getattr(config, "up_block_types", None)
     if blocks is None or config.layers_per_block != 2:
         return None
@@ -85,13 +85,13 @@ def _is_upsampler_of(row: tuple[str, str], attention: Callable[[str], bool]) -> 
 
 @cache
 def vae_table() -> KeyTable:
-    """The table of VAEs of 4 levels."""
+    """The table for VAEs with 4 levels."""
     return _table(_tables()["vae"])
 
 
 @cache
 def open_clip_table() -> KeyTable:
-    """The table of OpenCLIP's text encoders, whose layers join queries, keys and values in `in_proj`."""
+    """The table for OpenCLIP's text encoders, whose layers join queries, keys and values in `in_proj`."""
     return _table(_tables()["open_clip"])
 
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: insert into a model, and save."""
+"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: add to a model, and save."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ KOHYA_KINDS = {
     "lora_B.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
 }
-# What kohya's trainer and the specification of metadata call the base models.
+# Names of the base models in kohya's metadata and in the modelspec metadata.
 BASE_VERSIONS = {"Stable Diffusion 1": "sd_v1", "Stable Diffusion 2": "sd_v2", "Stable Diffusion XL": "sdxl_base_v1-0"}
 ARCHITECTURES = {
     "sd_v1": "stable-diffusion-v1",
@@ -33,9 +33,9 @@ ARCHITECTURES = {
 
 
 def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: bool = False) -> None:
-    """Freeze the U-Net and put trainable low-rank pairs beside its attention and feed-forward layers, in place.
+    """Freeze the U-Net and add trainable low-rank pairs to its attention and feed-forward layers, in place.
 
-    text_encoder: also beside the attention layers of the text encoders.
+    text_encoder: also to the attention layers of the text encoders.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -51,9 +51,9 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
 
 
 def save_lora(parts: Components, folder: Path, trigger: str = "") -> None:
-    """Write the pairs that `add_lora` put in, in diffusers' layout (alpha equals the rank) and in kohya's.
+    """Write the pairs added by `add_lora` in diffusers' layout (alpha equals the rank) and in kohya's.
 
-    trigger: words that the captions began with, stored in the metadata of kohya's file.
+    trigger: words that precede the captions, stored in the metadata of kohya's file.
     """
     state = _trained_pairs(parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> No
 
 
 def _kohya_state(parts: Components, state: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:
-    """kohya's names: SDXL's U-Net in the original layout, two text encoders numbered; alpha beside each pair."""
+    """Tensors with kohya's names: SDXL's U-Net in the original layout, two text encoders numbered, alpha per pair."""
     out: dict[str, Tensor] = {}
     two = len(parts.text.encoders) == 2
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if two else "lora_te", "text_encoder_2": "lora_te2"}

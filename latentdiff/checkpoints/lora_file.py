@@ -1,4 +1,4 @@
-"""Reading LoRA files: every tensor and every setting in them is applied or refused by name."""
+"""Read LoRA files: every tensor and every setting is used, or rejected by name."""
 
 import json
 import math
@@ -23,7 +23,7 @@ PEFT_CONFIG = "adapter_config.json"
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers: peft's settings, by part
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 PEFT_ALPHA = PEFT_RANK = 8  # where a config leaves them out
-# Settings of peft that were used while training and change nothing afterwards, or that are read below.
+# Settings of peft that only affect training, or that are read below.
 TRAINING_ONLY = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "lora_dropout",
@@ -38,7 +38,7 @@ CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisation
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The deltas of a file by the names it gives the layers, and its metadata."""
+    """The deltas of a file by its names of the layers, and its metadata."""
 
     path: Path
     deltas: Mapping[str, Delta]
@@ -46,7 +46,7 @@ class LoraFile:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file at `path`, itself or in a folder. Raises CheckpointError."""
+    """The LoRA file at `path`, which may be a folder. Raises CheckpointError."""
     if path.is_file():
         return path
     known = (path / FILE, path / "model" / FILE, path / PEFT_FILE)
@@ -61,7 +61,7 @@ def find_lora(path: Path) -> Path:
 
 
 def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
-    """Read a file or folder. Raises CheckpointError naming the first tensor or setting that cannot be applied."""
+    """Read a file or folder. Raises CheckpointError naming the first unsupported tensor or setting."""
     file = find_lora(path)
     opened = open_tensor_file(file, allow_pickle)
     grouped: dict[str, dict[str, str]] = {}
@@ -87,7 +87,7 @@ def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
 
 
 def _split(key: str, file: Path) -> tuple[str, str]:
-    """(layer, kind of tensor). Raises CheckpointError for a tensor of no known kind."""
+    """(layer, kind of tensor). Raises CheckpointError for an unknown kind."""
     for ending, kind in KINDS.items():
         if key.endswith(f".{ending}"):
             return normalise(key.removesuffix(f".{ending}")), kind
@@ -118,7 +118,7 @@ def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[s
 
 
 def _peft_configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """peft's settings by part; under an empty name those of an adapter folder, which has one part."""
+    """peft's settings by component; those of an adapter folder, which has one component, have an empty name."""
     found: dict[str, dict[str, Any]] = {}
     beside = file.parent / PEFT_CONFIG
     if file.name == PEFT_FILE and beside.is_file():
@@ -140,7 +140,7 @@ def _peft_configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str
 
 
 def _check_config(config: dict[str, Any], where: str) -> None:
-    """Raise CheckpointError for a setting that would change the weights and is not read here."""
+    """Raise CheckpointError for an unsupported setting that would change the weights."""
     method = config.get("peft_type") or "LORA"
     if not isinstance(method, str) or method.upper() not in METHODS:
         raise CheckpointError(f"{where}.peft_type={str(method)[:40]!r} is not supported; only {', '.join(METHODS)} are")
@@ -163,7 +163,7 @@ def _check_config(config: dict[str, Any], where: str) -> None:
 
 
 def _check_pattern(patterns: Any, where: str) -> None:
-    """Raise CheckpointError unless these are numbers by names of layers."""
+    """Raise CheckpointError unless the value maps names of layers to numbers."""
     if patterns is not None and not isinstance(patterns, dict):
         raise CheckpointError(f"{where} holds {type(patterns).__name__}, not names and numbers")
     for pattern, value in (patterns or {}).items():
@@ -180,7 +180,7 @@ def _alpha(config: dict[str, Any], name: str, file: Path) -> float:
 
 
 def _config_rank(config: dict[str, Any], name: str, file: Path) -> float:
-    """peft's rank of a layer whose tensors do not show it."""
+    """peft's rank of a layer whose tensors do not determine it."""
     rank = _number(_by_pattern(config.get("rank_pattern"), name, config.get("r", PEFT_RANK)), f"{file}: rank")
     if rank < 1:
         raise CheckpointError(f"{file}: the rank of {name[:80]} is {rank:g}; it must be at least 1")
@@ -188,7 +188,7 @@ def _config_rank(config: dict[str, Any], name: str, file: Path) -> float:
 
 
 def _by_pattern(patterns: Any, name: str, common: Any) -> Any:
-    """The value of the first pattern that is the end of a layer's name, else the common one."""
+    """The value of the first pattern that matches the end of a layer's name, else the default."""
     for pattern, value in (patterns or {}).items():
         plain = pattern.removeprefix("^").removesuffix("$")
         if name == plain or name.endswith(f".{plain}"):

@@ -1,4 +1,4 @@
-"""Map names in LoRA files, as written by any program, to layers of a model."""
+"""Map the layer names in LoRA files of various programs to the layers of a model."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class LayerShape:
 
 
 def parts_of(components: Components) -> dict[str, nn.Module]:
-    """The networks that LoRAs change, by diffusers' names."""
+    """The networks that LoRAs can change, by diffusers' names."""
     encoders = components.text.encoders
     names = text_encoder_names(components.denoiser.config, len(encoders))
     return {"unet": components.denoiser, **dict(zip(names, encoders, strict=True))}
 
 
 def layer_shapes(components: Components) -> dict[Key, LayerShape]:
-    """Every layer with a weight, of a model whose layers are plain."""
+    """All layers with a weight. The layers of the model must be plain."""
     found = {}
     for part, model in parts_of(components).items():
         for name, layer in model.named_modules():
@@ -40,7 +40,7 @@ def layer_shapes(components: Components) -> dict[Key, LayerShape]:
 
 
 def aliases(layers: Iterable[Key], config: Any) -> dict[str, Key]:
-    """What LoRA files call each layer: with dots (diffusers, peft, ComfyUI) or underscores (kohya, LyCORIS)."""
+    """The names of each layer in LoRA files: with dots (diffusers, peft, ComfyUI) or underscores (kohya, LyCORIS)."""
     found: dict[str, Key] = {}
     layers = list(layers)
     encoders = sorted({part for part, _ in layers} - {"unet"})
@@ -65,7 +65,7 @@ def _unet_names(name: str, config: Any) -> Iterator[str]:
 
 
 def original_name(name: str, table: KeyTable) -> str | None:
-    """The layer's name in Stable Diffusion's own layout, which kohya uses for SDXL."""
+    """The name of a layer in Stable Diffusion's original layout, which kohya uses for SDXL."""
     weight = table.to_original(f"{name}.weight")
     return None if weight is None else weight.removesuffix(".weight")
 
@@ -85,7 +85,7 @@ def _text_names(name: str, part: str, encoders: list[str]) -> Iterator[str]:
 
 
 def normalise(name: str) -> str:
-    """Names of the attention processors that diffusers wrote in 2023, as those of the layers they belong to."""
+    """Convert names of attention processors, which diffusers wrote in 2023, to the names of their layers."""
     if ".processor." in name:
         name = name.replace(".processor.", ".")
     head, dot, last = name.rpartition(".")

@@ -19,7 +19,7 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written: `read` makes it when its turn comes."""
+    """A tensor to write. read: computes it immediately before it is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class PlannedTensor:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, PlannedTensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; it appears under its name when it is complete."""
+    """Write a safetensors file atomically."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, planned in tensors.items():

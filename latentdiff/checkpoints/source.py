@@ -1,4 +1,4 @@
-"""A model on disk, whatever its layout: the checked configs of its networks and where their tensors are."""
+"""A model on disk in any layout: the validated configs of its networks, and the locations of their tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,10 +22,10 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a model is opened.
+    """Options for opening a model.
 
-    allow_pickle: read tensors, and nothing else, of pickles. prediction_type: instead of what the files say. variant:
-    of the files in a folder (`fp16`). vae, unet: files or folders whose VAE or U-Net takes the place of the model's.
+    allow_pickle: read tensors from pickles. prediction_type: overrides that of the files. variant: of the files in a
+    folder, such as `fp16`. vae, unet: files or folders whose VAE or U-Net replaces that of the model.
     """
 
     allow_pickle: bool = False
@@ -42,7 +42,7 @@ class OpenOptions:
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """One network: its config, what to call it in messages, and how to find its tensors (without reading them)."""
+    """One network: its config, its name for messages, and a function that locates its tensors without reading them."""
 
     config: Any
     where: str
@@ -51,7 +51,7 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that can be read. `family` is known for single files; `notes` say how things were determined."""
+    """A model whose weights can be read. family: known for single files. notes: how settings were determined."""
 
     path: Path
     unet: NetworkFiles
@@ -64,12 +64,12 @@ class ModelSource:
     notes: tuple[str, ...] = ()
 
     def networks(self) -> dict[str, NetworkFiles]:
-        """The networks by the names that diffusers' folders give them."""
+        """The networks by the names of their folders in diffusers' layout."""
         names = text_encoder_names(self.unet.config, len(self.text_encoders))
         return {"unet": self.unet, "vae": self.vae, **dict(zip(names, self.text_encoders, strict=True))}
 
     def with_prediction(self, prediction_type: str | None) -> "ModelSource":
-        """The same model with another prediction type, if one is given."""
+        """A copy with another prediction type, if one is given."""
         if prediction_type is None or prediction_type == self.schedule.prediction_type:
             return self
         return replace(
@@ -80,16 +80,16 @@ class ModelSource:
 
 
 def text_encoder_names(unet: UNetConfig, count: int) -> list[str]:
-    """diffusers' names: the one encoder of an SDXL refiner is the second."""
+    """diffusers' names of the text encoders; the only encoder of an SDXL refiner is `text_encoder_2`."""
     if count == 1 and unet.addition_embed_type is not None:
         return ["text_encoder_2"]
     return ["text_encoder", "text_encoder_2"][:count]
 
 
 def check_counts(files: NetworkFiles, tensors: dict[str, TensorLocation]) -> None:
-    """Compare the numbers of layers in a config with those in the weights, before anything is built.
+    """Compare the numbers of layers in a config with those in the weights, before the network is built.
 
-    Raises CheckpointError naming what differs.
+    Raises CheckpointError naming the difference.
     """
     config = files.config
     expected: dict[str, tuple[str, int]] = {}

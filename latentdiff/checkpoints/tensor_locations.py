@@ -25,10 +25,9 @@ MAPPED_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """A stored tensor, or the part of it that one weight is: its shape is that of the weight.
+    """The file and name of a stored tensor that contains a weight. shape: of the weight.
 
-    rows: (start, end) of a tensor that joins several weights. transposed: stored as [in, out]. squeeze: 1x1
-    convolutions stored where the weight is a matrix.
+    rows: (start, end) if the tensor joins several weights. transposed: the tensor is stored as [in, out].
     """
 
     file: Path
@@ -39,7 +38,7 @@ class TensorLocation:
     transposed: bool = False
 
     def take(self, stored: Tensor) -> Tensor:
-        """The weight, a view of the stored tensor."""
+        """The weight as a view of the stored tensor."""
         part = stored if self.rows is None else stored[self.rows[0] : self.rows[1]]
         return part.t() if self.transposed else part.reshape(self.shape)
 
@@ -47,10 +46,10 @@ class TensorLocation:
 def find_tensors(
     folder: Path, stem: str, rename: Callable[[str], str | None], variant: str | None = None, allow_pickle: bool = False
 ) -> dict[str, TensorLocation]:
-    """The tensors of a component by the names that `rename` gives them, without those it returns None for.
+    """Locate the tensors of a component, by their names from `rename`; those with the name None are omitted.
 
-    They are in one file or in the shards that an index lists, either of them of a variant (`fp16`); without `variant`
-    the plain files are preferred. Raises CheckpointError naming what is missing or damaged.
+    They are in one file, or in shards listed by an index, optionally of a variant (`fp16`); without `variant`, files
+    without one are preferred. Raises CheckpointError naming what is missing or damaged.
     """
     found = {}
     for file, listed in _component_files(folder, stem, variant, allow_pickle).items():
@@ -64,7 +63,7 @@ def find_tensors(
 
 
 def read_tensors(locations: Iterable[TensorLocation], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-    """Contiguous copies in `dtype`, by default the file's; at most `MAPPED_BYTES` of a file stay mapped meanwhile."""
+    """Contiguous copies in `dtype`, by default the file's, with at most about `MAPPED_BYTES` mapped at a time."""
     few: list[TensorLocation] = []
     size = 0
     for location in locations:
@@ -82,7 +81,7 @@ def _copies(locations: list[TensorLocation], dtype: torch.dtype | None) -> Itera
 
 
 def map_tensors(locations: Iterable[TensorLocation]) -> Iterator[Tensor]:
-    """The tensors as stored, mapped: pages that are read count as memory until all of these tensors are released."""
+    """Memory-mapped tensors as stored. Pages that are read stay in memory until all of these tensors are released."""
     readers = cache(tensor_reader)
     for location in locations:
         yield read_tensor(location, readers)
@@ -97,7 +96,7 @@ def read_tensor(location: TensorLocation, readers: Readers = tensor_reader) -> T
 
 
 def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle: bool) -> dict[Path, list[str] | None]:
-    """Files of a component with the tensors to take from each, all of them for None."""
+    """The files of a component, with the names of the tensors to read from each; None for all."""
     stems, suffixes = {stem, stem.replace("diffusion_", "")}, [SAFETENSORS]
     if allow_pickle:
         stems.add("pytorch_model")
@@ -126,7 +125,7 @@ def _single_or_shards(folder: Path, stem: str, suffix: str, variant: str | None)
 
 
 def _variants(folder: Path, stem: str, suffix: str) -> list[str]:
-    """Variants of the files in a folder: the plain one first, then fp16, then the others by name."""
+    """Variants of the files in a folder: no variant first, then fp16, then the others by name."""
     found = set()
     for path in folder.glob(f"{stem}*"):
         inner = path.name.removeprefix(stem)

@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2023): new words for a frozen model, put in to be trained, saved, loaded for use."""
+"""Textual inversion (Gal et al. 2023): add new words to a frozen model for training, save and load them."""
 
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ class LearnedRows(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table, as an embedding has it."""
+        """The complete embedding table."""
         return torch.cat([self.table.weight, self.learned.to(self.table.weight)])
 
 
 def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> LearnedRows:
-    """Give `text` the word `token`, trainable rows that begin as the mean of the rows of `like`.
+    """Add the word `token` to `text`: trainable rows, initialised with the mean of the rows of `like`.
 
-    Raises InputError for SDXL's two encoders, for a token that is known, and for nothing to begin from.
+    Raises InputError for SDXL's two encoders, for a known token, and if `like` has no tokens.
     """
     if len(text.encoders) != 1:
         raise InputError("textual inversion trains models with one text encoder; take --method lora for this one")
@@ -59,18 +59,18 @@ def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> Lea
 
 
 def save_learned(rows: LearnedRows, token: str, folder: Path) -> None:
-    """Write the rows alone, in the layout that diffusers loads."""
+    """Write only the learned rows, in the layout that diffusers loads."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / FILE) as path:
         save_file({token: rows.learned.detach().cpu().contiguous()}, path, metadata={"format": "pt"})
 
 
 def load_learned(parts: Components, path: Path, allow_pickle: bool = False) -> list[str]:
-    """Add the words in a file or folder to the model, in place; returns them.
+    """Add the learned words in a file or folder to the model, in place; returns the words.
 
     Reads our files, diffusers', A1111's (`emb_params`, or `.pt` with `allow_pickle`) and SDXL's with vectors for both
-    encoders. Raises CheckpointError for a file that is none of these or was made for another kind of model; then
-    nothing was added.
+    encoders. Raises CheckpointError for other files and for files for another kind of model; the model is then
+    unchanged.
     """
     file = find_learned(path)
     words = words_in(file, open_tensor_file(file, allow_pickle))
@@ -84,7 +84,7 @@ def load_learned(parts: Components, path: Path, allow_pickle: bool = False) -> l
 
 
 def find_learned(path: Path) -> Path:
-    """The file of learnt words at `path`, itself or in a folder. Raises CheckpointError."""
+    """The file of learned words at `path`, which may be a folder. Raises CheckpointError."""
     for file in (path, path / FILE, path / "model" / FILE):
         if file.is_file():
             return file
@@ -112,7 +112,7 @@ def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
 
 
 def _fit(text: TextConditioner, token: str, vectors: list[Tensor], file: Path) -> list[Tensor]:
-    """The vectors, which must be as wide as each encoder's table. Raises CheckpointError."""
+    """Check that the vectors are as wide as each encoder's table. Raises CheckpointError."""
     need = [_embeddings(encoder).token_embedding.weight.shape[1] for encoder in text.encoders]
     have = [rows.shape[1] for rows in vectors]
     if have != need:
@@ -136,7 +136,7 @@ def _add(text: TextConditioner, k: int, token: str, vectors: Tensor) -> None:
 
 
 def _check_name(text: TextConditioner, token: str, vectors: int) -> None:
-    """Raise InputError for a word that is none, is known, or has more vectors than a text has tokens."""
+    """Raise InputError for a word that is invalid, known, or has more vectors than a prompt has tokens."""
     if not token.strip():
         raise InputError("textual inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance")
     if any(tokenizer.knows(name) for tokenizer in text.tokenizers for name in word_names(token, vectors)):

@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text and feed-forward, each on a LayerNorm and with a residual.
+    """Self-attention, cross-attention to the text and feed-forward, each on a LayerNorm and with a residual."""
 
     def __init__(self, dim: int, heads: int, cross_attention_dim: int) -> None:
         super().__init__()

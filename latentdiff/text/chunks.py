@@ -1,4 +1,4 @@
-"""Weighted text to chunks of tokens, each as long as the text encoder reads at once, as A1111's web UI cuts them."""
+"""Split weighted text into chunks of tokens that fit the text encoder, as A1111's web UI does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ COMMA_BACKTRACK = 20  # tokens: how far before the end of a full chunk a comma m
 
 @dataclass
 class Chunk:
-    """Token ids and the weight of each, without start, end and padding."""
+    """Token ids and their weights, without start, end and padding."""
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -23,17 +23,17 @@ class Chunk:
         return rest
 
     def padded(self, tokenizer: CLIPTokenizer) -> tuple[list[int], list[float]]:
-        """Ids with start, end and padding to the model's length, and their weights, which are 1 outside the text."""
+        """Ids with start, end and padding to the model's length, and weights, which are 1 outside the text."""
         missing = tokenizer.model_max_length - len(self.ids) - 2
         ids = [tokenizer.bos_token_id, *self.ids, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * missing
         return ids, [1.0, *self.weights, 1.0] + [1.0] * missing
 
 
 def split_chunks(sections: Sequence[Sequence[WeightedText]], tokenizer: CLIPTokenizer) -> list[Chunk]:
-    """Chunks of at most two tokens less than the model's length; every section begins a new one.
+    """Chunks of at most two tokens less than the model's length; every section starts a new chunk.
 
-    What follows a comma that is at most `COMMA_BACKTRACK` tokens before the end of a full chunk moves to the next. The
-    vectors of a learned word stay together. A prompt without tokens is one empty chunk.
+    If a full chunk has a comma among its last `COMMA_BACKTRACK` tokens, the tokens after it move to the next chunk. The
+    vectors of a learned word stay together. A prompt without tokens gives one empty chunk.
     """
     chunks = [chunk for section in sections[:-1] for chunk in _split_section(section, tokenizer)]
     last = _split_section(sections[-1], tokenizer)

@@ -1,4 +1,4 @@
-"""From prompts to what the U-Net attends to: tokens, text encoders, `Conditioning`."""
+"""Encode prompts as the conditioning of the U-Net: tokenizer, text encoders, `Conditioning`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ SMALLEST_MEAN = 1e-3  # of a chunk's states, in standard deviations, that emphas
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How prompts are read and encoded.
+    """Options for reading and encoding prompts.
 
-    syntax: "a1111", or "plain" for text as it is, cut at the encoder's length. clip_skip: layers left out before the
-    end of each text encoder, counted from the layer that the model reads, as diffusers' `clip_skip`.
+    syntax: "a1111", or "plain" for literal text, truncated to the encoder's length. clip_skip: number of layers to skip
+    before the layer that the model normally reads, as in diffusers.
     """
 
     syntax: PromptSyntax = "a1111"
@@ -29,10 +29,10 @@ class PromptOptions:
 
 
 class TextConditioner(nn.Module):
-    """One CLIP text encoder (SD 1 and 2, SDXL refiner), or two whose states are joined along the width (SDXL).
+    """One CLIP text encoder (SD 1 and 2, SDXL refiner), or two with states concatenated along the width (SDXL).
 
-    SD reads the last layer after its norm. SDXL and its refiner read the layer before the last of each encoder, and the
-    projected pooled vector of the last, which tells them apart (Podell et al. 2023, sec. 2.1).
+    SD reads the last layer after its norm. SDXL and its refiner read the penultimate layer of each encoder, and the
+    projected pooled vector of the last encoder (Podell et al. 2023, sec. 2.1).
     """
 
     def __init__(self, tokenizers: list[CLIPTokenizer], encoders: Sequence[CLIPTextModel]) -> None:
@@ -42,33 +42,33 @@ class TextConditioner(nn.Module):
 
     @property
     def has_pooled(self) -> bool:
-        """Whether the last encoder gives a pooled vector, as those of SDXL and its refiner."""
+        """Whether the last encoder has a pooled output, as in SDXL and its refiner."""
         encoder: Any = self.encoders[-1]
         return encoder.text_projection is not None
 
     @property
     def max_clip_skip(self) -> int:
-        """The largest `clip_skip`, which leaves one layer of the encoder with the fewest."""
+        """The largest `clip_skip`, which leaves one layer of the smallest encoder."""
         encoders: Any = self.encoders
         layers: int = min(encoder.config.num_hidden_layers for encoder in encoders)
         return max(0, layers - (2 if self.has_pooled else 1))
 
     def tokenize(self, prompts: list[str]) -> list[Tensor]:
-        """Token ids [B, S], padded and cut to the model's length, for each encoder."""
+        """Token ids [B, S] for each encoder, padded and truncated to the model's length."""
         return [tokenizer(prompts) for tokenizer in self.tokenizers]
 
     def lost_words(self, prompt: str) -> str:
-        """The end of a plain prompt that does not fit the token limit, or an empty string."""
+        """The end of a plain prompt that exceeds the token limit, or an empty string."""
         tokenizer = self.tokenizers[0]
         return tokenizer.decode(tokenizer.encode(prompt)[tokenizer.model_max_length - 2 :])
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Encode plain prompts on the device the encoders are on."""
+        """Encode plain prompts, on the device of the encoders."""
         return self.embed(prompts)
 
     def embed(self, prompts: list[str]) -> Conditioning:
-        """The same with gradients, for training the encoders."""
+        """As `encode`, with gradients for training the encoders."""
         device = next(self.parameters()).device
         ids = [batch.to(device) for batch in self.tokenize(prompts)]
         outputs = [encoder(i) for encoder, i in zip(self.encoders, ids, strict=True)]
@@ -76,9 +76,9 @@ class TextConditioner(nn.Module):
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str], options: PromptOptions) -> Conditioning:
-        """One row from one prompt for each encoder: its chunks encoded one by one and joined along the tokens.
+        """One row from one prompt per encoder: chunks are encoded one by one and concatenated along the tokens.
 
-        A shorter prompt is filled with empty chunks to the length of the other. `pooled` is that of the first chunk.
+        The shorter prompt is padded with empty chunks. `pooled` is that of the first chunk.
         """
         chunks = [self._chunks(k, text, options.syntax) for k, text in enumerate(texts)]
         count, states = max(map(len, chunks)), []
@@ -113,10 +113,10 @@ class TextConditioner(nn.Module):
 
 
 def emphasize(states: Tensor, weights: Tensor) -> Tensor:
-    """States [N, S, D] times the weights [N, S] of their tokens, scaled to the mean that each chunk had before.
+    """Multiply states [N, S, D] by the weights [N, S] of their tokens, then scale each chunk to its original mean.
 
-    This is the emphasis that A1111's web UI calls "Original". A mean of nearly 0, as models with a last LayerNorm that
-    was hardly trained have, is not restored: the quotient would be arbitrary, and could have either sign.
+    A1111's web UI calls this emphasis "Original". A mean near 0, as in models whose last LayerNorm was hardly trained,
+    is not restored, because the ratio of the means would be arbitrary.
     """
     if bool((weights == 1).all()):
         return states

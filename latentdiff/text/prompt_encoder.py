@@ -1,4 +1,4 @@
-"""From the prompts of one image to their conditioning in every step; encoded texts are kept for the next call."""
+"""Encode the prompts of one image for all sampling steps, with a cache of encoded texts."""
 
 import math
 import warnings
@@ -13,22 +13,22 @@ KEPT_TEXTS = 64  # encoded prompts, the most recently used
 
 
 class PromptEncoder:
-    """Encodes each prompt by itself, so that no row of a batch depends on others, and keeps the latest."""
+    """Encodes each prompt separately, so that rows of a batch are independent, and caches recent prompts."""
 
     def __init__(self, text: TextConditioner) -> None:
         self.text = text
         self._kept: dict[tuple[tuple[str, ...], PromptOptions], Conditioning] = {}
 
     def clear(self) -> None:
-        """Forget all prompts, for encoders that change."""
+        """Clear the cache, before the encoders change."""
         self._kept.clear()
 
     def positive(
         self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions
     ) -> tuple[PromptConditioning, ...]:
-        """The prompts that AND joins, which is one without it. prompts: one text, or one for each encoder.
+        """The conditioning of each prompt joined by AND. prompts: one text, or one per encoder.
 
-        timesteps: of the evaluations, from high to low; each level counts as a step of `[from:to:when]`.
+        timesteps: of the evaluations, in descending order; each distinct one is a step for `[from:to:when]`.
         """
         if options.syntax == "plain" or len(prompts) > 1:
             return (self.scheduled(prompts, timesteps, options),)
@@ -40,7 +40,7 @@ class PromptEncoder:
     def scheduled(
         self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions, weight: float = 1.0
     ) -> PromptConditioning:
-        """A prompt without AND, which is text in a negative one; its row changes where its schedules do."""
+        """The conditioning of a prompt without AND (in negative prompts AND is text), for all timesteps."""
         if options.syntax == "plain":
             return PromptConditioning.constant(self.encode(prompts, options))
         levels = list(dict.fromkeys(timesteps))  # methods of two evaluations per step visit a level twice
@@ -52,7 +52,7 @@ class PromptEncoder:
         return PromptConditioning(tuple(spans), weight)
 
     def encode(self, prompts: Sequence[str], options: PromptOptions) -> Conditioning:
-        """One row, of prompts without schedules. Warns of the end of a plain prompt that the encoder cannot read."""
+        """One row, from prompts without schedules. Warns if a plain prompt is truncated."""
         texts = tuple(prompts) * (len(self.text.encoders) if len(prompts) == 1 else 1)
         key = texts, options
         if (known := self._kept.pop(key, None)) is None:

@@ -1,4 +1,4 @@
-"""Check the prompts of a pipeline call: which encoder reads which text, how, and which LoRAs they name."""
+"""Validate the prompts of a pipeline call, and take the LoRA tags out of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ Texts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class ImagePrompts:
-    """One prompt and one negative prompt per image; None is the model's unconditional one.
+    """One prompt and one negative prompt per image; a negative prompt of None is the model's default.
 
-    loras: weights for U-Net and text encoders of the LoRAs that the prompts name, the same for all images.
+    loras: weights for U-Net and text encoders of the LoRAs named in the prompts, equal for all images.
     """
 
     positives: list[Texts]
@@ -32,10 +32,10 @@ def read_prompts(
     options: PromptOptions,
     text_encoders: int,
 ) -> ImagePrompts:
-    """Pair the texts of each image and take LoRA tags out of the prompts.
+    """Pair the texts of each image, and take the LoRA tags out of the prompts.
 
-    Raises InputError for texts for a second encoder that the model lacks, for AND beside such a text, for tags in
-    negative prompts, and for prompts of one call that name different LoRAs.
+    Raises InputError for a text for a second encoder if the model has none, for AND combined with such a text, for tags
+    in negative prompts, and if the prompts of a call name different LoRAs.
     """
     for name, second in (("prompt_2", prompts_2), ("negative_prompt_2", negatives_2)):
         if text_encoders < 2 and any(text is not None for text in second):
@@ -60,7 +60,7 @@ def read_prompts(
 
 
 def read_options(syntax: str, clip_skip: int, max_clip_skip: int) -> PromptOptions:
-    """Raises InputError for an unknown syntax, and for a clip_skip that leaves no layer."""
+    """Validate the options. Raises InputError for an unknown syntax, and for a clip_skip that leaves no layer."""
     known: dict[str, PromptSyntax] = {name: name for name in SYNTAXES}
     if syntax not in known:
         raise InputError(f"prompt_syntax={syntax!r} is unknown; {did_you_mean(syntax, SYNTAXES)}")
@@ -74,7 +74,7 @@ def _pair(text: str, second: str | None) -> Texts:
 
 
 def _weights(tags: Sequence[LoraTag]) -> dict[str, tuple[float, float]]:
-    """The sum for each name, which may be written several times."""
+    """The sum of the weights for each name."""
     weights: dict[str, tuple[float, float]] = {}
     for tag in tags:
         unet, text = weights.get(tag.name, (0.0, 0.0))

@@ -11,7 +11,7 @@ MAX_DEPTH = 100  # brackets inside brackets; deeper ones are text
 
 
 class TextFrom(NamedTuple):
-    """The text of a prompt from a step on, counted from 0."""
+    """The text of a prompt from a step on; steps start at 0."""
 
     step: int
     text: str
@@ -24,7 +24,7 @@ class _Separator:
 
 @dataclass(frozen=True)
 class _Switch:
-    """`before` up to step `when`, `after` from then on. `when` with a point is a fraction of the steps."""
+    """`before` up to step `when`, then `after`. `when` with a decimal point is a fraction of the steps."""
 
     before: list["_Node"]
     after: list["_Node"]
@@ -37,7 +37,7 @@ class _Switch:
 
 @dataclass(frozen=True)
 class _Alternation:
-    """Another option in each step, from the first on again after the last."""
+    """One option per step, starting over after the last."""
 
     options: list[list["_Node"]]
 
@@ -55,10 +55,10 @@ class _Group:
 
 
 def schedule_prompt(prompt: str, steps: int) -> list[TextFrom]:
-    """The text of a prompt in each of `steps` sampling steps, listed where it changes; the first is from step 0.
+    """The texts of a prompt during `steps` sampling steps, each with its first step; the first starts at step 0.
 
-    `[from:to:when]`, `[to:when]` and `[from::when]` change after step `when`, which is a fraction of all steps where it
-    has a point. `[a|b|c]` takes turns. Both nest. What follows no rule is text.
+    `[from:to:when]`, `[to:when]` and `[from::when]` change after step `when`, which is a fraction of all steps if it
+    has a decimal point. `[a|b|c]` alternates. Both can be nested. Brackets that match no rule are text.
     """
     nodes: list[_Node] = _parse(prompt) if "[" in prompt else [prompt]
     changes = [TextFrom(0, _render(nodes, 1, steps))]
@@ -78,9 +78,9 @@ def _text(node: _Separator | _Switch | _Alternation, step: int, steps: int) -> s
 
 
 def _parse(prompt: str) -> list[_Node]:
-    """One pass with a stack of open groups. Brackets that do not pair make every group around them text.
+    """Parse in one pass with a stack of open groups. Unpaired brackets turn all groups around them into text.
 
-    Returns the whole prompt as one text where a bar or a backslash stands outside the rules, as the web UI does.
+    As in the web UI, the complete prompt is one text if it has a bar or a backslash outside a rule.
     """
     if sum(match.end() - match.start() for match in PIECE.finditer(prompt)) != len(prompt):
         return [prompt]
@@ -117,7 +117,7 @@ def _make_text(stack: list[_Group]) -> None:
 
 
 def _meaning(group: _Group) -> list[_Node] | None:
-    """What a closed group stands for, or None where it follows no rule."""
+    """The meaning of a closed group; None if it matches no rule."""
     separators = [node.text for node in group.nodes if isinstance(node, _Separator)]
     if len(separators) == 0 or (group.opening == "(" and separators == [":"]):
         inner: list[_Node] = [node.text if isinstance(node, _Separator) else node for node in group.nodes]

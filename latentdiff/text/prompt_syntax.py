@@ -1,6 +1,6 @@
-"""The prompt syntax of AUTOMATIC1111's web UI: emphasis, BREAK, AND and LoRA tags, as text and weights.
+"""Parse the prompt syntax of AUTOMATIC1111's web UI: emphasis, BREAK, AND and LoRA tags.
 
-`[from:to:when]` and `[a|b]`, which change with the sampling step, are in `prompt_schedule`.
+`[from:to:when]` and `[a|b]`, which depend on the sampling step, are in `prompt_schedule`.
 """
 
 import math
@@ -26,7 +26,7 @@ LORA_TAGS, OTHER_TAGS = ("lora", "lyco"), ("hypernet",)
 
 @dataclass(frozen=True)
 class WeightedText:
-    """A piece of a prompt whose token states are multiplied by `weight`."""
+    """Part of a prompt whose token states are multiplied by `weight`."""
 
     text: str
     weight: float = 1.0
@@ -34,7 +34,7 @@ class WeightedText:
 
 @dataclass(frozen=True)
 class LoraTag:
-    """`<lora:name:text:unet>`: a LoRA by name and its weights for the text encoders and the U-Net."""
+    """`<lora:name:text:unet>`: the name of a LoRA and its weights for the text encoders and the U-Net."""
 
     name: str
     text_weight: float = 1.0
@@ -44,9 +44,9 @@ class LoraTag:
 def parse_emphasis(prompt: str) -> list[list[WeightedText]]:
     """Split a prompt at BREAK into sections of weighted text.
 
-    `(a)` multiplies by 1.1, `[a]` divides by it, `(a:1.3)` multiplies by 1.3; nesting multiplies. A bracket that is not
-    closed applies to the end, one that was not opened is text, and a backslash makes any of them text. Neighbours of
-    one weight are one piece. Raises InputError for weights whose product overflows.
+    `(a)` multiplies the weight by 1.1, `[a]` divides it by 1.1, `(a:1.3)` multiplies it by 1.3; brackets can be nested.
+    An unclosed bracket applies up to the end, an unopened one is text, and a backslash escapes brackets. Adjacent parts
+    with equal weights are merged. Raises InputError if the product of weights overflows.
     """
     matches = list(PIECE.finditer(prompt))
     texts: list[str] = []
@@ -90,9 +90,9 @@ def _append(section: list[WeightedText], text: str, weight: float) -> None:
 
 
 def split_and(prompt: str) -> list[WeightedText]:
-    """The prompts that AND joins, each with the weight at its end (`a cat :1.2 AND a dog`), 1 where there is none.
+    """The prompts joined by AND, each with the weight at its end (`a cat :1.2 AND a dog`), which defaults to 1.
 
-    Without AND the prompt is returned as it is. The web UI reads a weight there too: 30 in "a clock at 12:30".
+    A prompt without AND is returned unchanged, whereas the web UI reads a weight there too: 30 in "a clock at 12:30".
     """
     parts = [part.rstrip() for part in AND.split(prompt)]
     if len(parts) == 1:
@@ -107,8 +107,8 @@ def split_and(prompt: str) -> list[WeightedText]:
 def take_lora_tags(prompt: str) -> tuple[str, list[LoraTag]]:
     """The prompt without its `<lora:name:text:unet>` tags, and the tags.
 
-    The weight for the U-Net is that for the text encoders where it is left out, and that is 1. Both may be named, as
-    `<lora:name:te=0.5:unet=0.8>`. Raises InputError for weights that are not finite numbers and for `<hypernet:…>`.
+    The weight for the U-Net defaults to that for the text encoders, which defaults to 1. They can be given by name, as
+    in `<lora:name:te=0.5:unet=0.8>`. Raises InputError for weights that are not finite numbers and for `<hypernet:…>`.
     """
     tags: list[LoraTag] = []
 
