@@ -7,7 +7,8 @@ is kept.
 
 With AMX, linear layers have one kernel (linear.cpp) and 3x3 convolutions have two: with few pixels (conv3x3_small.cpp)
 the weights are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels,
-the map (conv3x3_large.cpp). With AVX-512 BF16 only the kernel for few pixels is faster than oneDNN's.
+the map (conv3x3_large.cpp). With AVX-512 BF16 the kernels for few pixels and for linear layers with GEGLU
+(gated_linear.cpp) are faster than oneDNN's; other layers are oneDNN's.
 """
 
 import math

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.models.attention import GEGLU
 from latentdiff.runtime import packed
-from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.runtime.packed import (
     PackedConv2d,
     PackedLinear,
     convolution,
     from_panels,
-    gated_linear,
-    in_gated_panels,
     in_panels,
     linear,
     to_gated_panels,
@@ -107,37 +103,13 @@ def test_rows_with_any_strides_are_read_correctly() -> None:
     assert torch.equal(linear(rows, weight, None, None), linear(rows.contiguous(), weight, None, None))
 
 
-@pytest.mark.parametrize(("rows", "depth", "width"), [(3, 32, 640), (17, 64, 48), (200, 1312, 80), (49, 320, 1280)])
-@pytest.mark.parametrize("more", [False, True])
-def test_gated_linear(rows: int, depth: int, width: int, more: bool) -> None:
-    x, weight = draw(rows, depth), draw(2 * width, depth, seed=1) / depth**0.5
-    bias = draw(2 * width, seed=2) if more else None
-    value, gate = F.linear(x.double(), weight.double(), bias.double() if more else None).chunk(2, dim=-1)
-    assert error(gated_linear(x, to_gated_panels(weight), bias), value * F.gelu(gate)) < ROUNDING / 2
-
-
-def test_gelu_is_accurate_over_its_whole_range() -> None:
-    gates = torch.cat([torch.linspace(-8, 8, 4001), torch.tensor([-1e30, -200.0, 200.0, 1e30])]).bfloat16()
-    x = torch.zeros(len(gates), 32).bfloat16()
-    x[:, 0] = gates
-    weight = torch.zeros(32, 32).bfloat16()
-    weight[16:, 0] = 1
-    bias = torch.cat([torch.ones(16), torch.zeros(16)]).bfloat16()
-    found, wanted = gated_linear(x, to_gated_panels(weight), bias).double(), F.gelu(gates.double())[:, None]
-    assert ((found - wanted).abs() <= wanted.abs() * ROUNDING + 2e-5).all()
-    x[0, 0], x[1, 0], x[2, 0] = torch.nan, torch.inf, -torch.inf
-    found = gated_linear(x, to_gated_panels(weight), bias)
-    assert found[0].isnan().all() and not found[1:3].isfinite().all() and found[3:].isfinite().all()
-
-
 @pytest.mark.parametrize("depth", [64, 640, 1280])
 def test_a_row_is_bit_identical_in_any_batch(depth: int) -> None:
     x, residual, bias = draw(2100, depth), draw(2100, 96, seed=3), draw(96, seed=2)
-    weight, gate = (make(draw(96, depth, seed=1)) for make in (to_panels, to_gated_panels))
-    together, gated = linear(x, weight, bias, residual), gated_linear(x, gate, bias)
+    weight = to_panels(draw(96, depth, seed=1))
+    together = linear(x, weight, bias, residual)
     for rows in (slice(0, 1), slice(5, 14), slice(100, 177), slice(1000, 2100)):
         assert torch.equal(linear(x[rows], weight, bias, residual[rows]), together[rows])
-        assert torch.equal(gated_linear(x[rows], gate, bias), gated[rows])
 
 
 @pytest.mark.parametrize("rows", [40, 2100])
@@ -167,23 +139,6 @@ def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
         assert in_panels(layer.weight)
     unpack(layer)
     assert torch.equal(layer.weight, plain.weight)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_gated_layer_packs_its_halves_together_and_restores_them(bias: bool) -> None:
-    plain = GEGLU(64, 48).bfloat16().requires_grad_(False)
-    plain.proj.bias = plain.proj.bias if bias else None
-    fast: Any = copy.deepcopy(plain)
-    use_native_kernels(nn.Sequential(fast))
-    fast.proj.__class__ = PackedLinear
-    for x in (draw(2, 77, 64), draw(3, 64)):
-        assert error(fast(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
-        assert in_gated_panels(fast.proj.weight)
-    assert error(fast.proj(x), copy.deepcopy(plain.proj).double()(x.double())) < ROUNDING
-    assert not in_gated_panels(fast.proj.weight)
-    fast(x)
-    unpack(fast.proj)
-    assert torch.equal(fast.proj.weight, plain.proj.weight)
 
 
 def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None:
