@@ -9,8 +9,8 @@ from torch import Tensor
 from latentdiff.denoiser import Known, Row
 from latentdiff.images.edit import Canvas
 from latentdiff.images.masks import to_latent_mask
-from latentdiff.inputs import Task
 from latentdiff.latents import encode_pixels
+from latentdiff.model_limits import Task
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.vae import VAE
 from latentdiff.samplers import draw_noise
@@ -28,8 +28,13 @@ class Source:
     channels: Tensor | None
 
 
-def edit_rows(rows: Sequence[Row], canvases: Sequence[Canvas], strength: float, vae: VAE, task: Task) -> list[Row]:
-    """Rows of pure noise that start from their images instead. Each image is encoded once."""
+def edit_rows(
+    rows: Sequence[Row], canvases: Sequence[Canvas], strength: float | None, vae: VAE, task: Task
+) -> list[Row]:
+    """Rows of pure noise that start from their images instead. Each image is encoded once.
+
+    strength: None adds no noise, for images that are as noisy as their plans begin.
+    """
     device = rows[0].state.latents.device
     sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}
     return [_edit_row(row, sources[canvas], canvas, strength, task) for row, canvas in zip(rows, canvases, strict=True)]
@@ -53,7 +58,7 @@ def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Sourc
     return Source(latents * scale, mask, torch.cat([mask, masked * scale]))
 
 
-def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float, task: Task) -> Row:
+def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float | None, task: Task) -> Row:
     if source.channels is not None:
         row = _with_channels(row, source.channels, task)
     if task == "edit":
@@ -62,7 +67,7 @@ def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float, task: T
     noise, known = state.latents, None
     if mask is not None and canvas.noise_fill:
         clean = torch.lerp(clean, draw_noise([state.generator], clean.shape, clean)[0], mask)
-    start = state.plan.noisy(clean, noise) if len(state.plan) else clean
+    start = state.plan.noisy(clean, noise) if len(state.plan) and strength is not None else clean
     if mask is not None and task == "generate":
         known = Known(source.latents, mask)
         start = torch.lerp(start, noise, mask) if strength == 1 else start

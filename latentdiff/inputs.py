@@ -1,48 +1,27 @@
 """Normalise pipeline arguments to one prompt, negative prompt and seed per image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from latentdiff.config.model import GenerationConfig
+from latentdiff.canvases import ImageInputs, input_images, make_canvases, spread
 from latentdiff.denoiser import Guidance
+from latentdiff.denoising_range import part_of
 from latentdiff.errors import InputError
-from latentdiff.images.edit import Canvas, EditOptions, make_canvas, per_image
-from latentdiff.images.reading import ImageInput, read_images, read_masks
+from latentdiff.images.edit import Canvas, EditOptions
+from latentdiff.model_limits import ModelLimits, Task
 from latentdiff.samplers import Plan, plan
-from latentdiff.schedule import Schedule
 from latentdiff.seeds import seeds_per_image, whole
+from latentdiff.size_conditioning import read_sizes
 from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
 from latentdiff.variations import Variation, read_variation
 from latentdiff.wrapped_denoiser import parse_axes
 
 STRENGTH = 0.8  # of image to image, where a call names none; inpainting's is 1
-
-Task = Literal["generate", "inpaint", "edit"]
-"""What a network reads beside latents: nothing, a mask and the masked image, or the image (InstructPix2Pix)."""
-ImageInputs = ImageInput | Sequence[ImageInput]
-
-
-@dataclass(frozen=True)
-class ModelLimits:
-    """What arguments depend on: the schedule and usual settings of a model, its latents' channels, and sizes in pixels.
-
-    downscale: pixels per latent along each side; sides are multiples of it. default_size: pixels a side. text_encoders:
-    how many. max_clip_skip: of their layers.
-    """
-
-    schedule: Schedule
-    generation: GenerationConfig
-    latent_channels: int
-    downscale: int
-    default_size: int
-    task: Task = "generate"
-    text_encoders: int = 1
-    max_clip_skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +30,9 @@ class Inputs:
 
     latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
     one per output; None makes images from noise. tile: latents a side of the parts that are evaluated. seamless: axes
-    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from.
+    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from. time_ids:
+    SDXL's numbers for prompts and for negative prompts. timesteps: of the whole run, of which the plan may be a part.
+    draws_before: for an image that another model began, how often each generator drew noise in steps before the plan.
     """
 
     prompts: ImagePrompts
@@ -66,11 +47,15 @@ class Inputs:
     tile: int | None = None
     seamless: str = ""
     variation: Variation | None = None
+    time_ids: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    timesteps: Sequence[float] = ()
+    draws_before: int | None = None
 
     @property
     def drawn_from(self) -> list[int]:
         """The seeds of the images whose noise depends on them."""
-        draws = self.latents is None or any(update.noise for update in self.plan.table)
+        draws_start = self.latents is None and self.draws_before is None
+        draws = draws_start or any(update.noise for update in self.plan.table)
         return self.seeds if draws else []
 
     @property
@@ -106,6 +91,9 @@ def read_inputs(
     seamless: str | None = None,
     variation_seed: int | Sequence[int] | None = None,
     variation_strength: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
     images = None if image is None else input_images(image, model.latent_channels)
@@ -116,7 +104,10 @@ def read_inputs(
     )
     options = read_options(prompt_syntax, whole(clip_skip or 0, "clip_skip"), model.max_clip_skip)
     sides = _side(width, "width", model), _side(height, "height", model)
-    canvases = _canvases(images, mask_image, strength, edit, sides, len(texts), num_images_per_prompt, model)
+    canvases = make_canvases(
+        images, mask_image, strength, edit, sides, len(texts), num_images_per_prompt, model, denoising_start
+    )
+    _check_range(denoising_start, denoising_end, strength, mask_image, model)
     if canvases is not None:
         sides = canvases[0].size
     width, height = (model.default_size if side is None else side for side in sides)
@@ -127,17 +118,22 @@ def read_inputs(
     if latents is not None:
         shape = (len(texts), model.latent_channels, height // model.downscale, width // model.downscale)
         latents = check_latents(latents, shape)
-    strength = _strength(strength, canvases, model.task)
+    strength = 1.0 if denoising_start is not None else _strength(strength, canvases, model.task)
     guidance = _guidance(scale, guidance_interval, model)
     if guidance is not None and model.task == "edit":
         guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
     variation = read_variation(variation_seed, variation_strength, len(texts), latents)
+    plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
+    complete, total = plan_without(steps - int(steps * strength)), model.schedule.config.num_train_timesteps
+    used = complete
+    if denoising_start is not None or denoising_end is not None:
+        used = part_of(complete, plan_without, total, denoising_start, denoising_end)
     return Inputs(
         read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders),
         seeds_per_image(seed, len(texts), step=0 if variation else 1),
         height,
         width,
-        plan(model.schedule, sampler or usual.sampler, steps, eta, spacing, skip=steps - int(steps * strength)),
+        used,
         guidance,
         latents,
         canvases,
@@ -145,21 +141,29 @@ def read_inputs(
         _tile(tile, model),
         _seamless(seamless, model),
         variation,
+        read_sizes(sizes or {}, model.size_numbers).time_ids((height, width), model.size_numbers),
+        complete.timesteps,
+        None if denoising_start is None else _draws_before(complete, used),
     )
 
 
-def input_images(image: ImageInputs, latent_channels: int) -> list[Any]:
-    """PIL images, or the latents [C, h, w] of a batch that is given as tensors of as many channels."""
-    parts = list(image) if isinstance(image, Tensor) and image.ndim == 4 else image
-    is_latents = isinstance(parts, list) and all(isinstance(one, Tensor) and one.ndim == 3 for one in parts)
-    if is_latents and latent_channels not in (1, 3) and {len(one) for one in parts} == {latent_channels}:  # type: ignore[arg-type, union-attr]
-        return list(parts)  # type: ignore[arg-type]
-    return read_images(image)
+def _draws_before(complete: Plan, used: Plan) -> int:
+    """How often noise was drawn in the steps of a run before the plan that goes on with it."""
+    first = complete.timesteps.index(used.timesteps[0])
+    return sum(bool(update.noise) for update in complete.table[:first])
 
 
-def spread(prompt: str | Sequence[str], images: Sequence[Any] | None) -> str | Sequence[str]:
-    """One prompt for several images is a prompt for each of them."""
-    return [prompt] * len(images) if isinstance(prompt, str) and images is not None and len(images) > 1 else prompt
+def _check_range(
+    start: float | None, end: float | None, strength: float | None, mask_image: ImageInputs | None, model: ModelLimits
+) -> None:
+    """Raise InputError for what a part of the steps does not go with."""
+    name = "denoising_end" if start is None else "denoising_start"
+    if start is None and end is None:
+        return
+    if model.task != "generate" or mask_image is not None:
+        raise InputError(f"{name}= does not go with masks and checkpoints that read an image; leave it out")
+    if start is not None and strength is not None:
+        raise InputError("strength= and denoising_start= both say where the steps begin; leave one of them out")
 
 
 def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
@@ -237,54 +241,6 @@ def _seamless(axes: str | None, model: ModelLimits) -> str:
 def _refuse_channels(name: str, model: ModelLimits) -> None:
     if model.task != "generate":
         raise InputError(f"{name}= is not for checkpoints that read an image; use a text-to-image model")
-
-
-def _canvases(
-    images: list[Any] | None,
-    mask_image: ImageInputs | None,
-    strength: float | None,
-    edit: EditOptions | None,
-    sides: tuple[int | None, int | None],
-    count: int,
-    times: int,
-    model: ModelLimits,
-) -> list[Canvas] | None:
-    """One canvas per output, of one size; outputs of the same image and mask share one."""
-    if model.task != "generate" and (images is None or (mask_image is None) == (model.task == "inpaint")):
-        needs = "image= and mask_image=" if model.task == "inpaint" else "image= without mask_image="
-        kind = "an inpainting" if model.task == "inpaint" else "an image-editing"
-        raise InputError(f"this is {kind} checkpoint; pass {needs}, or use a text-to-image model")
-    if images is None:
-        unused = {"mask_image": mask_image, "strength": strength, "edit": edit}
-        if given := [name for name, value in unused.items() if value is not None]:
-            raise InputError(f"{given[0]}= is only used with an input image; pass image= (--image), or leave it out")
-        return None
-    masks = [None] if mask_image is None else read_masks(mask_image)
-    if isinstance(images[0], Tensor):
-        return _latent_canvases(images, mask_image, edit, count, times, model)
-    prompts = count // times
-    pairs = zip(per_image(images, prompts, "image"), per_image(masks, prompts, "mask_image"), strict=True)
-    made: dict[tuple[int, int], Canvas] = {}
-    canvases: list[Canvas] = []
-    for image, mask in pairs:
-        key = id(image), id(mask)
-        if key not in made:
-            size = canvases[0].size if canvases else sides
-            made[key] = make_canvas(image, mask, size, edit or EditOptions(), model.downscale, model.default_size)
-        canvases.append(made[key])
-    return [canvas for canvas in canvases for _ in range(times)]
-
-
-def _latent_canvases(
-    latents: list[Tensor], mask: Any, edit: EditOptions | None, count: int, times: int, model: ModelLimits
-) -> list[Canvas]:
-    """Canvases of images that are given as scaled latents, at their own size."""
-    if mask is not None or edit is not None:
-        raise InputError("image= is a tensor of latents, which take no mask_image= and edit=; give an image")
-    height, width = (model.downscale * side for side in latents[0].shape[-2:])
-    blank = Image.new("RGB", (width, height))
-    made = [Canvas(blank, (width, height), latents=one.float()) for one in latents]
-    return [canvas for canvas in per_image(made, count // times, "image") for _ in range(times)]
 
 
 def _strength(strength: float | None, canvases: list[Canvas] | None, task: Task) -> float:

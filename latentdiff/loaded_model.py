@@ -18,7 +18,7 @@ from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.diffusers_names import dtype_name, open_arguments
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path
-from latentdiff.inputs import Task
+from latentdiff.model_limits import Task
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import describe_layers, restore
@@ -229,6 +229,16 @@ class LoadedModel:
     def default_size(self) -> int:
         """Pixels a side that the model was trained for."""
         return self.denoiser.default_size * self.vae.config.downscale
+
+    @property
+    def size_numbers(self) -> int:
+        """How many sizes and scores the U-Net reads beside the text: 6 for SDXL, 5 for its refiner, else none."""
+        config = self.denoiser.config
+        if config.addition_embed_type is None:
+            return 0
+        encoder: Any = self.text.encoders[-1]
+        numbers = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
+        return int(numbers // config.addition_time_embed_dim)
 
     def runtime_report(self) -> list[str]:
         """How the networks run: options, device, precision, and which layers fast ones replaced, or why not."""

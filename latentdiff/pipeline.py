@@ -7,25 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentdiff.canvases import ImageInputs, input_images, spread
 from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded, keep_known
 from latentdiff.diffusers_names import call_arguments
 from latentdiff.edit_rows import edit_rows
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.edit import Canvas, EditOptions
-from latentdiff.inputs import (
-    ImageInputs,
-    Inputs,
-    ModelLimits,
-    input_images,
-    read_inputs,
-    spread,
-)
+from latentdiff.inputs import Inputs, read_inputs
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
+from latentdiff.model_limits import ModelLimits
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
 from latentdiff.seeds import generator_for
+from latentdiff.size_conditioning import SIZE_NAMES
 from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_inputs import Texts
 from latentdiff.wrapped_denoiser import in_tiles, wrapped_around
@@ -53,7 +49,7 @@ class LatentDiffusionPipeline(LoadedModel):
         """What the arguments of a call depend on."""
         return ModelLimits(
             self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size,
-            self.task, len(self.text.encoders), self.text.max_clip_skip,
+            self.task, len(self.text.encoders), self.text.max_clip_skip, self.size_numbers,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -86,6 +82,8 @@ class LatentDiffusionPipeline(LoadedModel):
         clip_skip: int | None = None,
         variation_seed: int | Sequence[int] | None = None,
         variation_strength: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         **diffusers_names: Any,
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
@@ -105,7 +103,9 @@ class LatentDiffusionPipeline(LoadedModel):
         prompt_2, negative_prompt_2: what the second of two text encoders reads, the same as the first when None.
         prompt_syntax: "a1111" reads weights, schedules and `<lora:name:0.8>` as docs/prompts.md says, "plain" reads
         text as it is. clip_skip: layers of the text encoders left out, as in diffusers.
-        diffusers_names: `generator` and `callback_on_step_end`.
+        denoising_start, denoising_end: run a part of the steps, between these fractions of them, as `refiner.py` does;
+        the first starts from `image` as it is, without adding noise.
+        diffusers_names: `generator`, `callback_on_step_end`, and for SDXL the fields of `SizeConditioning`.
         Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
@@ -113,13 +113,14 @@ class LatentDiffusionPipeline(LoadedModel):
         image = None if image is None else input_images(image, self.denoiser.latent_channels)
         prompt = spread(prompt, image)
         count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
+        sizes = {name: diffusers_names.pop(name) for name in SIZE_NAMES if name in diffusers_names}
         given = call_arguments(diffusers_names, count)
         seed, callback = given.get("seed", seed), given.get("callback", callback)
         inputs = read_inputs(
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
             image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
-            tile, seamless, variation_seed, variation_strength,
+            tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
             rows = self.start(inputs)
@@ -151,24 +152,22 @@ class LatentDiffusionPipeline(LoadedModel):
             SamplerState(inputs.plan, noise, generator)
             for noise, generator in zip(latents.to(self.device), generators, strict=True)
         ]
-        sizes = (inputs.height, inputs.width, 0, 0, inputs.height, inputs.width)
-
-        def with_sizes(conditioning: Conditioning) -> Conditioning:
-            return conditioning.with_time_ids(*sizes)
-
+        for _ in range(inputs.draws_before or 0):
+            draw_noise(generators, shape, torch.empty(0))
         prompts = inputs.prompts
         self.check_adapters(prompts.loras)
         rows = []
         for state, positive, negative in zip(states, prompts.positives, prompts.negatives, strict=True):
-            joined = self.prompts.positive(positive, inputs.plan.timesteps, prompts.options)
-            row = Row(state, tuple(prompt.map(with_sizes) for prompt in joined))
+            joined = self.prompts.positive(positive, inputs.timesteps, prompts.options)
+            row = Row(state, tuple(_with_ids(prompt, inputs.time_ids[0]) for prompt in joined))
             if inputs.guidance is not None or len(joined) > 1:
-                unconditional = self._unconditional(negative, inputs).map(with_sizes)
+                unconditional = _with_ids(self._unconditional(negative, inputs), inputs.time_ids[1])
                 row = replace(row, negative=unconditional, guidance=inputs.guidance or row.guidance)
             rows.append(row)
         if inputs.canvases is None:
             return rows
-        return edit_rows(rows, inputs.canvases, inputs.strength, self.vae, self.task)
+        strength = inputs.strength if inputs.draws_before is None else None
+        return edit_rows(rows, inputs.canvases, strength, self.vae, self.task)
 
     @torch.no_grad()
     def step(
@@ -204,7 +203,7 @@ class LatentDiffusionPipeline(LoadedModel):
         options = inputs.prompts.options
         if negative is None and self.zero_empty_prompt:
             return PromptConditioning.constant(self.prompts.encode([""], options).zeros_like())
-        return self.prompts.scheduled(negative or ("",), inputs.plan.timesteps, options)
+        return self.prompts.scheduled(negative or ("",), inputs.timesteps, options)
 
     @torch.no_grad()
     def finish(
@@ -223,3 +222,7 @@ class LatentDiffusionPipeline(LoadedModel):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
         return decode_latents(self.vae, latents)
+
+
+def _with_ids(prompt: PromptConditioning, ids: Sequence[float]) -> PromptConditioning:
+    return prompt.map(lambda conditioning: conditioning.with_time_ids(*ids))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from latentdiff.checkpoints.components import Components
+from latentdiff.checkpoints.components import Components, write_pipeline
 from latentdiff.checkpoints.folder import WEIGHTS, write_text_encoder
 from latentdiff.checkpoints.tensor_locations import find_tensors, read_tensors
 from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
@@ -97,6 +97,23 @@ def small_components(xl: bool = False) -> Components:
     )
     text = TextConditioner([tokenizer, tokenizer], encoders)
     return Components(UNet2DConditionModel(config), AutoencoderKL(small_vae_config()), text, schedule, True)
+
+
+def write_small_refiner(folder: Path, **vae: Any) -> Path:
+    """SDXL's refiner: one text encoder with pooled text, sizes and an aesthetic score. vae: changes of its config."""
+    torch.manual_seed(1)
+    tokenizer = small_tokenizer()
+    config = small_unet_config(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 5 * 8,
+        use_linear_projection=True,
+    )
+    text = TextConditioner([tokenizer], [small_text_encoder(tokenizer, projection=True)])
+    schedule = Schedule(ScheduleConfig(timestep_spacing="leading"))
+    networks = UNet2DConditionModel(config), AutoencoderKL(small_vae_config(**vae))
+    write_pipeline(Components(*networks, text, schedule), folder)
+    return folder
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

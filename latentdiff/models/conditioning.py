@@ -18,7 +18,8 @@ class Conditioning:
     """One row per image of a batch. The tensors must not be written to, since fast layers cache what follows from them.
 
     hidden: [B, S, D] token states for cross-attention. pooled: [B, P] pooled text, SDXL only. time_ids: [B, 6] original
-    size, crop offset and target size in pixels, SDXL only (Podell et al. 2023, sec. 2.2).
+    size, crop offset and target size in pixels, SDXL only (Podell et al. 2023, sec. 2.2); its refiner reads [B, 5],
+    with an aesthetic score in place of the target size.
     channels: [B, E, h, w] that the network reads beside the latents, for inpainting and editing models only.
     keys: one per row; rows with the same key have the same content but for channels. New ones where none are given.
     """
@@ -69,11 +70,11 @@ class Conditioning:
         """These channels [E, h, w] for every row."""
         return replace(self, channels=channels.expand(len(self), *channels.shape))
 
-    def with_time_ids(self, *ids: int) -> "Conditioning":
-        """These sizes in pixels for every row; without pooled text the network reads none, and nothing changes."""
+    def with_time_ids(self, *ids: float) -> "Conditioning":
+        """These numbers for every row; without pooled text the network reads none, and nothing changes."""
         if self.pooled is None:
             return self
-        rows = torch.tensor(ids, device=self.hidden.device).expand(len(self), -1)
+        rows = torch.tensor(ids, dtype=torch.float32, device=self.hidden.device).expand(len(self), -1)
         return replace(self, time_ids=rows, keys=tuple((key, ids) for key in self.keys))
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from latentdiff.checkpoints.lora_file import find_lora
 from latentdiff.checkpoints.source import ModelSource
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
-from latentdiff.inputs import ModelLimits
 from latentdiff.model_hash import hash_model
+from latentdiff.model_limits import ModelLimits
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.previews import Previewer
 from latentdiff.serving.errors import NotFoundError

@@ -1,0 +1,78 @@
+"""Input images of a call as canvases, one for each image that it makes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.errors import InputError
+from latentdiff.images.edit import Canvas, EditOptions, make_canvas, per_image
+from latentdiff.images.reading import ImageInput, read_images, read_masks
+from latentdiff.model_limits import ModelLimits
+
+ImageInputs = ImageInput | Sequence[ImageInput]
+
+
+def input_images(image: ImageInputs, latent_channels: int) -> list[Any]:
+    """PIL images, or the latents [C, h, w] of a batch that is given as tensors of as many channels."""
+    parts = list(image) if isinstance(image, Tensor) and image.ndim == 4 else image
+    is_latents = isinstance(parts, list) and all(isinstance(one, Tensor) and one.ndim == 3 for one in parts)
+    if is_latents and latent_channels not in (1, 3) and {len(one) for one in parts} == {latent_channels}:  # type: ignore[arg-type, union-attr]
+        return list(parts)  # type: ignore[arg-type]
+    return read_images(image)
+
+
+def spread(prompt: str | Sequence[str], images: Sequence[Any] | None) -> str | Sequence[str]:
+    """One prompt for several images is a prompt for each of them."""
+    return [prompt] * len(images) if isinstance(prompt, str) and images is not None and len(images) > 1 else prompt
+
+
+def make_canvases(
+    images: list[Any] | None,
+    mask_image: ImageInputs | None,
+    strength: float | None,
+    edit: EditOptions | None,
+    sides: tuple[int | None, int | None],
+    count: int,
+    times: int,
+    model: ModelLimits,
+    denoising_start: float | None = None,
+) -> list[Canvas] | None:
+    """One canvas per output, of one size; outputs of the same image and mask share one."""
+    if model.task != "generate" and (images is None or (mask_image is None) == (model.task == "inpaint")):
+        needs = "image= and mask_image=" if model.task == "inpaint" else "image= without mask_image="
+        kind = "an inpainting" if model.task == "inpaint" else "an image-editing"
+        raise InputError(f"this is {kind} checkpoint; pass {needs}, or use a text-to-image model")
+    if images is None:
+        unused = {"mask_image": mask_image, "strength": strength, "edit": edit}
+        unused["denoising_start"] = denoising_start
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise InputError(f"{given[0]}= is only used with an input image; pass image= (--image), or leave it out")
+        return None
+    masks = [None] if mask_image is None else read_masks(mask_image)
+    if isinstance(images[0], Tensor):
+        return _latent_canvases(images, mask_image, edit, count, times, model)
+    prompts = count // times
+    pairs = zip(per_image(images, prompts, "image"), per_image(masks, prompts, "mask_image"), strict=True)
+    made: dict[tuple[int, int], Canvas] = {}
+    canvases: list[Canvas] = []
+    for image, mask in pairs:
+        key = id(image), id(mask)
+        if key not in made:
+            size = canvases[0].size if canvases else sides
+            made[key] = make_canvas(image, mask, size, edit or EditOptions(), model.downscale, model.default_size)
+        canvases.append(made[key])
+    return [canvas for canvas in canvases for _ in range(times)]
+
+
+def _latent_canvases(
+    latents: list[Tensor], mask: Any, edit: EditOptions | None, count: int, times: int, model: ModelLimits
+) -> list[Canvas]:
+    """Canvases of images that are given as scaled latents, at their own size."""
+    if mask is not None or edit is not None:
+        raise InputError("image= is a tensor of latents, which take no mask_image= and edit=; give an image")
+    height, width = (model.downscale * side for side in latents[0].shape[-2:])
+    blank = Image.new("RGB", (width, height))
+    made = [Canvas(blank, (width, height), latents=one.float()) for one in latents]
+    return [canvas for canvas in per_image(made, count // times, "image") for _ in range(times)]

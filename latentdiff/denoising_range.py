@@ -1,0 +1,49 @@
+"""Parts of a sampling plan between two fractions, by which one model continues what another began."""
+
+from collections.abc import Callable
+
+from latentdiff.errors import InputError
+from latentdiff.samplers import Plan
+
+
+def part_of(whole: Plan, skipping: Callable[[int], Plan], total: int, start: float | None, end: float | None) -> Plan:
+    """The steps of `whole` from `start` to `end`, as diffusers' `denoising_start` and `denoising_end` divide them.
+
+    A fraction f stands for the timestep (1 - f) T: the steps that start there or above come before it. skipping: the
+    plan without its first steps; earlier predictions of x0 are those of another model and not read. Raises InputError
+    for fractions outside 0 and 1, and for those that leave no step on one side.
+    """
+    for name, value in (("denoising_start", start), ("denoising_end", end)):
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{name}={value} must be between 0 and 1; try 0.8")
+    if start is not None and end is not None and start >= end:
+        raise InputError(f"denoising_start={start} must be below denoising_end={end}; give a smaller one")
+    part = whole
+    if start is not None:
+        part = skipping(_count_before(whole, "denoising_start", start, total))
+    if end is not None:
+        _count_before(whole, "denoising_end", end, total)
+        following = next(t for t in whole.timesteps if t < _timestep(end, total))
+        if following not in part.timesteps[1:]:
+            raise InputError(f"there is no step from denoising_start={start} to denoising_end={end}; use more steps")
+        part = _until(part, len(part) - 1 - part.timesteps[::-1].index(following))
+    return part
+
+
+def _timestep(fraction: float, total: int) -> int:
+    return round(total - fraction * total)
+
+
+def _count_before(plan: Plan, name: str, fraction: float, total: int) -> int:
+    """How many steps of a plan come before a fraction. Raises InputError unless some do, and some do not."""
+    steps = sorted(set(plan.timesteps))
+    before = sum(timestep >= _timestep(fraction, total) for timestep in steps)
+    if before in (0, len(steps)):
+        which = "before" if before == 0 else "after"
+        raise InputError(f"{name}={fraction} leaves no step {which} it, of {len(steps)}; use more steps, or try 0.8")
+    return before
+
+
+def _until(plan: Plan, count: int) -> Plan:
+    """The first `count` evaluations, which end at the level that the next one would start from."""
+    return Plan(plan.timesteps[:count], plan.alphas[: count + 1], plan.sigmas[: count + 1], plan.table[:count])

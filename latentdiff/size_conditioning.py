@@ -1,0 +1,79 @@
+"""The numbers that SDXL's U-Nets read beside the text: sizes, a crop, and an aesthetic score for the refiner."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from latentdiff.errors import InputError
+from latentdiff.seeds import whole
+
+SIZES, REFINER_SIZES = 6, 5  # numbers that SDXL's base model and its refiner read
+LARGEST = 2**16  # pixels
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SizeConditioning:
+    """Podell et al. 2023, sec. 2.2, under diffusers' names: (height, width) and (top, left) in pixels.
+
+    Sizes are those of the image where they are None; negative ones and the negative crop are then the others.
+    """
+
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair | None = None
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair | None = None
+    negative_target_size: Pair | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+
+    def time_ids(self, size: Pair, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The numbers for a prompt and for its negative prompt. size: of the image; count: that the U-Net reads."""
+        original, target = self.original_size or size, self.target_size or size
+        crop = self.crops_coords_top_left or (0, 0)
+        negative = self.negative_original_size or original, self.negative_crops_coords_top_left or crop
+        if count == REFINER_SIZES:
+            return (*original, *crop, self.aesthetic_score), (*negative[0], *negative[1], self.negative_aesthetic_score)
+        return (*original, *crop, *target), (*negative[0], *negative[1], *(self.negative_target_size or target))
+
+
+SIZE_NAMES = tuple(field.name for field in fields(SizeConditioning))
+TARGETS = tuple(name for name in SIZE_NAMES if "target" in name)
+SCORES = tuple(name for name in SIZE_NAMES if "score" in name)
+
+
+def read_sizes(given: Mapping[str, Any], count: int) -> SizeConditioning:
+    """Check the values of some of `SIZE_NAMES`. count: the numbers that the U-Net reads, 0 for other families.
+
+    Raises InputError for a value out of range, and for a number that the model does not read.
+    """
+    known = {name: value for name, value in given.items() if value is not None}
+    for name in known:
+        if reason := _not_read(name, count):
+            raise InputError(f"{name}= (--{name.replace('_', '-')}) {reason}; omit it")
+    return SizeConditioning(**{name: _checked(name, value) for name, value in known.items()})
+
+
+def _not_read(name: str, count: int) -> str | None:
+    """Why a model that reads `count` numbers does not read this one."""
+    if count == 0:
+        return "is for Stable Diffusion XL, and this model reads no sizes"
+    if name in SCORES and count == SIZES:
+        return "is for the refiner of SDXL, and this model reads no score"
+    if name in TARGETS and count == REFINER_SIZES:
+        return "is not read by SDXL's refiner, which reads an aesthetic score in its place"
+    return None
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in SCORES:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{name}={value!r} must be a finite number; try 6")
+        return float(value)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        rule = "top and left of the crop" if "crops" in name else "height and width"
+        raise InputError(f"{name}={value!r} must be a pair, {rule} in pixels; try (1024, 1024)")
+    return tuple(whole(number, name, 0 if "crops" in name else 1, LARGEST) for number in value)
