@@ -53,18 +53,18 @@ def read_sizes(given: Mapping[str, Any], count: int) -> SizeConditioning:
     known = {name: value for name, value in given.items() if value is not None}
     for name in known:
         if reason := _not_read(name, count):
-            raise InputError(f"{name}= (--{name.replace('_', '-')}) {reason}; omit it")
+            raise InputError(f"{name}= (--{name.replace('_', '-')}) {reason}")
     return SizeConditioning(**{name: _checked(name, value) for name, value in known.items()})
 
 
 def _not_read(name: str, count: int) -> str | None:
     """Why a model that reads `count` numbers does not read this one."""
     if count == 0:
-        return "is for Stable Diffusion XL, and this model reads no sizes"
+        return "is for Stable Diffusion XL, and this model reads no sizes; omit it"
     if name in SCORES and count == SIZES:
-        return "is for the refiner of SDXL, and this model reads no score"
+        return "is for SDXL's refiner, and this model reads no score; name a refiner (--refiner), or omit it"
     if name in TARGETS and count == REFINER_SIZES:
-        return "is not read by SDXL's refiner, which reads an aesthetic score in its place"
+        return "is not read by SDXL's refiner, which reads an aesthetic score in its place; omit it"
     return None
 
 

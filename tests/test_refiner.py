@@ -147,7 +147,7 @@ def test_the_refiner_alone_reads_a_score(refiner: Any) -> None:
 @pytest.mark.parametrize(
     ("which", "change", "message"),
     [
-        ("base", {"aesthetic_score": 7}, r"aesthetic_score= \(--aesthetic-score\) is for the refiner of SDXL"),
+        ("base", {"aesthetic_score": 7}, r"aesthetic_score= \(--aesthetic-score\) is for SDXL's refiner"),
         ("refiner", {"target_size": (8, 8)}, "target_size= .* is not read by SDXL's refiner"),
         ("sd", {"original_size": (8, 8)}, r"original_size= \(--original-size\) is for Stable Diffusion XL"),
         ("base", {"original_size": (8, 0)}, "original_size=0 must be"),

@@ -20,10 +20,11 @@ SIZES = {"height", "width"}
 
 @dataclass
 class Opened:
-    """A pipeline with its additions, and what the recipe says of them."""
+    """A pipeline with its additions, what the recipe says of them, and a second pipeline that refines its images."""
 
     pipe: Any
     same: dict[str, Any] = field(default_factory=dict)
+    refiner: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Drawing:
     def draw(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
         """The images of a batch; called twice where there is a second pass. Raises InputError with the line."""
         from latentdiff.hires import generate_hires
+        from latentdiff.refiner import generate_refined
 
-        pipe = self.opened.pipe
+        pipe, refiner = self.opened.pipe, self.opened.refiner
         run: Callable[..., Any] = pipe if self.hires is None else partial(generate_hires, pipe, self.hires)
+        if refiner is not None:
+            run = partial(generate_refined, pipe, refiner, self.opened.same["refiner_switch"])
         try:
             images: list[Image.Image] = run(**self._arguments(batch), callback=callback).images
         except LatentDiffError as error:
@@ -51,10 +55,15 @@ class Drawing:
     def check(self, batch: Sequence[Picture]) -> None:
         """Raise InputError, with the line at fault, for what the pipeline would refuse."""
         from latentdiff.inputs import read_inputs
+        from latentdiff.size_conditioning import SCORES, SIZE_NAMES
 
         pipe = self.opened.pipe
+        arguments = self._arguments(batch)
+        sizes = {name: arguments.pop(name) for name in SIZE_NAMES if name in arguments}
+        if self.opened.refiner is not None:
+            sizes = {name: value for name, value in sizes.items() if name not in SCORES}
         try:
-            inputs = read_inputs(pipe.limits, **self._arguments(batch))
+            inputs = read_inputs(pipe.limits, **arguments, sizes=sizes)
             pipe.check_loaded(inputs.prompts.loras)
         except LatentDiffError as error:
             if len(batch) > 1:

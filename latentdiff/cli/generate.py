@@ -14,6 +14,7 @@ from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.cli.pictures import Picture, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
+from latentdiff.cli.refining import take_refiner
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.recipe import Found, read_any, write_image
@@ -21,7 +22,7 @@ from latentdiff.recipe import Found, read_any, write_image
 MODEL_NAMES = {"model", "loras", "embeddings", *OPEN_NAMES}
 DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
-NOT_SETTINGS = ("prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash")
+NOT_SETTINGS = ("prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash", "refiner_hash")
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ def run(request: Request) -> None:
     _check_outputs(request, pictures)
     editing = take_editing(request.image, request.mask, settings, request.given, found)
     hires, hires_recipe = take_hires(settings)
+    refining = take_refiner(settings, hires)
     opened = open_pipeline(local_device(request.device), settings)
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
+    if refining is not None:
+        old = None if found is None or "refiner" in request.given else found.recipe
+        opened.refiner = refining.open(opened.pipe, opened.same)
+        opened.same |= refining.recipe(opened.refiner, old)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     drawing = Drawing(opened, settings, editing, hires, hires_recipe)
@@ -116,8 +122,9 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
         print(f"not carried over from {found.program}: {', '.join(found.dropped)}", file=sys.stderr)
     if found and found.recipe is None and request.image is None and old.pop("strength", None) is not None:
         print("the image was made from another one; name that by --image to start from it", file=sys.stderr)
-    if old.get("model") and "model" not in request.given and not Path(old["model"]).exists():
-        raise InputError(f"{request.recipe} was made by {old['model']}, which is not here; name it by --model")
+    for name in ("model", "vae", "unet", "refiner"):  # a picture may come from anywhere: it starts no download
+        if old.get(name) and name not in request.given and not Path(old[name]).exists():
+            raise InputError(f"{request.recipe} was made by {old[name]}, which is not here; name it by --{name}")
     usual = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
     settings: dict[str, Any] = usual | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)

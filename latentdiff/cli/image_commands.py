@@ -8,6 +8,8 @@ import typer
 from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
 from latentdiff.cli.root import app
 
+Pair = tuple[int, int]
+
 
 @app.command()
 def generate(
@@ -103,6 +105,34 @@ def generate(
         Path | None,
         typer.Option("--recipe", "--from-image", help="Take what is not given from this image's recipe."),
     ] = None,
+    refiner: Annotated[
+        str | None, typer.Option(help="Second model, as SDXL's refiner, for the last steps: folder, file or hub id.")
+    ] = None,
+    refiner_switch: Annotated[
+        float | None, typer.Option(help="Fraction of the noise levels after which it takes over. [default: 0.8]")
+    ] = None,
+    aesthetic_score: Annotated[float | None, typer.Option(help="That SDXL's refiner aims at. [default: 6]")] = None,
+    negative_aesthetic_score: Annotated[
+        float | None, typer.Option(help="Of the negative prompt. [default: 2.5]")
+    ] = None,
+    original_size: Annotated[
+        Pair | None, typer.Option(metavar="HEIGHT WIDTH", help="SDXL: size before resizing. [default: the image's]")
+    ] = None,
+    crops_coords_top_left: Annotated[
+        Pair | None, typer.Option(metavar="TOP LEFT", help="SDXL: where the image was cropped. [default: 0 0]")
+    ] = None,
+    target_size: Annotated[
+        Pair | None, typer.Option(metavar="HEIGHT WIDTH", help="SDXL: size to aim at. [default: the image's]")
+    ] = None,
+    negative_original_size: Annotated[
+        Pair | None, typer.Option(metavar="HEIGHT WIDTH", help="Of the negative prompt. [default: as the prompt's]")
+    ] = None,
+    negative_crops_coords_top_left: Annotated[
+        Pair | None, typer.Option(metavar="TOP LEFT", help="Of the negative prompt. [default: as the prompt's]")
+    ] = None,
+    negative_target_size: Annotated[
+        Pair | None, typer.Option(metavar="HEIGHT WIDTH", help="Of the negative prompt. [default: as the prompt's]")
+    ] = None,
     tile: Annotated[
         int | None, typer.Option(help="Evaluate in overlapping tiles of these pixels a side, for large images.")
     ] = None,
@@ -187,6 +217,16 @@ def generate(
         "hires_strength": hires_strength,
         "hires_steps": hires_steps,
         "upscaler": upscaler,
+        "refiner": refiner,
+        "refiner_switch": refiner_switch,
+        "aesthetic_score": aesthetic_score,
+        "negative_aesthetic_score": negative_aesthetic_score,
+        "original_size": original_size,
+        "crops_coords_top_left": crops_coords_top_left,
+        "target_size": target_size,
+        "negative_original_size": negative_original_size,
+        "negative_crops_coords_top_left": negative_crops_coords_top_left,
+        "negative_target_size": negative_target_size,
     }
     run(
         Request(

@@ -35,6 +35,8 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Hires upscale": recipe.hires,
         "Hires steps": recipe.hires_steps,
         "Hires upscaler": None if recipe.upscaler is None else Path(recipe.upscaler).stem,
+        "Refiner": None if recipe.refiner is None else Path(recipe.refiner).stem,
+        "Refiner switch at": recipe.refiner_switch,
         "Tiling": True if recipe.seamless else None,
         "Mask blur": recipe.mask_blur if recipe.mask_hash else None,
         "Eta": recipe.eta or None,

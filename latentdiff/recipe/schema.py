@@ -5,13 +5,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 LoraUse = tuple[str, float, float]  # file or folder, weight for the U-Net, for the text encoders
+Pair = tuple[int, int]  # height and width, or top and left
 
 
 class Recipe(BaseModel):
     """Everything an image depends on. `model_hash` covers the model, LoRAs and embeddings (see `model_hash`).
 
     image_hash, mask_hash: SHA-256 of the input's and the mask's file, 16 digits; their paths are not kept. hashes: the
-    first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them.
+    first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them. original_size
+    to negative_aesthetic_score: the fields of `SizeConditioning`. refiner_hash: as model_hash.
     prompt_syntax: recipes before version 0.2 have none, since prompts were read as text.
     """
 
@@ -51,6 +53,17 @@ class Recipe(BaseModel):
     hires_strength: float | None = None
     hires_steps: int | None = None
     upscaler: str | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair | None = None
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair | None = None
+    negative_target_size: Pair | None = None
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
+    refiner: str | None = None
+    refiner_switch: float | None = None
+    refiner_hash: str | None = None
     dtype: str
     optimize: str = "auto"
     approximate: tuple[str, ...] = ()
