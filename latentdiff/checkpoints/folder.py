@@ -11,6 +11,7 @@ from torch import nn
 
 from latentdiff.checkpoints.single_file import current_vae_key
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
+from latentdiff.checkpoints.tensor_files import INTEGER_TYPES
 from latentdiff.checkpoints.tensor_locations import TensorLocation, find_tensors, read_tensors
 from latentdiff.config.model import (
     CLIPTextConfig,
@@ -144,6 +145,10 @@ def check_tensors(model: nn.Module, found: dict[str, TensorLocation], where: str
         if found[key].shape != shape:
             raise CheckpointError(
                 f"{where}: {key} is {list(found[key].shape)}, {list(shape)} by {by}; the two must be of one model"
+            )
+        if found[key].type in INTEGER_TYPES:
+            raise CheckpointError(
+                f"{where}: {key} is stored as {found[key].type}, weights are floating-point numbers; use another file"
             )
 
 

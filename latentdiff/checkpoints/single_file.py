@@ -35,10 +35,11 @@ TEXT = (
     ("conditioner.embedders.0.model.", True),
     ("cond_stage_model.model.", True),
 )
+EMA = "model_ema."
 UNUSED_TEXT = ("logit_scale", "attn_mask", "position_ids")
 # Left behind by training programs, and the markers that `schedule_config` reads.
 UNUSED = (
-    "model_ema.", "first_stage_model.loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_",
+    EMA, "first_stage_model.loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_",
     "logvar", "lvlb_weights", "scale_factor", "cond_stage_model.", "conditioner.", "v_pred", "ztsnr", "denoiser.",
     "embedding_manager.", "global_step", "optimizer", "state_dict", "callbacks", "loops", "edm_",
 )  # fmt: skip
@@ -98,7 +99,7 @@ def _unet(stored: Tensors) -> Tensors | None:
 
 def _vae(stored: Tensors) -> Tensors | None:
     """A VAE's tensors by diffusers' names, from that layout or the original."""
-    kept = {name: place for name, place in stored.items() if not name.startswith(("loss.", "model_ema."))}
+    kept = {name: place for name, place in stored.items() if not name.startswith(("loss.", EMA))}
     if "encoder.down_blocks.0.resnets.0.conv1.weight" in kept:
         return {current_vae_key(name): place for name, place in kept.items()}
     if "encoder.down.0.block.0.conv1.weight" not in kept:
@@ -130,6 +131,9 @@ def _text(stored: Tensors, open_clip: bool) -> Tensors | None:
         if name in UNUSED_TEXT or name.startswith("visual."):
             continue
         if (parts := split_in_proj(name)) is not None:
+            if place.shape[0] % 3:
+                raise CheckpointError(f"{place.file}: {place.name} has {place.shape[0]} rows, which three weights "
+                                      "share; download the file again")  # fmt: skip
             third = place.shape[0] // 3
             for k, key in enumerate(parts[1]):
                 found[key] = replace(place, shape=(third, *place.shape[1:]), rows=(k * third, (k + 1) * third))
@@ -179,6 +183,7 @@ def source_of(file: Path, opened: TensorFile, options: OpenOptions) -> ModelSour
         notes=(
             f"family {family.name}: by the weights",
             f"prediction type {schedule.prediction_type}: {reason}",
+            *_ema(opened),
             *_left_out(opened),
         ),
     )
@@ -212,6 +217,12 @@ def _shapes(tensors: Tensors) -> Mapping[str, tuple[int, ...]]:
     return {name: place.shape for name, place in tensors.items()}
 
 
+def _ema(opened: TensorFile) -> tuple[str, ...]:
+    """Which of two sets of weights is read, where a file has both."""
+    count = sum(name.startswith(EMA) for name in opened.shapes)
+    return (f"EMA weights: {count} tensors of {EMA[:-1]} are not used; the weights beside them are",) if count else ()
+
+
 def _left_out(opened: TensorFile) -> tuple[str, ...]:
     """Tensors that nothing reads and that no training program is known to leave behind."""
     known = (*UNUSED, *(prefix for prefix in (*UNET, *VAE) if prefix))
@@ -228,6 +239,9 @@ def refuse_other_kinds(file: Path, opened: TensorFile, contents: Contents) -> No
         raise CheckpointError(
             f"{file} is a LoRA, not a model; pass it by --lora (load_lora), with --model for the rest"
         )
+    missing = [n for n, part in (("U-Net", contents.unet), ("text encoder", contents.text)) if not part]
+    if contents.vae and len(missing) == 1:
+        raise CheckpointError(f"{file} holds {contents.kind}, and no {missing[0]} that can be read; download it again")
     if contents.unet:
         lacks = "" if not (contents.vae or contents.text) else ", and not all of the rest"
         raise CheckpointError(f"{file} holds a U-Net{lacks}; pass it by --unet, and by --model the model it belongs to")

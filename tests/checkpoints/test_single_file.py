@@ -16,24 +16,11 @@ from latentdiff.checkpoints.convert import convert
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.models.conditioning import Conditioning
-from tests.checkpoints.small_families import UNETS, family_file
+from tests.checkpoints.small_families import UNETS
 
 SD_CLASS = "StableDiffusionPipeline"
 OPEN_CLIP = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The single file of a family; its folder is beside it."""
-    folder, made = tmp_path_factory.mktemp("families"), {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = family_file(name, folder)
-        return made[name]
-
-    return get
 
 
 def network(folder: Path, name: str) -> State:
