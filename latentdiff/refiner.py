@@ -1,5 +1,6 @@
 """Two models in one run: a base model removes most of the noise, a refiner the rest (Podell et al. 2023, sec. 2.5)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def generate_refined(
         second = refiner(**of_refiner | sampling, denoising_start=switch, output_type="latent")
         latents, stopped = second.images.to(pipe.device), second.stopped
     axes = parse_axes(arguments.get("seamless") or "")
-    return PipelineOutput(pipe.finish(latents, output_type, axes=axes), first.seeds, stopped)
+    return replace(first, images=pipe.finish(latents, output_type, axes=axes), stopped=stopped)
 
 
 def _sampling(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> dict[str, Any]:

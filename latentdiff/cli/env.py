@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -16,11 +17,14 @@ from latentdiff.runtime.processor import capabilities
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 
 
-def run(model: str | None) -> None:
-    """Print everything, the layers of `model` last. Raises CheckpointError for a model that cannot be opened."""
+def run(model: str | None, how: dict[str, Any]) -> None:
+    """Print everything, the layers of `model` last. how: arguments of `from_pretrained`.
+
+    Raises CheckpointError for a model that cannot be opened.
+    """
     for line in environment():
         print(line)
-    for line in LatentDiffusionPipeline.from_pretrained(model).runtime_report():
+    for line in LatentDiffusionPipeline.from_pretrained(model, **how).runtime_report():
         print(line)
 
 

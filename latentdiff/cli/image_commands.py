@@ -253,6 +253,11 @@ def grid(
     seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
 ) -> None:
     """Compare settings, or the images of a folder, on one labelled sheet; cells that exist are not generated again."""
     from latentdiff.cli.grid import contact, run
@@ -264,5 +269,6 @@ def grid(
     if prompt is None or x is None:
         raise InputError("a grid needs a prompt and --x, as --x steps=5,10,20; a contact sheet needs --folder")
     options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
-    more = {"sampler": sampler, "seed": seed, "dtype": dtype}
+    more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
+    more |= {"prediction_type": prediction_type, "allow_pickle": allow_pickle}
     run(prompt, output, x, y, device, given(**options, **more))

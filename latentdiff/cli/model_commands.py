@@ -73,6 +73,11 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="Images that may wait. [default: 128]")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of an image. [default: 4194304]")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of an image. [default: 150]")] = None,
@@ -82,18 +87,27 @@ def serve(
     """Serve models over HTTP: a web page, and the APIs of OpenAI and AUTOMATIC1111."""
     from latentdiff.cli.serve import Request, run
 
-    limits = {"queue": max_queue, "pixels": max_pixels, "steps": max_steps, "images": max_images, "deadline": deadline}
-    given = {name: value for name, value in limits.items() if value is not None}
+    limits = given(queue=max_queue, pixels=max_pixels, steps=max_steps, images=max_images, deadline=deadline)
     options = {"device": device, "dtype": dtype, "optimize": optimize}
+    options |= given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
     names = (model or [], lora or [], upscaler or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
-    run(Request(*names, options, given))
+    run(Request(*names, options, limits))
 
 
 @app.command()
 def env(
     model: Annotated[str | None, typer.Option(help="Model whose layers are listed. [default: the bundled one]")] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
 ) -> None:
     """Print versions, processor, kernels, precision, caches and replaced layers, for bug reports."""
     from latentdiff.cli.env import run
 
-    run(model)
+    how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
+    run(model, how | {"device": device, "dtype": dtype, "optimize": optimize})

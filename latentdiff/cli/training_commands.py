@@ -186,6 +186,7 @@ def check(
     trigger: Annotated[str | None, typer.Option(help="Words that will precede every caption.")] = None,
     resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
     allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
+    variant: Variant = None,
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
@@ -195,5 +196,5 @@ def check(
 
     options = {"caption_template": caption_template, "prefix": trigger}
     sizes = {"resolution": resolution, "allow_upscale": allow_upscale}
-    how = given(prediction_type=prediction_type, allow_pickle=allow_pickle)
+    how = given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
     raise typer.Exit(run(folder, model, as_json, how, **options, **sizes))

@@ -140,7 +140,10 @@ def test_ema_weights_and_leftovers_do_not_disturb(files: Any, tmp_path: Path) ->
     assert same(
         read_pipeline(source, torch.float32).denoiser.state_dict(), network(files("sd1").with_suffix(""), "unet")
     )
-    assert source.notes[-1] == "1 tensors of no part are ignored, surprise.x first"
+    assert source.notes[-2:] == (
+        "EMA weights: 1 tensors of model_ema are not used; the weights beside them are",
+        "1 tensors of no part are ignored, surprise.x first",
+    )
 
 
 def test_a_pickle_needs_permission_and_gives_the_same(files: Any, tmp_path: Path) -> None:
