@@ -139,7 +139,7 @@ def check_tensors(model: nn.Module, found: dict[str, TensorLocation], where: str
     """Raise CheckpointError unless a model's weights and the tensors found have the same names and shapes."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for key in sorted(expected.keys() ^ found.keys()):
-        word = "lacks" if key in expected else "has an unknown"
+        word = "lack" if key in expected else "have an unknown"
         raise CheckpointError(f"{where}: the weights {word} tensor {key[:120]}; they do not belong to {by}")
     for key, shape in expected.items():
         if found[key].shape != shape:

@@ -87,6 +87,13 @@ class Delta:
             shape[:2] = [1, -1]
         return merged * (magnitude.to(base) / vectors.norm(dim=1)).view(shape) - base
 
+    def factors(self, strength: float) -> tuple[Tensor, Tensor] | None:
+        """float32 [outputs, r] and [r, everything else], whose product is the change; None for other kinds."""
+        if self.tensors.keys() - {"alpha", "up_bias"} != {"up", "down"}:
+            return None
+        up, down = (self.tensors[kind].flatten(1).float() for kind in ("up", "down"))
+        return up * (strength * self.scale), down
+
     def magnitude(self) -> tuple[Tensor, bool] | None:
         """DoRA's lengths, flat, and whether they are of the inputs; None for other adapters.
 

@@ -1,11 +1,11 @@
 """The LoRAs of a model: weights for U-Net and text encoders, applied together and removed to the bit."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from latentdiff.checkpoints.tensor_files import tensor_reader
 from latentdiff.checkpoints.tensor_locations import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 
+CACHED_NUMBERS = 2**17  # half a megabyte of float32, part of a core's cache
 Weight = float | tuple[float, float]
 
 
@@ -108,21 +109,29 @@ class LoraStack:
 
     def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
         stored = self._base(key, kind, target, readers)
+        active = list(self._active(key))
+        if kind == "weight" and target.device.type == "cpu":
+            factors = [delta.factors(strength) for delta, strength in active]
+            if active and None not in factors:
+                add_products(target, stored, cast(list[tuple[Tensor, Tensor]], factors))
+                return
         base = stored.to(target.device, torch.float32)
         total: Tensor | None = None
-        for change in self._changes(key, kind, base):
+        for delta, strength in active:
+            change = delta.apply(base, strength) if kind == "weight" else delta.bias(base, strength)
+            if change is None:
+                continue
+            change = change.view(base.shape)  # a new tensor
             total = change.add_(base) if total is None else total.add_(change)
         target.copy_(stored if total is None else total)
 
-    def _changes(self, key: Key, kind: str, base: Tensor) -> Iterator[Tensor]:
-        """New float32 tensors, which may be written to."""
+    def _active(self, key: Key) -> Iterator[tuple[Delta, float]]:
+        """The deltas of a layer with their weights, without those of weight 0."""
         for name, pair in self.weights.items():
             strength = pair[0] if key[0] == "unet" else pair[1]
             delta = self.loaded[name].deltas.get(key)
             if delta is not None and strength != 0:
-                change = delta.apply(base, strength) if kind == "weight" else delta.bias(base, strength)
-                if change is not None:
-                    yield change.view(base.shape)
+                yield delta, strength
 
     def _base(self, key: Key, kind: str, target: Tensor, readers: Readers) -> Tensor:
         """The weight without LoRAs, as the model's file has it."""
@@ -131,6 +140,22 @@ class LoraStack:
         if (key, kind) not in self._copies:  # the first change of a model made in memory
             self._copies[key, kind] = target.detach().to("cpu", copy=True)
         return self._copies[key, kind]
+
+
+def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write `stored` plus the products of the factors to `target`, in float32 and a few rows at a time.
+
+    Rows that stay in the cache take a quarter of the time of whole weights, each of which needs new memory.
+    """
+    width = math.prod(stored.shape[1:])
+    rows = max(1, CACHED_NUMBERS // width)
+    buffer = torch.empty(rows, width)
+    for start in range(0, len(stored), rows):
+        part = stored[start : start + rows]
+        total = buffer[: len(part)].copy_(part.flatten(1))
+        for up, down in factors:
+            total.addmm_(up[start : start + rows], down)
+        target[start : start + rows].copy_(total.view(part.shape))
 
 
 def default_name(file: Path) -> str:

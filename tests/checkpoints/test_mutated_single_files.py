@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -62,7 +62,8 @@ def mutate(state: State, draw: Callable[[Any], Any]) -> tuple[State, torch.dtype
     if kind == "rename":
         state[draw(st.sampled_from(NEW_NAMES)).format(name)] = tensor
     elif kind == "shape":
-        state[name] = draw(st.sampled_from(sorted(SHAPES.items())))[1](tensor).contiguous()
+        state[name] = SHAPES[draw(st.sampled_from(sorted(SHAPES)))](tensor).contiguous()
+        assume(state[name].shape != tensor.shape)  # a square matrix that is transposed looks like any other
     elif kind == "dtype":
         dtype = draw(st.sampled_from(FLOATS + INTEGERS))
         state[name] = tensor.to(dtype)
@@ -88,7 +89,7 @@ def loads_rightly(file: Path, expected: dict[str, State], dtype: torch.dtype | N
 
 
 @settings(
-    max_examples=max(EXAMPLES // 2, 1), deadline=None, database=None,
+    max_examples=max(EXAMPLES // 6, 1), deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(data=st.data())
@@ -114,11 +115,16 @@ def changed(state: State, name: str, tensor: torch.Tensor | None) -> State:
 @pytest.mark.parametrize(
     ("family", "name", "change", "message"),
     [
-        ("sd1", "model.diffusion_model.out.2.bias", None, r"\(U-Net\): the weights lacks? tensor conv_out.bias"),
-        ("sd1", "first_stage_model.decoder.norm_out.weight", None, r"\(VAE\): the weights lacks? tensor decoder"),
+        ("sd1", "model.diffusion_model.out.2.bias", None, r"\(U-Net\): the weights lack tensor conv_out.bias"),
+        ("sd1", "first_stage_model.decoder.norm_out.weight", None, r"\(VAE\): the weights lack tensor decoder"),
         ("sd1", "model.diffusion_model.out.2.bias", torch.zeros(4, dtype=torch.int8), "conv_out.bias is stored as I8"),
         ("sd1", "model.diffusion_model.out.2.bias", torch.zeros(5), r"conv_out.bias is \[5\], \[4\] by"),
-        ("sd1", "model.diffusion_model.out.2.scale_weight", torch.ones(1), "unknown tensor out.2.scale_weight"),
+        (
+            "sd1",
+            "model.diffusion_model.out.2.scale_weight",
+            torch.ones(1),
+            "have an unknown tensor conv_out.scale_weight",
+        ),
         ("sd1", "model.diffusion_model.input_blocks.0.0.weight", None, "a VAE and a text encoder, and no U-Net"),
         ("sd2-v", "cond_stage_model.model.positional_embedding", None, "a U-Net and a VAE, and no text encoder"),
         (

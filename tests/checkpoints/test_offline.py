@@ -59,7 +59,7 @@ def test_folders_and_files_of_every_family(
     size = ["--steps", 1, "--height", 64, "--width", 64, "--optimize", "off"]
     for model in (file, file.with_suffix("")):
         assert run(monkeypatch, "info", model) == 0
-        made = tmp_path / f"{model.suffix}.png"
+        made = tmp_path / f"x{model.suffix}.png"
         words = ["generate", "a cat", "-o", made, "--model", model, *size, *inputs_of(family, picture)]
         assert run(monkeypatch, *words) == 0 and made.exists()
 

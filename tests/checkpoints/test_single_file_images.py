@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from latentdiff import LatentDiffusionPipeline
@@ -20,6 +21,11 @@ CLASSES = {
     "xl": "StableDiffusionXLPipeline",
     "xl-v": "StableDiffusionXLPipeline",
     "xl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+# diffusers 0.42 leaves the first encoder of SDXL without weights, whose names transformers 5 changed.
+ENCODERS = {
+    "text_encoder": transformers.CLIPTextModel,
+    "text_encoder_2": transformers.CLIPTextModelWithProjection,
 }
 SIDE = 64
 PROMPT, NEGATIVE = "a photo of a cat, café!", "blurry"
@@ -48,8 +54,10 @@ def inputs_of(family: str) -> dict[str, Any]:
 
 def of_diffusers(family: str, file: Path, settings: dict[str, Any]) -> np.ndarray:
     kind = getattr(diffusers, CLASSES.get(family, "StableDiffusionPipeline"))
-    theirs = kind.from_single_file(file, config=str(file.with_suffix("")), local_files_only=True)
-    theirs.scheduler = diffusers.DDIMScheduler.from_pretrained(file.with_suffix("") / "scheduler")
+    folder = file.with_suffix("")
+    own = {name: made.from_pretrained(folder / name) for name, made in ENCODERS.items() if family in ("xl", "xl-v")}
+    theirs = kind.from_single_file(file, config=str(folder), local_files_only=True, **own)
+    theirs.scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
     theirs.set_progress_bar_config(disable=True)
     encode = theirs.vae.encode
 
