@@ -18,7 +18,7 @@ from latentdiff.checkpoints.tensor_files import tensor_reader
 from latentdiff.checkpoints.tensor_locations import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 
-CACHED_NUMBERS = 2**17  # half a megabyte of float32, part of a core's cache
+CACHED_NUMBERS = 2**18  # a megabyte of float32, which stays in a core's cache
 Weight = float | tuple[float, float]
 
 
@@ -110,9 +110,12 @@ class LoraStack:
     def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
         stored = self._base(key, kind, target, readers)
         active = list(self._active(key))
+        if not active:
+            target.copy_(stored)
+            return
         if kind == "weight" and target.device.type == "cpu":
             factors = [delta.factors(strength) for delta, strength in active]
-            if active and None not in factors:
+            if None not in factors:
                 add_products(target, stored, cast(list[tuple[Tensor, Tensor]], factors))
                 return
         base = stored.to(target.device, torch.float32)

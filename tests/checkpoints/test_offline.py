@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    Image.new("RGB", (64, 64), (40, 90, 160)).save(tmp_path / "picture.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
 
 
