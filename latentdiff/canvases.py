@@ -41,7 +41,11 @@ def make_canvases(
 ) -> list[Canvas] | None:
     """One canvas per output, of one size; outputs of the same image and mask share one."""
     if model.task != "generate" and (images is None or (mask_image is None) == (model.task == "inpaint")):
-        needs = "image= and mask_image=" if model.task == "inpaint" else "image= without mask_image="
+        needs = (
+            "image= and mask_image= (--image, --mask)"
+            if model.task == "inpaint"
+            else "image= without mask_image= (--image)"
+        )
         kind = "an inpainting" if model.task == "inpaint" else "an image-editing"
         raise InputError(f"this is {kind} checkpoint; pass {needs}, or use a text-to-image model")
     if images is None:

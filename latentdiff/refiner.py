@@ -29,6 +29,8 @@ def generate_refined(
     levels differ, and for arguments that cannot be used.
     """
     _check_pair(pipe, refiner)
+    if not 0 < switch < 1:
+        raise InputError(f"refiner_switch={switch:g} (--refiner-switch) must be between 0 and 1; try {SWITCH}")
     output_type = arguments.pop("output_type", "pil")
     sampling = _sampling(pipe, arguments)
     of_base = {name: value for name, value in arguments.items() if name not in SCORES}
@@ -72,14 +74,14 @@ def _check_pair(pipe: LatentDiffusionPipeline, refiner: LatentDiffusionPipeline)
         raise InputError("a refiner does not go with checkpoints that read an image; use text-to-image models")
     base, other = pipe.vae.config, refiner.vae.config
     facts = {
-        "latent channels": (pipe.denoiser.latent_channels, refiner.denoiser.latent_channels),
+        "the number of latent channels": (pipe.denoiser.latent_channels, refiner.denoiser.latent_channels),
         "pixels per latent": (base.downscale, other.downscale),
-        "scale of latents": (base.scaling_factor, other.scaling_factor),
+        "the scale of latents": (base.scaling_factor, other.scaling_factor),
     }
     for what, (ours, theirs) in facts.items():
         if ours != theirs:
             raise InputError(
-                f"the refiner's {what} are {theirs:g} and the model's are {ours:g}; use a refiner of the same family"
+                f"the refiner and the model differ in {what} ({theirs:g} and {ours:g}); use one of the same family"
             )
     if not torch.equal(pipe.schedule.alphas, refiner.schedule.alphas):
         raise InputError("the refiner's noise schedule differs from the model's; use a refiner of the same family")

@@ -173,5 +173,5 @@ def test_a_refiner_of_another_family_is_refused(
     base: Any, refiner_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = opened(write_small_refiner(tmp_path / "x", scaling_factor=0.5))
-    with pytest.raises(InputError, match=r"the refiner's scale of latents are 0\.5 and the model's are"):
+    with pytest.raises(InputError, match=r"differ in the scale of latents \(0\.5 and 0\.18"):
         generate_refined(base, other, prompt=PROMPT)

@@ -10,10 +10,11 @@ import torch
 
 from latentdiff.checkpoints.components import open_model, pipeline_class
 from latentdiff.checkpoints.families import family_name, family_of
+from latentdiff.checkpoints.folder import network_files, network_kind
 from latentdiff.checkpoints.lora_file import LoraFile, read_lora
-from latentdiff.checkpoints.single_file import read_contents
+from latentdiff.checkpoints.single_file import read_contents, refuse_other_kinds
 from latentdiff.checkpoints.source import ModelSource, OpenOptions
-from latentdiff.checkpoints.tensor_files import SUFFIXES, TensorFile, open_tensor_file
+from latentdiff.checkpoints.tensor_files import GGUF, SUFFIXES, TensorFile, open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.checkpoints.textual_inversion import words_in
 from latentdiff.config.model import IdentityVAEConfig
@@ -28,6 +29,9 @@ def describe(path: Path, options: OpenOptions) -> Iterator[str]:
     """Lines that describe the model file or folder at `path`. Raises CheckpointError for other files."""
     if path.is_dir() and (path / "model_index.json").is_file():
         yield from _model(open_model(path, options))
+    elif path.is_dir() and (kind := network_kind(path)) is not None:
+        yield f"{path}: {kind}"
+        yield _network(path.name, network_files(path, kind, options).find())
     elif path.is_dir():
         yield from _lora(read_lora(path, options.allow_pickle))
     elif path.suffix in SUFFIXES:
@@ -49,6 +53,8 @@ def _file(path: Path, options: OpenOptions) -> Iterator[str]:
     found = {name: tensors for name, tensors in parts.items() if tensors}
     found |= {f"text encoder {k + 1}": tensors for k, (tensors, _) in enumerate(contents.text)}
     if not found:
+        if path.suffix == GGUF or not opened.shapes:
+            refuse_other_kinds(path, opened, contents)
         yield from _embedding(path, opened)
         return
     family = f" of {family_of({k: t.shape for k, t in contents.unet.items()}).name}" if contents.unet else ""

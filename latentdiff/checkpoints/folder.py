@@ -31,6 +31,13 @@ from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
 GENERATION = "generation_config.json"
 INDEX = "model_index.json"
+NETWORK_CLASSES = {
+    "UNet2DConditionModel": "a U-Net",
+    "AutoencoderKL": "a VAE",
+    "IdentityVAE": "a VAE",
+    "CLIPTextModel": "a text encoder",
+    "CLIPTextModelWithProjection": "a text encoder",
+}
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
@@ -39,6 +46,9 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
 
     Raises CheckpointError naming the file, the key and the rule.
     """
+    if not (folder / INDEX).exists() and (kind := network_kind(folder)) is not None:
+        option = {"a U-Net": "pass it by --unet", "a VAE": "pass it by --vae"}.get(kind, "give the whole model")
+        raise CheckpointError(f"{folder} is {kind}, not a model; {option}")
     index = read_json(folder / INDEX, "give a folder that a pipeline was saved to")
     names = [name for name in ("text_encoder", "text_encoder_2") if component_class(index, name, folder)]
     unet = unet_files(folder / "unet", options)
@@ -89,6 +99,23 @@ def _read_generation(path: Path, schedule: ScheduleConfig) -> GenerationConfig:
     if found.sampler and found.sampler not in SAMPLERS:
         raise CheckpointError(f"{path}: sampler={found.sampler!r} is unknown; {did_you_mean(found.sampler, SAMPLERS)}")
     return found
+
+
+def network_kind(folder: Path) -> str | None:
+    """What the folder of one network holds; None for other folders."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    architectures = config.get("architectures")
+    named = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
+    return next((kind for name, kind in NETWORK_CLASSES.items() if name in named), None)
+
+
+def network_files(folder: Path, kind: str, options: OpenOptions) -> NetworkFiles:
+    """The network in a folder of a kind that `network_kind` found."""
+    if kind == "a U-Net":
+        return unet_files(folder, options)
+    return vae_files(folder, options) if kind == "a VAE" else text_files(folder, TEXT_CLASSES[0], options)
 
 
 def unet_files(folder: Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentdiff.checkpoints.lora_deltas import KINDS, Delta, is_complete, rank_of
 from latentdiff.checkpoints.lora_names import normalise
+from latentdiff.checkpoints.single_file import read_contents
 from latentdiff.checkpoints.tensor_files import READ_ERRORS, damaged, open_tensor_file
 from latentdiff.errors import CheckpointError
 from latentdiff.files import read_json
@@ -49,6 +50,8 @@ def find_lora(path: Path) -> Path:
     """The LoRA file at `path`, which may be a folder. Raises CheckpointError."""
     if path.is_file():
         return path
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a LoRA file or the folder that finetune wrote")
     known = (path / FILE, path / "model" / FILE, path / PEFT_FILE)
     if (found := next((file for file in known if file.is_file()), None)) is not None:
         return found
@@ -64,6 +67,8 @@ def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
     """Read a file or folder. Raises CheckpointError naming the first unsupported tensor or setting."""
     file = find_lora(path)
     opened = open_tensor_file(file, allow_pickle)
+    if (kind := read_contents(file, opened).kind) != "no model":
+        raise CheckpointError(f"{file} is {kind}, not a LoRA; pass models by --model, --vae or --unet")
     grouped: dict[str, dict[str, str]] = {}
     for key in opened.shapes:
         name, kind = _split(key, file)

@@ -249,6 +249,8 @@ def refuse_other_kinds(file: Path, opened: TensorFile, contents: Contents) -> No
         raise CheckpointError(f"{file} is a VAE, not a model; pass it by --vae, with --model for the rest")
     if contents.text:
         raise CheckpointError(f"{file} is a text encoder, not a model; give the whole model")
+    if not names:
+        raise CheckpointError(f"{file} holds no tensors; download it again")
     if set(names) <= {"clip_l", "clip_g", "emb_params"} or any("string_to_param" in name for name in names):
         raise CheckpointError(f"{file} is a textual inversion embedding, not a model; pass it by --embedding")
     architecture = opened.metadata.get("general.architecture")

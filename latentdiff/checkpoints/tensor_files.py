@@ -1,6 +1,7 @@
 """Open one file of named tensors: safetensors, PyTorch pickle (restricted to tensors) or GGUF."""
 
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,8 +116,11 @@ def _open_pickle(file: Path, _size: int, _modified: int) -> TensorFile:
             mapped = {"mmap": True} if _is_zip(file) else {}
             content = torch.load(file, map_location="cpu", weights_only=True, **mapped)
         except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, AssertionError, UnicodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{file} is no pickle of tensors alone, and was not read ({reason})") from error
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"it calls {found[1]}" if found else "it is damaged, or holds other objects"
+            raise CheckpointError(
+                f"{file} is no pickle of tensors alone, and was not read: {reason}; use a safetensors file"
+            ) from error
     tensors = dict(_named_tensors(content))
     if not tensors:
         raise CheckpointError(f"{file} holds no named tensors; give a checkpoint, a LoRA or an embedding")

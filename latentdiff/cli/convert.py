@@ -18,6 +18,8 @@ def run(source: str, target: Path, dtype: str | None, form: str | None, how: dic
         raise InputError(f"--format {chosen} is unknown; {did_you_mean(chosen, FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype} is unknown; {did_you_mean(dtype, DTYPES)}")
+    if chosen == "diffusers" and target.exists():
+        raise InputError(f"{target} exists; name a new folder")
     check_writable_parent(target)
     model = open_model(source, OpenOptions(**how))
     for note in [*model.notes, *convert(model, target, chosen, None if dtype is None else DTYPES[dtype])]:

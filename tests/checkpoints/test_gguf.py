@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
 from latentdiff.checkpoints.components import open_model, read_pipeline
+from latentdiff.checkpoints.describe import describe
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.errors import CheckpointError
 from tests.checkpoints.small_families import family_file
@@ -50,6 +51,8 @@ def test_a_unet_is_dequantised(kind: Type, error: float, file: Path, tmp_path: P
     write(tmp_path / "x.gguf", state, kind, flatten=kind is Type.Q8_0)
     with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):
         open_model(tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match="is a GGUF model of architecture 'llama'"):
+        list(describe(tmp_path / "x.gguf", OpenOptions()))
     ours = read_pipeline(open_model(file, OpenOptions(unet=tmp_path / "x.gguf")), torch.float32).denoiser
     theirs = read_pipeline(open_model(file), torch.float32).denoiser
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -67,3 +70,5 @@ def test_a_language_model_is_named(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", {"token_embd.weight": torch.zeros(4, 4)}, Type.F32, "llama")
     with pytest.raises(CheckpointError, match="is a GGUF model of architecture 'llama'; only Stable Diffusion"):
         open_model(tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match="is a GGUF model of architecture 'llama'"):
+        list(describe(tmp_path / "x.gguf", OpenOptions()))

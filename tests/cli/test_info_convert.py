@@ -1,5 +1,6 @@
 """`latentdiff info` and `latentdiff convert`, and their one-line errors."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,24 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, printed.out, printed.err
 
     return call
+
+
+def test_other_files_are_named(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("info", model_folder / "unet")
+    assert code == 0 and f"{model_folder / 'unet'}: a U-Net" in out and "unet: 0." in out
+    save_file({}, tmp_path / "none.safetensors")
+    shutil.copy(next((model_folder / "unet").glob("*.safetensors")), tmp_path / "unet.safetensors")
+    generate = ["generate", "x", "-o", tmp_path / "x.png", "--model"]
+    for words, message in (
+        (["info", tmp_path / "none.safetensors"], "holds no tensors; download it again"),
+        ([*generate, model_folder / "unet"], "is a U-Net, not a model; pass it by --unet"),
+        ([*generate, model_folder / "text_encoder"], "is a text encoder, not a model; give the whole model"),
+        ([*generate, model_folder, "--lora", tmp_path / "unet.safetensors"], "is a U-Net, not a LoRA"),
+        ([*generate, model_folder, "--lora", "C:\\a.safetensors"], "a.safetensors does not exist; give a LoRA file"),
+        (["convert", model_folder, tmp_path], f"{tmp_path} exists; name a new folder"),
+    ):
+        code, _, error = run(*words)
+        assert code == 2 and message in error and error.count("\n") == 1
 
 
 def test_info_describes_a_model(run: Any, model_folder: Path) -> None:
