@@ -115,9 +115,8 @@ class LoadedModel:
         """
         checked = self._loras.check_weights(weights)
         before = self._loras.weights
-        changed = {name for name in before.keys() | checked.keys() if before.get(name) != checked.get(name)}
         self._loras.weights = checked
-        self._apply_loras(self._loras.layers(changed))
+        self._apply_loras(self._loras.layers_between(before, checked))
 
     def unload_lora(self, name: str | None = None) -> None:
         """Remove a LoRA, all without a name; the weights are those of the model's files again. Raises InputError."""

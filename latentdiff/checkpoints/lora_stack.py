@@ -19,7 +19,8 @@ from latentdiff.checkpoints.tensor_locations import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 
 CACHED_NUMBERS = 2**18  # a megabyte of float32, which stays in a core's cache
-Weight = float | tuple[float, float]
+Pair = tuple[float, float]  # weights for the U-Net and for the text encoders
+Weight = float | Pair
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LoraStack:
 
     def __init__(self, parts: Components) -> None:
         self.loaded: dict[str, LoadedLora] = {}
-        self.weights: dict[str, tuple[float, float]] = {}
+        self.weights: dict[str, Pair] = {}
         self._shapes = layer_shapes(parts)
         self._config, self._source = parts.denoiser.config, parts.source
         self._copies: dict[tuple[Key, str], Tensor] = {}
@@ -78,11 +79,17 @@ class LoraStack:
             del self.loaded[name]
             self.weights.pop(name, None)
 
-    def layers(self, names: Iterable[str]) -> set[Key]:
-        """The layers that these LoRAs change."""
-        return {key for name in names for key in self.loaded[name].deltas}
+    def layers_between(self, before: Mapping[str, Pair], after: Mapping[str, Pair]) -> set[Key]:
+        """The layers that LoRAs change at other weights before than after."""
+        names = before.keys() | after.keys()
+        return {
+            key
+            for name in names
+            for key in self.loaded[name].deltas
+            if _strength(before.get(name), key) != _strength(after.get(name), key)
+        }
 
-    def check_weights(self, weights: Mapping[str, Weight]) -> dict[str, tuple[float, float]]:
+    def check_weights(self, weights: Mapping[str, Weight]) -> dict[str, Pair]:
         """Weights as pairs. Raises InputError for a name that is not loaded, or what is not a number."""
         for name in weights:
             if name not in self.loaded:
@@ -131,7 +138,7 @@ class LoraStack:
     def _active(self, key: Key) -> Iterator[tuple[Delta, float]]:
         """The deltas of a layer with their weights, without those of weight 0."""
         for name, pair in self.weights.items():
-            strength = pair[0] if key[0] == "unet" else pair[1]
+            strength = _strength(pair, key)
             delta = self.loaded[name].deltas.get(key)
             if delta is not None and strength != 0:
                 yield delta, strength
@@ -143,6 +150,11 @@ class LoraStack:
         if (key, kind) not in self._copies:  # the first change of a model made in memory
             self._copies[key, kind] = target.detach().to("cpu", copy=True)
         return self._copies[key, kind]
+
+
+def _strength(pair: Pair | None, key: Key) -> float:
+    """The weight that applies to a layer; 0 for a LoRA that is not used."""
+    return 0.0 if pair is None else pair[0] if key[0] == "unet" else pair[1]
 
 
 def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -77,12 +77,21 @@ def test_changing_500_times_keeps_memory_and_weights(model_folder: Path, loras: 
         pipe.load_lora(path)
     tensors = len(pipe._loras._copies)
     for k in range(500):
-        keys = sorted(pipe._loras.layers(["one"]))[:3]
+        keys = sorted(pipe._loras.loaded["one"].deltas)[:3]
         pipe._loras.weights = {"one": (k / 500, 1.0)}
         pipe._loras.apply({"unet": pipe.denoiser, "text_encoder": pipe.text.encoders[0]}, keys)
     pipe.unload_lora()
     assert len(pipe._loras._copies) == tensors == 0
     assert all(torch.equal(value, before[key]) for key, value in pipe.denoiser.state_dict().items())
+
+
+def test_only_layers_with_other_weights_are_computed(model_folder: Path, loras: list[Path]) -> None:
+    pipe = pipeline(model_folder)
+    pipe.load_lora(loras[0], name="one")
+    between, every = pipe._loras.layers_between, set(pipe._loras.loaded["one"].deltas)
+    assert between({"one": (1.0, 1.0)}, {}) == every and not between({"one": (0.0, 0.0)}, {})
+    assert between({"one": (1.0, 1.0)}, {"one": (0.5, 1.0)}) == {key for key in every if key[0] == "unet"}
+    assert between({"one": (1.0, 1.0)}, {"one": (1.0, 0.5)}) == {key for key in every if key[0] != "unet"}
 
 
 def test_a_model_in_memory_returns_to_the_bit_too(model_folder: Path, loras: list[Path]) -> None:
