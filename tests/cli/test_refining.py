@@ -55,6 +55,18 @@ def test_a_recipe_with_a_refiner_reproduces_the_pixels(
     assert f"the recipe's refiner is {recipe.refiner_hash}, {other} is" in capsys.readouterr().err
 
 
+def test_a_file_of_prompts_is_refined_too(
+    xl_folder: Path, refiner_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red apple\na cat face\n")
+    words = ["--prompts", tmp_path / "prompts.txt", "--model", xl_folder, "--refiner", refiner_folder, "--steps", 4]
+    words += ["--aesthetic-score", 7, "--original-size", 40, 24, "--optimize", "off"]
+    assert run(monkeypatch, *words, "-o", tmp_path / "many") == 0
+    assert run(monkeypatch, "--recipe", tmp_path / "many" / "2.png", "-o", tmp_path / "one.png") == 0
+    many, one = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("many/2.png", "one.png"))
+    assert read_recipe(tmp_path / "many" / "2.png").aesthetic_score == 7 and np.abs(many - one).max() <= 1
+
+
 @pytest.mark.parametrize("name", ["refiner", "vae", "unet"])
 def test_a_recipe_starts_no_download(
     name: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
