@@ -51,8 +51,6 @@ def test_a_unet_is_dequantised(kind: Type, error: float, file: Path, tmp_path: P
     write(tmp_path / "x.gguf", state, kind, flatten=kind is Type.Q8_0)
     with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):
         open_model(tmp_path / "x.gguf")
-    with pytest.raises(CheckpointError, match="is a GGUF model of architecture 'llama'"):
-        list(describe(tmp_path / "x.gguf", OpenOptions()))
     ours = read_pipeline(open_model(file, OpenOptions(unet=tmp_path / "x.gguf")), torch.float32).denoiser
     theirs = read_pipeline(open_model(file), torch.float32).denoiser
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):

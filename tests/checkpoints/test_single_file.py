@@ -171,7 +171,7 @@ def test_code_in_a_pickle_never_runs(allow: bool, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a pickle" if not allow else "no pickle of tensors alone") as caught:
         open_model(tmp_path / "x.ckpt", OpenOptions(allow_pickle=allow))
     assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
-    assert not allow or "it calls pathlib" in str(caught.value)
+    assert not allow or "it calls " in str(caught.value)
 
 
 def test_a_vae_of_its_own(files: Any, tmp_path: Path) -> None:
