@@ -1,11 +1,14 @@
 """Command-line interface: one thin function per command."""
 
 import io
+import os
 import sys
+import time
 import warnings
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
+FIRST_SPEAKS_S = 3
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
         _refuse(f"{error}; check the path, its permissions and the free disk space")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            _let_first_speak()  # about a process beside this one that closed the connection, the cause is its message
             raise
         _refuse(f"out of memory ({str(error)[:120]}); make smaller images, or fewer at once")
     except usage_error as error:
@@ -41,8 +45,15 @@ def main() -> None:
 
 
 def _refuse(problem: str) -> NoReturn:
+    _let_first_speak()
     print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _let_first_speak() -> None:
+    """Wait in all processes of a launcher but the first, which ends them where it fails too: one of them is enough."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(FIRST_SPEAKS_S)
 
 
 def _explain(error: Any) -> NoReturn:

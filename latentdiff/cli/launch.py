@@ -1,5 +1,6 @@
 """A command in several processes on this machine: as torchrun starts them, or some beside this one."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,19 +16,29 @@ OPTION = "--num-processes"
 
 
 def launch(processes: int, auto_batch: bool) -> NoReturn:
-    """Start this command in `processes` processes; torchrun takes this one's place, signals included.
+    """Run this command in `processes` processes under torchrun's agent, then exit with the first failure's code, or 0.
 
+    The processes print their own messages; the agent's report is omitted. SIGTERM and Ctrl-C are passed on.
     Raises InputError for more processes than GPUs, and with `auto_batch`.
     """
     if auto_batch:
         raise InputError(f"--auto-batch is for one process; lower the batch size, or leave out {OPTION}")
     check_devices(processes)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, "-m", "latentdiff", *_without_option(sys.argv[1:])]
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    words = ["--standalone", "--nproc-per-node", str(processes), "-m", "latentdiff", *_without_option(sys.argv[1:])]
     sys.stdout.flush()
-    if os.name == "nt":  # where execv returns to the shell at once
-        raise SystemExit(subprocess.run(command, check=False).returncode)
-    os.execv(sys.executable, command)
+    logging.disable(logging.CRITICAL)  # of the agent: how it ended its processes
+    try:
+        run(parse_args(words))
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code > 0 else 128 - code) from None  # negative: the number of a signal
+    except SignalException as stopped:
+        raise SystemExit(128 + stopped.sigval) from None
+    raise SystemExit(0)
 
 
 def check_devices(processes: int) -> None:
