@@ -70,6 +70,10 @@ def serve(
     memory_limit: Annotated[
         float | None, typer.Option(help="GiB of weights held at once; others are reloaded.")
     ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Offer fine-tuning at /train, on pictures below this folder or uploaded ones.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that keeps the fine-tunes of /train.")] = Path("runs"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
@@ -91,7 +95,7 @@ def serve(
     options = {"device": device, "dtype": dtype, "optimize": optimize}
     options |= given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
     names = (model or [], lora or [], upscaler or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
-    run(Request(*names, options, limits))
+    run(Request(*names, options, limits, train, runs))
 
 
 @app.command()

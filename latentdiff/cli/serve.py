@@ -14,7 +14,10 @@ KEY_VARIABLE = "LATENTDIFF_KEY"
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`."""
+    """What was typed. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`.
+
+    train: the folder that fine-tunes may take pictures from, None to offer no fine-tuning. runs: where they are kept.
+    """
 
     models: list[str]
     loras: list[Path]
@@ -27,6 +30,8 @@ class Request:
     memory_limit: float | None
     options: dict[str, Any]
     limits: dict[str, Any]
+    train: Path | None = None
+    runs: Path = Path("runs")
 
 
 def run(request: Request) -> None:
@@ -44,6 +49,7 @@ def run(request: Request) -> None:
         raise InputError(f"serving needs packages that are not installed ({error.name}); "
                          'pip install "latentdiff[serve]"') from error  # fmt: skip
     from latentdiff.serving.engine import Engine
+    from latentdiff.serving.finetunes.folder import FineTunes
     from latentdiff.serving.limits import Limits
     from latentdiff.serving.logs import start_logging
     from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
@@ -51,12 +57,18 @@ def run(request: Request) -> None:
     from latentdiff.serving.server import Server, Settings
     from latentdiff.serving.upscalers import UpscalerStore
 
+    finetunes = None
+    if request.train is not None:
+        if not request.train.is_dir():
+            raise InputError(f"--train {request.train} is not a folder; make it, or name one that holds pictures")
+        finetunes = FineTunes(request.train, request.runs)
     start_logging()
     models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
         ModelSpec("emoji", None, request.options)
     ]
     loras = [LoraSpec(*_named_file(path)) for path in request.loras]
     upscalers = UpscalerStore(dict(_named_upscaler(path) for path in request.upscalers))
+    loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
     limits = replace(Limits(), **request.limits)
     engine = Engine(ModelStore(models, loras, limit), limits, request.exact_batch, upscalers=upscalers)
@@ -64,7 +76,7 @@ def run(request: Request) -> None:
         key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
     )
     listener = _listener(request.host, request.port)
-    server = Server(engine, settings)
+    server = Server(engine, settings, finetunes=finetunes)
     config = uvicorn.Config(create_app(server), log_config=None, access_log=False, timeout_keep_alive=75)
     DrainingServer(config, server).run(sockets=[listener])
 

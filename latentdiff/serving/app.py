@@ -13,13 +13,15 @@ from starlette.exceptions import HTTPException
 
 import latentdiff
 from latentdiff.errors import LatentDiffError
-from latentdiff.serving.api import a1111, a1111_lists, jobs, openai, openai_edits, operations, page
+from latentdiff.serving.api import a1111, a1111_lists, finetunes, jobs, openai, openai_edits, operations, page
 from latentdiff.serving.dialects import error_body
 from latentdiff.serving.errors import ServingError, as_serving_error
+from latentdiff.serving.finetunes.process import stop_all
 from latentdiff.serving.guard import Guard
 from latentdiff.serving.server import Server
 
 DRAIN_SECONDS = 600.0
+STOP_SECONDS = 120.0  # for a fine-tune to save a checkpoint
 
 
 class InvalidRequestError(ServingError):
@@ -35,6 +37,8 @@ def create_app(server: Server) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.engine.start()
         yield
+        if server.finetunes is not None:
+            await asyncio.to_thread(stop_all, server.finetunes, STOP_SECONDS)
         await asyncio.to_thread(server.engine.queue.drain, DRAIN_SECONDS)
         await asyncio.to_thread(server.engine.close)
         server.files.close()
@@ -57,7 +61,9 @@ def create_app(server: Server) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-    for router in (part.router for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists, page)):
+    for router in (
+        part.router for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists, finetunes, page)
+    ):
         app.include_router(router)
     app.add_exception_handler(LatentDiffError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -147,6 +147,7 @@ class Engine:
 
     def _use_loras(self, pipe: LatentDiffusionPipeline, group: Group) -> None:
         wanted = dict(group.key.loras)
+        self.models.load_new_loras(pipe, wanted)
         if {name: pair for name, pair in pipe.adapters.items() if pair != (0.0, 0.0)} != wanted:
             pipe.set_adapters(wanted)
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +105,16 @@ class ModelStore:
             raise NotFoundError(f"LoRA {name!r} is unknown; {did_you_mean(name, self.loras)}", "loras")
         return name
 
+    def add_lora(self, lora: LoraSpec) -> None:
+        """Let requests name a LoRA from now on; a model that is loaded reads it when it is first used."""
+        self.loras = {**self.loras, lora.name: lora}
+
+    def load_new_loras(self, pipe: LatentDiffusionPipeline, names: Iterable[str]) -> None:
+        """Read LoRAs that were added after the model was loaded. Raises CheckpointError for one that does not fit."""
+        for name in names:
+            if name not in pipe.adapters:
+                pipe.load_lora(self.loras[name].path, name, weight=0.0)
+
     def get(self, name: str) -> LatentDiffusionPipeline | None:
         """The model if it is loaded; otherwise loading begins. Raises what a load raised, for a few seconds."""
         with self._lock:
@@ -178,7 +188,7 @@ class ModelStore:
             self.on_change()
 
     def _add_loras(self, name: str, pipe: LatentDiffusionPipeline) -> None:
-        for lora in self.loras.values():
+        for lora in list(self.loras.values()):
             try:
                 pipe.load_lora(lora.path, lora.name, weight=0.0)
             except LatentDiffError as error:

@@ -19,6 +19,7 @@ from latentdiff.seeds import GENERATOR_SEEDS, whole
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import DeadlineError, NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles
+from latentdiff.serving.finetunes.folder import FineTunes
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.limits import Limits
 
@@ -45,6 +46,7 @@ class Server:
     """One server; the routes find it at `request.app.state.server`.
 
     finished: jobs of our own API by id. tasks: jobs of A1111's API by task id. a1111_model: what its clients chose.
+    finetunes: None unless clients may fine-tune.
     """
 
     engine: Engine
@@ -53,6 +55,7 @@ class Server:
     finished: OrderedDict[str, Job] = field(default_factory=OrderedDict)
     tasks: OrderedDict[str, Job] = field(default_factory=OrderedDict)
     a1111_model: str = ""
+    finetunes: FineTunes | None = None
 
     def __post_init__(self) -> None:
         self.a1111_model = self.engine.models.default

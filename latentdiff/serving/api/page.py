@@ -31,6 +31,12 @@ async def index(http: Request, server: Here) -> Response:
     return _file(FILES["index.html"])
 
 
+@router.get("/train", response_class=Response)
+async def train() -> Response:
+    """The page for fine-tuning."""
+    return _file(FILES["train.html"])
+
+
 @router.get("/page/{name}", response_class=Response, include_in_schema=False)
 async def page_file(name: str) -> Response:
     """A file of the page."""

@@ -26,8 +26,10 @@ export async function call(path, options = {}) {
 
 export const get = async path => (await call(path)).json();
 
-export const post = async (path, body) =>
-  (await call(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
+export const send = (method, path, body, keepalive = false) =>
+  call(path, { method, keepalive, headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+
+export const post = async (path, body) => (await send("POST", path, body)).json();
 
 // Yields [kind, data] of every event until the stream ends.
 export async function* events(path, signal) {

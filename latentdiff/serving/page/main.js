@@ -1,13 +1,14 @@
 // The form: settings kept in the browser, the input image, recipes of dropped files, and starting jobs.
 
 import { get, post } from "./api.js";
+import { byId } from "./dom.js";
 import { onUse, showGallery } from "./gallery.js";
 import { clearMask, hasMask, maskAsBase64, maskBlur, openPainter } from "./mask.js";
 import { addJob, showKnownJobs } from "./queue.js";
 import { showTexts, switchLanguage, text } from "./texts.js";
+import "./theme.js";
 import { changeWeight } from "./weight.js";
 
-const byId = id => document.getElementById(id);
 const form = byId("form");
 const problem = byId("problem");
 const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
@@ -120,6 +121,7 @@ async function connect() {
     await new Promise(resolve => setTimeout(resolve, 500));
   }
   byId("status").textContent = "";
+  document.querySelector(".pages").hidden = !server.finetuning;
   choices(byId("model"), server.models.map(model => model.id));
   choices(byId("sampler"), server.samplers);
   byId("loras").hidden = !server.loras.length;
@@ -134,16 +136,23 @@ async function connect() {
   modelDefaults();
   if (kept && server.models.some(model => model.id === kept.model)) fill(kept);
   byId("images").value ||= 1;
+  takeAddress();
 }
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  localStorage.setItem("theme", theme);
+// Takes what the page for fine-tuning put into the address: the LoRA to try, its model and its trigger.
+function takeAddress() {
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  const lora = [...document.querySelectorAll("#loras input")].find(one => one.name === wanted.get("lora"));
+  if (!lora) return;
+  const [prompt, trigger] = [byId("prompt").value.trim(), wanted.get("trigger") || ""];
+  if (wanted.get("model")) byId("model").value = wanted.get("model");
+  byId("prompt").value = prompt.includes(trigger) ? prompt : [prompt, trigger].filter(Boolean).join(", ");
+  for (const one of document.querySelectorAll("#loras input")) one.value = one === lora ? 1 : 0;
+  history.replaceState(null, "", location.pathname);
+  save();
+  byId("prompt").focus();
 }
 
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-document.documentElement.dataset.theme = localStorage.getItem("theme") || (dark ? "dark" : "light");
-byId("theme").onclick = () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 byId("language").onclick = switchLanguage;
 byId("model").onchange = () => { modelDefaults(); };
 byId("paint").onclick = () => openPainter(byId("source"));

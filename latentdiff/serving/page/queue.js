@@ -1,6 +1,7 @@
 // Jobs in progress. Their ids are kept in the browser, so that a reload or another tab shows them too.
 
 import { ApiError, call, events, get } from "./api.js";
+import { make } from "./dom.js";
 import { addImage } from "./gallery.js";
 import { text } from "./texts.js";
 
@@ -11,12 +12,6 @@ const shown = new Map();
 const ids = () => JSON.parse(localStorage.getItem("jobs") || "[]");
 const remember = id => localStorage.setItem("jobs", JSON.stringify([...new Set([...ids(), id])]));
 const forget = id => localStorage.setItem("jobs", JSON.stringify(ids().filter(other => other !== id)));
-
-const make = (tag, values = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), values);
-  element.append(...children);
-  return element;
-};
 
 export function showKnownJobs() {
   for (const id of ids()) if (!shown.has(id)) watch(id);

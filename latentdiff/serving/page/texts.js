@@ -21,6 +21,30 @@ const TEXTS = {
     tooLarge: (n, m) => `${n} is larger than this server's limit of ${m} MB; reduce it first.`,
     noModel: m => `The recipe names the model ${m}, which this server does not have; the other settings were filled in.`,
     dismiss: "Dismiss", size: "Size",
+    pages: "Pages", generatePage: "Generate", trainPage: "Train", finetunes: "Fine-tunes", newFinetune: "New fine-tune",
+    noFinetunes: "None yet.", name: "Name", nameHint: "my-style", pictures: "Pictures", create: "Create",
+    uploadOwn: "Upload my own", nameFirst: "Enter a name first.",
+    welcomeTitle: "Teach the model your own pictures",
+    welcome1: "Create a fine-tune from a folder on the server, or upload pictures. 10 to 50 are a good start.",
+    welcome2: "Check the pictures, edit their captions, and start training. Your own files are never changed.",
+    welcome3: "Watch the samples improve and try the result at once. You can close this page at any time.",
+    offTitle: "Fine-tuning is off on this server", offText: "Whoever runs the server can turn it on. It then trains on pictures below the folder named, and on uploaded ones:",
+    is_new: "not started", is_running: "training", is_stopping: "stopping", is_stopped: "stopped", is_failed: "failed", is_finished: "finished",
+    copyFinetune: "Copy", progress: "Progress", stop: "Stop", resume: "Resume", tryLora: "Try it", trainTo: "Train to step",
+    continueTraining: "Continue", saving: "Finishing the step and saving…", preparing: "Preparing: loading the model and encoding the pictures…",
+    remainingTime: s => `about ${duration(s, "h", "min", "s")} left`, downloadLora: n => `Download ${n}.safetensors`,
+    addPictures: "Add pictures", addPicturesHint: "Choose pictures, or drop them anywhere on the page. Text files of the same names become captions.",
+    pictureCount: n => (n === 1 ? "1 picture" : `${n} pictures`), unreadable: "cannot be read", captionHint: "What the picture shows",
+    captionOf: n => `Captions of ${n}, one a line`, removePicture: n => `Leave out ${n}`, captionsSaved: "Captions saved", uploading: (a, b) => `Uploading ${a} of ${b}…`,
+    andMore: n => `And ${n} more.`, settings: "Settings", trigger: "Trigger words, before every caption", triggerHint: "sks style",
+    method: "Method", learningRate: "Learning rate", rank: "Rank", resolution: "Resolution", automatic: "automatic", ofModel: "the model's",
+    trainText: "Train the text encoder too", skipBad: "Leave out pictures with errors", checkPictures: "Check", startTraining: "Start training",
+    checking: "Checking every picture and caption…", picturesFirst: "Add pictures first.",
+    checkGood: n => (n === 1 ? "The picture can be used." : `All ${n} pictures can be used.`), checkErrors: (a, b) => `${a} of ${b} pictures cannot be used; the reasons are below the pictures.`,
+    checkWarnings: n => (n === 1 ? "1 warning." : `${n} warnings.`), trainedAt: s => `Trained at ${s}.`, enlarged: n => `${n} are enlarged.`,
+    fixedHint: "Pictures and settings are fixed once training has begun. Copy the fine-tune to change them.",
+    loss: "Loss", heldOutLoss: "Held-out loss", lossNow: v => `Loss, now ${v}`, samples: "Samples", before: "before", atStep: n => `step ${n}`,
+    sampleOf: (c, n) => `${c}, step ${n}`, deleteQuestion: n => `Delete ${n} with its copies of the pictures, its checkpoints and its LoRAs? The files the pictures were copied from stay.`,
   },
   zh: {
     name: "中文", theme: "浅色或深色", prompt: "提示词", promptHint: "一个红苹果",
@@ -42,8 +66,40 @@ const TEXTS = {
     tooLarge: (n, m) => `${n} 超过服务器 ${m} MB 的上限；请先缩小。`,
     noModel: m => `配方使用模型 ${m}，此服务器没有；其他设置已填入。`,
     dismiss: "关闭提示", size: "尺寸",
+    pages: "页面", generatePage: "生成", trainPage: "训练", finetunes: "微调", newFinetune: "新建微调",
+    noFinetunes: "还没有。", name: "名称", nameHint: "my-style", pictures: "图片", create: "创建",
+    uploadOwn: "上传自己的图片", nameFirst: "请先输入名称。",
+    welcomeTitle: "让模型学习您的图片",
+    welcome1: "用服务器上的文件夹创建微调，或上传图片。10 到 50 张就是好的开始。",
+    welcome2: "检查图片，编辑说明文字，然后开始训练。您自己的文件不会被修改。",
+    welcome3: "观察样图的变化，随时试用结果。此页面可以随时关闭。",
+    offTitle: "此服务器未开启微调", offText: "运行服务器的人可以开启它，之后可用所指定文件夹下的图片和上传的图片训练：",
+    is_new: "未开始", is_running: "训练中", is_stopping: "正在停止", is_stopped: "已停止", is_failed: "失败", is_finished: "已完成",
+    copyFinetune: "复制", progress: "进度", stop: "停止", resume: "继续", tryLora: "试用", trainTo: "训练到第几步",
+    continueTraining: "继续训练", saving: "正在完成当前步并保存…", preparing: "准备中：正在加载模型并编码图片…",
+    remainingTime: s => `约剩 ${duration(s, "小时", "分", "秒")}`, downloadLora: n => `下载 ${n}.safetensors`,
+    addPictures: "添加图片", addPicturesHint: "选择图片，或拖到页面任意位置。同名文本文件会成为说明文字。",
+    pictureCount: n => `${n} 张图片`, unreadable: "无法读取", captionHint: "图片的内容",
+    captionOf: n => `${n} 的说明文字，每行一条`, removePicture: n => `不使用 ${n}`, captionsSaved: "说明文字已保存", uploading: (a, b) => `正在上传第 ${a} 张，共 ${b} 张…`,
+    andMore: n => `还有 ${n} 个。`, settings: "设置", trigger: "触发词，置于每条说明文字之前", triggerHint: "sks style",
+    method: "方法", learningRate: "学习率", rank: "秩", resolution: "分辨率", automatic: "自动", ofModel: "与模型相同",
+    trainText: "同时训练文本编码器", skipBad: "跳过有错误的图片", checkPictures: "检查", startTraining: "开始训练",
+    checking: "正在检查每张图片和说明文字…", picturesFirst: "请先添加图片。",
+    checkGood: n => `${n} 张图片都可以使用。`, checkErrors: (a, b) => `${b} 张图片中有 ${a} 张无法使用，原因见图片下方。`,
+    checkWarnings: n => `${n} 条警告。`, trainedAt: s => `训练尺寸：${s}。`, enlarged: n => `${n} 张被放大。`,
+    fixedHint: "训练开始后，图片和设置不能再更改。要更改请复制此微调。",
+    loss: "损失", heldOutLoss: "验证损失", lossNow: v => `损失，现为 ${v}`, samples: "样图", before: "训练前", atStep: n => `第 ${n} 步`,
+    sampleOf: (c, n) => `${c}，第 ${n} 步`, deleteQuestion: n => `删除 ${n} 及其图片副本、检查点和 LoRA？原来的图片文件会保留。`,
   },
 };
+
+// Seconds in the two largest units.
+function duration(seconds, h, min, s) {
+  const whole = Math.ceil(seconds);
+  if (whole < 60) return `${whole} ${s}`;
+  if (whole < 3600) return `${Math.ceil(whole / 60)} ${min}`;
+  return `${Math.floor(whole / 3600)} ${h} ${Math.floor(whole % 3600 / 60)} ${min}`;
+}
 
 let language = localStorage.getItem("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
 

@@ -1,0 +1,16 @@
+// Short names for what every module does with the document.
+
+export const byId = id => document.getElementById(id);
+
+export const make = (tag, values = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), values);
+  element.append(...children);
+  return element;
+};
+
+// Sets the address of an image to a picture of the server, which may need the key.
+export async function showImage(image, call, path) {
+  const blob = await (await call(path)).blob();
+  image.src = URL.createObjectURL(blob);
+  image.onload = () => URL.revokeObjectURL(image.src);
+}
