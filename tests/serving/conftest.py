@@ -14,6 +14,7 @@ from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
 from latentdiff.serving.server import Server, Settings
 from latentdiff.serving.upscalers import UpscalerStore
 from tests.checkpoints.test_lora import trained
+from tests.serving.browsing import CHROMIUM
 from tests.serving.live import Live
 
 OPTIONS = {"device": "cpu", "dtype": "float32"}
@@ -97,3 +98,23 @@ def lora_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     parts = trained(model_folder)
     save_lora(parts, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A browser without history; the policy of the page is off, so that axe can be added to it."""
+    made = browser.new_context(viewport={"width": 1400, "height": 900}, bypass_csp=True, locale="en-GB")
+    made.set_default_timeout(20_000)
+    yield made
+    made.close()

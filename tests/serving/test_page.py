@@ -2,60 +2,22 @@
 
 import base64
 import io
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from latentdiff.serving.limits import Limits
+from latentdiff.serving.server import Settings
+from tests.serving.browsing import CHROMIUM, NARROW, drop, generate, opened, png, violations
 from tests.serving.conftest import MakeLive
 from tests.serving.live import Live
 from tests.serving.test_engine import PICTURE, slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 PAGE = Path(__file__).parents[2] / "latentdiff" / "serving" / "page"
-NARROW = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    made = browser.new_context(viewport={"width": 1400, "height": 900}, bypass_csp=True, locale="en-GB")
-    made.set_default_timeout(20_000)
-    yield made
-    made.close()
-
-
-def opened(context: Any, live: Live) -> Any:
-    page = context.new_page()
-    page.goto(live.url)
-    page.locator("#model option").first.wait_for(state="attached")
-    return page
-
-
-def generate(page: Any, prompt: str = "a red apple", steps: int = 3) -> None:
-    page.fill("#prompt", prompt)
-    page.fill("#steps", str(steps))
-    page.click("#generate")
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_generate_view_and_use_the_settings_again(context: Any, live: Live) -> None:
@@ -71,7 +33,7 @@ def test_generate_view_and_use_the_settings_again(context: Any, live: Live) -> N
     assert page.input_value("#prompt") == "a red apple <b>" and page.input_value("#seed") != ""
     page.reload()
     page.locator("#gallery li").wait_for()
-    page.locator("#model option").first.wait_for(state="attached")
+    page.locator("#generate:enabled").wait_for()
     assert page.input_value("#prompt") == "a red apple <b>" and page.input_value("#steps") == "3"
     page.click("#gallery .open")
     page.get_by_role("button", name="Delete").click()
@@ -116,21 +78,25 @@ def test_image_to_image_with_a_painted_mask(context: Any, live: Live) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_accessibility_violations_and_no_overflow_on_a_phone(context: Any, live: Live, theme: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     page = opened(context, live)
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+    assert violations(page) == []  # empty
     generate(page)
     page.locator("#gallery li").wait_for()
     page.set_input_files("#file", {"name": "in.png", "mimeType": "image/png", "buffer": png(PICTURE)})
     page.locator("#source").wait_for()
+    page.fill("#steps", "1000")
+    page.click("#generate")
+    page.locator("#problem:not(:empty)").wait_for()
     for size in ({"width": 1400, "height": 900}, NARROW):
         page.set_viewport_size(size)
-        results = Axe().run(page)
-        assert not results.response["violations"], results.generate_report()
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.click("#gallery .open")
-    assert not Axe().run(page).response["violations"]
+        assert violations(page) == []
+        page.click("#paint")
+        assert violations(page) == []
+        page.click("#done")
+        page.click("#gallery .open")
+        assert violations(page) == []
+        page.click("#viewer [data-key=close]")
 
 
 def test_chinese(context: Any, live: Live) -> None:
@@ -184,21 +150,197 @@ def test_mistakes_are_sentences_in_the_page(context: Any, make_live: MakeLive, m
     page.get_by_text("the queue is full").wait_for()
 
 
-def test_a_dropped_image_of_ours_fills_the_form_and_another_model_is_named(context: Any, live: Live) -> None:
-    import httpx2 as httpx
+def infotext(text: str) -> bytes:
+    """A PNG with a recipe as A1111 writes it."""
+    chunks = PngInfo()
+    chunks.add_text("parameters", text)
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
 
+
+def test_a_downloaded_image_can_be_dropped_to_get_its_recipe_back(context: Any, live: Live, tmp_path: Path) -> None:
     page = opened(context, live)
-    body = {"prompt": "a cat face", "seed": 12, "num_inference_steps": 4}
-    made = httpx.post(f"{live.url}/v1/images/generations", json=body).json()["data"][0]["b64_json"]
-    page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": base64.b64decode(made)})
+    page.fill("#negative", "blurry")
+    page.fill("#seed", "12")
+    generate(page, "a cat face", steps=4)
+    page.click("#gallery .open")
+    with page.expect_download() as downloaded:
+        page.get_by_role("button", name="Download").click()
+    data = Path(downloaded.value.path()).read_bytes()
+    assert downloaded.value.suggested_filename == "latentdiff-12.png"
+    page.keyboard.press("Escape")
+    generate(page, "something else", steps=2)
+    drop(page, ("x.png", "image/png", data))
     page.locator("#keep:checked").wait_for()
-    assert [page.input_value(f"#{name}") for name in ("prompt", "seed", "steps")] == ["a cat face", "12", "4"]
-    page.evaluate(
-        "fetch('/recipe', {method: 'POST', headers: {'content-type': 'application/json'}, "
-        "body: JSON.stringify({image: 'AAAA'})}).then(answer => window.status = answer.status)"
+    values = [page.input_value(f"#{name}") for name in ("prompt", "negative", "seed", "steps")]
+    assert values == ["a cat face", "blurry", "12", "4"]
+
+
+def test_a_recipe_of_an_absent_model_fills_in_the_rest_and_says_so(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    text = (
+        "a boat\nNegative prompt: grey\nSteps: 7, Sampler: Euler a, CFG scale: 5.5, Seed: 9, Size: 16x24, Model: other"
     )
-    page.wait_for_function("window.status == 400")
-    page.evaluate("localStorage.clear()")
+    drop(page, ("x.png", "image/png", infotext(text)))
+    page.get_by_text("The recipe names the model other, which this server does not have").wait_for()
+    names = ("prompt", "negative", "steps", "sampler", "guidance", "seed", "width", "height", "model")
+    values = [page.input_value(f"#{name}") for name in names]
+    assert values == ["a boat", "grey", "7", "euler_a", "5.5", "9", "16", "24", "small"]
+    page.click("#generate")
+    page.locator("#gallery li").wait_for()
+    assert page.locator("#problem").inner_text() == ""
+
+
+def test_dropped_files_become_the_input_or_a_sentence(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.fill("#prompt", "kept")
+    drop(page, ("notes.txt", "text/plain", b"hello"))
+    page.get_by_text("notes.txt is not an image").wait_for()
+    drop(page, ("broken.png", "image/png", b"not a picture"))
+    page.get_by_text("broken.png cannot be read").wait_for()
+    assert not page.locator("#source").is_visible()
+    drop(page, ("photo.png", "image/png", png(PICTURE)))
+    page.locator("#source").wait_for()
+    assert page.locator("#problem").inner_text() == "" and page.input_value("#prompt") == "kept"
+
+
+def test_handles_extend_the_image_by_mouse_and_keyboard(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.set_input_files("#file", {"name": "in.png", "mimeType": "image/png", "buffer": png(PICTURE.resize((32, 32)))})
+    handle = page.get_by_role("slider", name="Extend right")
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=4)
+    page.mouse.up()
+    right = int(page.input_value("#right"))
+    assert right > 0 and right % 8 == 0
+    top = page.get_by_role("slider", name="Extend top")
+    top.press("ArrowUp")
+    top.press("Shift+ArrowUp")
+    top.press("ArrowDown")
+    assert page.input_value("#top") == "32" and top.get_attribute("aria-valuenow") == "32"
+    assert page.get_by_text(f"Extended to {32 + right} × 64 pixels").is_visible()
+    with page.expect_request("**/jobs") as posted:
+        generate(page)
+    assert posted.value.post_data_json["extend"] == {"right": right, "top": 32}
+    picture = page.locator("#gallery img")
+    picture.wait_for()
+    assert picture.evaluate("async one => { await one.decode(); return [one.naturalWidth, one.naturalHeight]; }") == [
+        32 + right,
+        64,
+    ]
+    page.click("#clear-input")
+    page.set_input_files("#file", {"name": "in.png", "mimeType": "image/png", "buffer": png(PICTURE)})
+    page.locator("#source").wait_for()
+    assert page.input_value("#right") == "0"
+
+
+def test_the_whole_page_works_by_keyboard(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.locator("#prompt").press("End")
+    page.keyboard.type("a red apple on a table")
+    for _ in range(len(" on a table")):
+        page.keyboard.press("ArrowLeft")
+    for _ in range(len("apple")):
+        page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Control+ArrowUp")
+    page.keyboard.press("Control+ArrowUp")
+    assert page.input_value("#prompt") == "a red (apple:1.2) on a table"
+    page.keyboard.press("Control+ArrowDown")
+    page.fill("#steps", "2")
+    page.focus("#prompt")
+    page.keyboard.press("Control+Enter")
+    page.locator("#gallery li").wait_for()
+    page.locator("#prompt").press("Control+Enter")
+    page.locator("#gallery li").nth(1).wait_for()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.className") == "open":
+            break
+    page.keyboard.press("Enter")
+    assert "(apple:1.1)" in page.locator("#viewer dl").inner_text()
+    first = page.locator("#viewer img").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer img").get_attribute("src") != first
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    assert page.evaluate("document.activeElement.className") == "open"
+
+
+def test_two_images_are_compared_side_by_side(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.fill("#images", "2")
+    page.fill("#seed", "5")
+    generate(page)
+    page.locator("#gallery li").nth(1).wait_for()
+    assert not page.locator("#compare").is_visible()
+    for pick in page.locator("#gallery .pick").all():
+        pick.check()
+    page.click("#compare")
+    assert page.locator("#viewer figure").count() == 2
+    text = page.locator("#viewer").inner_text()
+    assert "5" in text and "6" in text
+
+
+def test_erasing_and_undoing_change_the_mask(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.set_input_files("#file", {"name": "in.png", "mimeType": "image/png", "buffer": png(PICTURE.resize((64, 64)))})
+    page.click("#paint")
+
+    def stroke() -> None:
+        box = page.locator("#canvas").bounding_box()
+        page.mouse.move(box["x"] + 60, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 160, box["y"] + 60, steps=3)
+        page.mouse.up()
+
+    def white() -> float:
+        data = page.evaluate("import('/page/mask.js').then(mask => mask.maskAsBase64())")
+        return sum(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("L").getdata()) / 255
+
+    stroke()
+    painted = white()
+    page.click("#erase")
+    stroke()
+    assert white() < 0.2 * painted
+    page.click("#undo")
+    assert white() == painted > 0
+    page.click("#clear-mask")
+    assert white() == 0
+
+
+def test_pictures_that_load_do_not_move_the_page(context: Any, live: Live) -> None:
+    page = opened(context, live)
+    page.fill("#images", "8")
+    generate(page)
+    page.locator("#gallery li").nth(7).wait_for()
+    page.add_init_script(
+        "window.shift = 0; new PerformanceObserver(list => { for (const one of list.getEntries()) shift += one.value; })"
+        ".observe({ type: 'layout-shift', buffered: true });"
+    )
+    page.reload()
+    page.locator("#gallery li").nth(7).wait_for()
+    page.locator("#generate:enabled").wait_for()
+    page.wait_for_timeout(300)
+    assert page.evaluate("shift") < 0.1  # "good" in Web Vitals
+
+
+def test_a_key_is_entered_once(context: Any, make_live: MakeLive) -> None:
+    live = make_live(Settings(key="secret"))
+    page = context.new_page()
+    page.goto(live.url)
+    for key in ("wrong", "secret"):
+        page.locator("#key").fill(key)
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(100)
+    page.locator("#generate:enabled").wait_for()
+    page.reload()
+    page.locator("#generate:enabled").wait_for()
+    generate(page)
+    page.locator("#gallery li").wait_for()
 
 
 def test_a_server_that_dies_and_returns(context: Any, make_live: MakeLive, monkeypatch: Any) -> None:

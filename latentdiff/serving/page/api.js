@@ -1,25 +1,42 @@
 // Requests to the server: JSON, images, and server-sent events read through fetch, which can send the key.
 
+import { make } from "./dom.js";
 import { text } from "./texts.js";
 
 let key = localStorage.getItem("key") || "";
 
 export class ApiError extends Error {
-  constructor(message, status) { super(message); this.status = status; }
+  constructor(message, status, field) { super(message); this.status = status; this.field = field; }
+}
+
+let entering = null; // the dialog for the key, shared by all requests that need it
+
+function enterKey() {
+  return entering ??= new Promise(resolve => {
+    const input = make("input", { type: "password", id: "key", autocomplete: "current-password" });
+    const form = make("form", { method: "dialog", className: "plain" },
+      make("label", { htmlFor: "key", textContent: text("needKey") }), input,
+      make("div", { className: "row end" }, make("button", { className: "primary", textContent: text("enter") })));
+    const dialog = make("dialog", { ariaLabel: text("needKey") }, form);
+    dialog.onclose = () => { entering = null; dialog.remove(); resolve(input.value.trim()); };
+    document.body.append(dialog);
+    dialog.showModal();
+  });
 }
 
 export async function call(path, options = {}) {
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) {
-    const entered = prompt(text("needKey"));
+    const entered = await enterKey();
     if (!entered) throw new ApiError(text("needKey"), 401);
     localStorage.setItem("key", key = entered);
     return call(path, options);
   }
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({}));
-    throw new ApiError(problem.error?.message || `${answer.status} ${answer.statusText}`, answer.status);
+    const { message = `${answer.status} ${answer.statusText}`, param } = problem.error || {};
+    throw new ApiError(message, answer.status, param || message.match(/^(\w+)=/)?.[1]);
   }
   return answer;
 }

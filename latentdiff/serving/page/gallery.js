@@ -1,12 +1,13 @@
 // The gallery: thumbnails, a viewer with the recipe, and two images side by side.
 
+import { byId, make } from "./dom.js";
 import { allImages, removeImage, saveImage } from "./store.js";
 import { text } from "./texts.js";
 
-const list = document.getElementById("gallery");
-const empty = document.getElementById("empty");
-const viewer = document.getElementById("viewer");
-const compare = document.getElementById("compare");
+const list = byId("gallery");
+const empty = byId("empty");
+const viewer = byId("viewer");
+const compare = byId("compare");
 const images = new Map();
 const picked = new Set();
 const use = { again: () => {}, input: () => {} };
@@ -29,64 +30,76 @@ export async function addImage(image) {
 function show(image) {
   images.set(image.id, image);
   image.address = URL.createObjectURL(image.blob);
-  const item = document.createElement("li");
-  const open = Object.assign(document.createElement("button"), { className: "open", type: "button" });
-  open.ariaLabel = text("open", image.settings.prompt);
-  open.style.aspectRatio = "1";
-  const picture = Object.assign(document.createElement("img"), { src: image.address, alt: "", loading: "lazy", decoding: "async" });
-  open.append(picture);
+  const picture = make("img", { src: image.address, alt: "", loading: "lazy", decoding: "async" });
+  const open = make("button", { className: "open", type: "button", ariaLabel: text("open", image.settings.prompt) }, picture);
   open.onclick = () => view([image]);
-  const pick = Object.assign(document.createElement("input"), { type: "checkbox", className: "pick", ariaLabel: text("select") });
+  const pick = make("input", { type: "checkbox", className: "pick", ariaLabel: text("select") });
   pick.onchange = () => {
     pick.checked ? picked.add(image.id) : picked.delete(image.id);
     compare.hidden = picked.size !== 2;
   };
-  item.append(open, pick);
+  const item = make("li", {}, open, pick);
+  item.dataset.id = image.id;
   image.item = item;
   list.prepend(item);
 }
 
+// The arrow keys go through the gallery while one image is shown.
+let viewed = null;
+function step(by) {
+  const item = by < 0 ? viewed?.item.previousElementSibling : viewed?.item.nextElementSibling;
+  if (item) view([images.get(item.dataset.id)]);
+}
+viewer.onkeydown = event => {
+  if (event.key === "ArrowLeft") step(-1);
+  if (event.key === "ArrowRight") step(1);
+};
+
 compare.onclick = () => view([...picked].map(id => images.get(id)));
 
 function recipe(settings) {
-  const rows = document.createElement("dl");
-  const size = `${settings.width} × ${settings.height}`;
-  const loras = Object.entries(settings.loras || {}).map(([name, weight]) => `${name}: ${weight}`).join(", ");
-  const values = { prompt: settings.prompt, negative: settings.negative_prompt, size, steps: settings.steps, guidance: settings.guidance_scale,
-    sampler: settings.sampler, seed: settings.seed, model: settings.model, loras, strength: settings.strength };
-  for (const [key, value] of Object.entries(values)) {
-    if (value === undefined || value === null || value === "") continue;
-    rows.append(Object.assign(document.createElement("dt"), { textContent: text(key) }),
-      Object.assign(document.createElement("dd"), { textContent: value }));
-  }
-  return rows;
+  const loras = Object.entries(settings.loras || {}).map(([name, weight]) => `${name}: ${[...new Set([weight].flat())].join(" / ")}`).join(", ");
+  const values = { prompt: settings.prompt, negative: settings.negative_prompt, size: `${settings.width} × ${settings.height}`,
+    steps: settings.steps, guidance: settings.guidance_scale, sampler: settings.sampler, seed: settings.seed, model: settings.model,
+    loras, strength: settings.strength };
+  const given = Object.entries(values).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  return make("dl", {}, ...given.flatMap(([key, value]) => [make("dt", { textContent: text(key) }), make("dd", { textContent: value })]));
+}
+
+function figureOf({ address, settings }) {
+  const { width, height, prompt } = settings;
+  const picture = make("img", { src: address, alt: prompt, width, height });
+  picture.style.height = "auto";
+  return make("figure", {}, picture);
 }
 
 function view(shown) {
   const [body, row] = viewer.children;
-  body.replaceChildren(...shown.flatMap(image => {
-    const figure = document.createElement("figure");
-    const { width, height } = image.settings;
-    figure.append(Object.assign(document.createElement("img"), { src: image.address, alt: image.settings.prompt, width, height }));
-    if (shown.length > 1) figure.append(recipe(image.settings));
-    return shown.length > 1 ? [figure] : [figure, recipe(image.settings)];
-  }));
-  for (const picture of body.querySelectorAll("img")) picture.style.height = "auto";
   const [image] = shown;
-  const actions = shown.length > 1 ? [] : [
-    ["remove", () => remove(image)],
-    ["download", () => Object.assign(document.createElement("a"), { href: image.address, download: `latentdiff-${image.settings.seed}.png` }).click(), true],
-    ["asInput", () => use.input(image.blob)],
-    ["again", () => use.again(image.settings)],
-  ];
-  const buttons = [...actions, ["close", () => {}]].map(([key, act, stay]) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text(key) });
-    button.onclick = () => { if (!stay) viewer.close(); act(); };
+  viewed = shown.length > 1 ? null : image;
+  if (viewed) body.replaceChildren(figureOf(image), recipe(image.settings));
+  else body.replaceChildren(...shown.map(one => { const figure = figureOf(one); figure.append(recipe(one.settings)); return figure; }));
+  const stays = { previous: () => step(-1), next: () => step(1), download: () => download(image) };
+  const closes = { remove: () => remove(image), asInput: () => use.input(image.blob), again: () => use.again(image.settings), close: () => {} };
+  const focused = document.activeElement?.dataset.key;
+  const buttons = (viewed ? ["previous", "next", "remove", "download", "asInput", "again", "close"] : ["close"]).map(key => {
+    const button = make("button", { type: "button", textContent: text(key) });
+    button.dataset.key = key;
+    button.onclick = stays[key] ?? (() => { viewer.close(); closes[key](); });
     return button;
   });
   buttons.at(-1).classList.add("primary");
   row.replaceChildren(...buttons);
-  viewer.showModal();
+  if (viewed) {
+    buttons[0].disabled = !image.item.previousElementSibling;
+    buttons[1].disabled = !image.item.nextElementSibling;
+  }
+  if (!viewer.open) viewer.showModal();
+  (buttons.find(one => one.dataset.key === focused && !one.disabled) ?? buttons.at(-1)).focus();
+}
+
+function download({ address, settings }) {
+  make("a", { href: address, download: `latentdiff-${settings.seed}.png` }).click();
 }
 
 async function remove(image) {

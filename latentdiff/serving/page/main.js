@@ -1,7 +1,8 @@
 // The form: settings kept in the browser, the input image, recipes of dropped files, and starting jobs.
 
 import { get, post } from "./api.js";
-import { byId } from "./dom.js";
+import { byId, make } from "./dom.js";
+import { extension, resetExtension } from "./extend.js";
 import { onUse, showGallery } from "./gallery.js";
 import { clearMask, hasMask, maskAsBase64, maskBlur, openPainter } from "./mask.js";
 import { addJob, showKnownJobs } from "./queue.js";
@@ -11,8 +12,8 @@ import { changeWeight } from "./weight.js";
 
 const form = byId("form");
 const problem = byId("problem");
+const FIELD_OF = { negative_prompt: "negative", guidance_scale: "guidance", image: "drop", mask: "drop", extend: "drop" }; // names in requests
 const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
-const EDGES = ["left", "right", "top", "bottom"];
 let server = null;
 let input = null; // the input image as a data URL
 
@@ -34,17 +35,20 @@ function useSettings(settings) {
   fill({ ...settings, negative: settings.negative_prompt ?? "", guidance: settings.guidance_scale, keep: true, images: 1,
     model: known ? settings.model : undefined, loras: Object.fromEntries(
       Object.entries(settings.loras || {}).map(([name, weight]) => [name, Array.isArray(weight) ? weight[0] : weight])) });
-  problem.textContent = known || !settings.model ? "" : text("noModel", settings.model);
+  if (known || !settings.model) showProblem();
+  else showProblem(text("noModel", settings.model), "model");
   scrollTo({ top: 0, behavior: "smooth" });
   byId("prompt").focus();
 }
 
 async function useInput(blob) {
-  input = await asDataUrl(blob);
-  byId("source").src = input;
+  const address = await asDataUrl(blob);
+  await Object.assign(new Image(), { src: address }).decode(); // raises for a damaged file
+  input = byId("source").src = address;
   byId("chosen").hidden = false;
   byId("drop").hidden = true;
   clearMask();
+  resetExtension(chosenModel().size_multiple);
 }
 
 function removeInput() {
@@ -60,16 +64,28 @@ const asDataUrl = blob => new Promise(resolve => {
   reader.readAsDataURL(blob);
 });
 
+// Shows a sentence below the field it is about, else above the button; none clears it.
+function showProblem(sentence = "", name = "") {
+  for (const one of document.querySelectorAll("[aria-invalid]")) one.removeAttribute("aria-invalid");
+  const field = byId(FIELD_OF[name] ?? name);
+  if (field?.closest("form") === form) {
+    field.setAttribute("aria-invalid", "true");
+    field.after(problem);
+  } else byId("generate").before(problem);
+  problem.textContent = sentence;
+  if (sentence) problem.scrollIntoView({ block: "nearest" });
+}
+
 async function takeFile(file) {
-  problem.textContent = "";
+  showProblem();
   const limit = server.limits.body;
-  if (!file.type.startsWith("image/")) problem.textContent = text("notImage", file.name);
-  else if (file.size * 4 / 3 > limit) problem.textContent = text("tooLarge", file.name, Math.floor(limit * 3 / 4 / 2 ** 20));
+  if (!file.type.startsWith("image/")) showProblem(text("notImage", file.name), "drop");
+  else if (file.size * 4 / 3 > limit) showProblem(text("tooLarge", file.name, Math.floor(limit * 3 / 4 / 2 ** 20)), "drop");
   else {
     const address = await asDataUrl(file);
     const found = await post("/recipe", { image: address }).catch(() => null);
     if (found?.settings) useSettings(found.settings);
-    else await useInput(file);
+    else await useInput(file).catch(() => showProblem(text("unreadableImage", file.name), "drop"));
   }
 }
 
@@ -82,7 +98,7 @@ function body() {
   values.loras = Object.fromEntries([...document.querySelectorAll("#loras input")]
     .filter(one => Number(one.value)).map(one => [one.name, Number(one.value)]));
   if (!input) return values;
-  const extend = Object.fromEntries(EDGES.map(edge => [edge, Number(byId(edge).value)]).filter(([, pixels]) => pixels > 0));
+  const extend = extension();
   Object.assign(values, { image: input, strength: Number(byId("strength").value), extend });
   if (Object.keys(extend).length) { delete values.width; delete values.height; }
   if (hasMask()) Object.assign(values, { mask: maskAsBase64(), mask_blur: maskBlur() });
@@ -91,15 +107,16 @@ function body() {
 
 async function generate(event) {
   event?.preventDefault();
-  problem.textContent = "";
-  if (!byId("prompt").value.trim()) { problem.textContent = text("emptyPrompt"); return byId("prompt").focus(); }
+  if (!server) return;
+  showProblem();
+  if (!byId("prompt").value.trim()) { showProblem(text("emptyPrompt"), "prompt"); return byId("prompt").focus(); }
   try {
     const job = await post("/jobs", body());
     byId("seed").value = byId("keep").checked ? job.request.seed : "";
     save();
     addJob(job);
   } catch (error) {
-    problem.textContent = error instanceof TypeError ? text("lost") : error.message;
+    showProblem(error instanceof TypeError ? text("lost") : error.message, error.field?.split(" ")[0]);
   }
 }
 
@@ -107,8 +124,10 @@ function choices(select, names) {
   select.replaceChildren(...names.map(name => new Option(name, name)));
 }
 
+const chosenModel = () => server.models.find(one => one.id === byId("model").value) || server.models[0];
+
 function modelDefaults() {
-  const model = server.models.find(one => one.id === byId("model").value) || server.models[0];
+  const model = chosenModel();
   fill({ width: model.size, height: model.size, steps: model.num_inference_steps, guidance: model.guidance_scale, sampler: model.sampler });
 }
 
@@ -117,20 +136,21 @@ async function connect() {
     try {
       server = await get("/v1/capabilities");
       if (server.models.some(model => model.loaded)) break;
+      server = null;
+      byId("status").textContent = text("loading");
     } catch { byId("status").textContent = text("lost"); }
     await new Promise(resolve => setTimeout(resolve, 500));
   }
   byId("status").textContent = "";
+  byId("generate").disabled = false;
   document.querySelector(".pages").hidden = !server.finetuning;
   choices(byId("model"), server.models.map(model => model.id));
   choices(byId("sampler"), server.samplers);
   byId("loras").hidden = !server.loras.length;
   for (const [k, name] of server.loras.entries()) {
-    const label = Object.assign(document.createElement("label"), { textContent: name, htmlFor: `lora-${k}` });
-    const weight = Object.assign(document.createElement("input"), { id: `lora-${k}`, name, type: "number", step: 0.1, value: 0 });
-    const row = Object.assign(document.createElement("div"), { className: "lora" });
-    row.append(label, weight);
-    byId("loras").append(row);
+    const label = make("label", { textContent: name, htmlFor: `lora-${k}` });
+    const weight = make("input", { id: `lora-${k}`, name, type: "number", step: 0.1, value: 0 });
+    byId("loras").append(make("div", { className: "lora" }, label, weight));
   }
   const kept = JSON.parse(localStorage.getItem("settings") || "null"); // before modelDefaults saves
   modelDefaults();

@@ -24,13 +24,12 @@ export function addJob(job) {
 }
 
 async function watch(id, title = "") {
-  const preview = make("img", { className: "preview", alt: text("preview") });
-  preview.src = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
+  const previews = make("div", { className: "previews" });
   const what = make("p", { className: "what", textContent: title });
   const how = make("p", { className: "how" });
   const bar = make("progress", { max: 1, value: 0, ariaLabel: text("queue") });
   const button = make("button", { type: "button", textContent: text("cancel") });
-  const item = make("li", {}, preview, make("div", {}, what, how, bar), button);
+  const item = make("li", {}, previews, make("div", {}, what, how, bar), button);
   shown.set(id, item);
   list.prepend(item);
   section.hidden = false;
@@ -45,8 +44,9 @@ async function watch(id, title = "") {
       if (!title) what.textContent = title = (await get(`/jobs/${id}`)).request.prompt;
       for await (const [kind, data] of events(`/jobs/${id}/events`)) {
         how.classList.remove("problem");
-        if (kind === "preview") preview.src = `data:image/png;base64,${data.png}`;
+        if (kind === "preview") previews.children[data.image].src = `data:image/png;base64,${data.png}`;
         if (kind === "progress") {
+          showImages(previews, data.done.length);
           bar.value = data.progress;
           how.textContent = data.position ? text("waiting", data.position) : describe(data);
         }
@@ -61,6 +61,15 @@ async function watch(id, title = "") {
     await new Promise(resolve => setTimeout(resolve, 1000));
   }
 }
+
+// A place for the preview of each image, in a square.
+function showImages(previews, count) {
+  if (previews.children.length === count) return;
+  previews.style.setProperty("--columns", Math.ceil(Math.sqrt(count)));
+  previews.replaceChildren(...Array.from({ length: count }, () => make("img", { className: "preview", alt: text("preview"), src: EMPTY })));
+}
+
+const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
 
 const describe = data =>
   text("step", Math.max(...data.done), data.total) + (data.eta === null ? "" : ` · ${text("remaining", Math.ceil(data.eta))}`);
