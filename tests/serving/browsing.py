@@ -37,7 +37,8 @@ def drop(page: Any, *files: tuple[str, str, bytes]) -> None:
     transfer = page.evaluate_handle(
         """files => {
             const transfer = new DataTransfer();
-            for (const [name, type, bytes] of files) transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            for (const [name, type, bytes] of files)
+                transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
             return transfer;
         }""",
         [[name, kind, list(data)] for name, kind, data in files],

@@ -318,7 +318,8 @@ def test_pictures_that_load_do_not_move_the_page(context: Any, live: Live) -> No
     generate(page)
     page.locator("#gallery li").nth(7).wait_for()
     page.add_init_script(
-        "window.shift = 0; new PerformanceObserver(list => { for (const one of list.getEntries()) shift += one.value; })"
+        "window.shift = 0; "
+        "new PerformanceObserver(list => { for (const one of list.getEntries()) shift += one.value; })"
         ".observe({ type: 'layout-shift', buffered: true });"
     )
     page.reload()
