@@ -161,7 +161,7 @@ async def captions(body: dict[str, list[str]], one: One, finetunes: All) -> None
 @router.post("/{name}/check")
 async def check(body: Settings, one: One, finetunes: All, server: Here) -> dict[str, Any]:
     """What `latentdiff data check` reports for these settings."""
-    async with finetunes.changing:
+    async with finetunes.checking:
         return await asyncio.to_thread(process.check_pictures, one, body, _model_path(server, body))
 
 
@@ -187,10 +187,9 @@ async def resume(body: Resume, one: One, finetunes: All, server: Here) -> dict[s
 
 
 @router.post("/{name}/stop", status_code=202)
-async def stop(one: One, finetunes: All) -> dict[str, Any]:
+async def stop(one: One) -> dict[str, Any]:
     """Finish the step, save a checkpoint and end."""
-    async with finetunes.changing:
-        process.stop(one)
+    process.stop(one)
     return _state(one)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import time
@@ -102,12 +103,13 @@ class FineTunes:
     """All fine-tunes of a server.
 
     source: pictures may be taken from its subfolders. folder: where fine-tunes are kept. changing: held by a request
-    that changes files.
+    that changes files. checking: held during a check, of which one runs at a time.
     """
 
     source: Path
     folder: Path
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def all(self) -> list[FineTune]:
         """Newest first."""
@@ -149,8 +151,8 @@ class FineTunes:
         return sorted(found)
 
     def _usable(self, path: Path) -> bool:
-        inside = not path.name.startswith(".") and path.is_dir() and self.contains(path)
-        return inside and path.resolve() != self.folder.resolve()
+        readable = not path.name.startswith(".") and path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+        return readable and self.contains(path) and path.resolve() != self.folder.resolve()
 
     def contains(self, path: Path) -> bool:
         """Whether a path, its links followed, is below `source`."""

@@ -61,6 +61,12 @@ def write_pictures(one: FineTune, pictures: list[Picture]) -> None:
     (one.folder / "check.json").unlink(missing_ok=True)
 
 
+def last_change(one: FineTune) -> int:
+    """When the pictures or captions were last changed, 0 if there are none."""
+    path = one.pictures / CAPTIONS
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def refuse_begun(one: FineTune) -> None:
     """Raise ConflictError once there is a checkpoint."""
     if one.begun:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
+from latentdiff.serving.finetunes.pictures import last_change
 
 Status = Literal["new", "running", "stopping", "stopped", "failed", "finished"]
 PROCESS, SETTINGS, CHECK = "process.json", "settings.json", "check.json"
@@ -54,7 +55,8 @@ class Settings(BaseModel):
 
 
 def check_pictures(one: FineTune, settings: Settings, model_path: str | None) -> dict[str, Any]:
-    """What `latentdiff data check --json` reports, kept in the folder. Raises ServingError."""
+    """What `latentdiff data check --json` reports, kept until the pictures change. Raises ServingError."""
+    before = last_change(one)
     wanted = ("--model=", "--trigger=", "--resolution=")
     options = [option for option in settings.options(model_path) if option.startswith(wanted)]
     command = [sys.executable, "-m", "latentdiff", "data", "check", str(one.pictures), "--json", *options]
@@ -66,7 +68,8 @@ def check_pictures(one: FineTune, settings: Settings, model_path: str | None) ->
     except ValueError as error:
         raise ServingError(_last_line(done.stderr, one)) from error
     kept = {name: report[name] for name in ("pictures", "captions", "buckets", "errors", "enlarged", "findings")}
-    one.write(CHECK, kept)
+    if last_change(one) == before:
+        one.write(CHECK, kept)
     return kept
 
 

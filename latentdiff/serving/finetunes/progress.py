@@ -43,14 +43,14 @@ def planned_steps(one: FineTune) -> int:
 
 def read_progress(one: FineTune, running: bool) -> Progress:
     """What the log and the samples of a run hold so far; nothing of a run that has not begun."""
-    rows = _rows(one.output / "metrics.jsonl")
+    rows, began = _rows(one.output / "metrics.jsonl"), float(one.read("process.json").get("created", 0))
     losses, held_out = _curve(rows, "loss"), _curve(rows, "held_out_loss")
     step, total = max((int(row["step"]) for row in rows), default=0), planned_steps(one)
     paths = sorted((one.output / "samples").glob("*.png"))
     return Progress(
         step=step,
         total=total,
-        eta=_eta([row for row in rows if "loss" in row], total) if running else None,
+        eta=_eta([row for row in rows if "loss" in row and row["time"] > began], total) if running else None,
         losses=losses,
         held_out=held_out,
         samples=[int(path.stem) for path in paths],

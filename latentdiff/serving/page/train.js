@@ -91,7 +91,7 @@ function show() {
   byId("progress").hidden = status === "new";
   byId("bar").value = total ? step / total : 0;
   byId("stage").textContent = status === "stopping" ? text("saving") : running && !step ? text("preparing")
-    : text("step", step, total) + (eta === null ? "" : ` · ${text("remainingTime", eta)}`);
+    : !total ? "" : text("step", step, total) + (eta === null ? "" : ` · ${text("remainingTime", eta)}`);
   byId("failure").textContent = error || "";
   byId("stop").hidden = !running;
   byId("resume").hidden = !(saved && ["stopped", "failed"].includes(status));
@@ -232,7 +232,10 @@ function dropped(event) {
   event.preventDefault();
   document.body.classList.remove("drag");
   const files = event.dataTransfer.files;
-  if (state && !isFixed() && files.length) addFiles(files, limits.body);
+  if (!limits || !files.length) return;
+  if (!state) { byId("new-problem").textContent = text("createFirst"); byId("name").focus(); }
+  else if (isFixed()) byId("pictures-problem").textContent = text("fixedHint");
+  else addFiles(files, limits.body);
 }
 
 byId("new").onsubmit = create;
