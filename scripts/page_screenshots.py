@@ -106,7 +106,8 @@ def shoot_generating(page: Any, url: str) -> None:
     fill_gallery(page)
     generate(page, "a red (strawberry:1.2) on a plate, fluent 3d style", images=4, steps=60)
     page.locator("#queue .preview[src^='data:image/png']").nth(3).wait_for()
-    page.wait_for_function("document.querySelector('#queue progress').value > 0.5")
+    while page.locator("#queue progress").evaluate("bar => bar.value") < 0.5:
+        page.wait_for_timeout(50)
     shoot(page, "generate")
     page.locator("#queue li").wait_for(state="detached")
 

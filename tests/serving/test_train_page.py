@@ -71,7 +71,7 @@ def test_pictures_captions_check_training_and_trying_the_lora(
     page.click("#start")
     page.locator("#badge", has_text="finished").wait_for()
     page.locator("#samples img[src^=blob]").nth(3).wait_for()
-    assert page.locator("#curve svg").is_visible() and "Step 4 of 4" in page.locator("#stage").inner_text()
+    assert page.locator("#curve svg").is_visible() and "Step 4 of 4" in page.locator("#reached").inner_text()
     for size in (NARROW, {"width": 1400, "height": 900}):
         page.set_viewport_size(size)
         for _ in range(2):

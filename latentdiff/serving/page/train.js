@@ -90,7 +90,7 @@ function show() {
   Object.assign(byId("badge"), { className: `badge ${status}`, textContent: text(`is_${status}`) });
   byId("progress").hidden = status === "new";
   byId("bar").value = total ? step / total : 0;
-  byId("stage").textContent = status === "stopping" ? text("saving") : running && !step ? text("preparing")
+  byId("reached").textContent = status === "stopping" ? text("saving") : running && !step ? text("preparing")
     : !total ? "" : text("step", step, total) + (eta === null ? "" : ` · ${text("remainingTime", eta)}`);
   byId("failure").textContent = error || "";
   byId("stop").hidden = !running;
@@ -105,6 +105,7 @@ function show() {
     return link;
   }));
   byId("setup").hidden = isFixed();
+  byId("one").classList.toggle("fixed", isFixed());
   byId("fixed").hidden = !isFixed();
   byId("delete").disabled = running || status === "stopping";
   showCurve(state);
