@@ -290,7 +290,7 @@ def test_a_server_that_was_killed_finds_the_running_process_again(source: Path, 
 def test_the_check_names_each_problem_and_is_kept_until_something_changes(client: httpx.Client) -> None:
     client.post("/finetunes", json={"name": "apples", "folder": "apples"})
     report = client.post("/finetunes/apples/check", json={"trigger": "sks"}).json()
-    assert report["pictures"] == 3 and report["errors"] == 1
+    assert report["pictures"] == 3 and report["unusable"] == 1
     assert [(one["name"], one["kind"]) for one in report["findings"] if one["kind"] == "unreadable"] == [
         ("c.png", "unreadable")]  # fmt: skip
     assert client.get("/finetunes/apples").json()["check"] == report

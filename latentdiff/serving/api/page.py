@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from latentdiff.errors import InputError
-from latentdiff.recipe.reading import read_any
+from latentdiff.recipe.reading import Found, read_any
+from latentdiff.recipe.schema import LoraUse
 from latentdiff.serving.server import Server, server_of
 from latentdiff.serving.uploads import from_base64
 
@@ -54,24 +56,57 @@ class ImageFile(BaseModel):
     image: str = Field(description="With or without a data: prefix.")
 
 
+CARRIED = (
+    "prompt", "negative_prompt", "seed", "sampler", "steps", "guidance_scale", "width", "height", "spacing", "eta",
+    "guidance_interval",
+)  # fmt: skip
+ELSEWHERE = (  # what the page has no field for
+    "prompt_2", "negative_prompt_2", "clip_skip", "image_hash", "mask_hash", "strength", "extend", "image_guidance_scale",
+    "tile", "seamless", "hires", "vae", "unet", "embeddings",
+)  # fmt: skip
+
+
 @router.post("/recipe")
-async def recipe(body: ImageFile) -> dict[str, Any]:
-    """The settings stored in an image file by latentdiff, A1111 or ComfyUI, under the names of a job request."""
+async def recipe(body: ImageFile, server: Here) -> dict[str, Any]:
+    """The settings stored in an image file by latentdiff, A1111 or ComfyUI, under the names of a job request.
+
+    `dropped` lists what they do not cover. `model` may be one that this server does not have.
+    """
     found = await asyncio.to_thread(_read, from_base64(body.image, "image"))
-    names = ("prompt", "negative_prompt", "seed", "sampler", "steps", "guidance_scale", "width", "height", "spacing")
-    settings = {name: found.settings[name] for name in names if found.settings.get(name) is not None}
+    settings = {name: found.settings[name] for name in CARRIED if found.settings.get(name) is not None}
+    loras, unknown = _loras(server, found.settings.get("loras", ()))
+    others = [f"{name}: {found.settings[name]}" for name in ELSEWHERE if found.settings.get(name)]
+    dropped = [text for text in found.dropped if not text.startswith("Model")]
     return {
         "program": found.program,
-        "dropped": found.dropped,
-        "settings": settings | {"model": _model(found.settings)},
+        "dropped": [*dropped, *others, *unknown],
+        "settings": settings | {"loras": loras, "model": _model(server, found)},
     }
 
 
-def _model(settings: dict[str, Any]) -> str | None:
-    return None if settings.get("model") is None else Path(str(settings["model"])).stem
+def _model(server: Server, found: Found) -> str | None:
+    """The name in requests of the model that a recipe names; where it is not here, the name in the recipe."""
+    specs = server.engine.models.specs.values()
+    if found.recipe is None:
+        return next((text.removeprefix("Model: ") for text in found.dropped if text.startswith("Model: ")), None)
+    path = found.recipe.model
+    return next((spec.name for spec in specs if spec.path == path), "emoji" if path is None else Path(path).stem)
 
 
-def _read(data: bytes) -> Any:
+def _loras(server: Server, used: Iterable[LoraUse]) -> tuple[dict[str, list[float]], list[str]]:
+    """Weights by the name in requests, and the LoRAs that this server does not have."""
+    known = {str(spec.path): name for name, spec in server.engine.models.loras.items()}
+    known |= {name: name for name in server.engine.models.loras}
+    found, unknown = {}, []
+    for path, *weights in used:
+        if (name := known.get(path) or known.get(Path(path).stem)) is None:
+            unknown.append(f"LoRA: {Path(path).stem}")
+        else:
+            found[name] = list(weights)
+    return found, unknown
+
+
+def _read(data: bytes) -> Found:
     with tempfile.NamedTemporaryFile(prefix="latentdiff-") as file:
         file.write(data)
         file.flush()

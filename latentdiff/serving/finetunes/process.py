@@ -12,6 +12,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from latentdiff.data.check import ERRORS
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
 from latentdiff.serving.finetunes.pictures import last_change
@@ -67,7 +68,9 @@ def check_pictures(one: FineTune, settings: Settings, model_path: str | None) ->
         report = json.loads(done.stdout)
     except ValueError as error:
         raise ServingError(_last_line(done.stderr, one)) from error
-    kept = {name: report[name] for name in ("pictures", "captions", "buckets", "errors", "enlarged", "findings")}
+    kept = {name: report[name] for name in ("pictures", "captions", "buckets", "enlarged", "findings")}
+    kept["unusable"] = len({finding["name"] for finding in report["findings"] if finding["kind"] in ERRORS})
+    kept["warnings"] = len(report["findings"]) - report["errors"]
     if last_change(one) == before:
         one.write(CHECK, kept)
     return kept

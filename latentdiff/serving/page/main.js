@@ -16,27 +16,31 @@ const FIELD_OF = { negative_prompt: "negative", guidance_scale: "guidance", imag
 const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
 let server = null;
 let input = null; // the input image as a data URL
+let carried = {};
 
 function save() {
   const values = Object.fromEntries(FIELDS.map(id => [id, byId(id).value]));
   const loras = Object.fromEntries([...document.querySelectorAll("#loras input")].map(one => [one.name, one.value]));
-  localStorage.setItem("settings", JSON.stringify({ ...values, loras, keep: byId("keep").checked }));
+  localStorage.setItem("settings", JSON.stringify({ ...values, loras, carried, keep: byId("keep").checked }));
 }
 
 function fill(values) {
   for (const id of FIELDS) if (values[id] !== undefined && values[id] !== null) byId(id).value = values[id];
   byId("keep").checked = values.keep ?? byId("keep").checked;
-  for (const one of document.querySelectorAll("#loras input")) one.value = values.loras?.[one.name] ?? 0;
+  if (values.loras) for (const one of document.querySelectorAll("#loras input")) one.value = values.loras[one.name] ?? 0;
+  if (values.carried) carry(values.carried);
   save();
 }
 
-function useSettings(settings) {
+function useSettings(settings, dropped = []) {
+  carry(settings);
   const known = server.models.some(model => model.id === settings.model);
   fill({ ...settings, negative: settings.negative_prompt ?? "", guidance: settings.guidance_scale, keep: true, images: 1,
     model: known ? settings.model : undefined, loras: Object.fromEntries(
       Object.entries(settings.loras || {}).map(([name, weight]) => [name, Array.isArray(weight) ? weight[0] : weight])) });
-  if (known || !settings.model) showProblem();
-  else showProblem(text("noModel", settings.model), "model");
+  const absent = known || !settings.model ? [] : [text("noModel", settings.model)];
+  const unused = dropped.length ? [text("notUsed", dropped.join("; "))] : [];
+  showProblem([...absent, ...unused].join(" "), absent.length ? "model" : "");
   scrollTo({ top: 0, behavior: "smooth" });
   byId("prompt").focus();
 }
@@ -49,6 +53,14 @@ async function useInput(blob) {
   byId("drop").hidden = true;
   clearMask();
   resetExtension(chosenModel().size_multiple);
+}
+
+// Settings of a recipe without a field of their own are sent along, and shown with a button that removes them.
+function carry({ spacing, eta, guidance_interval: interval }) {
+  carried = Object.fromEntries(Object.entries({ spacing, eta: eta || null, guidance_interval: `${interval ?? "0,1"}` === "0,1" ? null : interval })
+    .filter(([, value]) => value != null));
+  byId("carried").hidden = !Object.keys(carried).length;
+  byId("carried-text").textContent = Object.entries(carried).map(([name, value]) => `${name} ${value}`).join(", ");
 }
 
 function removeInput() {
@@ -84,7 +96,7 @@ async function takeFile(file) {
   else {
     const address = await asDataUrl(file);
     const found = await post("/recipe", { image: address }).catch(() => null);
-    if (found?.settings) useSettings(found.settings);
+    if (found?.settings) useSettings(found.settings, found.dropped);
     else await useInput(file).catch(() => showProblem(text("unreadableImage", file.name), "drop"));
   }
 }
@@ -92,7 +104,7 @@ async function takeFile(file) {
 function body() {
   const numbers = ["width", "height", "steps", "images"];
   const values = { prompt: byId("prompt").value, negative_prompt: byId("negative").value || null, model: byId("model").value,
-    sampler: byId("sampler").value, guidance_scale: Number(byId("guidance").value) };
+    sampler: byId("sampler").value, guidance_scale: Number(byId("guidance").value), ...carried };
   for (const id of numbers) values[id] = Number(byId(id).value) || null;
   if (byId("seed").value !== "") values.seed = Number(byId("seed").value);
   values.loras = Object.fromEntries([...document.querySelectorAll("#loras input")]
@@ -177,6 +189,7 @@ byId("language").onclick = switchLanguage;
 byId("model").onchange = () => { modelDefaults(); };
 byId("paint").onclick = () => openPainter(byId("source"));
 byId("clear-input").onclick = removeInput;
+byId("clear-carried").onclick = () => { carry({}); save(); };
 byId("file").onchange = event => event.target.files[0] && takeFile(event.target.files[0]);
 byId("strength").oninput = () => { byId("strength-value").textContent = byId("strength").value; };
 byId("strength").oninput();

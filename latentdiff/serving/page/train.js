@@ -134,9 +134,8 @@ function showReport(report) {
   checked = report;
   showFindings(report?.findings ?? []);
   if (!report) return byId("report").replaceChildren();
-  const { pictures, errors, buckets, enlarged, findings } = report;
-  const warnings = findings.length - errors;
-  const head = errors ? make("p", { className: "problem", textContent: text("checkErrors", errors, pictures) })
+  const { pictures, unusable, buckets, enlarged, warnings, findings } = report;
+  const head = unusable ? make("p", { className: "problem", textContent: text("checkErrors", unusable, pictures) })
     : make("p", { className: "good", textContent: text("checkGood", pictures) });
   const sizes = make("p", { textContent: text("trainedAt", buckets.slice(0, 4).map(([size, n]) => `${size} (${n})`).join(", ")) });
   const parts = [head, sizes];
