@@ -5,7 +5,7 @@ import { byId, make, showImage } from "./dom.js";
 import { text } from "./texts.js";
 
 const WIDTH = 800, HEIGHT = 180, LEFT = 52, BOTTOM = 24;
-const COLUMNS = 6;
+const ROWS = 6;
 
 const svg = (tag, values, ...children) => {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -47,22 +47,24 @@ export function showCurve({ losses, held_out: held, total }) {
 
 let shown = "";
 
-// Rows of prompts, columns of steps: the first evaluation, and the newest ones.
+// Columns of prompts, rows of steps, the newest first and the first one, before training, last.
 export function showSamples({ name, samples, captions }) {
-  const columns = samples.length <= COLUMNS ? samples : [samples[0], ...samples.slice(1 - COLUMNS)];
-  const now = JSON.stringify([name, columns, captions]);
+  const steps = samples.length <= ROWS ? samples : [samples[0], ...samples.slice(1 - ROWS)];
+  const now = JSON.stringify([name, steps, captions]);
   if (now === shown) return;
   shown = now;
-  const table = byId("samples");
-  table.hidden = !columns.length;
-  table.tabIndex = 0;
-  const head = make("tr", {}, make("td"), ...columns.map(step => make("th", { scope: "col", textContent: step ? text("atStep", step) : text("before") })));
-  const rows = captions.map((caption, k) => make("tr", {}, make("th", { scope: "row", textContent: caption }), ...columns.map(step => {
-    const image = make("img", { className: "cell", alt: text("sampleOf", caption, step), width: 128, height: 128, src: EMPTY });
-    showImage(image, call, `/finetunes/${encodeURIComponent(name)}/samples/${step}/${k}`).catch(() => {});
-    return make("td", {}, image);
-  })));
-  table.replaceChildren(make("table", {}, make("caption", { textContent: text("samples") }), make("thead", {}, head), make("tbody", {}, ...rows)));
+  const box = byId("samples");
+  box.hidden = !steps.length;
+  const head = make("tr", {}, make("td"), ...captions.map(caption => make("th", { scope: "col", textContent: caption })));
+  const rows = steps.toReversed().map(step => make("tr", {}, make("th", { scope: "row", textContent: step ? text("atStep", step) : text("before") }),
+    ...captions.map((caption, k) => make("td", {}, sample(name, step, k, caption)))));
+  box.replaceChildren(make("table", {}, make("caption", { textContent: text("samples") }), make("thead", {}, head), make("tbody", {}, ...rows)));
+}
+
+function sample(name, step, k, caption) {
+  const image = make("img", { className: "cell", alt: text("sampleOf", caption, step), width: 144, height: 144, src: EMPTY });
+  showImage(image, call, `/finetunes/${encodeURIComponent(name)}/samples/${step}/${k}`).catch(() => {});
+  return image;
 }
 
 const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
