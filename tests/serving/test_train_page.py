@@ -79,7 +79,7 @@ def test_pictures_captions_check_training_and_trying_the_lora(
             assert violations(page) == []
     page.click("#use")
     page.locator("#generate:enabled").wait_for()
-    assert page.input_value("#prompt") == "sks style" and page.get_by_label("apples-4").input_value() == "1"
+    assert page.input_value("#prompt") == "sks style, " and page.get_by_label("apples-4").input_value() == "1"
     page.fill("#steps", "2")
     page.click("#generate")
     page.locator("#gallery li").wait_for()

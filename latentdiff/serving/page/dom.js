@@ -8,6 +8,9 @@ export const make = (tag, values = {}, ...children) => {
   return element;
 };
 
+// The address of an image that has not arrived.
+export const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
+
 // Sets the address of an image to a picture of the server, which may need the key.
 export async function showImage(image, call, path) {
   const blob = await (await call(path)).blob();

@@ -178,7 +178,7 @@ function takeAddress() {
   if (!lora) return;
   const [prompt, trigger] = [byId("prompt").value.trim(), wanted.get("trigger") || ""];
   if (wanted.get("model")) byId("model").value = wanted.get("model");
-  byId("prompt").value = prompt.includes(trigger) ? prompt : [prompt, trigger].filter(Boolean).join(", ");
+  byId("prompt").value = prompt.includes(trigger) ? prompt : `${trigger}, ${prompt}`; // as in training
   for (const one of document.querySelectorAll("#loras input")) one.value = one === lora ? 1 : 0;
   history.replaceState(null, "", location.pathname);
   save();

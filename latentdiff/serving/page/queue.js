@@ -1,7 +1,7 @@
 // Jobs in progress. Their ids are kept in the browser, so that a reload or another tab shows them too.
 
 import { ApiError, call, events, get } from "./api.js";
-import { make } from "./dom.js";
+import { EMPTY, make } from "./dom.js";
 import { addImage } from "./gallery.js";
 import { text } from "./texts.js";
 
@@ -68,8 +68,6 @@ function showImages(previews, count) {
   previews.style.setProperty("--columns", Math.ceil(Math.sqrt(count)));
   previews.replaceChildren(...Array.from({ length: count }, () => make("img", { className: "preview", alt: text("preview"), src: EMPTY })));
 }
-
-const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
 
 const describe = data =>
   text("step", Math.max(...data.done), data.total) + (data.eta === null ? "" : ` · ${text("remaining", Math.ceil(data.eta))}`);

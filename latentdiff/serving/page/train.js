@@ -64,6 +64,7 @@ async function open() {
   const name = chosen();
   byId("welcome").hidden = Boolean(name);
   byId("one").hidden = !name;
+  byId("new-box").open = !name || innerWidth > 800;
   state = null;
   await refreshList();
   if (!name) return;

@@ -1,7 +1,7 @@
 // The pictures of a fine-tune: thumbnails, captions that are saved as they are typed, uploads, and what the check found.
 
 import { call, send } from "./api.js";
-import { byId, make, showImage } from "./dom.js";
+import { byId, EMPTY, make, showImage } from "./dom.js";
 import { text } from "./texts.js";
 
 const list = byId("pictures");
@@ -33,7 +33,7 @@ function count() {
 }
 
 function show({ file, captions, readable }) {
-  const image = make("img", { alt: "", loading: "lazy" });
+  const image = make("img", { alt: "", src: EMPTY });
   const frame = make("div", { className: "frame" }, readable ? image : text("unreadable"));
   if (readable) whenVisible(frame, () => showImage(image, call, `${base}/thumbnails/${encodeURIComponent(file)}`));
   const caption = make("textarea", { value: captions.join("\n"), rows: 2, placeholder: text("captionHint"),
