@@ -186,7 +186,7 @@ def test_a_recipe_of_an_absent_model_fills_in_the_rest_and_says_so(context: Any,
     page.get_by_text("The recipe names the model other, which this server does not have").wait_for()
     names = ("prompt", "negative", "steps", "sampler", "guidance", "seed", "width", "height", "model")
     values = [page.input_value(f"#{name}") for name in names]
-    assert values == ["a boat", "grey", "7", "euler_a", "5.5", "9", "16", "24", "small"]
+    assert values == ["a boat", "grey", "7", "euler_ancestral", "5.5", "9", "16", "24", "small"]
     page.click("#generate")
     page.locator("#gallery li").wait_for()
     assert page.locator("#problem").inner_text() == ""

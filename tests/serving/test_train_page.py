@@ -39,7 +39,7 @@ def test_a_server_without_fine_tuning_says_how_to_turn_it_on(context: Any, live:
     assert not page.locator(".pages").is_visible()
 
 
-def test_pictures_captions_check_training_and_trying_the_lora(
+def test_pictures_captions_training_and_trying_the_lora(
     context: Any,
     tuned: Live,  # noqa: F811
     fake: Callable[..., None],  # noqa: F811
@@ -54,18 +54,14 @@ def test_pictures_captions_check_training_and_trying_the_lora(
     assert violations(page) == []
     create(page, "apples", "apples")
     page.locator("#pictures li").nth(2).wait_for()
-    page.click("#check")
-    page.get_by_text("1 of 3 pictures cannot be used").wait_for()
-    assert "unreadable" in page.locator("#pictures li", has_text="c.png").inner_text()
     assert violations(page) == []
     page.get_by_role("button", name="Leave out c.png").click()
     page.locator("#pictures li").nth(2).wait_for(state="detached")
     page.get_by_role("textbox", name="Captions of a.png").fill("a shiny apple")
     page.fill("#trigger", "sks style")
-    page.click("#check")
-    page.get_by_text("All 2 pictures can be used.").wait_for()
+    page.get_by_text("Captions saved").wait_for()
     page.reload()
-    page.get_by_text("All 2 pictures can be used.").wait_for()
+    page.locator("#pictures li").nth(1).wait_for()
     assert page.get_by_role("textbox", name="Captions of a.png").input_value() == "a shiny apple"
     assert page.input_value("#trigger") == "sks style"
     page.click("#start")
@@ -84,6 +80,23 @@ def test_pictures_captions_check_training_and_trying_the_lora(
     page.click("#generate")
     page.locator("#gallery li").wait_for()
     assert all(url.startswith((tuned.url, "blob:", "data:")) for url in requests)
+
+
+@pytest.mark.slow
+def test_the_check_names_problems_below_their_pictures_until_something_changes(context: Any, tuned: Live) -> None:  # noqa: F811
+    page = train_page(context, tuned)
+    create(page, "apples", "apples")
+    page.locator("#pictures li").nth(2).wait_for()
+    page.click("#check")
+    page.get_by_text("1 of 3 pictures cannot be used").wait_for()
+    assert "unreadable" in page.locator("#pictures li", has_text="c.png").inner_text()
+    assert violations(page) == []
+    page.get_by_role("button", name="Leave out c.png").click()
+    page.get_by_text("1 of 3 pictures cannot be used").wait_for(state="detached")
+    page.click("#check")
+    page.get_by_text("All 2 pictures can be used.").wait_for()
+    page.reload()
+    page.get_by_text("All 2 pictures can be used.").wait_for()
 
 
 def test_a_closed_page_loses_nothing(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
@@ -145,7 +158,8 @@ def test_mistakes_are_sentences_next_to_their_cause(context: Any, tuned: Live, f
     page.click("#delete")
     page.click("#yes")
     page.locator("#welcome").wait_for()
-    assert page.locator("#list a").all_inner_texts()[0].startswith("empty")
+    page.locator("#list a", has_text="apples").wait_for(state="detached")
+    assert page.locator("#list a", has_text="empty").is_visible()
 
 
 def test_chinese_by_keyboard_on_a_phone(context: Any, tuned: Live) -> None:  # noqa: F811
