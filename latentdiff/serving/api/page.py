@@ -62,7 +62,7 @@ CARRIED = (
 )  # fmt: skip
 ELSEWHERE = (  # what the page has no field for
     "prompt_2", "negative_prompt_2", "clip_skip", "image_hash", "mask_hash", "strength", "extend",
-    "image_guidance_scale", "tile", "seamless", "hires", "vae", "unet", "embeddings",
+    "image_guidance_scale", "tile", "seamless", "hires", "variation_strength", "vae", "unet", "embeddings",
 )  # fmt: skip
 
 
