@@ -1,4 +1,4 @@
-"""Write docs/page-*.png: the web page of a server that runs the bundled model, in headless Chromium.
+"""Write docs/page-*.webp: the web page of a server that runs the bundled model, in headless Chromium.
 
 Chinese needs a font for it, for instance Noto Sans CJK. Run it again after a change of the page, it takes some
 minutes: python -m scripts.page_screenshots
@@ -70,14 +70,18 @@ def blueprints(url: str, folder: Path) -> None:
     """Captioned pictures of one style to train on, from the bundled model."""
     folder.mkdir()
     for subject in SUBJECTS:
-        body = {"prompt": f"a {subject}, {STYLES[0]}", "seed": 3, "steps": 15}
+        body = {"prompt": f"{article(subject)} {subject}, {STYLES[0]}", "seed": 3, "steps": 15}
         job = httpx.post(f"{url}/jobs", json=body).json()["id"]
         while httpx.get(f"{url}/jobs/{job}").json()["status"] != "finished":
             time.sleep(0.1)
         grey = Image.open(io.BytesIO(httpx.get(f"{url}/jobs/{job}/images/0").content)).convert("L")
         name = subject.replace(" ", "-")
         ImageOps.colorize(grey, "#123a8c", "#eef4ff").save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(f"a {subject}", "utf-8")
+        (folder / f"{name}.txt").write_text(f"{article(subject)} {subject}, {STYLE}", "utf-8")
+
+
+def article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def generate(page: Any, prompt: str, images: int = 1, steps: int = 20) -> None:
@@ -89,22 +93,21 @@ def generate(page: Any, prompt: str, images: int = 1, steps: int = 20) -> None:
 
 def fill_gallery(page: Any) -> None:
     for k, subject in enumerate(SUBJECTS):
-        generate(page, f"a {subject}, {STYLES[k % 2]}")
+        generate(page, f"{article(subject)} {subject}, {STYLES[k % 2]}")
     page.locator("#gallery li").nth(len(SUBJECTS) - 1).wait_for()
 
 
 def shoot(page: Any, name: str) -> None:
-    """A screenshot of 256 colours, which is a third of the size."""
     page.wait_for_timeout(500)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(DOCS / f"page-{name}.png", optimize=True)
+    picture.save(DOCS / f"page-{name}.webp", quality=90, method=6)
 
 
 def shoot_generating(page: Any, url: str) -> None:
     page.goto(url)
     page.locator("#generate:enabled").wait_for()
     fill_gallery(page)
-    generate(page, "a red (strawberry:1.2) on a plate, fluent 3d style", images=4, steps=60)
+    generate(page, "a slice of (pizza:1.2), fluent 3d style", images=4, steps=60)
     page.locator("#queue .preview[src^='data:image/png']").nth(3).wait_for()
     while page.locator("#queue progress").evaluate("bar => bar.value") < 0.5:
         page.wait_for_timeout(50)
@@ -134,8 +137,7 @@ def shoot_training(page: Any, url: str) -> None:
     page.fill("#name", "blueprint")
     page.click("#new button")
     page.locator("#pictures li").nth(len(SUBJECTS) - 1).wait_for()
-    page.fill("#trigger", STYLE)
-    page.fill("#steps", "100")
+    page.fill("#steps", "160")
     page.click("#start")
     page.locator("#badge.finished").wait_for(timeout=900_000)
     page.locator("#samples img[src^=blob]").first.wait_for()

@@ -56,13 +56,13 @@ class ImageFile(BaseModel):
     image: str = Field(description="With or without a data: prefix.")
 
 
-CARRIED = (
+CARRIED = (  # fields of a job request that a recipe has too
     "prompt", "negative_prompt", "seed", "sampler", "steps", "guidance_scale", "width", "height", "spacing", "eta",
-    "guidance_interval",
+    "guidance_interval", "prompt_2", "negative_prompt_2", "prompt_syntax", "clip_skip", "tile", "seamless", "hires",
+    "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength",
 )  # fmt: skip
-ELSEWHERE = (  # what the page has no field for
-    "prompt_2", "negative_prompt_2", "clip_skip", "image_hash", "mask_hash", "strength", "extend",
-    "image_guidance_scale", "tile", "seamless", "hires", "variation_strength", "vae", "unet", "embeddings",
+ELSEWHERE = (  # what cannot be carried over without the files
+    "image_hash", "mask_hash", "strength", "extend", "image_guidance_scale", "vae", "unet", "embeddings",
 )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ async def recipe(body: ImageFile, server: Here) -> dict[str, Any]:
     """
     found = await asyncio.to_thread(_read, from_base64(body.image, "image"))
     settings = {name: found.settings[name] for name in CARRIED if found.settings.get(name) is not None}
+    if "upscaler" in settings:
+        settings["upscaler"] = Path(settings["upscaler"]).stem
     loras, unknown = _loras(server, found.settings.get("loras", ()))
     others = [f"{name}: {found.settings[name]}" for name in ELSEWHERE if found.settings.get(name)]
     dropped = [text for text in found.dropped if not text.startswith("Model")]

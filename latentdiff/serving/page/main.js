@@ -13,6 +13,9 @@ import { changeWeight } from "./weight.js";
 const form = byId("form");
 const problem = byId("problem");
 const FIELD_OF = { negative_prompt: "negative", guidance_scale: "guidance", image: "drop", mask: "drop", extend: "drop" }; // names in requests
+const CARRIED = ["spacing", "eta", "guidance_interval", "prompt_2", "negative_prompt_2", "prompt_syntax", "clip_skip", "tile", "seamless", "hires",
+  "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength"];
+const USUAL = { guidance_interval: "0,1", prompt_syntax: "a1111" };
 const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
 let server = null;
 let input = null; // the input image as a data URL
@@ -56,9 +59,8 @@ async function useInput(blob) {
 }
 
 // Settings of a recipe without a field of their own are sent along, and shown with a button that removes them.
-function carry({ spacing, eta, guidance_interval: interval }) {
-  carried = Object.fromEntries(Object.entries({ spacing, eta: eta || null, guidance_interval: `${interval ?? "0,1"}` === "0,1" ? null : interval })
-    .filter(([, value]) => value != null));
+function carry(settings) {
+  carried = Object.fromEntries(CARRIED.map(name => [name, settings[name]]).filter(([name, value]) => value && String(value) !== USUAL[name]));
   byId("carried").hidden = !Object.keys(carried).length;
   byId("carried-text").textContent = Object.entries(carried).map(([name, value]) => `${name} ${value}`).join(", ");
 }

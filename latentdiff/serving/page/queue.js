@@ -74,7 +74,9 @@ const describe = data =>
 
 async function collect(job) {
   for (const [index, image] of job.images.entries()) {
-    const blob = await (await call(image.url)).blob();
-    await addImage({ id: `${job.id}-${index}`, blob, created: Date.now(), settings: { ...job.request, images: 1, seed: image.seed } });
+    const { url, stopped, ...seeds } = image;
+    const blob = await (await call(url)).blob();
+    const settings = { ...job.request, ...seeds, images: 1 };
+    await addImage({ id: `${job.id}-${index}`, blob, created: Date.now(), settings });
   }
 }
