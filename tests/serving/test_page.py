@@ -38,6 +38,12 @@ def test_generate_view_and_use_the_settings_again(context: Any, live: Live) -> N
     page.click("#gallery .open")
     page.get_by_role("button", name="Delete").click()
     page.locator("#empty").wait_for()
+    page.click("#restore")
+    page.locator("#gallery li").wait_for()
+    page.click("#gallery .open")
+    page.get_by_role("button", name="Delete").click()
+    page.reload()
+    page.locator("#empty").wait_for()
     assert all(url.startswith((live.url, "blob:", "data:")) for url in requests)
 
 
@@ -302,6 +308,14 @@ def test_erasing_and_undoing_change_the_mask(context: Any, live: Live) -> None:
         return sum(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("L").getdata()) / 255
 
     stroke()
+    page.keyboard.press("Control+z")
+    assert white() == 0
+    page.locator("#canvas").press("ArrowUp")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    assert white() > 0
+    page.click("#clear-mask")
+    stroke()
     painted = white()
     page.click("#erase")
     stroke()
@@ -354,7 +368,10 @@ def test_a_server_that_dies_and_returns(context: Any, make_live: MakeLive, monke
     live.close()
     page.locator("#queue .problem").wait_for()
     make_live(port=live.port)
-    page.get_by_role("button", name="Dismiss").click()
+    page.fill("#prompt", "something else")
+    page.get_by_role("button", name="Use these settings").click()
+    page.locator("#queue li").wait_for(state="detached")
+    assert page.input_value("#prompt") == "a red apple" and page.input_value("#steps") == "150"
     generate(page)
     page.locator("#gallery li").wait_for()
 

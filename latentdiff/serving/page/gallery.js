@@ -22,7 +22,7 @@ export async function showGallery() {
 
 export async function addImage(image) {
   if (images.has(image.id)) return;
-  await saveImage(image);
+  await saveImage(image).catch(() => { byId("gallery-problem").textContent = text("storageFull"); });
   show(image);
   empty.hidden = true;
 }
@@ -41,7 +41,8 @@ function show(image) {
   const item = make("li", {}, open, pick);
   item.dataset.id = image.id;
   image.item = item;
-  list.prepend(item);
+  const older = [...list.children].find(other => images.get(other.dataset.id).created <= image.created);
+  list.insertBefore(item, older ?? null);
 }
 
 // The arrow keys go through the gallery while one image is shown.
@@ -110,4 +111,11 @@ async function remove(image) {
   compare.hidden = picked.size !== 2;
   URL.revokeObjectURL(image.address);
   empty.hidden = images.size > 0;
+  byId("gallery-problem").textContent = "";
+  const restore = byId("restore");
+  restore.hidden = false;
+  restore.onclick = () => {
+    restore.hidden = true;
+    addImage({ id: image.id, blob: image.blob, created: image.created, settings: image.settings });
+  };
 }

@@ -1,6 +1,6 @@
-// Jobs in progress. Their ids are kept in the browser, so that a reload or another tab shows them too.
+// Jobs in progress. Their ids and settings are kept in the browser, so that a reload or another tab shows them too.
 
-import { ApiError, call, events, get } from "./api.js";
+import { ApiError, call, events } from "./api.js";
 import { EMPTY, make } from "./dom.js";
 import { addImage } from "./gallery.js";
 import { text } from "./texts.js";
@@ -9,39 +9,44 @@ const list = document.getElementById("queue");
 const section = document.getElementById("queue-section");
 const shown = new Map();
 
-const ids = () => JSON.parse(localStorage.getItem("jobs") || "[]");
-const remember = id => localStorage.setItem("jobs", JSON.stringify([...new Set([...ids(), id])]));
-const forget = id => localStorage.setItem("jobs", JSON.stringify(ids().filter(other => other !== id)));
+const known = () => JSON.parse(localStorage.getItem("requests") || "{}"); // what each job was asked for, by its id
+const keep = requests => localStorage.setItem("requests", JSON.stringify(requests));
+const remember = job => keep({ ...known(), [job.id]: job.request });
+const forget = id => { const { [id]: _, ...others } = known(); keep(others); };
+let again = () => {};
+
+export function onAgain(use) { again = use; }
 
 export function showKnownJobs() {
-  for (const id of ids()) if (!shown.has(id)) watch(id);
+  for (const [id, request] of Object.entries(known())) if (!shown.has(id)) watch(id, request);
 }
 
 export function addJob(job) {
-  remember(job.id);
-  watch(job.id, job.request.prompt);
+  remember(job);
+  watch(job.id, job.request);
   if (matchMedia("(max-width: 800px)").matches) section.scrollIntoView({ behavior: "smooth" });
 }
 
-async function watch(id, title = "") {
+async function watch(id, request) {
   const previews = make("div", { className: "previews" });
-  const what = make("p", { className: "what", textContent: title });
+  const what = make("p", { className: "what", textContent: request.prompt });
   const how = make("p", { className: "how" });
   const bar = make("progress", { max: 1, value: 0, ariaLabel: text("queue") });
   const button = make("button", { type: "button", textContent: text("cancel") });
-  const item = make("li", {}, previews, make("div", {}, what, how, bar), button);
+  const item = make("li", {}, previews, make("div", {}, what, how, bar), make("div", { className: "row" }, button));
   shown.set(id, item);
   list.prepend(item);
   section.hidden = false;
   const close = () => { item.remove(); shown.delete(id); forget(id); section.hidden = !shown.size; };
   const fail = message => {
     how.textContent = message; how.classList.add("problem"); bar.hidden = true;
-    button.textContent = text("dismiss"); button.onclick = close; forget(id);
+    button.textContent = text("dismiss"); button.onclick = close;
+    const retry = make("button", { type: "button", textContent: text("again"), onclick: () => { close(); again(request); } });
+    button.before(retry);
   };
   button.onclick = () => call(`/jobs/${id}`, { method: "DELETE" }).catch(() => {});
   for (;;) {
     try {
-      if (!title) what.textContent = title = (await get(`/jobs/${id}`)).request.prompt;
       for await (const [kind, data] of events(`/jobs/${id}/events`)) {
         how.classList.remove("problem");
         if (kind === "preview") previews.children[data.image].src = `data:image/png;base64,${data.png}`;
