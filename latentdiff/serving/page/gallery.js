@@ -78,6 +78,7 @@ function view(shown) {
   const [body, row] = viewer.children;
   const [image] = shown;
   viewed = shown.length > 1 ? null : image;
+  body.classList.toggle("pair", !viewed);
   if (viewed) body.replaceChildren(figureOf(image), recipe(image.settings));
   else body.replaceChildren(...shown.map(one => { const figure = figureOf(one); figure.append(recipe(one.settings)); return figure; }));
   const stays = { previous: () => step(-1), next: () => step(1), download: () => download(image) };
