@@ -42,6 +42,7 @@ def test_generate_view_and_use_the_settings_again(context: Any, live: Live) -> N
     page.locator("#gallery li").wait_for()
     page.click("#gallery .open")
     page.get_by_role("button", name="Delete").click()
+    page.locator("#gallery li").wait_for(state="detached")
     page.reload()
     page.locator("#empty").wait_for()
     assert all(url.startswith((live.url, "blob:", "data:")) for url in requests)
