@@ -62,7 +62,7 @@ CARRIED = (  # fields of a job request that a recipe has too
     "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength",
 )  # fmt: skip
 ELSEWHERE = (  # what cannot be carried over without the files
-    "image_hash", "mask_hash", "strength", "extend", "image_guidance_scale", "vae", "unet", "embeddings",
+    "image_hash", "mask_hash", "strength", "extend", "image_guidance_scale", "vae", "unet", "refiner", "embeddings",
 )  # fmt: skip
 
 
