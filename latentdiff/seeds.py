@@ -17,9 +17,9 @@ STATE_OFFSET, STATE_WORDS = 24, 624  # of the Mersenne Twister in the bytes of t
 
 
 def seeds_per_image(seed: int | Sequence[int] | None, count: int, name: str = "seed", step: int = 1) -> list[int]:
-    """The seed of each image: from one on, random when None. Raises InputError for too many, few, or out of range.
+    """The seed of each image: consecutive from one seed, random if None. Raises InputError for invalid seeds.
 
-    step: from one image to the next, 0 for one seed for all.
+    step: difference between consecutive seeds; 0 gives all images the same seed.
     """
     if seed is None:
         first = secrets.randbelow(GENERATOR_SEEDS)

@@ -124,7 +124,7 @@ def first_of(similarity: Tensor, pool: Tensor) -> Tensor:
 
 
 class Judges:
-    """What was learnt of the training pictures, and the candidates' words.
+    """What was learned of the training pictures, and the candidates' words.
 
     features: [N, D]; textures: [V, N, S] of V views of each, as it is and changed by what is hardly seen.
     """

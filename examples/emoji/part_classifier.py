@@ -1,4 +1,4 @@
-"""Which object of the vocabulary a part shows, learnt from real pictures; some of these are kept to say how often."""
+"""Which object of the vocabulary a part shows, learned from real pictures; some of these are kept to say how often."""
 
 import hashlib
 from collections.abc import Sequence

@@ -96,8 +96,10 @@ def _check_widths(source: ModelSource) -> None:
     ]
     if unet.addition_embed_type is not None:
         sizes = unet.projection_class_embeddings_input_dim - texts[-1].projection_dim
-        whole = {count * unet.addition_time_embed_dim for count in (5, 6)}  # sizes, crops and with 5 an aesthetic score
-        if sizes not in whole or not texts[-1].with_projection:
+        allowed = {
+            count * unet.addition_time_embed_dim for count in (5, 6)
+        }  # sizes, crops and with 5 an aesthetic score
+        if sizes not in allowed or not texts[-1].with_projection:
             raise CheckpointError(f"{source.unet.where}: projection_class_embeddings_input_dim="
                                   f"{unet.projection_class_embeddings_input_dim} does not fit the text encoder; "
                                   "use files of one model")  # fmt: skip

@@ -141,4 +141,4 @@ def _embedding(path: Path, opened: TensorFile) -> Iterator[str]:
     for word, vectors in words_in(path, opened).items():
         widths = " and ".join(str(rows.shape[1]) for rows in vectors)
         base = "Stable Diffusion XL" if len(vectors) == 2 else CONTEXT_FAMILIES.get(vectors[0].shape[1], "unknown")
-        yield f"{path}: the learnt word {word!r}, {len(vectors[0])} vectors of width {widths}; base: {base}"
+        yield f"{path}: the learned word {word!r}, {len(vectors[0])} vectors of width {widths}; base: {base}"

@@ -105,7 +105,7 @@ def split_in_proj(name: str) -> tuple[str, list[str]] | None:
     head, found, kind = name.rpartition(".in_proj_")
     if not found or kind not in ("weight", "bias"):
         return None
-    whole = open_clip_table().to_diffusers(f"{head}.out_proj.{kind}")
-    if whole is None:
+    output = open_clip_table().to_diffusers(f"{head}.out_proj.{kind}")
+    if output is None:
         return None
-    return kind, [whole.replace("out_proj", projection) for projection in QKV]
+    return kind, [output.replace("out_proj", projection) for projection in QKV]

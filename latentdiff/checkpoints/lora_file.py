@@ -125,9 +125,9 @@ def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[s
 def _peft_configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """peft's settings by component; those of an adapter folder, which has one component, have an empty name."""
     found: dict[str, dict[str, Any]] = {}
-    beside = file.parent / PEFT_CONFIG
-    if file.name == PEFT_FILE and beside.is_file():
-        found[""] = found["base_model"] = read_json(beside)
+    config_file = file.parent / PEFT_CONFIG
+    if file.name == PEFT_FILE and config_file.is_file():
+        found[""] = found["base_model"] = read_json(config_file)
     if (text := metadata.get(HEADER_CONFIG)) is not None:
         try:
             parsed = json.loads(text)
@@ -140,7 +140,7 @@ def _peft_configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str
             if part in PARTS and setting:
                 found.setdefault(part, {})[setting] = value
     for part, config in found.items():
-        _check_config(config, f"{file}: {part}" if part else str(beside))
+        _check_config(config, f"{file}: {part}" if part else str(config_file))
     return found
 
 

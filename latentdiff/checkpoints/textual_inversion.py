@@ -88,7 +88,7 @@ def find_learned(path: Path) -> Path:
     for file in (path, path / FILE, path / "model" / FILE):
         if file.is_file():
             return file
-    raise CheckpointError(f"{path} holds no {FILE}; give a file of learnt words, or the folder finetune wrote")
+    raise CheckpointError(f"{path} holds no {FILE}; give a file of learned words, or the folder finetune wrote")
 
 
 def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
@@ -102,7 +102,7 @@ def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
             raise CheckpointError(f"{file}: {key[:80]} is {list(tensor.shape)}; vectors of a word must be [n, width]")
     rows = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in tensors.items()}
     if not rows:
-        raise CheckpointError(f"{file} holds no learnt word; give the file that a trainer wrote")
+        raise CheckpointError(f"{file} holds no learned word; give the file that a trainer wrote")
     if rows.keys() <= {"clip_l", "clip_g"}:
         return {file.stem: [rows[key] for key in ("clip_l", "clip_g") if key in rows]}
     unnamed = [key for key in rows if key == "emb_params" or key.startswith(PARAMETERS)]

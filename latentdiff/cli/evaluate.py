@@ -112,16 +112,16 @@ def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
 
 
 def _of_model(request: Request) -> tuple[Pictures, Pictures]:
-    asked = request.of_model
-    rows = choose_rows(request.real, asked.get("num"), request.seed)
-    how = {name: asked[name] for name in OPEN_NAMES if name in asked}
-    pipe = LatentDiffusionPipeline.from_pretrained(asked.get("model"), device=request.device, **how)
+    options = request.of_model
+    rows = choose_rows(request.real, options.get("num"), request.seed)
+    how = {name: options[name] for name in OPEN_NAMES if name in options}
+    pipe = LatentDiffusionPipeline.from_pretrained(options.get("model"), device=request.device, **how)
     real = FolderPictures(request.real, rows, pipe.default_size)
     assert real.captions is not None
     settings = pipe.generation.with_given(
-        num_inference_steps=asked.get("steps"),
-        guidance_scale=asked.get("guidance_scale"),
-        sampler=asked.get("sampler"),
+        num_inference_steps=options.get("steps"),
+        guidance_scale=options.get("guidance_scale"),
+        sampler=options.get("sampler"),
     )
     return ModelPictures(pipe, real.captions, settings, request.seed), real
 

@@ -189,7 +189,7 @@ def check(
     variant: Variant = None,
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")] = False,
 ) -> None:
     """Check every image and caption of a folder; exit code 1 if there are errors. Nothing is changed."""
     from latentdiff.cli.data import run

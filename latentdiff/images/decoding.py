@@ -73,7 +73,7 @@ def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Resul
 
 
 def _loaded(opened: Image.Image, name: str) -> Image.Image:
-    """The pixels, upright. Raises InputError for more than `MAX_PIXELS`."""
+    """The decoded image in its EXIF orientation. Raises InputError for more than `MAX_PIXELS`."""
     width, height = _displayed_size(opened)
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; reduce it first")
@@ -82,7 +82,7 @@ def _loaded(opened: Image.Image, name: str) -> Image.Image:
 
 
 def _displayed_size(opened: Image.Image) -> tuple[int, int]:
-    """Width and height after EXIF orientation. Pillow swaps a TIFF's sides itself, so its tags are read instead."""
+    """Width and height after EXIF orientation. For TIFF, Pillow swaps the sides itself, so the tags are read."""
     width, height = opened.size
     if opened.format == "TIFF":
         tags = opened.tag_v2  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def _without_png_metadata(data: bytes) -> bytes:
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """Greys of a mask: its alpha channel where it is transparent anywhere, else its brightness."""
+    """The grey levels of a mask: its alpha channel if any pixel is transparent, else its brightness."""
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.histogram()[255] < alpha.width * alpha.height:
@@ -115,7 +115,7 @@ def mask_of(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, background: str) -> Image.Image:
-    """RGB, 8 bits, flattened onto a colour where the image is transparent."""
+    """Convert to 8-bit RGB; transparent pixels are blended with a background colour."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:

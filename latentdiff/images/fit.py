@@ -1,4 +1,4 @@
-"""Matching the size of an image to that of the output."""
+"""Fit an image to the size of the output."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ EDGES = ("left", "top", "right", "bottom")
 
 
 def fit_to(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """The image at `size` (width, height).
+    """Resize an image to `size` (width, height).
 
-    cover: fills it, and what stands over is cropped around the centre. contain: all of it is shown, and its edge pixels
-    are repeated up to the border (masks get black). stretch: each side is scaled by itself.
+    cover: fill the size and crop around the centre. contain: show the complete image, with edge pixels repeated up to
+    the border (black for masks). stretch: scale each side independently.
     """
     if image.size == size:
         return image
@@ -28,7 +28,7 @@ def fit_to(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
 
 
 def pad(image: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Image.Image:
-    """A larger image: edge pixels are repeated outwards; masks (mode L) get black."""
+    """Enlarge the canvas: edge pixels are repeated outwards; masks (mode L) are padded with black."""
     if image.mode == "L":
         return ImageOps.expand(image, (left, top, right, bottom), fill=0)
     around = ((top, bottom), (left, right), (0, 0))

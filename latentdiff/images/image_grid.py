@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def image_grid(pixels: Tensor, columns: int) -> Image.Image:
-    """[N, 3, H, W] in [-1, 1] to one RGB image of rows of `columns`; missing places are white."""
+    """Arrange images [N, 3, H, W] in [-1, 1] in rows of `columns` in one RGB image; empty cells are white."""
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
     canvas = torch.ones(rows * columns, 3, height, width)

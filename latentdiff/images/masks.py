@@ -1,4 +1,4 @@
-"""Masks of inpainting: growing, blurring, the crop around one, and what fills it."""
+"""Masks for inpainting: validation, growing, blurring, cropping and filling."""
 
 import math
 
@@ -15,12 +15,12 @@ SAME_ASPECT = 0.02  # relative difference of width / height that rounding explai
 
 
 def binary(mask: Image.Image) -> Image.Image:
-    """0 or 255, split at the middle grey."""
+    """Threshold a mask at middle grey: 0 or 255."""
     return mask.point([0] * 128 + [255] * 128)
 
 
 def check_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
-    """The mask in black and white, at the image's size. Raises InputError for another aspect ratio or nothing white."""
+    """The mask in black and white at the image's size. Raises InputError for another aspect ratio or an empty mask."""
     ratio = mask.width * image.height / (mask.height * image.width)
     if abs(math.log(ratio)) > SAME_ASPECT:
         raise InputError(
@@ -34,7 +34,7 @@ def check_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def grow(mask: Image.Image, pixels: int) -> Image.Image:
-    """White areas made larger by this many pixels on every side, in a square."""
+    """Grow white areas by this many pixels on every side (dilation with a square)."""
     while pixels > 0:
         step = min(pixels, 4)
         mask = mask.filter(ImageFilter.MaxFilter(2 * step + 1))
@@ -43,7 +43,7 @@ def grow(mask: Image.Image, pixels: int) -> Image.Image:
 
 
 def soft_edge(mask: Image.Image, sigma: float) -> Image.Image:
-    """White where the mask is, falling to black outside of it; all black from 3 sigma + 2 pixels away on."""
+    """White inside the mask, with a gradient to black outside; black from a distance of 3 sigma + 2 pixels on."""
     if sigma == 0:
         return mask
     blurred = mask.filter(ImageFilter.GaussianBlur(sigma)).point([min(2 * value, 255) for value in range(256)])
@@ -52,7 +52,7 @@ def soft_edge(mask: Image.Image, sigma: float) -> Image.Image:
 
 
 def crop_around(mask: Image.Image, padding: int, aspect: float) -> Box:
-    """The white area and its padding, widened or heightened to width / height = aspect where the image allows."""
+    """The bounding box of the white area with padding, extended to the aspect ratio as far as the image allows."""
     bounds = mask.getbbox()
     assert bounds is not None
     left, top, right, bottom = bounds
@@ -65,14 +65,14 @@ def crop_around(mask: Image.Image, padding: int, aspect: float) -> Box:
 
 
 def _widen(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """An interval of this length around another, moved to lie within 0 and limit."""
+    """An interval of this length around another one, shifted to lie within 0 and limit."""
     length = min(length, limit)
     start = min(max((start + stop - length) // 2, 0), limit - length)
     return start, start + length
 
 
 def fill_from_surroundings(pixels: Tensor, mask: Tensor) -> Tensor:
-    """pixels [3, H, W] with the masked area filled smoothly from its border: pull-push (Gortler et al. 1996, sec. 3.4).
+    """Fill the masked area of pixels [3, H, W] smoothly from its border: pull-push (Gortler et al. 1996, sec. 3.4).
 
     mask: [1, H, W], 1 where pixels are unknown. Where all are, they become grey (0).
     """
@@ -88,5 +88,5 @@ def fill_from_surroundings(pixels: Tensor, mask: Tensor) -> Tensor:
 
 
 def to_latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """[1, H, W] to [1, H/f, W/f]: 1 for every latent that stands for a masked pixel."""
+    """[1, H, W] to [1, H/f, W/f]: 1 for every latent that covers a masked pixel."""
     return torch.nn.functional.max_pool2d(mask, factor)

@@ -1,4 +1,4 @@
-"""Sheets of images with labels: grids of settings, and contact sheets of folders."""
+"""Sheets of labelled images: grids of settings, and contact sheets of folders."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ INK, PAPER = "black", "white"
 def labelled_grid(
     rows: Sequence[Sequence[Image.Image]], column_labels: Sequence[str], row_labels: Sequence[str], title: str = ""
 ) -> Image.Image:
-    """Rows of images with labels of columns and rows; each cell has the size of the largest image or label."""
+    """Rows of images with labels for rows and columns; each cell has the size of the largest image or label."""
     font = _font(max(image.height for row in rows for image in row))
     width = max(max(image.width for row in rows for image in row), *(_width(font, label) for label in column_labels))
     height = max(image.height for row in rows for image in row)
@@ -35,7 +35,7 @@ def labelled_grid(
 
 
 def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int, side: int) -> Image.Image:
-    """Images shrunk into squares of `side` pixels, in rows of `columns`, each above its label."""
+    """Thumbnails of up to `side` pixels in rows of `columns`, each above its label."""
     font = _font(side)
     line = _line(font)
     step = side + MARGIN

@@ -47,10 +47,10 @@ def intervals(statistic: Statistic, counts: tuple[int, int], resamples: int, see
     def half(count: int) -> Tensor:
         return torch.randperm(count, generator=generator)[: count // 2]
 
-    whole = statistic(torch.arange(counts[0]), torch.arange(counts[1]))
-    bar = tqdm(range(resamples), desc=f"interval of {next(iter(whole))}", disable=None, leave=False)
+    full = statistic(torch.arange(counts[0]), torch.arange(counts[1]))
+    bar = tqdm(range(resamples), desc=f"interval of {next(iter(full))}", disable=None, leave=False)
     drawn = [statistic(half(counts[0]), half(counts[1])) for _ in bar]
-    return {key: _interval(value, [one[key] for one in drawn]) for key, value in whole.items()}
+    return {key: _interval(value, [one[key] for one in drawn]) for key, value in full.items()}
 
 
 def _interval(value: float, drawn: list[float]) -> Interval:

@@ -73,11 +73,11 @@ def reconstruct(
             parts.append(part)
             start += len(real)
             bar.update(len(real))
-    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    values = intervals(lambda rows, _: _values(whole, rows), (len(pictures), 0), resamples, seed)
+    measured = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    values = intervals(lambda rows, _: _values(measured, rows), (len(pictures), 0), resamples, seed)
     scale, std = vae.config.scaling_factor, values["latent_std"].value
     return Evaluation(
-        generated={"vae": name, "count": len(pictures), "scaling_factor": scale, **_channels(whole)},
+        generated={"vae": name, "count": len(pictures), "scaling_factor": scale, **_channels(measured)},
         real=pictures.source,
         resolution=pictures.resolution,
         network={"name": network.name, "weights": network.weights} if network else None,

@@ -1,4 +1,4 @@
-"""Generation settings stored in image files: ours, and those of A1111 and ComfyUI."""
+"""Generation settings stored in image files by latentdiff, A1111 and ComfyUI."""
 
 from latentdiff.recipe.files import CHUNK, check_suffix, image_metadata, write_image
 from latentdiff.recipe.reading import Found, read_any, read_recipe

@@ -1,4 +1,4 @@
-"""ComfyUI's `prompt` text: a graph of nodes, read from its sampler backwards."""
+"""Read ComfyUI's `prompt` text: a graph of nodes, followed backwards from its sampler."""
 
 import json
 from typing import Any
@@ -62,12 +62,12 @@ def _is_node(node: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A number that is finite and fits 64 bits; a whole one keeps all of its digits."""
+    """A finite number that fits 64 bits; integers keep all digits."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _upstream(nodes: dict[str, Any], link: Any, name: str) -> Any:
-    """The first value of this name on the way up from a link [node, slot]; None where there is none."""
+    """The first value with this name when following a link [node, slot] upwards; None if there is none."""
     for _ in range(MOST_LINKS):
         if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
             return None

@@ -1,4 +1,4 @@
-"""Write images with their recipe: our JSON, and A1111's `parameters` text."""
+"""Write images with their recipe, as our JSON and as A1111's `parameters` text."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def check_suffix(path: Path) -> None:
 def write_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
     """Save a PNG, WebP or JPEG with its recipe.
 
-    Raises InputError for another suffix, and when the file cannot be written; nothing is left of it then.
+    Raises InputError for another suffix, and if the file cannot be written; no partial file remains.
     """
     check_suffix(path)
     kind, options = FORMATS[path.suffix.lower()]

@@ -1,4 +1,4 @@
-"""Names of samplers and schedules in other programs."""
+"""Names of samplers and schedules in A1111 and ComfyUI."""
 
 A1111_SAMPLERS = {
     "DDIM": "ddim",

@@ -1,4 +1,4 @@
-"""The recipe in an image file, whichever program wrote it. Metadata is data: no path in it is followed here."""
+"""Read the recipe in an image file of any supported program. Paths in the metadata are not opened here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from latentdiff.recipe.texts import read_texts
 
 @dataclass(frozen=True)
 class Found:
-    """Settings under the names of `Recipe`, the program that wrote them, and what has no counterpart here.
+    """Settings with the field names of `Recipe`, the program that wrote them, and settings without a counterpart.
 
-    recipe: where it is our own.
+    recipe: only for files of latentdiff.
     """
 
     settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Texts in image files, read without decoding pixels, up to a size."""
+"""Read texts in image files without decoding pixels, with limits on their size."""
 
 import zlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PROGRAM_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)  # ComfyUI writes "prom
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Texts by the names that PNG files have for them: `latentdiff`, `parameters`, `prompt`.
+    """The texts by their names in PNG files: `latentdiff`, `parameters`, `prompt`.
 
     Raises InputError for a file that is not an image, and for texts over `MAX_TEXT`.
     """

@@ -13,7 +13,7 @@ KNOWN = ("reuse", "int8")
 
 
 def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without repetitions, in a fixed order; a single string is one name. Raises InputError if unknown."""
+    """The names without duplicates in a fixed order; a string is one name. Raises InputError for unknown names."""
     names = (names,) if isinstance(names, str) else names
     for name in names:
         if name not in KNOWN:

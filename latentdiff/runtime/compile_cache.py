@@ -1,7 +1,7 @@
 """A cache of torch.compile's output between processes: one archive, which is read completely or not at all.
 
-A process compiles in its own temporary folder and copies it into the user's cache, so that no other process ever sees a
-partly written library, however this one ends.
+A process compiles in its own temporary folder and copies it into the user's cache, so that other processes never see a
+partially written library, even if this one is killed.
 """
 
 import atexit
@@ -27,7 +27,7 @@ _OPENED: dict[Path, "CompileCache"] = {}
 
 
 class CompileCache:
-    """The archive of a device, unpacked into a folder that torch.compile works in until this process ends."""
+    """The archive for a device, unpacked into a folder that torch.compile uses until this process ends."""
 
     def __init__(self, archive: Path) -> None:
         self.archive, self.work = archive, Path(mkdtemp(prefix="latentdiff-"))
@@ -76,7 +76,7 @@ class CompileCache:
 
 
 def open_cache(device: torch.device) -> CompileCache | None:
-    """The cache of a kind of device, to be written to from now on; None where TORCHINDUCTOR_CACHE_DIR is the user's."""
+    """Use the cache for a kind of device from now on; None if the user has set TORCHINDUCTOR_CACHE_DIR."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     own = (str(cache.work) for cache in _OPENED.values())

@@ -1,4 +1,4 @@
-"""Attention with fused projections and with cached keys and values of prompts."""
+"""Attention with fused projections and cached keys and values of prompts."""
 
 from collections.abc import Hashable
 

@@ -46,7 +46,7 @@ def quantise(unet: nn.Module) -> None:
 
 
 def unquantise(model: nn.Module) -> None:
-    """The norms and convolutions as `prepare` left them."""
+    """Restore the norms and convolutions that `prepare` installed."""
     for module in model.modules():
         if isinstance(module, Int8GroupNormSiLU):
             del module.steps

@@ -1,4 +1,4 @@
-"""Compile the C++ kernels: one library for each variant, the set of instructions that it may use.
+"""Compile the C++ kernels: one library per variant, that is, per set of instructions.
 
 Imports the standard library only: the build hook (hatch_build_kernels.py) loads this file without torch.
 """
@@ -57,7 +57,7 @@ MACHINES = {"AMD64": "x86_64", "arm64": "aarch64", "ARM64": "aarch64"}
 
 
 def variants_of(machine: str) -> list[Variant]:
-    """Those for `machine`, as platform.machine() names it; the fastest first."""
+    """The variants for `machine`, as named by platform.machine(); the fastest first."""
     return [variant for variant in VARIANTS if variant.machine == MACHINES.get(machine, machine)]
 
 
@@ -78,6 +78,6 @@ def compile_variant(variant: Variant, compiler: Sequence[str], target: Path, zig
 
 
 def seal(library: Path) -> str:
-    """What belongs in `library`.sha256: the hash of the file, and of the sources and flags that it is compiled from."""
+    """The content of `library`.sha256: hashes of the file and of the sources and flags that it is compiled from."""
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in (*sorted(KERNELS.glob("*.[ch]*")), Path(__file__))))
     return f"{hashlib.sha256(library.read_bytes()).hexdigest()} {sources.hexdigest()}\n"

@@ -1,7 +1,7 @@
 """Load our C++ kernels: one library for each variant, selected by CPU features, never by vendor.
 
-A wheel holds the variants of its platform. Without them the one that is needed is compiled by `c++` at first use and
-kept in the user's cache folder; without a compiler, torch's own layers are used, and a warning is issued.
+A wheel contains the variants for its platform. Without them, the required one is compiled with `c++` at first use and
+kept in the user's cache folder. Without a compiler, torch's layers are used and a warning is issued.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ def kernel_variant() -> str | None:
 
 
 def variants() -> dict[str, tuple[str, ...]]:
-    """The variants for this kind of machine, and which capabilities of each this processor lacks."""
+    """The variants for this kind of machine, each with the capabilities that this processor lacks."""
     here = capabilities()
     return {v.name: tuple(need for need in v.needs if need not in here) for v in variants_of(platform.machine())}
 
@@ -75,7 +75,7 @@ def cache_folder() -> Path:
 
 @cache
 def _private_folder() -> Path:
-    """Of this process alone: libraries are loaded from it, so that nobody else may write there."""
+    """A folder of this process: libraries are loaded from it, so other users must not be able to write there."""
     return Path(tempfile.mkdtemp(prefix="latentdiff-"))
 
 

@@ -17,10 +17,10 @@ ALIGNMENT = 64  # bytes
 
 
 def offload_weights(model: nn.Module, locations: dict[str, TensorLocation], dtype: torch.dtype, fast: bool) -> None:
-    """Make a model without memory map its weights from their files at each call, one block at a time; on the CPU.
+    """Make a model on the meta device map its weights from their files at each call, block by block; on the CPU.
 
-    Aligned weights in the file's dtype are read where the file is mapped, without a copy. fast: compute the same by
-    the kernels that this machine has. Threads may call the model; each block runs for one thread at a time.
+    Aligned weights in the file's dtype are used directly from the mapping, without a copy. fast: use native kernels.
+    Several threads may call the model; each block runs for one thread at a time.
     """
     empty = {key: _placeholder(location.shape, dtype) for key, location in locations.items()}
     model.load_state_dict(empty, assign=True)
@@ -31,7 +31,7 @@ def offload_weights(model: nn.Module, locations: dict[str, TensorLocation], dtyp
 
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One NaN expanded to the shape, so that a weight that was not mapped shows in the output."""
+    """A NaN expanded to the shape: a weight that was not mapped makes the output NaN."""
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 
@@ -64,9 +64,9 @@ def _offload(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied unless it begins at a multiple of 64 bytes, as torch's own tensors do.
+    """The tensor, copied unless its address is a multiple of 64 bytes, as for tensors that torch allocates.
 
-    Matrix products may round differently for other addresses (MKL in float32 on AMD processors does).
+    Matrix products may round differently at other addresses (MKL in float32 on AMD processors does).
     """
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
@@ -78,7 +78,7 @@ class KernelAttention(Attention):
 
 
 def _use_kernels(model: nn.Module) -> None:
-    """Native kernels, and channels-last maps from the first convolution on; weights keep the file's layout."""
+    """Use native kernels, with channels-last feature maps; weights keep the layout of the file."""
     use_native_kernels(model)
     for name, module in model.named_modules():
         if type(module) is Attention:

@@ -1,4 +1,4 @@
-"""Capabilities of this processor."""
+"""Detect the instruction sets of this processor."""
 
 import ctypes
 import hashlib
@@ -54,7 +54,7 @@ def _cpuinfo_line(*keys: str) -> str:
 
 
 def _may_use_amx() -> bool:
-    """Linux grants the tiles' registers to a process that requests them (arch_prctl, ARCH_REQ_XCOMP_PERM)."""
+    """Request permission to use AMX from Linux (arch_prctl, ARCH_REQ_XCOMP_PERM)."""
     if platform.system() != "Linux":
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18

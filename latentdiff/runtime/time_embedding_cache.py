@@ -1,4 +1,4 @@
-"""A cache of the time projections of a U-Net, which do not depend on latents; one product for all residual blocks."""
+"""Cache the time projections of a U-Net, which are independent of the latents, and compute them in one product."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -15,9 +15,9 @@ KEPT = 256  # timesteps; a row has 5 kB for the bundled model, 40 kB for Stable 
 
 
 class TimeEmbeddingCache(UNet2DConditionModel):
-    """A U-Net that passes the projections of all residual blocks, [B, total], to them instead of the embedding.
+    """A U-Net that passes the projections for all residual blocks, [B, total], to them instead of the embedding.
 
-    Each timestep, for SDXL with its text and sizes, is computed by itself, so that it is the same in every batch.
+    Each timestep (for SDXL with text and sizes) is computed separately, so that it does not depend on the batch.
     """
 
     projections: nn.Linear

@@ -40,7 +40,7 @@ class CLIPTokenizer:
         self._backend = byte_pairs(vocab, merges, self.special["unk_token"])
         self._backend.add_tokens(list(added))
         self._backend.add_special_tokens(list(special.values()))
-        self._vectors = self._learnt_words()  # their first id, and how many ids follow one another
+        self._vectors = self._learned_words()  # their first id, and how many ids follow one another
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._id, ("bos_token", "eos_token", "pad_token"))
         end, start = (self.special["eos_token"], self.eos_token_id), (self.special["bos_token"], self.bos_token_id)
         self._backend.post_processor = processors.RobertaProcessing(
@@ -55,7 +55,7 @@ class CLIPTokenizer:
     def __len__(self) -> int:
         return self._backend.get_vocab_size()
 
-    def _learnt_words(self) -> dict[int, int]:
+    def _learned_words(self) -> dict[int, int]:
         """First id and number of ids of each learned word that a saved model stores as tokens `cat`, `cat_1`, …"""
         names = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         found = {}
@@ -159,22 +159,22 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _read(folder: Path) -> CLIPTokenizer:
-    config, whole = (_read_if_there(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    config, tokenizer_json = (_read_if_there(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
     added = {int(i): AddedToken(**token) for i, token in config.get("added_tokens_decoder", {}).items()}
     if "added_tokens_decoder" not in config:
         config |= _read_if_there(folder / "special_tokens_map.json")
-        added = _added_of_old(folder, config) | _added_of(whole)
+        added = _added_of_old(folder, config) | _added_of(tokenizer_json)
     by_name = {token.content: token for token in added.values()}
     special = {key: by_name.get(name, _special(config, key)) for key, name in _names(config).items()}
     length = config.get("model_max_length", LENGTH)
     in_order = [added[i] for i in sorted(added)]
-    return CLIPTokenizer(*_pairs(folder, whole), LENGTH if length > NO_LENGTH else length, special, in_order)
+    return CLIPTokenizer(*_pairs(folder, tokenizer_json), LENGTH if length > NO_LENGTH else length, special, in_order)
 
 
-def _pairs(folder: Path, whole: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    if whole:
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in whole["model"]["merges"]]
-        return whole["model"]["vocab"], [(left, right) for left, right in merges]
+def _pairs(folder: Path, tokenizer_json: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    if tokenizer_json:
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tokenizer_json["model"]["merges"]]
+        return tokenizer_json["model"]["vocab"], [(left, right) for left, right in merges]
     files = [folder / "vocab.json", folder / "merges.txt"]
     if not all(file.is_file() for file in files):
         raise CheckpointError(f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; {AGAIN}")
@@ -182,10 +182,10 @@ def _pairs(folder: Path, whole: dict[str, Any]) -> tuple[dict[str, int], list[tu
     return read
 
 
-def _added_of(whole: dict[str, Any]) -> dict[int, AddedToken]:
+def _added_of(tokenizer_json: dict[str, Any]) -> dict[int, AddedToken]:
     return {
         token["id"]: AddedToken(**{key: value for key, value in token.items() if key != "id"})
-        for token in whole.get("added_tokens", [])
+        for token in tokenizer_json.get("added_tokens", [])
     }
 
 

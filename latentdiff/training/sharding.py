@@ -32,12 +32,14 @@ def sharding_plugin(module: nn.Module, config: TrainConfig) -> dict[str, Any]:
     Raises InputError for unsupported cases: optimisers other than AdamW, FSDP 1, FSDP with scalar weights, ZeRO 3,
     DeepSpeed on CPUs.
     """
-    asked = [name for name in WEIGHTS if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
-    if not asked or process_state().num_processes == 1:
+    requested = [name for name in WEIGHTS if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if not requested or process_state().num_processes == 1:
         return {}
     if config.optim.name != "adamw":
-        raise InputError(f"optim.name={config.optim.name} cannot be sharded; use adamw, or launch without {asked[0]}")
-    if asked == ["FSDP"]:
+        raise InputError(
+            f"optim.name={config.optim.name} cannot be sharded; use adamw, or launch without {requested[0]}"
+        )
+    if requested == ["FSDP"]:
         return {"fsdp_plugin": _fsdp(module)}
     return {"deepspeed_plugin": _deepspeed(config)}
 
@@ -97,12 +99,12 @@ def refuse_another_layout(checkpoint: Path, plugin: dict[str, Any]) -> None:
 
 
 class ShardedEMA(EMA):
-    """The average of sharded weights; `whole` is the module that receives it. The format on disk is that of `EMA`."""
+    """The average of sharded weights; `complete` is the module that receives it. The file format is that of `EMA`."""
 
-    def __init__(self, sharded: nn.Module, whole: nn.Module, decay: float) -> None:
+    def __init__(self, sharded: nn.Module, complete: nn.Module, decay: float) -> None:
         super().__init__(sharded, decay)
-        self.children = [child for child in whole.children() if _trains(child)]
-        self.shown = [p for p in whole.parameters() if p.requires_grad]
+        self.children = [child for child in complete.children() if _trains(child)]
+        self.shown = [p for p in complete.parameters() if p.requires_grad]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -123,8 +125,8 @@ class ShardedEMA(EMA):
     def state_dict(self) -> dict[str, Any]:
         """Collective call for all processes; the main one returns the tensors to write."""
         main = process_state().is_main_process
-        whole = (_gathered(average) for average in self.average)
-        return {"updates": self.updates, "average": [tensor.cpu() for tensor in whole if main]}
+        complete = (_gathered(average) for average in self.average)
+        return {"updates": self.updates, "average": [tensor.cpu() for tensor in complete if main]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         shares = [_share(saved, mine) for saved, mine in zip(state["average"], self.average, strict=True)]
@@ -139,7 +141,7 @@ def _gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _share(whole: Tensor, like: Tensor) -> Tensor:
+def _share(complete: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        return complete
+    return distribute_tensor(complete.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -12,7 +12,7 @@ def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CL
     """Learn merges (Sennrich et al. 2016) on text split as CLIP does; every byte has a token."""
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
-    learnt = byte_pairs({}, [])
+    tokenizer = byte_pairs({}, [])
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[START, END],
@@ -21,8 +21,8 @@ def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CL
         end_of_word_suffix=WORD_END,
         show_progress=False,
     )
-    learnt.train_from_iterator(captions, trainer)
-    merges = [(left, right) for left, right in json.loads(learnt.to_str())["model"]["merges"]]
+    tokenizer.train_from_iterator(captions, trainer)
+    merges = [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
     # The trainer keeps only letters that occur in captions; all others are added, so that no prompt has unknown tokens.
     merges = merges[: max(0, vocab_size - len(symbols))]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*symbols, *("".join(pair) for pair in merges)]))}

@@ -37,7 +37,7 @@ def merge_lora(parts: Components, path: Path, scale: float = 1.0) -> int:
 
 
 def trained(model_folder: Path, dora: bool = False, text: bool = False) -> Components:
-    """A model whose low-rank pairs have learnt something."""
+    """A model whose low-rank pairs have learned something."""
     parts = read_pipeline(model_folder, torch.float32)
     add_lora(parts, rank=4, dora=dora, text_encoder=text)
     for name, p in [*parts.denoiser.named_parameters(), *parts.text.named_parameters()]:

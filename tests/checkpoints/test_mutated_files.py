@@ -1,4 +1,4 @@
-"""Model folders, LoRAs and learnt words with one changed value or a damaged header: they open, or give one line."""
+"""Model folders, LoRAs and learned words with one changed value or a damaged header: they open, or give one line."""
 
 import json
 import os
@@ -52,7 +52,7 @@ VALUES = NUMBERS | st.sampled_from(
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of SD's and one of SDXL's kind, LoRA files in both layouts, and learnt words."""
+    """A folder of SD's and one of SDXL's kind, LoRA files in both layouts, and learned words."""
     root = tmp_path_factory.mktemp("originals")
     for name, xl in (("sd", False), ("xl", True)):
         write_pipeline(small_components(xl), root / name)
@@ -147,7 +147,7 @@ def test_loras(originals: dict[str, Path], data: st.DataObject) -> None:
 
 @QUICK
 @given(data=st.data())
-def test_learnt_words(originals: dict[str, Path], data: st.DataObject) -> None:
+def test_learned_words(originals: dict[str, Path], data: st.DataObject) -> None:
     parts = small_components()
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "x.safetensors"

@@ -45,7 +45,7 @@ def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -
     assert torch.equal(rows.weight[: len(table)], table)
 
 
-def test_what_cannot_be_learnt_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
     for token, like, message in (
         ("", "cat", "name one by --trigger"),

@@ -69,7 +69,7 @@ def test_info_prints_the_rank_and_trigger_of_a_lora(run: Any, model_folder: Path
 def test_info_describes_embeddings_and_single_networks(run: Any, model_folder: Path, tmp_path: Path) -> None:
     save_file({"emb_params": torch.zeros(3, 768)}, tmp_path / "mycat.safetensors")
     out = run("info", tmp_path / "mycat.safetensors")[1]
-    assert "the learnt word 'mycat', 3 vectors of width 768; base: Stable Diffusion 1" in out
+    assert "the learned word 'mycat', 3 vectors of width 768; base: Stable Diffusion 1" in out
     out = run("info", next((model_folder / "vae").glob("*.safetensors")))[1]
     assert "a VAE" in out and "M parameters in F32" in out
 

@@ -63,10 +63,10 @@ def test_inversion_changes_the_new_rows_and_not_a_bit_more(
     new = {name for name in state if name not in old}
     assert [name.rsplit(".", 1)[1] for name in new] == ["learned"]
     assert all(torch.equal(state[name], value) for name, value in old.items())
-    (learnt,) = load_file(tmp_path / "run" / "model" / LEARNED).values()
+    (learned,) = load_file(tmp_path / "run" / "model" / LEARNED).values()
     ids = base.text.tokenizers[0].encode("apple")
     begun = base.text.encoders[0].text_model.embeddings.token_embedding.weight[ids].mean(0)
-    assert learnt.shape == (2, 32) and (learnt - begun).abs().min() > 0
+    assert learned.shape == (2, 32) and (learned - begun).abs().min() > 0
 
 
 @pytest.mark.parametrize("method", ["lora", "textual_inversion"])

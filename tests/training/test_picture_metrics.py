@@ -43,7 +43,7 @@ def measured(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return config | {"metrics": {"num": 8, "features": "means"} | changes}
 
 
-def test_they_are_logged_and_change_nothing_that_is_learnt(unet_config: Make, tmp_path: Path) -> None:
+def test_they_are_logged_and_change_nothing_that_is_learned(unet_config: Make, tmp_path: Path) -> None:
     plain = run(unet_config(tmp_path / "plain", max_steps=4))
     found = run(measured(unet_config(tmp_path / "run", max_steps=4)))
     looks = [line for line in found if "held_out_loss" in line]
