@@ -256,8 +256,8 @@ def test_a_full_disk_is_a_one_line_error(
     monkeypatch.setattr(LatentDiffusionPipeline, "__call__", no_room)
     words = ["generate", PROMPT, "-o", tmp_path / "x.png", "--model", model_folder]
     assert run(*words, monkeypatch=monkeypatch) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("error: out of memory (DefaultCPU") and "make smaller images" in said[-1]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: out of memory (DefaultCPU") and "make smaller images" in lines[-1]
     assert not (tmp_path / "x.png").exists()
 
 

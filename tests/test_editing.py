@@ -275,7 +275,7 @@ def test_threads_with_different_jobs(pipe: LatentDiffusionPipeline) -> None:
         ({"edit": EditOptions(only_masked=4)}, "only_masked=4 needs a mask"),
     ],
 )
-def test_what_cannot_be_edited(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
+def test_invalid_edits_are_errors(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=message):
         pipe(**({"prompt": PROMPT, "image": picture(), "num_inference_steps": 2} | change))
 

@@ -25,8 +25,8 @@ def test_added_attention_preserves_the_output_and_is_trainable(tmp_path: Path, m
     torch.manual_seed(0)
     unet = UNet2DConditionModel(small_unet_config())
     write_model(unet, unet.config.write(), tmp_path / "unet")
-    asked = ["attend", str(tmp_path / "unet"), "-o", str(tmp_path / "attending"), "--heads", "4"]
-    monkeypatch.setattr(sys, "argv", asked)
+    arguments = ["attend", str(tmp_path / "unet"), "-o", str(tmp_path / "attending"), "--heads", "4"]
+    monkeypatch.setattr(sys, "argv", arguments)
     assert attend.main() == 0
     config = UNetConfig.read(read_json(tmp_path / "attending" / "config.json"), "config.json")
     assert config.num_attention_heads == (4, 4)
@@ -39,16 +39,21 @@ def test_added_attention_preserves_the_output_and_is_trainable(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("blocks", "heads", "said"), [("CrossAttnDownBlock2D", 4, "already"), ("DownBlock2D", 3, "heads=3")]
+    ("blocks", "heads", "message"), [("CrossAttnDownBlock2D", 4, "already"), ("DownBlock2D", 3, "heads=3")]
 )
 def test_unsupported_models_are_one_line_errors(
-    blocks: str, heads: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    blocks: str,
+    heads: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     unet = UNet2DConditionModel(small_unet_config(down_block_types=(blocks, "CrossAttnDownBlock2D")))
     write_model(unet, unet.config.write(), tmp_path / "unet")
-    asked = ["attend", str(tmp_path / "unet"), "-o", str(tmp_path / "made"), "--heads", str(heads)]
-    monkeypatch.setattr(sys, "argv", asked)
+    arguments = ["attend", str(tmp_path / "unet"), "-o", str(tmp_path / "made"), "--heads", str(heads)]
+    monkeypatch.setattr(sys, "argv", arguments)
     assert attend.main() == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "made").exists()

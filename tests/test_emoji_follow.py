@@ -171,17 +171,17 @@ def test_the_interval_of_the_mean_is_that_of_independent_tasks() -> None:
 
 
 def test_each_request_is_drawn_in_both_languages_from_the_same_noise() -> None:
-    asked: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
     def pipe(texts: Sequence[str], seed: Sequence[int], **_: Any) -> Any:
-        asked.extend(zip(texts, seed, strict=True))
+        calls.extend(zip(texts, seed, strict=True))
         return SimpleNamespace(images=torch.rand(len(texts), 3, 8, 8))
 
     requests = [Request("counting", (CAT,), (None,), number) for number in (2, 3)]
     settings: Any = SimpleNamespace()
     drawn = list(draw_requests(pipe, requests, 2, settings, seed=5))  # type: ignore[arg-type]
     assert [len(own) for own in drawn] == [4, 4] and drawn[0][0].shape == (8, 8, 3)
-    assert asked[:4] == [("two cats", 5), ("two cats", 6), ("两个cat", 5), ("两个cat", 6)] and asked[4] == (
+    assert calls[:4] == [("two cats", 5), ("two cats", 6), ("两个cat", 5), ("两个cat", 6)] and calls[4] == (
         "three cats",
         7,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from examples.emoji import bench as benches
 from examples.emoji import judges, quality, standard
 from examples.emoji import nearest as copying
-from examples.emoji.drawing import Settings, impartiality, kinship
+from examples.emoji.drawing import Settings, judge_bias, weight_similarity
 from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
 from examples.emoji.split import CORE, is_validation
@@ -204,7 +204,7 @@ def test_real_pictures_are_recognised_and_wrong_requests_are_detected(folder: Pa
 
 
 def run_standard(folder: Path, faithful: bool, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
-    monkeypatch.setattr(standard, "impartiality", lambda clip, pipe: "judged by friends")
+    monkeypatch.setattr(standard, "judge_bias", lambda clip, pipe: "The judge is biased")
     return standard.measure(make_bench(folder, Painter(faithful)), 80, Settings(1, 5.0), seed=0, resamples=8)
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_follows_prompts_meets_the_standard(folder: Path, monkeypat
         0, abs=0.05
     )
     assert all(one["met"] for one in standard.verdicts(result))
-    assert result.notes[0] == "judged by friends" and result.shown[0][2].startswith(("koala", "a koala"))
+    assert result.notes[0] == "The judge is biased" and result.shown[0][2].startswith(("koala", "a koala"))
 
 
 def test_a_model_that_ignores_prompts_misses_the_standard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def opened(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(benches, "texture_network", lambda: NETWORK)
     monkeypatch.setattr(benches, "open_clip", lambda judge, device: ColourClip())
     for module in (standard, quality):
-        monkeypatch.setattr(module, "impartiality", lambda clip, pipe: "judged by friends")
+        monkeypatch.setattr(module, "judge_bias", lambda clip, pipe: "The judge is biased")
     return folder
 
 
@@ -304,8 +304,8 @@ def test_cells_are_of_one_judge_and_one_corpus(folder: Path, tmp_path: Path) -> 
     assert context(replace(bench)) == context(bench) != context(judged)
     paint("another", CORE[0]).resize((64, 64)).save(bench.corpus.train[0].path)
     repainted = context(bench)
-    said = replace(bench.corpus, train=[replace(bench.corpus.train[0], captions=("x",)), *bench.corpus.train[1:]])
-    assert len({str(one) for one in (repainted, context(judged), context(replace(bench, corpus=said)))}) == 3
+    changed = replace(bench.corpus, train=[replace(bench.corpus.train[0], captions=("x",)), *bench.corpus.train[1:]])
+    assert len({str(one) for one in (repainted, context(judged), context(replace(bench, corpus=changed)))}) == 3
 
 
 def test_pairs_of_untrained_concepts_are_excluded(folder: Path) -> None:
@@ -345,7 +345,7 @@ def test_seen_keeps_the_order() -> None:
     ]
 
 
-def test_kinship_of_the_same_and_of_strangers(model_folder: Path) -> None:
+def test_similarity_of_equal_and_of_unrelated_pictures(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder)
     tokenizer = small_tokenizer()
     torch.manual_seed(1)  # the model's own weights come from 0
@@ -353,7 +353,7 @@ def test_kinship_of_the_same_and_of_strangers(model_folder: Path) -> None:
     def clip(encoder: Any) -> Any:
         return Namespace(model=Namespace(text_model=encoder.text_model))
 
-    assert kinship(clip(pipe.text.encoders[0]), pipe) == pytest.approx(1)
-    assert "not impartial" in impartiality(clip(pipe.text.encoders[0]), pipe)
-    assert abs(kinship(clip(small_text_encoder(tokenizer)), pipe)) < 0.1
-    assert kinship(clip(small_text_encoder(tokenizer, hidden_size=16)), pipe) == 0
+    assert weight_similarity(clip(pipe.text.encoders[0]), pipe) == pytest.approx(1)
+    assert "is biased" in judge_bias(clip(pipe.text.encoders[0]), pipe)
+    assert abs(weight_similarity(clip(small_text_encoder(tokenizer)), pipe)) < 0.1
+    assert weight_similarity(clip(small_text_encoder(tokenizer, hidden_size=16)), pipe) == 0

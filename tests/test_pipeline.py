@@ -109,7 +109,7 @@ def test_saving_and_opening_changes_nothing(folder: str, tmp_path: Path, request
         first.save_pretrained(tmp_path / "again")
 
 
-def test_a_model_names_what_it_is_drawn_with(model_folder: Path, tmp_path: Path) -> None:
+def test_a_model_stores_its_default_sampling_settings(model_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     own = {"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": "euler_ancestral"}
     (folder / GENERATION).write_text(json.dumps(own))
@@ -147,7 +147,7 @@ def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.Mo
     LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")(PROMPT, num_inference_steps=1)
 
 
-def test_not_finite_numbers_say_where(model_folder: Path) -> None:
+def test_nan_and_infinity_are_located(model_folder: Path) -> None:
     broken = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
     broken.denoiser.conv_out.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="latents are not finite from step 1 of 3"):
@@ -169,7 +169,7 @@ def test_callback_and_output_types(pipe: LatentDiffusionPipeline) -> None:
     assert pipe(PROMPT, output_type="latent", **settings).images.shape == (1, 4, 12, 8)
 
 
-def test_words_over_the_limit_are_named(pipe: LatentDiffusionPipeline) -> None:
+def test_a_prompt_over_the_token_limit_names_the_lost_words(pipe: LatentDiffusionPipeline) -> None:
     with pytest.warns(UserWarning, match="red apple"):
         pipe("a cat face " * 5 + "a red apple", num_inference_steps=1, prompt_syntax="plain")
 
@@ -197,7 +197,7 @@ def test_words_over_the_limit_are_named(pipe: LatentDiffusionPipeline) -> None:
         ({"output_type": "pli"}, "did you mean 'pil'"),
     ],
 )
-def test_what_cannot_be_asked(pipe: LatentDiffusionPipeline, change: dict, message: str) -> None:
+def test_invalid_arguments_are_errors(pipe: LatentDiffusionPipeline, change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pipe(**({"prompt": PROMPT, "num_inference_steps": 2} | change))
 

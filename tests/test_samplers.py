@@ -267,7 +267,7 @@ def test_zero_terminal_snr_stays_finite(name: str, beta_schedule: str, count: in
         (("lcm", 51, 0.0), "at most 50 with sampler 'lcm'"),
     ],
 )
-def test_what_cannot_be_planned(arguments: tuple[str, int, float], message: str) -> None:
+def test_plans_with_invalid_arguments_are_errors(arguments: tuple[str, int, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(schedule(), *arguments)
 
@@ -323,8 +323,8 @@ def test_states_of_different_plans_step_together_as_each_does_alone() -> None:
 def test_a_plan_can_start_in_the_middle_at_its_own_noise_level() -> None:
     run, x0, noise = plan(schedule(), "ddim", 10), torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(run.noisy(x0, noise, 10), run.alphas[10] * x0 + run.sigmas[10] * noise)
-    begun = run.noisy(x0, noise, 4)
-    state = SamplerState(run, begun, torch.Generator(), position=4)
+    noisy = run.noisy(x0, noise, 4)
+    state = SamplerState(run, noisy, torch.Generator(), position=4)
     (done,), _ = sample(lambda latents, _: x0.expand_as(latents), [state])
     wanted = run.alphas[10] * x0 + run.sigmas[10] * noise
     assert torch.allclose(done.latents, wanted, atol=1e-5)  # a perfect prediction leaves the same noise, at less level
@@ -341,7 +341,7 @@ def test_rows_that_cannot_share_a_batch_are_named() -> None:
         sample(denoiser, states("ddim", "ddim"))
 
 
-def test_a_callback_may_stop_and_must_return_a_bool_or_nothing() -> None:
+def test_a_callback_may_stop_sampling_and_must_return_a_bool_or_none() -> None:
     denoiser, seen = predicts_x0(schedule()), []
 
     def stop_at_two(info: StepInfo) -> bool:

@@ -52,22 +52,22 @@ def test_a_wheel_holds_the_variants_that_the_compiler_knows(
     built: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "some-compiler")
-    said: list[str] = []
-    build_data = initialize(said)
+    log: list[str] = []
+    build_data = initialize(log)
     assert [name for name, *_ in built] == ["amx", "avx512_bf16", "avx2"] and built[0][1] == ["some-compiler"]
     files = {Path(path).name for path in build_data["force_include"].values()}
     assert files == {f"{name}.so{end}" for name, *_ in built for end in ("", ".sha256")}
     assert not build_data["pure_python"] and build_data["tag"].startswith("py3-none-")
-    assert said == ["avx512 is left out: unknown option"]
+    assert log == ["avx512 is left out: unknown option"]
 
 
 def test_without_a_compiler_the_wheel_is_pure(built: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(hook.shutil, "which", lambda name: None)
-    said: list[str] = []
-    build_data = initialize(said)
+    log: list[str] = []
+    build_data = initialize(log)
     assert build_data == {"force_include": {}, "pure_python": True} and built == []
-    assert said == ["no CPU kernels are built: a C++ compiler is missing"]
+    assert log == ["no CPU kernels are built: a C++ compiler is missing"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from examples.emoji.pairs import AT_ONCE, Prompt
 from latentdiff.metrics.clip import Clip
 from latentdiff.pipeline import LatentDiffusionPipeline
 
-RELATED = 0.5  # cosine of two sets of weights; strangers have about 0
+RELATED = 0.5  # cosine of two sets of weights; unrelated ones have about 0
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def draw(pipe: LatentDiffusionPipeline, prompts: Sequence[Prompt], settings: Set
         yield (made.images.cpu() * 255).round().to(torch.uint8)
 
 
-def kinship(clip: Clip, pipe: LatentDiffusionPipeline) -> float:
-    """Cosine between the matrices of a judge's text half and of the model's text encoder: about 0 for strangers."""
+def weight_similarity(clip: Clip, pipe: LatentDiffusionPipeline) -> float:
+    """Cosine between the matrices of a judge's text half and of the model's text encoder: about 0 if unrelated."""
     ours, theirs = (_matrices(model) for model in (pipe.text.encoders[0], clip.model.text_model))
     if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
         return 0.0
@@ -65,12 +65,13 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.double().cpu() for key, value in state.items() if value.ndim == 2 and "ids" not in key}
 
 
-def impartiality(clip: Clip, pipe: LatentDiffusionPipeline) -> str:
-    """What a reader must know of the CLIP judge."""
-    alike = kinship(clip, pipe)
-    if alike < RELATED:
-        return f"clip: its text half and the model's text encoder are strangers (cosine of the weights {alike:.2f})"
+def judge_bias(clip: Clip, pipe: LatentDiffusionPipeline) -> str:
+    """Whether the CLIP judge is biased towards the model, as a sentence without its full stop."""
+    similarity = weight_similarity(clip, pipe)
+    if similarity < RELATED:
+        return f"The text encoders of `clip` and of the model are unrelated (cosine of the weights {similarity:.2f})"
     return (
-        f"clip is not impartial: the model's text encoder began as its text half (cosine of the weights {alike:.2f}); "
-        "centroid is, it knows features of photographs and the training pictures"
+        "`clip` is biased, because the model's text encoder was initialised from the text encoder of this CLIP model "
+        f"(cosine of the weights {similarity:.2f}). `centroid` is not: it uses features trained on photographs, and "
+        "the training pictures"
     )

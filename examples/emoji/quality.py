@@ -19,7 +19,7 @@ from torch import Tensor
 
 from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
-from examples.emoji.drawing import Settings, draw, impartiality
+from examples.emoji.drawing import Settings, draw, judge_bias
 from examples.emoji.judges import JUDGE
 from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
@@ -167,7 +167,7 @@ def collect(lab: Lab, given: argparse.Namespace) -> Results:
         vae=lab.vae([*corpus.validation, *corpus.test, *corpus.whole]),
         facts=Facts(
             few, count, given.seed, usual, len(corpus.validation), len(lab.features), lab.model_hash, quick,
-            impartiality(lab.bench.clip, lab.bench.pipe),
+            judge_bias(lab.bench.clip, lab.bench.pipe),
         ),
     )  # fmt: skip
 

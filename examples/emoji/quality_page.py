@@ -1,4 +1,4 @@
-"""The page about steps, guidance, samplers and VAE: Markdown tables, and plots as SVG files beside it."""
+"""Write docs/quality.md: Markdown tables on steps, guidance, samplers and the VAE, and plots as SVG files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PAPER = '<rect width="100%" height="100%" fill="#fff"/>'  # so that a dark page 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the numbers depend on: pictures a cell (of the DDIM table, of the others), seed, settings, pairs."""
+    """What the values depend on: pictures per cell (of the DDIM table and of the others), seed, settings, pairs."""
 
     few: int
     count: int
@@ -46,17 +46,18 @@ class Results:
 def write_page(results: Results, path: Path) -> None:
     """Write the page, and its plots under its own name."""
     facts, plots = results.facts, _plots(results)
-    places = {name: path.with_name(f"{path.stem}-{name}.svg") for name in plots}
+    files = {name: path.with_name(f"{path.stem}-{name}.svg") for name in plots}
     for name, svg in plots.items():
-        with atomic_path(places[name]) as partial:
+        with atomic_path(files[name]) as partial:
             partial.write_text(svg, encoding="utf-8")
     sections = [
-        "# What steps, guidance, samplers and the VAE do\n\nOf the bundled emoji model, by `examples.emoji.quality`; "
-        f"model {facts.model_hash}, seed {facts.seed}.{' A trial run of few pictures.' if facts.quick else ''}",
+        "# The effect of steps, guidance, samplers and the VAE\n\nMeasurements of the bundled emoji model by "
+        f"`examples.emoji.quality`; model {facts.model_hash}, seed {facts.seed}."
+        f"{' This is a trial run with few pictures.' if facts.quick else ''}",
         _intro(facts),
-        _steps(results, places["steps"].name),
-        _guidance(results, places["guidance"].name),
-        _samplers(results, places["samplers"].name),
+        _steps(results, files["steps"].name),
+        _guidance(results, files["guidance"].name),
+        _samplers(results, files["samplers"].name),
         _vae(results.vae),
     ]
     with atomic_path(path) as partial:
@@ -72,12 +73,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _intro(facts: Facts) -> str:
     return (
-        f"Prompts ask, in English and Chinese, for the {facts.pairs} held-out (concept, style) pairs set apart for "
-        "choosing settings; none of them is among those the standard reports on. Frechet distance (lower is better; by "
-        f"EfficientNet-Lite0, so no FID) is to the {facts.trained} training pictures. `clip` and `centroid` are "
-        "the shares of pictures whose concept is found first of 100, `style` of those whose style is, +- 1.96 standard "
-        "errors over pairs; `alignment` is CLIP's mean cosine of picture and prompt. A cell's n is small: differences "
-        f"inside the errors say nothing. {facts.judge[0].upper()}{facts.judge[1:]}."
+        f"The prompts, in English and Chinese, are for the {facts.pairs} held-out (concept, style) pairs that are set "
+        "apart for choosing settings; the standard reports on other pairs. The Frechet distance (lower is better; with "
+        f"EfficientNet-Lite0 features, so it is not FID) is to the {facts.trained} training pictures. `clip` and "
+        "`centroid` are the shares of pictures whose concept is ranked first of 100, and `style` is the share whose "
+        "style is classified correctly, +- 1.96 standard errors over pairs; `alignment` is the mean CLIP cosine of "
+        "picture and prompt. Each cell has a small n: differences within the errors are not significant. "
+        f"{facts.judge}."
     )
 
 
@@ -90,7 +92,7 @@ def _steps(results: Results, plot: str) -> str:
         for key, words, form in (("frechet", "Frechet distance", ".1f"), ("centroid", "Concept by centroid", ".2f"))
     ]  # fmt: skip
     return (
-        f"## DDIM: steps and eta\n\nn = {results.facts.few} pictures a cell, without guidance. "
+        f"## DDIM: steps and eta\n\nn = {results.facts.few} pictures per cell, without guidance. "
         f"{_floor(results.floors[0], results.facts.few)}\n\n" + "\n\n".join(tables) + f"\n\n![DDIM]({plot})"
     )
 
@@ -105,7 +107,7 @@ def _guidance(results: Results, plot: str) -> str:
         f"## Guidance\n\nn = {facts.count}, {facts.usual.sampler}, {facts.usual.num_inference_steps} steps. "
         f"{_floor(results.floors[1], facts.count)}\n\n"
         + table(["scale", *NUMBERS], [[f"{scale:g}", *_numbers(cell)] for scale, cell in results.guidance.items()])
-        + f"\n\n![Guidance]({plot})\n\nGuided only in a part of the timesteps, 0 clean and 1 noise:\n\n"
+        + f"\n\n![Guidance]({plot})\n\nGuidance in a part of the timesteps only, where 0 is clean and 1 is noise:\n\n"
         + table(["scale", "part", *NUMBERS], part)
     )
 
@@ -113,8 +115,8 @@ def _guidance(results: Results, plot: str) -> str:
 def _samplers(results: Results, plot: str) -> str:
     facts, calls = results.facts, sorted({steps for _, steps in results.samplers})
     return (
-        f"## Samplers at equal calls\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call is of a "
-        "prompt and the empty one. Samplers whose coefficients are equal for this model share their cells.\n\n"
+        f"## Samplers at equal cost\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call evaluates "
+        "the prompt and the empty prompt. Samplers whose coefficients are equal for this model have equal cells.\n\n"
         + table(
             ["sampler", "calls", *NUMBERS],
             [[name, str(steps), *_numbers(results.samplers[name, steps])]
@@ -132,11 +134,12 @@ def _vae(cell: Cell) -> str:
     )
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in cell["notes"])
     latents = (
-        f"Latents times scaling_factor {cell['scaling_factor']}; mean/deviation of each channel: {channels}.{notes}"
+        f"Latents are multiplied by scaling_factor {cell['scaling_factor']}. Mean/standard deviation of each channel: "
+        f"{channels}.{notes}"
     )
     return (
-        f"## The VAE alone\n\nThe {cell['count']} held-out pictures against themselves after encoder and decoder: "
-        "without the VAE all would be perfect, and no picture drawn through it can be expected to be better.\n\n"
+        f"## The VAE alone\n\nThe {cell['count']} held-out pictures compared with their reconstructions. This bounds "
+        "the quality of generated pictures, which pass through the same decoder.\n\n"
         + table(["", "value", "95 % interval"], rows)
         + f"\n\n{latents}"
     )
@@ -152,8 +155,8 @@ def _numbers(cell: Cell) -> list[str]:
 
 def _floor(floor: Cell, count: int) -> str:
     return (
-        f"{count} training pictures against the others, a measure for so few: {floor['frechet']:.1f}, "
-        f"and +- {floor['frechet_std']:.1f} by which are drawn."
+        f"For reference, the distance of {count} training pictures to the others is {floor['frechet']:.1f}, "
+        f"+- {floor['frechet_std']:.1f} depending on the selection."
     )
 
 
@@ -170,7 +173,7 @@ def _plots(results: Results) -> dict[str, str]:
 
 
 def _curves(cells: Mapping[tuple[str, float], Cell]) -> list[Curve]:
-    """A curve a name; of several names with the same cells only the first."""
+    """One curve per name; of several names with equal cells only the first."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for (name, x), cell in cells.items():
         lines.setdefault(name, []).append((x, cell["frechet"]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
-from examples.emoji.drawing import Settings, add_settings, draw, impartiality, settings_of
+from examples.emoji.drawing import Settings, add_settings, draw, judge_bias, settings_of
 from examples.emoji.judges import CANDIDATES, Seen
 from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of
 from examples.emoji.sheet import contact_sheet
@@ -138,7 +138,7 @@ def measure(bench: Bench, count: int, settings: Settings, seed: int, resamples: 
         seed=seed,
         resamples=resamples,
         values=values | never_seen,
-        notes=[impartiality(bench.clip, pipe), *_notes(bench, len(test))],
+        notes=[judge_bias(bench.clip, pipe), *_notes(bench, len(test))],
         shown=[*shown, *_beside(prompts, made, real, max(1, len(prompts) // 24))],
     )
 

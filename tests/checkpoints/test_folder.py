@@ -158,14 +158,16 @@ def test_damage_is_named(damage: Callable[[Path], None], message: str, folder: P
         ("owner/name", "nor an accessible Hugging Face repository"),
     ],
 )
-def test_what_is_no_model(name: str, message: str) -> None:
+def test_folders_without_a_model_are_errors(name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         locate(name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
-def test_of_the_hub_only_what_is_read_is_fetched(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_that_are_read_are_downloaded_from_the_hub(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = [f"unet/{WEIGHTS}{variant}.safetensors", f"vae/{WEIGHTS}{variant}.safetensors"]
     others = [
         "model.safetensors",
@@ -194,7 +196,7 @@ def test_weights_of_another_config_are_refused(folder: Path) -> None:
         load_weights(model, folder / "unet")
 
 
-def test_without_a_name_the_bundled_model_is_meant() -> None:
+def test_no_name_means_the_bundled_model() -> None:
     assert locate(None) == bundled_model()
 
 

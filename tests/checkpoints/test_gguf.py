@@ -57,14 +57,14 @@ def test_a_unet_is_dequantised(kind: Type, error: float, file: Path, tmp_path: P
         assert one.shape == other.shape and (one - other).norm() <= error * other.norm()
 
 
-def test_a_whole_model(file: Path, tmp_path: Path) -> None:
+def test_a_complete_gguf_model(file: Path, tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", load_file(file), Type.F32)
     ours, theirs = (read_pipeline(open_model(path), torch.float32) for path in (tmp_path / "x.gguf", file))
     for one, other in zip(ours.text.parameters(), theirs.text.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_language_model_is_named(tmp_path: Path) -> None:
+def test_a_gguf_language_model_is_named(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", {"token_embd.weight": torch.zeros(4, 4)}, Type.F32, "llama")
     with pytest.raises(CheckpointError, match="is a GGUF model of architecture 'llama'; only Stable Diffusion"):
         open_model(tmp_path / "x.gguf")

@@ -136,7 +136,7 @@ def test_a_text_encoder_is_changed_too(model_folder: Path, tmp_path: Path) -> No
     assert torch.allclose(parts.text.encoders[0].state_dict()[key], before + 0.5 * up @ down, atol=1e-6)
 
 
-def test_scale_zero_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
+def test_a_scale_of_zero_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
     save_lora(trained(model_folder), tmp_path)
     parts = read_pipeline(model_folder, torch.float32)
     before = outcome(parts.denoiser)
@@ -144,7 +144,7 @@ def test_scale_zero_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
     assert torch.equal(outcome(parts.denoiser), before)
 
 
-def test_what_matches_nothing_is_an_error_and_a_part_is_told(
+def test_a_lora_without_matching_layers_is_an_error_and_unmatched_layers_are_a_warning(
     model_folder: Path, xl_folder: Path, tmp_path: Path
 ) -> None:
     save_lora(trained(model_folder), tmp_path)
@@ -162,7 +162,7 @@ def test_what_matches_nothing_is_an_error_and_a_part_is_told(
 
 
 @pytest.mark.parametrize("name", ["gone", "empty", "text.safetensors", "other.safetensors"])
-def test_what_is_no_lora(name: str, model_folder: Path, tmp_path: Path) -> None:
+def test_other_files_are_not_loras(name: str, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.safetensors").write_text("no tensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")

@@ -132,7 +132,7 @@ def test_stored_types_are_read(dtype: torch.dtype, files: Any, tmp_path: Path) -
     assert torch.equal(ours, state["model.diffusion_model.input_blocks.0.0.weight"].float())
 
 
-def test_ema_weights_and_leftovers_do_not_disturb(files: Any, tmp_path: Path) -> None:
+def test_ema_weights_and_other_training_state_are_ignored(files: Any, tmp_path: Path) -> None:
     state = load_file(files("sd1"))
     state |= {"model_ema.decay": torch.zeros(1), "alphas_cumprod": torch.ones(1000), "surprise.x": torch.zeros(1)}
     save_file(state, tmp_path / "x.safetensors")
@@ -146,7 +146,7 @@ def test_ema_weights_and_leftovers_do_not_disturb(files: Any, tmp_path: Path) ->
     )
 
 
-def test_a_pickle_needs_permission_and_gives_the_same(files: Any, tmp_path: Path) -> None:
+def test_a_pickle_needs_permission_and_gives_the_same_model(files: Any, tmp_path: Path) -> None:
     state = load_file(files("sd1"))
     torch.save({"state_dict": state, "global_step": 3}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=r"is a pickle, a format that can contain code; .* --allow-pickle"):
@@ -174,7 +174,7 @@ def test_code_in_a_pickle_never_runs(allow: bool, tmp_path: Path) -> None:
     assert not allow or "it calls " in str(caught.value)
 
 
-def test_a_vae_of_its_own(files: Any, tmp_path: Path) -> None:
+def test_a_vae_from_another_file(files: Any, tmp_path: Path) -> None:
     whole = load_file(files("sd1"))
     bare = {key.removeprefix("first_stage_model."): value + 1 for key, value in whole.items() if "first_stage" in key}
     save_file(bare, tmp_path / "vae.safetensors")
@@ -186,7 +186,7 @@ def test_a_vae_of_its_own(files: Any, tmp_path: Path) -> None:
         open_model(tmp_path / "vae.safetensors")
 
 
-def test_a_unet_alone_takes_the_rest_from_a_model(files: Any, tmp_path: Path) -> None:
+def test_a_unet_file_is_combined_with_the_rest_of_a_model(files: Any, tmp_path: Path) -> None:
     unet = tmp_path / "unet.safetensors"
     shutil.copy(next((files("sd1").with_suffix("") / "unet").glob("*.safetensors")), unet)
     with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):

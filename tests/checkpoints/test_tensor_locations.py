@@ -20,7 +20,7 @@ def state(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("most", [0, 50, 2**20])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_copies_are_the_files_tensors_in_order(
+def test_copies_equal_the_tensors_of_the_file_in_order(
     most: int,
     dtype: torch.dtype | None,
     state: dict[str, torch.Tensor],
@@ -37,13 +37,13 @@ def test_copies_are_the_files_tensors_in_order(
     assert all(value.is_contiguous() and value.data_ptr() % 16 == 0 for value in read.values())
 
 
-def test_names_are_changed_and_left_out(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_names_are_changed_and_omitted(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     locations = find_tensors(tmp_path, "x", lambda name: None if name == "t3" else f"new.{name}")
     assert set(locations) == {f"new.{key}" for key in state} - {"new.t3"}
     assert torch.equal(next(map_tensors([locations["new.t2"]])), state["t2"])
 
 
-def test_a_file_that_goes_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_deleted_file_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     locations = find_tensors(tmp_path, "x", str)
     (tmp_path / "x.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"x\.safetensors is missing or damaged") as caught:

@@ -45,7 +45,7 @@ def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -
     assert torch.equal(rows.weight[: len(table)], table)
 
 
-def test_what_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
+def test_words_that_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
     for token, like, message in (
         ("", "cat", "name one by --trigger"),
@@ -71,7 +71,7 @@ def pipeline(folder: Path) -> LatentDiffusionPipeline:
     return LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype="float32")
 
 
-def test_files_without_a_word_are_named_after_themselves(model_folder: Path, tmp_path: Path) -> None:
+def test_words_without_a_name_are_named_after_the_file(model_folder: Path, tmp_path: Path) -> None:
     vectors = torch.randn(2, 32)
     save_file({"emb_params": vectors}, tmp_path / "mycat.safetensors")
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "x"}, tmp_path / "mydog.pt")

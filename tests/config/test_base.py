@@ -69,7 +69,7 @@ def test_mistakes_name_the_key_and_the_rule(override: str, message: str) -> None
         ("{}", "task=None must be one of finetune"),
     ],
 )
-def test_files_that_are_no_config(text: str | None, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_configs(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     if text is not None:
         path.write_text(text)
@@ -95,7 +95,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ({"method": "textual_inversion", "prior": {"prompt": "a cat"}}, "prior does not apply to textual_inversion"),
     ],
 )
-def test_what_cannot_be_trained(settings: dict[str, Any], message: str) -> None:
+def test_invalid_combinations_of_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     raw = {"task": "finetune", "data": {"train": "x"}, "run": {"output": "y"}} | settings
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         validate(train_config, raw, "x.yaml")

@@ -36,7 +36,7 @@ def test_every_key_of_the_class_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "FlowMatchEulerDiscreteScheduler"])
-def test_keys_that_a_file_leaves_out_are_those_of_its_class(name: str) -> None:
+def test_missing_keys_have_the_defaults_of_their_class(name: str) -> None:
     theirs = getattr(diffusers, name)()
     ours = read(name)
     assert (alphas_cumprod(ours) - theirs.alphas_cumprod.double()).abs().max() < 1e-5
@@ -98,7 +98,7 @@ def test_trained_betas_are_the_levels() -> None:
         ("UniPCMultistepScheduler", {}, "", "UniPCMultistepScheduler is not implemented as a sampler"),
     ],
 )
-def test_what_only_concerns_sampling_asks_for_a_sampler(
+def test_an_unsupported_sampler_must_be_replaced_by_the_user(
     name: str, keys: dict[str, Any], sampler: str, reason: str
 ) -> None:
     config = read(name, **keys)
@@ -125,7 +125,7 @@ def test_what_only_concerns_sampling_asks_for_a_sampler(
         ("DDIMScheduler", {"beta_start": float("nan")}, "beta_start=nan"),
     ],
 )
-def test_what_cannot_be_computed_is_refused_by_name(name: str, keys: dict[str, Any], message: str) -> None:
+def test_unsupported_keys_are_refused_by_name(name: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read(name, **keys)
 

@@ -153,14 +153,14 @@ def test_metadata_parquet_is_read_and_damage_is_a_one_line_error(tmp_path: Path)
     data = parquet(file_name=["a.png"], text=["猫"])
     folder = as_folder({"a.png": PNG, "metadata.parquet": data}, tmp_path)
     assert read_layout(open_container(folder)).rows[0].captions == ("猫",)
-    said: list[str] = []
+    messages: list[str] = []
     for place in range(4, len(data) - 8, 20):
         (folder / "metadata.parquet").write_bytes(data[:place] + b"\xff" * 6 + data[place + 6 :])
         try:
             read_layout(open_container(folder))
         except InputError as error:
-            said.append(str(error))
-    assert said and not any("\n" in line for line in said)
+            messages.append(str(error))
+    assert messages and not any("\n" in line for line in messages)
 
 
 def row(**values: object) -> dict[str, bytes]:

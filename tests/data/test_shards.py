@@ -149,10 +149,10 @@ class Handler(BaseHTTPRequestHandler):
     """Answers by path: (status, headers, body)."""
 
     answers: ClassVar[dict[str, tuple[int, dict[str, str], bytes]]] = {}
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         status, headers, body = self.answers.get(self.path, (404, {}, b"no"))
         self.send_response(status)
         for key, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(Handler, "asked", [])
+    monkeypatch.setattr(Handler, "requests", [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -193,7 +193,7 @@ def test_shards_at_an_address_are_downloaded_once(
         assert captions(layout) == WHOLE
         assert layout.rows[2].read() == picture("blue")
         assert layout.rows[2].where == f"{address}/x/002.tar/blue.png"
-    assert len(Handler.asked) == 4
+    assert len(Handler.requests) == 4
     checked = check(f"{address}/x/{{000..002}}.tar?key=1", Fitting(8), lambda caption: "")
     assert (checked.pictures, checked.captions, checked.errors) == (3, 3, [])
     assert len(list((tmp_path / "cache" / "latentdiff" / "shards").iterdir())) == 3
@@ -221,7 +221,7 @@ def test_failed_downloads_are_one_line_errors_and_leave_no_file(
     with pytest.raises(InputError, match=message) as caught:
         open_source(f"{address}/0.tar")
     assert "\n" not in str(caught.value)
-    assert len(Handler.asked) < 10
+    assert len(Handler.requests) < 10
     assert list((tmp_path / "cache" / "latentdiff" / "shards").iterdir()) == []
 
 

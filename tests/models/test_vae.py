@@ -90,9 +90,9 @@ def test_pixel_space_keeps_pixels_or_their_grey(channels: int, kept: Any, tmp_pa
 @torch.no_grad()
 def test_a_map_that_a_level_began_with_is_let_go_within_it() -> None:
     decoder = AutoencoderKL(VAEConfig.read(SMALL["sd"], "sd")).eval().decoder
-    begun: list[Any] = []
+    inputs: list[Any] = []
     alive: list[bool] = []
-    decoder.up_blocks[0].upsamplers[0].register_forward_hook(lambda _, __, out: begun.append(weakref.ref(out)))
-    decoder.up_blocks[1].resnets[1].register_forward_pre_hook(lambda *_: alive.append(begun[0]() is not None))
+    decoder.up_blocks[0].upsamplers[0].register_forward_hook(lambda _, __, out: inputs.append(weakref.ref(out)))
+    decoder.up_blocks[1].resnets[1].register_forward_pre_hook(lambda *_: alive.append(inputs[0]() is not None))
     decoder(torch.randn(1, 4, 4, 4))
     assert alive == [False]

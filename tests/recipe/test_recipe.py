@@ -29,7 +29,7 @@ def picture() -> Image.Image:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_there_and_back(suffix: str, tmp_path: Path) -> None:
+def test_recipes_survive_writing_and_reading(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     write_image(picture(), RECIPE, path)
     assert read_recipe(path) == RECIPE
@@ -132,7 +132,7 @@ def test_comfyuis_graph_is_read() -> None:
     "text",
     ["", "[]", "{}", '{"3": 1}', "[" * 10**5, '{"3": {"class_type": "KSampler", "inputs": {"positive": ["3", 0]}}}'],
 )
-def test_graphs_that_are_none_or_run_in_circles(text: str) -> None:
+def test_invalid_and_circular_graphs(text: str) -> None:
     assert parse_comfyui(text) in (None, ({}, []))
 
 

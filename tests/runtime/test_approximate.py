@@ -73,7 +73,7 @@ def open_model(folder: Path, names: tuple[str, ...]) -> LatentDiffusionPipeline:
     return LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype="float32", approximate=names)
 
 
-def test_threads_do_not_share_what_is_kept(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_share_cached_features(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[DeepCacheUNet] = []
     for_one_run = pipeline.for_one_run
     monkeypatch.setattr(pipeline, "for_one_run", lambda *a: made.append(for_one_run(*a)) or made[-1])  # type: ignore[arg-type, func-returns-value]
@@ -82,7 +82,7 @@ def test_threads_do_not_share_what_is_kept(model_folder: Path, monkeypatch: pyte
     assert len({id(run) for run in made}) == 3 and np.array_equal(pictures[0], pictures[2])
 
 
-def test_one_name_may_stand_alone() -> None:
+def test_a_single_name_may_be_a_string() -> None:
     assert check_approximations("int8") == check_approximations(["int8", "int8"]) == ("int8",)
     assert check_approximations(["int8", "reuse"]) == ("reuse", "int8") and check_approximations([]) == ()
     assert check_approximations(KNOWN[::-1]) == KNOWN == ("reuse", "int8")

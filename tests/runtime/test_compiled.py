@@ -79,9 +79,9 @@ def test_a_damaged_cache_warns_in_one_line_and_is_rewritten(tmp_path: Path, dama
     middle = len(whole) // 2
     flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
     archive.write_bytes({"cut": whole[:middle], "flipped": flipped, "text": b"no archive", "empty": b""}[damage])
-    with pytest.warns(UserWarning, match="is damaged .* and ignored; it will be rewritten") as told:
+    with pytest.warns(UserWarning, match="is damaged .* and ignored; it will be rewritten") as caught:
         cache = CompileCache(archive)
-    assert len(told) == 1 and "\n" not in str(told[0].message) and not any(cache.work.iterdir())
+    assert len(caught) == 1 and "\n" not in str(caught[0].message) and not any(cache.work.iterdir())
     (cache.work / "kernel").write_bytes(b"new")
     cache.save()
     assert zipfile.ZipFile(archive).testzip() is None
@@ -93,9 +93,9 @@ def test_a_cache_of_another_torch_version_warns_in_one_line_and_is_not_opened(
     monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
     old = made(tmp_path, kernel=b"old").archive
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip was written by another torch version than") as told:
+    with pytest.warns(UserWarning, match=r"torch-1.0.0\+cpu-x.zip was written by another torch version than") as caught:
         cache = CompileCache(old.with_name(f"torch-{torch.__version__}-x.zip"))
-    assert len(told) == 1 and not any(cache.work.iterdir())
+    assert len(caught) == 1 and not any(cache.work.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_warns_in_one_line(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_failed_compilation_warns_in_one_line_and_falls_back() -> None:
     with (
         config.patch({"cpp.cxx": ("no-such-compiler",)}),
         torch.no_grad(),
-        pytest.warns(UserWarning, match=r"torch.compile failed \(.*continuing with optimize='auto'") as told,
+        pytest.warns(UserWarning, match=r"torch.compile failed \(.*continuing with optimize='auto'") as caught,
     ):
         assert torch.equal(model(x), 2 * x)
-    ours = [str(one.message) for one in told if "torch.compile failed" in str(one.message)]  # torch adds its own
+    ours = [str(one.message) for one in caught if "torch.compile failed" in str(one.message)]  # torch adds its own
     assert len(ours) == 1 and "\n" not in ours[0]
     assert prepared == [model] and "forward" not in vars(model)
     with torch.no_grad(), warnings.catch_warnings():
@@ -157,10 +157,10 @@ def test_threads_that_fail_at_the_same_time_fall_back_once() -> None:
 
     compile_model(model, prepare)
     model.forward.run = fail
-    with torch.no_grad(), pytest.warns(UserWarning, match="continuing with") as told, ThreadPoolExecutor(2) as pool:
+    with torch.no_grad(), pytest.warns(UserWarning, match="continuing with") as caught, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(call, range(2)))
     assert all(torch.equal(out, 2 * x) for out in found) and inside == [model]
-    assert sum("torch.compile failed" in str(one.message) for one in told) == 1
+    assert sum("torch.compile failed" in str(one.message) for one in caught) == 1
 
 
 def test_restoring_removes_only_the_compiled_call() -> None:

@@ -72,7 +72,7 @@ def test_every_weight_belongs_to_exactly_one_block(model_folder: Path) -> None:
         assert len(offloaded) == len({id(weight) for weight in offloaded}) == len(list(model.parameters()))
 
 
-def test_threads_do_not_take_weights_from_each_other(model_folder: Path) -> None:
+def test_threads_do_not_take_each_others_mapped_weights(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", low_memory=True)
     expected = [latents_of(pipe, seed) for seed in range(4)]
     found: dict[int, torch.Tensor] = {}

@@ -75,7 +75,7 @@ def test_restoring_recovers_weights_to_the_bit() -> None:
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-def test_layers_that_are_not_plain_are_left_alone() -> None:
+def test_layers_that_are_not_plain_are_unchanged() -> None:
     unet = small_unet("sd1")
     unet.mid_block.resnets[0].time_emb_proj = nn.Sequential(unet.mid_block.resnets[0].time_emb_proj)
     assert TimeEmbeddingCache.can_replace(unet) == "its time projections are not plain linear layers"

@@ -22,12 +22,12 @@ def main(library: str, jobs: str) -> None:
     device = register(Path(library))
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
     warnings.simplefilter("ignore")
-    asked = json.loads(Path(jobs).read_text())
-    trained = {config["run"]["output"]: train(device, config, resume=False) for config in asked["configs"]}
-    trained |= {f"{c['run']['output']} --resume": train(device, c, resume=True) for c in asked["resumed"]}
+    requests = json.loads(Path(jobs).read_text())
+    trained = {config["run"]["output"]: train(device, config, resume=False) for config in requests["configs"]}
+    trained |= {f"{c['run']['output']} --resume": train(device, c, resume=True) for c in requests["resumed"]}
     device.refuse_float64()
-    images = {folder: {mode: draw(folder, mode) for mode in ("off", "auto")} for folder in asked["models"]}
-    evaluate(asked["evaluate"])
+    images = {folder: {mode: draw(folder, mode) for mode in ("off", "auto")} for folder in requests["models"]}
+    evaluate(requests["evaluate"])
     print(json.dumps({"trained": trained, "images": images}))
 
 

@@ -79,7 +79,7 @@ def test_output_equals_transformers(kind: str) -> None:
         assert (found.pooler_output - wanted.pooler_output).abs().max() < 1e-5
 
 
-def test_the_end_is_the_highest_number_in_old_configs_and_the_first_end_token_since() -> None:
+def test_the_end_token_is_the_highest_id_in_old_configs() -> None:
     for eos, places in ((2, [3, 6]), (58, [0, 5]), (59, [3, 6]), (1, [0, 7])):
         model = CLIPTextModel(CLIPTextConfig.model_validate(SMALL["sd1"] | {"eos_token_id": eos}))
         nn.init.normal_(model.text_model.embeddings.position_embedding.weight)
@@ -87,7 +87,7 @@ def test_the_end_is_the_highest_number_in_old_configs_and_the_first_end_token_si
         assert torch.equal(found.pooler_output, found.last_hidden_state[torch.arange(2), places])
 
 
-def test_a_token_sees_none_after_it() -> None:
+def test_attention_is_causal() -> None:
     model = ours(reference := random("sd1"))
     model.load_state_dict(reference.state_dict())
     other = IDS.clone()
@@ -107,7 +107,7 @@ def test_full_size_keys_and_shapes_equal_transformers(size: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_files_of_every_age_load(kind: str) -> None:
+def test_files_of_every_transformers_version_load(kind: str) -> None:
     """With `text_model.` and the places' numbers, as in 2022; with it alone; without, as transformers 5 writes."""
     reference = random(kind)
     model = ours(reference)
@@ -148,12 +148,12 @@ def test_transformers_opens_what_is_written(kind: str, tmp_path: Path) -> None:
         ({"eos_token_id": [1, 2]}, "eos_token_id"),
     ],
 )
-def test_configs_that_mean_something_else_are_refused(change: dict[str, Any], message: str) -> None:
+def test_configs_with_unsupported_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         CLIPTextConfig.read(SMALL["sd1"] | change, "text_encoder/config.json")
     assert "\n" not in str(caught.value)
 
 
-def test_keys_that_change_nothing_are_passed_over() -> None:
+def test_keys_without_an_effect_are_ignored() -> None:
     config = CLIPTextConfig.read(SMALL["sd1"] | {"torch_dtype": "float16", "dropout": 0.0}, "config.json")
     assert config == CLIPTextConfig.model_validate(SMALL["sd1"])

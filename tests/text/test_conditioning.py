@@ -64,7 +64,7 @@ def test_two_encoders_give_states_before_the_last_and_pooled(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("prompt", "lost"), [("a red apple", ""), ("a cat face " * 4 + "a rocket , 3 d", ", 3 d")])
-def test_words_past_the_limit_are_known(prompt: str, lost: str) -> None:
+def test_words_over_the_token_limit_are_known(prompt: str, lost: str) -> None:
     text = TextConditioner([small_tokenizer()], [])
     assert text.lost_words(prompt).replace(" ", "").endswith(lost.replace(" ", ""))
     assert bool(text.lost_words(prompt)) == bool(lost)

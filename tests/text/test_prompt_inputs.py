@@ -45,7 +45,7 @@ def test_plain_prompts_keep_their_tags() -> None:
         (["a <lora:x:1>", "b <lora:x:0.5>"], {}, r"use LoRAs differently \(x\); make one call for each"),
     ],
 )
-def test_what_cannot_be_used_is_refused(prompts: list[str], others: dict[str, Any], message: str) -> None:
+def test_invalid_prompts_are_refused(prompts: list[str], others: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(prompts, **others)
 

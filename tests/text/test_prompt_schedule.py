@@ -35,7 +35,7 @@ def test_brackets_beyond_the_depth_limit_are_text() -> None:
 
 
 @given(st.text("ab:|()[]\\ 1.", max_size=30), st.integers(1, 5))
-def test_any_text_is_read(prompt: str, steps: int) -> None:
+def test_any_text_is_parsed(prompt: str, steps: int) -> None:
     changes = schedule_prompt(prompt, steps)
     assert [step for step, _ in changes] == sorted({step for step, _ in changes}) and changes[0].step == 0
     if "[" not in prompt:

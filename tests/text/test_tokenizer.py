@@ -120,7 +120,7 @@ def test_the_bundled_one_equals_transformers() -> None:
 
 @pytest.mark.parametrize("form", ["2022, padded with !", "2024"])
 @pytest.mark.parametrize("old_files", [False, True])
-def test_what_is_saved_reads_the_same(form: str, old_files: bool, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_reads_the_same(form: str, old_files: bool, tmp_path: Path) -> None:
     """By us and by transformers; also by those versions that know no `tokenizer.json`."""
     FORMS[form](tmp_path)
     tokenizer = read_tokenizer(tmp_path)
@@ -158,7 +158,7 @@ def test_rows_are_padded_and_cut_to_the_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [None, 1000000000000000019884624838656])
-def test_without_a_length_clips_own_counts(length: int | None, tmp_path: Path) -> None:
+def test_the_default_length_is_that_of_clip(length: int | None, tmp_path: Path) -> None:
     of_2022(tmp_path, model_max_length=length)
     if length is None:
         path = tmp_path / "tokenizer_config.json"

@@ -47,7 +47,7 @@ def trained(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     return seen[0]
 
 
-def test_inversion_changes_the_new_rows_and_not_a_bit_more(
+def test_inversion_changes_only_the_new_rows(
     config: dict[str, Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config |= {"method": "textual_inversion", "init_word": "apple", "vectors": 2}
@@ -65,8 +65,8 @@ def test_inversion_changes_the_new_rows_and_not_a_bit_more(
     assert all(torch.equal(state[name], value) for name, value in old.items())
     (learned,) = load_file(tmp_path / "run" / "model" / LEARNED).values()
     ids = base.text.tokenizers[0].encode("apple")
-    begun = base.text.encoders[0].text_model.embeddings.token_embedding.weight[ids].mean(0)
-    assert learned.shape == (2, 32) and (learned - begun).abs().min() > 0
+    initial = base.text.encoders[0].text_model.embeddings.token_embedding.weight[ids].mean(0)
+    assert learned.shape == (2, 32) and (learned - initial).abs().min() > 0
 
 
 @pytest.mark.parametrize("method", ["lora", "textual_inversion"])
@@ -87,7 +87,7 @@ def test_frozen_matrices_have_the_compute_precision_and_what_trains_has_float32(
     assert {p.dtype for p in (*task.parts.vae.parameters(), *task.parts.text.parameters())} == {torch.float32}
 
 
-def test_the_text_encoders_pairs_are_trained_when_asked(
+def test_the_pairs_of_the_text_encoder_are_trained_if_requested(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(config | {"text_encoder": True}, monkeypatch)
@@ -96,7 +96,7 @@ def test_the_text_encoders_pairs_are_trained_when_asked(
     assert ups and all(value.abs().max() > 0 for value in ups)
 
 
-def test_class_pictures_are_drawn_once_and_come_as_often(
+def test_class_images_are_generated_once_and_used_equally_often(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["prior"] = {"prompt": "a red apple", "images": 9, "weight": 0.5}
@@ -124,7 +124,7 @@ def test_class_pictures_are_drawn_once_and_come_as_often(
 
 
 @pytest.mark.parametrize("settings", [{"noise_offset": 0.1}, {"huber_delta": 0.5}, {"min_snr_gamma": 5.0}])
-def test_the_losses_that_can_be_chosen(
+def test_the_configurable_losses_follow_their_formulas(
     config: dict[str, Any], settings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["run"]["log_every"] = 1

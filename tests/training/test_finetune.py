@@ -43,8 +43,8 @@ def test_from_a_folder_to_a_picture(
     output = tmp_path / "run"
     options = ["--model", model_folder, "--method", method, "--steps", 4, "--trigger", "sks"]
     assert run(monkeypatch, "finetune", folder, "-o", output, *options) == 0
-    said = capsys.readouterr().out
-    assert "4 pictures from file names" in said and f"{method} on {model_folder}" in said and "4 steps of 4" in said
+    text = capsys.readouterr().out
+    assert "4 pictures from file names" in text and f"{method} on {model_folder}" in text and "4 steps of 4" in text
     use = ["--model", output / "model"] if method == "full" else ["--model", model_folder, "--lora", output]
     assert (output / "model" / FILE).is_file() == (method != "full")
     pictures = []
@@ -69,7 +69,7 @@ def test_a_full_fine_tune_changes_the_unet_alone(
         assert all(torch.equal(a, b) for a, b in pairs) == (part != "denoiser")
 
 
-def test_the_run_can_be_gone_on_with_from_its_own_config(
+def test_the_run_can_be_resumed_from_its_own_config(
     folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", "--model", model_folder, "--steps", 2) == 0
@@ -78,13 +78,13 @@ def test_the_run_can_be_gone_on_with_from_its_own_config(
     assert (tmp_path / "run" / "model" / FILE).read_bytes() != first
 
 
-def test_finetune_goes_on_as_it_was_planned(
+def test_a_resumed_finetune_keeps_its_plan(
     folder: Path, model_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     output = tmp_path / "run"
-    begun = ["finetune", folder, "-o", output, "--model", model_folder, "--trigger", "sks", "--rank", 3]
-    assert run(monkeypatch, *begun, "--steps", 2) == 0
+    command = ["finetune", folder, "-o", output, "--model", model_folder, "--trigger", "sks", "--rank", 3]
+    assert run(monkeypatch, *command, "--steps", 2) == 0
     plan = (output / "config.yaml").read_text()
     first = load_file(output / "model" / FILE)
     assert run(monkeypatch, "finetune", folder, "-o", output, "--rank", 4, "--resume") == 2
@@ -97,7 +97,7 @@ def test_finetune_goes_on_as_it_was_planned(
     assert (output / "config.yaml").read_text() == plan.replace("max_steps: 2", "max_steps: 4")
     second = load_file(output / "model" / FILE)
     assert first.keys() == second.keys() and any(not torch.equal(first[key], second[key]) for key in first)
-    assert run(monkeypatch, *begun, "--steps", 5, "--resume") == 0
+    assert run(monkeypatch, *command, "--steps", 5, "--resume") == 0
 
 
 def test_samples_are_of_the_folder_and_of_other_prompts_before_and_after(
@@ -152,8 +152,8 @@ def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(
     config = plan.config
     assert (config.data.batch_size, config.run.gradient_accumulation_steps, config.data.resolution) == (2, 2, 12)
     assert (config.run.mixed_precision, config.caption_dropout) == ("no", 0.25)
-    said = plan.summary()
-    assert "12 px" in said and "of 4 (2 batches of 2)" in said and "precision no, caption dropout 0.25" in said
+    text = plan.summary()
+    assert "12 px" in text and "of 4 (2 batches of 2)" in text and "precision no, caption dropout 0.25" in text
     assert replace(plan, processes=3)._batch() == "12 (3 processes of 2 batches of 2)"
     with pytest.raises(InputError, match=r"--batch-size 5 must be a multiple of .*, 2; try 4"):
         plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=5, **options)

@@ -47,7 +47,7 @@ def test_accelerate_knows_every_key(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fsdp_makes_the_run_of_one_process_and_goes_on(unet_config: Make, tmp_path: Path) -> None:
+def test_fsdp_gives_the_run_of_one_process_and_resumes(unet_config: Make, tmp_path: Path) -> None:
     def config(name: str, batch: int, steps: int) -> dict[str, Any]:
         made = unet_config(tmp_path / name, max_steps=steps, lr_schedule="constant")
         made["data"]["batch_size"] = batch
@@ -99,7 +99,7 @@ def test_fsdp_trains_a_vae_and_its_critic(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) -> None:
+def test_the_cpu_launch_file_starts_two_processes(unet_config: Make, tmp_path: Path) -> None:
     done = launch("cpu.yaml", unet_config(tmp_path / "run", max_steps=2))
     assert done.returncode == 0, done.stderr[-3000:]
     states = sorted(tmp_path.glob("run/checkpoints/step-00000002/random_states_*.pkl"))
@@ -107,22 +107,22 @@ def test_the_cpu_file_starts_two_processes(unet_config: Make, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("environment", "optimizer", "said"),
+    ("environment", "optimizer", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "muon", "optim.name=muon cannot be sharded; use adamw"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "adamw", "set fsdp_version: 2"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "adamw", "set zero_stage: 2"),
     ],
 )
-def test_what_is_not_supported_is_said(
-    environment: dict[str, str], optimizer: str, said: str, folder: Path, tmp_path: Path,
+def test_unsupported_settings_are_errors(
+    environment: dict[str, str], optimizer: str, message: str, folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sharding, "process_state", lambda: SimpleNamespace(num_processes=2))
     config = train_config.validate_python(vae_config(folder, tmp_path, name=optimizer))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         sharding.sharding_plugin(nn.Linear(2, 2), config)
 
 
@@ -136,15 +136,15 @@ def test_fsdp_refuses_a_single_number(folder: Path, tmp_path: Path, monkeypatch:
         sharding.sharding_plugin(module, config)
 
 
-def test_shards_that_cannot_be_written_are_said(tmp_path: Path) -> None:
+def test_shards_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     failed = CheckpointException("write", {0: _wrap_exception(OSError("No space left on device"))})
     with pytest.raises(LatentDiffError, match=r"could not be written .*No space left"), Staged(True, tmp_path / "step"):
         raise failed
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("saved", "said"), [("pytorch_model_fsdp_0", "with FSDP"), ("", "without sharding")])
-def test_a_checkpoint_of_another_launch_is_refused(saved: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("saved", "message"), [("pytorch_model_fsdp_0", "with FSDP"), ("", "without sharding")])
+def test_a_checkpoint_of_another_launch_is_refused(saved: str, message: str, tmp_path: Path) -> None:
     (tmp_path / saved).mkdir(exist_ok=True)
-    with pytest.raises(InputError, match=f"was saved {said}"):
+    with pytest.raises(InputError, match=f"was saved {message}"):
         sharding.refuse_another_layout(tmp_path, {} if saved else {"fsdp_plugin": None})

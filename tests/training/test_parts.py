@@ -45,7 +45,7 @@ def test_discriminator_loss_is_the_hinge() -> None:
     assert PatchDiscriminator()(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 4, 4)
 
 
-def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
+def test_ema_follows_its_formula_and_restores_the_weights() -> None:
     layer = nn.Linear(1, 1, bias=False)
     ema = EMA(layer, 0.5)
     expected = layer.weight.item()
@@ -59,7 +59,7 @@ def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
     assert layer.weight.item() == 4.0
 
 
-def test_any_text_can_be_written_in_a_trained_vocabulary() -> None:
+def test_any_text_can_be_encoded_with_a_trained_vocabulary() -> None:
     tokenizer = train_tokenizer(["a red apple", "红苹果"], 530, 16)
     for text in ("a red apple", "红苹果", "naïve café €5", "🚀"):
         assert tokenizer.decode(tokenizer.encode(text)).replace(" ", "") == text.replace(" ", "")

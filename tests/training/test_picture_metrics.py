@@ -53,14 +53,14 @@ def test_they_are_logged_and_change_nothing_that_is_learned(unet_config: Make, t
     assert "frechet distance" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_the_pictures_are_of_fixed_captions_and_seeds(
+def test_captions_and_seeds_are_the_same_at_every_evaluation(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[list[str], list[int]]] = []
+    calls: list[tuple[list[str], list[int]]] = []
     held: list[Tensor] = []
 
     def draw(self: DenoiserTask, prompts: list[str], seeds: list[int]) -> Tensor:
-        asked.append((prompts, seeds))
+        calls.append((prompts, seeds))
         pixels = torch.rand(len(prompts), 3, 16, 16, generator=torch.Generator().manual_seed(0))
         held.append(pixels)
         return pixels
@@ -68,15 +68,15 @@ def test_the_pictures_are_of_fixed_captions_and_seeds(
     monkeypatch.setattr(DenoiserTask, "_draw", draw)
     config = measured(unet_config(tmp_path / "run", max_steps=4), names=["frechet"]) | {"sample_prompts": []}
     found = run(config)
-    assert asked[0] == asked[1] and asked[0][1] == list(range(8))
-    assert {caption.split()[2] for caption in asked[0][0]} == {"disc", "square"}
+    assert calls[0] == calls[1] and calls[0][1] == list(range(8))
+    assert {caption.split()[2] for caption in calls[0][0]} == {"disc", "square"}
     _, held_out = read_parts(load_yaml(train_config, tmp_path / "run" / "config.yaml").data)
     real = torch.stack([load_pixels(held_out[2 * k], 16) / 2 + 0.5 for k in range(8)])
     expected = frechet_distance(*(means((one * 255).round())["features"] for one in (held[0], real)))
     assert [line["frechet_distance"] for line in found if "frechet_distance" in line] == [pytest.approx(expected)] * 2
 
 
-def test_what_fails_there_leaves_the_other_figures(unet_config: Make, tmp_path: Path) -> None:
+def test_a_failing_metric_leaves_the_others(unet_config: Make, tmp_path: Path) -> None:
     found = run(measured(unet_config(tmp_path / "run", max_steps=4), features="broken"))
     looks = [line for line in found if "failures" in line]
     assert [line["failures"] for line in looks] == [["RuntimeError: no room for features"]] * 2
@@ -95,7 +95,7 @@ def test_what_fails_there_leaves_the_other_figures(unet_config: Make, tmp_path: 
         ({"judge": "no/such/folder"}, "has no CLIPModel"),
     ],
 )
-def test_what_cannot_be_measured_is_told_before_training(
+def test_metrics_that_cannot_be_computed_are_errors_before_training(
     unet_config: Make, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -111,7 +111,7 @@ def test_textures_of_small_pictures_are_refused_before_training(unet_config: Mak
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_package_that_is_missing_is_told_before_training(
+def test_a_missing_package_is_an_error_before_training(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)

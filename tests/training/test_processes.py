@@ -32,7 +32,7 @@ def logged(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_two_processes_make_the_run_of_one(unet_config: Make, tmp_path: Path, accumulation: int) -> None:
+def test_two_processes_give_the_run_of_one(unet_config: Make, tmp_path: Path, accumulation: int) -> None:
     def config(name: str, batch: int, steps: int = 6) -> dict[str, Any]:
         made = unet_config(tmp_path / name, max_steps=6)
         made["data"]["batch_size"] = batch // accumulation
@@ -66,7 +66,7 @@ def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
-def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, first: int) -> None:
+def test_a_run_resumes_with_another_number_of_processes(unet_config: Make, tmp_path: Path, first: int) -> None:
     """Weights and all: the steps after it have the losses of a run that one process made."""
     whole = run(unet_config(tmp_path / "whole", max_steps=6, lr_schedule="constant"))
     config = unet_config(tmp_path / "run", max_steps=3, lr_schedule="constant")
@@ -83,7 +83,7 @@ def test_another_number_of_processes_goes_on(unet_config: Make, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["latentdiff"], ["accelerate.commands.accelerate_cli", "launch"]])
-def test_finetune_in_two_processes_is_the_run_of_one(
+def test_finetune_in_two_processes_gives_the_run_of_one(
     launcher: list[str], folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     words = ["finetune", str(folder), "--model", str(model_folder), "--steps", "3", "--batch-size", "8"]
@@ -102,8 +102,8 @@ def test_finetune_in_two_processes_is_the_run_of_one(
     else:
         file = str(ROOT / "configs" / "accelerate" / "cpu.yaml")
         launcher = [*launcher, "--main_process_port", "0", "--config_file", file, "-m", "latentdiff"]
-    said = finetune(tmp_path / "two", launcher)
-    assert said.count("8 (2 processes of 2 batches of 2)") == 1 and said.count("done; use it with") == 1
+    output = finetune(tmp_path / "two", launcher)
+    assert output.count("8 (2 processes of 2 batches of 2)") == 1 and output.count("done; use it with") == 1
     assert losses(logged(tmp_path / "two")) == pytest.approx(losses(logged(tmp_path / "one")), rel=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_two_processes_share_one_tokenizer(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_has_no_gradient_yet(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_train_weights_that_have_no_gradient_yet(folder: Path, tmp_path: Path) -> None:
     config = vae_config(folder, tmp_path / "run", max_steps=4) | {"adversarial_weight": 0.1, "adversarial_start": 2}
     config["data"]["batch_size"] = 4
     train_in_two(config)
@@ -124,7 +124,7 @@ def test_two_processes_train_what_has_no_gradient_yet(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_sigterm_has_all_processes_save(unet_config: Make, tmp_path: Path) -> None:
+def test_sigterm_makes_all_processes_save(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run", max_steps=100_000)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -134,7 +134,7 @@ def test_a_sample_grid_that_another_program_wrote_is_shown_whole(tmp_path: Path)
     assert [image["alt"] for image in Page(write_report(RunFolder(tmp_path))).all("img")] == ["x"]
 
 
-def test_the_page_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
+def test_the_page_of_a_run_that_has_just_started(tmp_path: Path) -> None:
     write_metrics(tmp_path / "run", {"step": 1})
     page = Page(write_report(RunFolder(tmp_path / "run")))
     assert page.charts() == [] and fact(page, "steps") == "1" and page.text.count("Curves") == 0
@@ -173,7 +173,7 @@ def test_speed_is_of_training_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", ["a: [", "text", "data: 3", "data: {batch_size: x}", "run: {}"])
 @pytest.mark.parametrize("data", ["{", "[]", "null", "{}"])
-def test_files_that_hold_something_else_are_no_error(config: str, data: str, tmp_path: Path) -> None:
+def test_files_with_other_content_are_no_error(config: str, data: str, tmp_path: Path) -> None:
     write_metrics(tmp_path, line(10), line(20))
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "data.json").write_text(data)
@@ -181,7 +181,7 @@ def test_files_that_hold_something_else_are_no_error(config: str, data: str, tmp
     assert page.charts()[-1] == "steps per second" and "Data" not in page.text and config in page.text
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; give the folder of a run"):
         write_report(RunFolder(tmp_path / "gone"))
     write_metrics(tmp_path, "")
@@ -190,7 +190,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_metrics(tmp_path / "run", line(10))
     monkeypatch.setattr(sys, "argv", ["latentdiff", "report", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stopped:
@@ -198,7 +198,7 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert not stopped.value.code and capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
 
 
-def test_smoothing_keeps_a_straight_line_and_evens_out_noise() -> None:
+def test_smoothing_keeps_a_straight_line_and_reduces_noise() -> None:
     flat = [(float(k), 3.0) for k in range(50)]
     assert smooth(flat) == flat
     points = [(float(k), (-1.0) ** k) for k in range(1000)]
@@ -208,7 +208,7 @@ def test_smoothing_keeps_a_straight_line_and_evens_out_noise() -> None:
 
 @pytest.mark.parametrize(("low", "high", "log"), [(0, 1, False), (-3, 2e6, False), (1e-7, 3e-7, False), (1e-4, 3, True),
                                                   (0.2, 2.5, True), (0.25, 0.26, True)])  # fmt: skip
-def test_ticks_are_in_sight_and_few(low: float, high: float, log: bool) -> None:
+def test_ticks_are_few_and_within_the_axis(low: float, high: float, log: bool) -> None:
     ticks = Axis(low, high, 0, 100, log).ticks()
     assert 2 <= len(ticks) <= 7 and ticks == sorted(set(ticks)) and low <= ticks[0] and ticks[-1] <= high
     axis = Axis(low, high, 200, 10, log)

@@ -90,7 +90,7 @@ def test_sigterm_saves_the_current_step_and_writes_the_report(
     assert checkpoint is not None and checkpoint.name == "step-00000005"
 
 
-def test_a_run_is_neither_overwritten_nor_gone_on_with_unasked(unet_config: Make, tmp_path: Path) -> None:
+def test_a_run_is_neither_overwritten_nor_resumed_without_resume(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run", max_steps=5)
     with pytest.raises(InputError, match="has no checkpoint to resume from; omit --resume"):
         run(config, resume=True)

@@ -111,7 +111,9 @@ def test_a_run_is_resumed(task: str, found: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["model_folder", "xl_folder"])
 @pytest.mark.parametrize("optimize", ["off", "auto"])
-def test_images_are_the_cpus(name: str, optimize: str, found: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_images_equal_those_of_the_cpu(
+    name: str, optimize: str, found: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(name)
     pipe = LatentDiffusionPipeline.from_pretrained(folder, device="cpu", dtype="float32", optimize="off")
     expected = (pipe("a red apple", seed=3, num_inference_steps=3, output_type="pt").images * 255).round()
@@ -119,6 +121,6 @@ def test_images_are_the_cpus(name: str, optimize: str, found: dict[str, Any], re
     assert (made - expected).abs().max() <= 1
 
 
-def test_an_evaluation_runs_there(found: dict[str, Any]) -> None:
+def test_an_evaluation_runs_on_the_device(found: dict[str, Any]) -> None:
     values = json.loads((found["work"] / "evaluation.json").read_text())["values"]
     assert np.isfinite(values["sliced_wasserstein"]["value"])

@@ -20,10 +20,10 @@ def text(request: pytest.FixtureRequest) -> TextConditioner:
     return read_pipeline(request.getfixturevalue(request.param), torch.float32).text
 
 
-def test_it_answers_as_the_encoder_does(text: TextConditioner, tmp_path: Path) -> None:
+def test_cached_embeddings_equal_the_encoders(text: TextConditioner, tmp_path: Path) -> None:
     cache = TextCache(text, CAPTIONS, tmp_path / "text.safetensors", CPU)
-    for asked in (["a red apple", ""], ["a rocket", ""]):  # of the second not all is in the table
-        found, wanted = cache.embed(asked), text.embed(asked)
+    for captions in (["a red apple", ""], ["a rocket", ""]):  # of the second not all is in the table
+        found, wanted = cache.embed(captions), text.embed(captions)
         assert torch.allclose(found.hidden, wanted.hidden, atol=1e-6)
         assert (found.pooled is None) == (wanted.pooled is None)
         assert wanted.pooled is None or torch.allclose(found.pooled, wanted.pooled, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What trackers are told is what can be read back."""
+"""Values that are logged to trackers can be read back."""
 
 import sys
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_tensorboard_reads_back_what_was_logged(name: str, tmp_path: Path, grid:
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tensorboard"]
 
 
-def test_wandb_is_told_everything_and_its_variables_hold(
+def test_wandb_receives_everything_and_its_variables_apply(
     tmp_path: Path, grid: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = fake("wandb", WANDB, tmp_path, monkeypatch)
@@ -98,7 +98,7 @@ def test_wandb_is_told_everything_and_its_variables_hold(
     assert wandb.calls[-1] == own | dict.fromkeys(variables, "mine")
 
 
-def test_mlflow_is_told_everything(tmp_path: Path, grid: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_receives_everything(tmp_path: Path, grid: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = fake("mlflow", MLFLOW, tmp_path, monkeypatch)
     track("mlflow", tmp_path, grid)
     settings = {"task": "unet", "data.batch_size": 4, "sample_prompts": ["猫"]}

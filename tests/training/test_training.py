@@ -46,13 +46,13 @@ def test_the_vae_learns_and_its_folder_opens(folder: Path, tmp_path: Path) -> No
     assert lines[-1]["held_out_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_the_patch_critic_takes_part_when_its_time_has_come(folder: Path, tmp_path: Path) -> None:
+def test_the_patch_discriminator_takes_part_from_its_start(folder: Path, tmp_path: Path) -> None:
     config = vae_config(folder, tmp_path / "run", max_steps=4) | {"adversarial_weight": 0.1, "adversarial_start": 2}
     lines = [line for line in run(config) if "loss" in line]
     assert [("critic" in line) for line in lines] == [False, False, True, True]
 
 
-def test_a_decoder_learns_on_behind_the_encoder_it_had(folder: Path, tmp_path: Path) -> None:
+def test_a_decoder_is_trained_behind_its_frozen_encoder(folder: Path, tmp_path: Path) -> None:
     run(vae_config(folder, tmp_path / "first", max_steps=4))
     config = vae_config(folder, tmp_path / "second", max_steps=4)
     run(config | {"init": str(tmp_path / "first" / "model"), "train_encoder": False})
@@ -63,7 +63,7 @@ def test_a_decoder_learns_on_behind_the_encoder_it_had(folder: Path, tmp_path: P
     assert first.config.scaling_factor == second.config.scaling_factor
 
 
-def test_latents_are_decoded_as_far_off_as_was_asked(folder: Path, tmp_path: Path) -> None:
+def test_the_noise_on_latents_has_the_configured_size(folder: Path, tmp_path: Path) -> None:
     """Evenly up to 0.8 of their deviation: the mean square of what is added is 0.8^2 / 3 of theirs."""
     batch = {"pixels": torch.rand(64, 3, 16, 16) * 2 - 1, "draw": torch.arange(64)}
     config = vae_config(folder, tmp_path / "run", max_steps=1)
@@ -113,12 +113,12 @@ def test_only_the_unet_is_trained(unet_config: Make, frozen: Path, tmp_path: Pat
         assert (tmp_path / "run" / "model" / part / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"lower optim.learning_rate"):
         run(vae_config(folder, tmp_path / "run", learning_rate=1e9, warmup_steps=0))
 
 
-def test_a_loss_that_is_no_number_is_found_before_it_is_saved(folder: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_is_detected_before_anything_is_saved(folder: Path, tmp_path: Path) -> None:
     config = vae_config(folder, tmp_path / "run", learning_rate=1e9, warmup_steps=0)
     config["run"] |= {"log_every": 1000, "checkpoint_every": 10}
     with pytest.raises(NonFiniteError, match=r"^the loss is (nan|inf) at step \d;"):
@@ -161,7 +161,7 @@ def test_every_task_has_a_held_out_loss_to_stop_by(make: Make, folder: Path, tmp
     assert run(config)[-1]["step"] == 6
 
 
-def test_early_stopping_asks_for_held_out_pictures(unet_config: Make, tmp_path: Path) -> None:
+def test_early_stopping_needs_held_out_pictures(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run")
     del config["data"]["held_out"]
     config["run"]["early_stopping"] = 2
@@ -182,32 +182,32 @@ def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [("cross_attention_dim", "must be 32, the hidden size of"), ("in_channels", "must be 4, the latents' channels")],
 )
-def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, key: str, said: str) -> None:
+def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, key: str, message: str) -> None:
     config = unet_config(tmp_path / "run", max_steps=1)
     config["model"][key] = 16
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         run(config)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
         ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is for U-Nets only"),
         ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_run(
-    folder: Path, tmp_path: Path, changes: dict[str, Any], said: str
+def test_invalid_configs_are_refused_before_the_run(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         train_config.validate_python(text_config(folder, tmp_path) | changes)
 
 
-def test_the_text_encoder_learns_along_when_asked(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
+def test_the_text_encoder_is_trained_if_requested(unet_config: Make, frozen: Path, tmp_path: Path) -> None:
     run(unet_config(tmp_path / "run", max_steps=3) | {"train_text_encoder": True})
     name = Path("text_encoder") / "model.safetensors"
     before, after = (load_file(folder / "model" / name) for folder in (frozen / "text", tmp_path / "run"))
@@ -230,14 +230,14 @@ def test_eight_bit_adamw_is_refused_without_a_gpu(
         run(unet_config(tmp_path / "run", name="adamw_8bit"))
 
 
-def test_early_stopping_ends_a_run_that_learns_nothing_more(unet_config: Make, tmp_path: Path) -> None:
+def test_early_stopping_ends_a_run_that_no_longer_improves(unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "run", learning_rate=1e-30, max_steps=30)
     config["run"] |= {"sample_every": 2, "early_stopping": 3}
     assert run(config)[-1]["step"] == 8
     assert (tmp_path / "run" / "model" / "unet").is_dir()
 
 
-def test_a_look_that_fails_does_not_end_the_run(
+def test_a_failed_evaluation_does_not_end_the_run(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
