@@ -1,4 +1,4 @@
-"""A model's networks, as opened from files: moved between devices, adapted by LoRAs and learned words, and saved."""
+"""The networks of a model: open, move between devices, adapt with LoRAs and learned words, and save them."""
 
 import shutil
 import warnings
@@ -27,7 +27,7 @@ from latentdiff.text.prompt_encoder import PromptEncoder
 
 
 class LoadedModel:
-    """The networks of a model on one device. Load, adapt, move and save from one thread at a time."""
+    """The networks of a model on one device. Loading, adapting, moving and saving are not thread-safe."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
         """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
@@ -93,9 +93,9 @@ class LoadedModel:
     def load_lora(
         self, path: str | Path, name: str | None = None, weight: Weight = 1.0, allow_pickle: bool = False
     ) -> str:
-        """Add a LoRA file or folder to those in use; returns its name, by default that of the file.
+        """Load a LoRA file or folder in addition to those in use; returns its name, by default that of the file.
 
-        weight: for U-Net and text encoders, or a pair for each. Warns of layers that this model does not have.
+        weight: for U-Net and text encoders, or a pair of both. Warns of layers that this model does not have.
         Raises CheckpointError for a file that is damaged or belongs to another kind of model.
         """
         self._refuse_low_memory()
@@ -109,7 +109,7 @@ class LoadedModel:
         return lora.name
 
     def set_adapters(self, weights: Mapping[str, Weight]) -> None:
-        """Use these of the loaded LoRAs, each at a weight for all or a pair for U-Net and text encoders; others at 0.
+        """Set the weights of the loaded LoRAs: a number, or a pair for U-Net and text encoders; others become 0.
 
         A layer that no LoRA changes any more has the base model's weights to the bit. Raises InputError.
         """
@@ -119,7 +119,7 @@ class LoadedModel:
         self._apply_loras(self._loras.layers_between(before, checked))
 
     def unload_lora(self, name: str | None = None) -> None:
-        """Remove a LoRA, all without a name; the weights are those of the model's files again. Raises InputError."""
+        """Remove a LoRA, or all if `name` is None, and restore the original weights. Raises InputError."""
         names = list(self._loras.loaded) if name is None else [name]
         self._loras.check_weights(dict.fromkeys(names, 0.0))
         kept = {key: weight for key, weight in self._loras.weights.items() if key not in names}
@@ -133,7 +133,7 @@ class LoadedModel:
 
     @contextmanager
     def use_adapters(self, weights: Mapping[str, tuple[float, float]]) -> Iterator[None]:
-        """Give the LoRAs that a prompt names its weights for one call. Raises InputError for one that is not loaded."""
+        """Context manager that sets the weights of LoRAs named in a prompt. Raises InputError for unknown names."""
         before = self._loras.weights
         self.check_loaded(weights)
         if weights:
@@ -145,20 +145,20 @@ class LoadedModel:
                 self.set_adapters(before)
 
     def check_loaded(self, names: Iterable[str]) -> None:
-        """Raise InputError for a LoRA that a prompt names and that is not loaded."""
+        """Raise InputError if a prompt names a LoRA that is not loaded."""
         for name in names:
             if name not in self.adapters:
                 known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
                 raise InputError(f"the prompt names <lora:{name}>, which is not loaded; {known}")
 
     def check_adapters(self, weights: Mapping[str, tuple[float, float]]) -> None:
-        """Raise InputError unless the LoRAs that a prompt names have these weights."""
+        """Raise InputError unless the LoRAs named in a prompt have these weights."""
         for name, pair in weights.items():
             if self.adapters.get(name) != pair:
                 raise InputError(f"the prompt names <lora:{name}> at {pair}; call set_adapters() for it first")
 
     def _apply_loras(self, keys: set[Key]) -> None:
-        """Compute these layers again; only they are taken out of the fast form and put back."""
+        """Recompute the weights of these layers; only they are restored to plain layers and optimised again."""
         if not keys:
             return
         names = {name for part, name in keys if part == "unet"}
@@ -176,7 +176,7 @@ class LoadedModel:
         return load_learned(self._components(), Path(path), allow_pickle)
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the networks to another device, and make them fast there. Raises InputError for one that is not here."""
+        """Move the networks to another device and optimise them there. Raises InputError for a missing device."""
         chosen = pick_device(str(device))
         with self._plain() as parts:
             for part in (parts.denoiser, parts.vae, parts.text):
@@ -221,12 +221,12 @@ class LoadedModel:
 
     @property
     def folder(self) -> Path | None:
-        """The folder or file that the model was opened from; None for one made in memory."""
+        """The folder or file that the model was opened from; None for a model created in memory."""
         return None if self.source is None else self.source.path
 
     @property
     def default_size(self) -> int:
-        """Pixels a side that the model was trained for."""
+        """The side of the training resolution in pixels."""
         return self.denoiser.default_size * self.vae.config.downscale
 
     @property
@@ -240,7 +240,7 @@ class LoadedModel:
         return int(numbers // config.addition_time_embed_dim)
 
     def runtime_report(self) -> list[str]:
-        """How the networks run: options, device, precision, and which layers fast ones replaced, or why not."""
+        """Execution options, device, precision, and which layers were replaced by fast ones, or why not."""
         lines = [f"optimize={self.options.optimize}, device={self.device}, dtype={self.dtype}"]
         lines += [f"denoiser: {line}" for line in describe_layers(self.denoiser)]
         return [*lines, *(f"vae: {line}" for line in describe_layers(self.vae))]

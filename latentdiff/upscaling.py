@@ -1,4 +1,4 @@
-"""Enlarge images: by ESRGAN's networks from files, else by Lanczos."""
+"""Upscale images with ESRGAN networks or with Lanczos resampling."""
 
 import re
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def load_upscaler(file: Path, device: torch.device, allow_pickle: bool = False) 
 
 
 def _prefix(names: Mapping[str, object]) -> str:
-    """The averaged weights where a file has both."""
+    """The prefix of the averaged weights, if a file has both."""
     return next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in names)), "")
 
 
@@ -65,7 +65,7 @@ def _our_name(name: str) -> str:
 
 @torch.no_grad()
 def upscale(image: Image.Image, size: tuple[int, int], network: RRDBNet | None = None) -> Image.Image:
-    """The image at `size` (width, height): through the network in tiles, if there is one, then by Lanczos."""
+    """Resize to `size` (width, height): with the network in tiles, if there is one, then with Lanczos."""
     if network is not None:
         image = _through(network, image)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

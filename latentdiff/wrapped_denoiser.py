@@ -1,4 +1,4 @@
-"""Denoisers that see the latents in parts or wrapped around: tiles for large images, and images that repeat."""
+"""Denoisers that evaluate large latents in tiles, or latents with periodic borders for seamless images."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ AXES = {"x": 3, "y": 2}
 
 
 def in_tiles(denoiser: Denoiser, side: int) -> Denoiser:
-    """Evaluate tiles of `side` latents that overlap, and blend x0 (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
+    """Evaluate overlapping tiles of `side` latents, and blend x0 (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
 
-    Memory is that of one tile. Latents that fit into one tile are evaluated at once, unchanged.
+    The memory is that of one tile. Latents that fit into one tile are evaluated directly.
     """
 
     def tiled(latents: Tensor, levels: Levels) -> Tensor:
@@ -38,7 +38,7 @@ def in_tiles(denoiser: Denoiser, side: int) -> Denoiser:
 
 
 def wrapped_around(denoiser: Denoiser, axes: str) -> Denoiser:
-    """Evaluate latents that are continued from the opposite side along these axes, so that opposite edges fit."""
+    """Evaluate latents padded with the opposite side along the given axes, so that opposite edges match."""
 
     def wrapped(latents: Tensor, levels: Levels) -> Tensor:
         padded = continue_around(latents, axes)
@@ -48,7 +48,7 @@ def wrapped_around(denoiser: Denoiser, axes: str) -> Denoiser:
 
 
 def parse_axes(value: str) -> str:
-    """`x`, `y` or `x,y` as axes. Raises InputError."""
+    """Parse `x`, `y` or `x,y` to axes. Raises InputError."""
     axes = [axis.strip() for axis in value.split(",") if axis.strip()]
     if not set(axes) <= set(AXES):
         raise InputError(f"seamless={value!r} must be x, y or x,y")
@@ -56,7 +56,7 @@ def parse_axes(value: str) -> str:
 
 
 def continue_around(latents: Tensor, axes: str) -> Tensor:
-    """[B, C, h, w] with `MARGIN` latents, or as many as there are, of the opposite side before and after each axis."""
+    """Pad [B, C, h, w] along each axis with up to `MARGIN` latents of the opposite side."""
     for axis in axes:
         margin = _margin(latents.shape[AXES[axis]])
         pad = (margin, margin, 0, 0) if axis == "x" else (0, 0, margin, margin)
@@ -65,7 +65,7 @@ def continue_around(latents: Tensor, axes: str) -> Tensor:
 
 
 def crop_to(image: Tensor, size: Sequence[int], axes: str, factor: int) -> Tensor:
-    """Remove what `continue_around` added. size: of the latents; factor: numbers of the image per latent."""
+    """Remove the padding of `continue_around`. size: of the latents; factor: pixels per latent."""
     height, width = size
     top, left = (factor * _margin(length) if axis in axes else 0 for axis, length in (("y", height), ("x", width)))
     return image[..., top : top + factor * height, left : left + factor * width]

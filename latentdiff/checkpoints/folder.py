@@ -1,4 +1,4 @@
-"""Model folders in diffusers' layout: their configs and tensors, and writing them."""
+"""Read and write model folders in diffusers' layout."""
 
 from collections.abc import Callable
 from functools import cache
@@ -42,7 +42,7 @@ TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
-    """A pipeline folder. Configs are read and checked; weights are looked for when they are needed.
+    """Open a pipeline folder. Configs are read and validated; weights are located when they are needed.
 
     Raises CheckpointError naming the file, the key and the rule.
     """
@@ -70,7 +70,7 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
 
 
 def component_class(index: dict[str, Any], name: str, folder: Path) -> str | None:
-    """The class of a component in `model_index.json`, None for one that the model does not have."""
+    """The class of a component in `model_index.json`; None if the model does not have it."""
     entry = index.get(name)
     if entry is None or entry == [None, None]:
         return None
@@ -87,9 +87,9 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _read_generation(path: Path, schedule: ScheduleConfig) -> GenerationConfig:
-    """A model's own settings, or the usual ones with its scheduler's sampler.
+    """The model's sampling settings, or the defaults with its scheduler's sampler.
 
-    A scheduler whose sampler is not implemented leaves it empty: it must be chosen. Raises CheckpointError for an
+    If that sampler is not implemented, the setting is None and the user must choose one. Raises CheckpointError for an
     unknown sampler.
     """
     named = {"sampler": "" if schedule.unsupported else schedule.sampler}
@@ -102,7 +102,7 @@ def _read_generation(path: Path, schedule: ScheduleConfig) -> GenerationConfig:
 
 
 def network_kind(folder: Path) -> str | None:
-    """What the folder of one network holds; None for other folders."""
+    """The kind of network in a folder; None for other folders."""
     if not (folder / "config.json").is_file():
         return None
     config = read_json(folder / "config.json")
@@ -112,25 +112,25 @@ def network_kind(folder: Path) -> str | None:
 
 
 def network_files(folder: Path, kind: str, options: OpenOptions) -> NetworkFiles:
-    """The network in a folder of a kind that `network_kind` found."""
+    """The network in a folder, whose kind is that of `network_kind`."""
     if kind == "a U-Net":
         return unet_files(folder, options)
     return vae_files(folder, options) if kind == "a VAE" else text_files(folder, TEXT_CLASSES[0], options)
 
 
 def unet_files(folder: Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
-    """One U-Net folder."""
+    """Open the folder of a U-Net."""
     raw = read_json(folder / "config.json")
     return _network(folder, UNetConfig.read(raw, str(folder / "config.json")), WEIGHTS, str, options)
 
 
 def vae_files(folder: Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
-    """One VAE folder."""
+    """Open the folder of a VAE."""
     return _network(folder, read_vae_config(folder), WEIGHTS, current_vae_key, options)
 
 
 def text_files(folder: Path, class_name: str | None, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
-    """One text encoder folder, of a class that `model_index.json` names."""
+    """Open the folder of a text encoder, of the class named in `model_index.json`."""
     if class_name not in TEXT_CLASSES:
         raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
     raw = read_json(folder / "config.json") | {"architectures": [class_name]}
@@ -139,7 +139,7 @@ def text_files(folder: Path, class_name: str | None, options: OpenOptions = Open
 
 
 def read_vae_config(folder: Path) -> VAEConfig | IdentityVAEConfig:
-    """The config of one VAE folder; that of an `IdentityVAE` for a model of pixels."""
+    """The config in a VAE folder; that of an `IdentityVAE` for pixel-space models."""
     raw = read_json(folder / "config.json")
     kind = IdentityVAEConfig if raw.get("_class_name") == IdentityVAE.__name__ else VAEConfig
     return kind.read(raw, str(folder / "config.json"))
@@ -156,14 +156,14 @@ def _network(
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copy a component's weights into a model that a run's config describes. Raises CheckpointError if they differ."""
+    """Load the weights of a component into a model. Raises CheckpointError if names or shapes differ."""
     places = find_tensors(folder, WEIGHTS, current_vae_key)
     check_tensors(model, places, str(folder), "the run's config")
     model.load_state_dict(dict(zip(places, read_tensors(places.values(), torch.float32), strict=True)))
 
 
 def check_tensors(model: nn.Module, found: dict[str, TensorLocation], where: str, by: str = "its config.json") -> None:
-    """Raise CheckpointError unless a model's weights and the tensors found have the same names and shapes."""
+    """Raise CheckpointError unless the names and shapes of a model's weights and of the tensors are equal."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for key in sorted(expected.keys() ^ found.keys()):
         word = "lack" if key in expected else "have an unknown"
@@ -180,12 +180,12 @@ def check_tensors(model: nn.Module, found: dict[str, TensorLocation], where: str
 
 
 def write_model(model: nn.Module, config: dict[str, Any], folder: Path, stem: str = WEIGHTS) -> None:
-    """`config.json` and safetensors of one network."""
+    """Write `config.json` and the weights of one network."""
     write_json(folder / "config.json", config)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
 def write_text_encoder(encoder: Any, folder: Path) -> None:
-    """A CLIPTextModel as transformers opens it, or with a projection its CLIPTextModelWithProjection."""
+    """Write a text encoder for transformers' CLIPTextModel or, with a projection, CLIPTextModelWithProjection."""
     write_model(encoder, encoder.config.write(), folder, TEXT_WEIGHTS)

@@ -1,6 +1,6 @@
-"""What a LoRA adds to one weight: low-rank pairs (LoRA, LoCon), DoRA, LoHa, LoKr and full differences.
+"""The change of a weight by a LoRA: low-rank pairs (LoRA, LoCon), DoRA, LoHa, LoKr and full differences.
 
-Each delta is computed in float32 from the factors that a file holds. Notation follows LyCORIS (Yeh et al. 2023).
+Each delta is computed in float32 from the factors in a file. The notation is that of LyCORIS (Yeh et al. 2023).
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TUCKER = "i j k l, j r, i p -> p r k l"  # core [i, j, kh, kw], factors [j, r] and [i, p]
-# The tensors of a layer by kind; `_` joins names that different programs give the same tensor.
+# Kinds of tensors of a layer, with the names that different programs use.
 KINDS = {
     "lora_A.weight": "down", "lora_B.weight": "up", "lora_B.bias": "up_bias",
     "lora_A.default.weight": "down", "lora_B.default.weight": "up",
@@ -36,18 +36,18 @@ EXTRA = {"alpha", "magnitude", "dora_scale", "up_bias"}
 
 @dataclass(frozen=True)
 class Delta:
-    """The tensors of one layer by kind, and alpha over rank (or over its root, for rank-stabilised LoRA)."""
+    """The tensors of one layer by kind, and alpha / rank (alpha / sqrt(rank) for rank-stabilised LoRA)."""
 
     tensors: Mapping[str, Tensor]
     scale: float
 
     @property
     def rank(self) -> int | None:
-        """The inner dimension, None for a full difference."""
+        """The inner dimension; None for a full difference."""
         return rank_of(self.tensors)
 
     def shape(self) -> tuple[int, int]:
-        """(outputs, everything else) of the weight that this belongs to, without computing the delta.
+        """The weight's shape as (outputs, other dimensions), without computing the delta.
 
         Raises ValueError for factors that cannot be multiplied. A bias alone has (outputs, 0).
         """
@@ -69,7 +69,7 @@ class Delta:
         return rows * inner_rows, columns * inner
 
     def apply(self, base: Tensor, strength: float) -> Tensor | None:
-        """float32: the change of a float32 weight `base`, None for none; `strength` scales what DoRA normalises.
+        """The change of a float32 weight `base`, float32 or None. strength: for DoRA, applied before normalisation.
 
         Liu et al. 2024, eq. 5.
         """
@@ -88,16 +88,16 @@ class Delta:
         return merged * (magnitude.to(base) / vectors.norm(dim=1)).view(shape) - base
 
     def factors(self, strength: float) -> tuple[Tensor, Tensor] | None:
-        """float32 [outputs, r] and [r, everything else], whose product is the change; None for other kinds."""
+        """float32 [outputs, r] and [r, other dimensions], whose product is the change; None for other kinds."""
         if self.tensors.keys() - {"alpha", "up_bias"} != {"up", "down"}:
             return None
         up, down = (self.tensors[kind].flatten(1).float() for kind in ("up", "down"))
         return up * (strength * self.scale), down
 
     def magnitude(self) -> tuple[Tensor, bool] | None:
-        """DoRA's lengths, flat, and whether they are of the inputs; None for other adapters.
+        """DoRA's magnitudes, flattened, and whether they belong to the inputs; None for other kinds.
 
-        peft stores those of the outputs; LyCORIS those of either, told apart by the dimension that they lie along.
+        peft stores magnitudes of the outputs, LyCORIS those of outputs or inputs, which their shape distinguishes.
         """
         if (peft := self.tensors.get("magnitude")) is not None:
             return peft.flatten(), False
@@ -106,7 +106,7 @@ class Delta:
         return scale.flatten(), scale.ndim > 1 and scale.shape[0] == 1 < scale.shape[1]
 
     def bias(self, base: Tensor, strength: float) -> Tensor | None:
-        """float32: the change of the layer's bias, None for none."""
+        """The change of the layer's bias, float32 or None."""
         if (bias := self.tensors.get("up_bias")) is not None:
             return strength * self.scale * bias.to(base)
         if (bias := self.tensors.get("diff_bias")) is not None:
@@ -115,7 +115,7 @@ class Delta:
 
 
 def rank_of(tensors: Mapping[str, Tensor]) -> int | None:
-    """The inner dimension of factors, None where there is none."""
+    """The inner dimension of factors; None if there are none."""
     for kind in ("down", "w1_b", "k2_b", "k1_b"):
         if kind in tensors:
             return len(tensors[kind])
@@ -123,7 +123,7 @@ def rank_of(tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def is_complete(kinds: set[str]) -> bool:
-    """Whether these tensors make up a delta."""
+    """Whether the tensors form a complete delta."""
     return kinds - EXTRA in COMPLETE and ("up_bias" not in kinds or "up" in kinds)
 
 

@@ -25,7 +25,7 @@ Weight = float | Pair
 
 @dataclass(frozen=True)
 class LoadedLora:
-    """A LoRA that fits a model. `unmatched`: layers of the file that the model does not have."""
+    """A LoRA that was matched to a model. unmatched: layers in the file that the model does not have."""
 
     name: str
     path: Path
@@ -36,8 +36,8 @@ class LoadedLora:
 class LoraStack:
     """The loaded LoRAs of a model and their weights (U-Net, text encoders).
 
-    Weights are never subtracted: a layer is computed from its base weight, read again from the model's files, or from
-    a copy where the model was made in memory. parts: the model with plain layers.
+    Weights are never subtracted: a layer is computed from its base weight, which is read again from the model's files,
+    or kept as a copy if the model was created in memory. parts: the model with plain layers.
     """
 
     def __init__(self, parts: Components) -> None:
@@ -48,7 +48,7 @@ class LoraStack:
         self._copies: dict[tuple[Key, str], Tensor] = {}
 
     def read(self, path: Path, name: str | None = None, allow_pickle: bool = False) -> LoadedLora:
-        """Read a LoRA and match it to the model's layers; nothing is changed yet.
+        """Read a LoRA and match it to the model's layers, without changing the model.
 
         Raises CheckpointError for a file that belongs to another kind of model, InputError for a name in use.
         """
@@ -80,7 +80,7 @@ class LoraStack:
             self.weights.pop(name, None)
 
     def layers_between(self, before: Mapping[str, Pair], after: Mapping[str, Pair]) -> set[Key]:
-        """The layers that LoRAs change at other weights before than after."""
+        """The layers of LoRAs whose weights differ before and after."""
         names = before.keys() | after.keys()
         return {
             key
@@ -90,7 +90,7 @@ class LoraStack:
         }
 
     def check_weights(self, weights: Mapping[str, Weight]) -> dict[str, Pair]:
-        """Weights as pairs. Raises InputError for a name that is not loaded, or what is not a number."""
+        """Convert weights to pairs. Raises InputError for unknown names and for values that are not numbers."""
         for name in weights:
             if name not in self.loaded:
                 raise InputError(f"no LoRA named {name!r} is loaded; {did_you_mean(name, self.loaded)}")
@@ -136,7 +136,7 @@ class LoraStack:
         target.copy_(stored if total is None else total)
 
     def _active(self, key: Key) -> Iterator[tuple[Delta, float]]:
-        """The deltas of a layer with their weights, without those of weight 0."""
+        """The deltas of a layer with weights other than 0, and these weights."""
         for name, pair in self.weights.items():
             strength = _strength(pair, key)
             delta = self.loaded[name].deltas.get(key)
@@ -144,7 +144,7 @@ class LoraStack:
                 yield delta, strength
 
     def _base(self, key: Key, kind: str, target: Tensor, readers: Readers) -> Tensor:
-        """The weight without LoRAs, as the model's file has it."""
+        """The weight without LoRAs, in the dtype of the model's file."""
         if self._source is not None:
             return read_tensor(self._source.networks()[key[0]].find()[f"{key[1]}.{kind}"], readers)
         if (key, kind) not in self._copies:  # the first change of a model made in memory
@@ -174,14 +174,14 @@ def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor,
 
 
 def default_name(file: Path) -> str:
-    """What a LoRA is called without a name: its file, or its folder where the file's name says nothing."""
+    """The default name of a LoRA: that of its file, or of its folder if the file has a generic name."""
     generic = file.name in (FILE, KOHYA, PEFT_FILE)
     folder = file.parent.parent if generic and file.parent.name == "model" else file.parent
     return folder.name if generic and folder.name else file.stem
 
 
 def weight_pair(value: Any, name: str) -> tuple[float, float]:
-    """(U-Net, text encoders); one number is for both. Raises InputError for anything else."""
+    """Weights for (U-Net, text encoders); one number applies to both. Raises InputError for other values."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) < 1e4 for one in pair)
     if len(pair) != 2 or not numbers:
@@ -190,7 +190,7 @@ def weight_pair(value: Any, name: str) -> tuple[float, float]:
 
 
 def _check_fit(file: Path, key: Key, delta: Delta, layer: LayerShape) -> None:
-    """Raise CheckpointError unless a delta's tensors fit together and fit the layer."""
+    """Raise CheckpointError unless the shapes of a delta's tensors match each other and the layer."""
     name, wanted = ".".join(key), (layer.weight[0], math.prod(layer.weight[1:]))
     try:
         outputs, rest = delta.shape()

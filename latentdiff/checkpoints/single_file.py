@@ -1,4 +1,4 @@
-"""Models in one file: Stable Diffusion's own layout, and U-Nets or VAEs alone in any layout."""
+"""Open single files: models in Stable Diffusion's original layout, and U-Nets or VAEs in any layout."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from latentdiff.text.tokenizer import END
 Tensors = dict[str, TensorLocation]
 UNET = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 VAE = ("first_stage_model.", "vae.", "")
-# What a text encoder's names begin with, and whether it is OpenCLIP's; the first that a file has is its first encoder.
+# Prefixes of text encoders, and whether they are OpenCLIP's; the first one in a file is its first encoder.
 TEXT = (
     ("conditioner.embedders.0.transformer.", False),
     ("cond_stage_model.transformer.", False),
@@ -37,7 +37,7 @@ TEXT = (
 )
 EMA = "model_ema."
 UNUSED_TEXT = ("logit_scale", "attn_mask", "position_ids")
-# Left behind by training programs, and the markers that `schedule_config` reads.
+# Other state of training programs, and the markers that `schedule_config` reads.
 UNUSED = (
     EMA, "first_stage_model.loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_",
     "logvar", "lvlb_weights", "scale_factor", "cond_stage_model.", "conditioner.", "v_pred", "ztsnr", "denoiser.",
@@ -49,7 +49,7 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 @dataclass(frozen=True)
 class Contents:
-    """The networks in a file by diffusers' names of their weights; None for one that it lacks."""
+    """The networks in a file by diffusers' names of their weights; None for missing ones."""
 
     unet: Tensors | None
     vae: Tensors | None
@@ -57,7 +57,7 @@ class Contents:
 
     @property
     def kind(self) -> str:
-        """What the file is, in a few words."""
+        """A short description of the content."""
         if self.unet and self.vae and self.text:
             return "a whole model"
         found = [name for name, part in (("U-Net", self.unet), ("VAE", self.vae), ("text encoder", self.text)) if part]
@@ -65,7 +65,7 @@ class Contents:
 
 
 def read_contents(file: Path, opened: TensorFile) -> Contents:
-    """Sort a file's tensors by network. Nothing is read but names and shapes."""
+    """Group a file's tensors by network. Only names and shapes are read."""
     stored = {
         name: TensorLocation(file, name, shape, opened.types.get(name, "F32")) for name, shape in opened.shapes.items()
     }
@@ -84,7 +84,7 @@ def _first_found(read: Callable[[Tensors], Tensors | None], stored: Tensors, pre
 
 
 def _unet(stored: Tensors) -> Tensors | None:
-    """A U-Net's tensors by diffusers' names, from that layout or the original."""
+    """The tensors of a U-Net by diffusers' names, from diffusers' or the original layout."""
     if "conv_in.weight" in stored and "down_blocks.0.resnets.0.conv1.weight" in stored:
         return stored
     if "input_blocks.0.0.weight" not in stored:
@@ -98,7 +98,7 @@ def _unet(stored: Tensors) -> Tensors | None:
 
 
 def _vae(stored: Tensors) -> Tensors | None:
-    """A VAE's tensors by diffusers' names, from that layout or the original."""
+    """The tensors of a VAE by diffusers' names, from diffusers' or the original layout."""
     kept = {name: place for name, place in stored.items() if not name.startswith(("loss.", EMA))}
     if "encoder.down_blocks.0.resnets.0.conv1.weight" in kept:
         return {current_vae_key(name): place for name, place in kept.items()}
@@ -115,7 +115,7 @@ def _matrix(name: str, place: TensorLocation) -> TensorLocation:
 
 
 def _text(stored: Tensors, open_clip: bool) -> Tensors | None:
-    """A text encoder's tensors by transformers' names."""
+    """The tensors of a text encoder by transformers' names."""
     if not open_clip:
         named = {new: place for name, place in stored.items() if (new := current_key(name)) is not None}
         table = "text_model.embeddings.token_embedding.weight"
@@ -146,19 +146,19 @@ def _text(stored: Tensors, open_clip: bool) -> Tensors | None:
 
 
 def current_vae_key(key: str) -> str:
-    """VAEs saved before 2023 name the projections of their attention differently."""
+    """The current name of a weight: VAEs saved before 2023 have other names for the projections of attention."""
     head, _, last = key.rpartition(".")
     parent, _, name = head.rpartition(".")
     return f"{parent}.{OLD_ATTENTION[name]}.{last}" if name in OLD_ATTENTION else key
 
 
 def single_file_source(file: Path, options: OpenOptions) -> ModelSource:
-    """A whole model in one file. Raises CheckpointError that says what the file is if it is something else."""
+    """Open a model in one file. Raises CheckpointError, which names the content, for other files."""
     return source_of(file, open_tensor_file(file, options.allow_pickle), options)
 
 
 def source_of(file: Path, opened: TensorFile, options: OpenOptions) -> ModelSource:
-    """The model that an opened file holds."""
+    """The model in an opened file."""
     contents = read_contents(file, opened)
     refuse_other_kinds(file, opened, contents)
     assert contents.unet is not None and contents.vae is not None
@@ -190,13 +190,13 @@ def source_of(file: Path, opened: TensorFile, options: OpenOptions) -> ModelSour
 
 
 def unet_network(file: Path, tensors: Tensors, family: Family) -> NetworkFiles:
-    """A U-Net found in a file."""
+    """The U-Net in a file."""
     where = f"{file} (U-Net)"
     return NetworkFiles(unet_config(_shapes(tensors), family, where), where, lambda: tensors)
 
 
 def vae_network(file: Path, tensors: Tensors, family: Family) -> NetworkFiles:
-    """A VAE found in a file."""
+    """The VAE in a file."""
     where = f"{file} (VAE)"
     return NetworkFiles(vae_config(_shapes(tensors), family, where), where, lambda: tensors)
 
@@ -224,14 +224,14 @@ def _ema(opened: TensorFile) -> tuple[str, ...]:
 
 
 def _left_out(opened: TensorFile) -> tuple[str, ...]:
-    """Tensors that nothing reads and that no training program is known to leave behind."""
+    """Tensors that are not used and do not belong to a known training program."""
     known = (*UNUSED, *(prefix for prefix in (*UNET, *VAE) if prefix))
     unknown = sorted(name for name in opened.shapes if not name.startswith(known))
     return (f"{len(unknown)} tensors of no part are ignored, {unknown[0][:80]} first",) if unknown else ()
 
 
 def refuse_other_kinds(file: Path, opened: TensorFile, contents: Contents) -> None:
-    """Raise CheckpointError unless a file is a whole model, and say which option takes what it is."""
+    """Raise CheckpointError unless a file is a complete model; the message names the option for other files."""
     if contents.unet and contents.vae and contents.text:
         return
     names = opened.shapes

@@ -24,7 +24,7 @@ TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 INTEGER_TYPES = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-# Objects that training programs stored beside the weights; each becomes an `_Ignored`, none of their code runs.
+# Objects that training programs store with the weights; each becomes an `_Ignored`, and none of their code is run.
 IGNORED_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.types.EvaluateOutput",
@@ -37,7 +37,7 @@ READ_ERRORS = (OSError, SafetensorError, ValueError, KeyError, TypeError, Runtim
 
 @dataclass(frozen=True)
 class TensorFile:
-    """Shapes and types by name; `get` reads one tensor; `metadata` is the file's own text."""
+    """An open file: shapes and types by name, a function that reads one tensor, and the file's metadata."""
 
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, str]
@@ -66,7 +66,7 @@ def open_tensor_file(file: Path, allow_pickle: bool = False) -> TensorFile:
 
 
 def tensor_reader(file: Path) -> Callable[[str], Tensor]:
-    """Read tensors by name from a file that was opened before, pickles included, without listing it again."""
+    """A function that reads tensors by name from a file that was opened before, including pickles."""
     try:
         if file.suffix == SAFETENSORS:
             get: Callable[[str], Tensor] = safe_open(file, "pt").get_tensor
@@ -94,13 +94,13 @@ def _open_safetensors(file: Path) -> TensorFile:
 
 
 def _cached(opener: Callable[..., TensorFile], file: Path) -> TensorFile:
-    """Parsing these formats takes long, so the last files stay open; a file that changes is opened again."""
+    """Open with a cache of the last files, since parsing takes long; a modified file is opened again."""
     state = file.stat()
     return opener(file, state.st_size, state.st_mtime_ns)
 
 
 class _Ignored:
-    """Stands for an object that is neither a tensor nor a container."""
+    """Placeholder for objects in pickles that are neither tensors nor containers."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -136,7 +136,7 @@ def _is_zip(file: Path) -> bool:
 
 
 def _named_tensors(content: Any) -> list[tuple[str, Tensor]]:
-    """Tensors of a state dict, or of the one under `state_dict`; nested dictionaries join their names by a dot."""
+    """The tensors of a state dict, or of the one under `state_dict`; names of nested dicts are joined by a dot."""
     if not isinstance(content, dict):
         return []
     content = content.get("state_dict", content)
@@ -177,6 +177,6 @@ def _open_gguf(file: Path, _size: int, _modified: int) -> TensorFile:
 
 
 def _gguf_shape(tensor: Any, fields: dict[str, Any]) -> tuple[int, ...]:
-    """GGUF lists dimensions in reverse. Files for ComfyUI flatten some weights and store the shape they had."""
+    """The shape of a tensor: GGUF reverses the dimensions, and ComfyUI stores the shapes of flattened weights."""
     shape = fields.get(f"comfy.gguf.orig_shape.{tensor.name}") or [int(size) for size in tensor.shape[::-1]]
     return tuple(int(size) for size in shape)

@@ -1,4 +1,4 @@
-"""`Conditioning`: all inputs of a denoising network besides latents and noise level; the interface of such networks."""
+"""`Conditioning`, all inputs of a denoising network besides latents and noise level, and the protocol of networks."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -42,20 +42,20 @@ class Conditioning:
         return Conditioning(**{f.name: _rows(getattr(self, f.name), rows) for f in fields(self)})
 
     def split(self) -> list["Conditioning"]:
-        """Each row by itself."""
+        """The rows as separate values."""
         return [self[k : k + 1] for k in range(len(self))]
 
     def repeat(self, times: int) -> "Conditioning":
-        """Each row `times` times in a row, as `num_images_per_prompt` repeats prompts."""
+        """Repeat each row `times` times consecutively, as `num_images_per_prompt` requires."""
         return concatenate([row for row in self.split() for _ in range(times)])
 
     @property
     def tokens(self) -> int:
-        """S, the tokens of each row."""
+        """S, the number of tokens per row."""
         return self.hidden.shape[1]
 
     def repeat_tokens(self, times: int) -> "Conditioning":
-        """All tokens `times` times in a row, to which attention gives the same result as to one copy."""
+        """Repeat all tokens `times` times, which does not change the result of attention."""
         if times == 1:
             return self
         keys = tuple((key, "tokens", times) for key in self.keys)
@@ -67,7 +67,7 @@ class Conditioning:
         return Conditioning(torch.zeros_like(self.hidden), pooled, self.time_ids)
 
     def with_channels(self, channels: Tensor) -> "Conditioning":
-        """These channels [E, h, w] for every row."""
+        """Set the channels [E, h, w] of all rows."""
         return replace(self, channels=channels.expand(len(self), *channels.shape))
 
     def with_time_ids(self, *ids: float) -> "Conditioning":
@@ -95,7 +95,7 @@ class PromptConditioning:
         return cls(((float("inf"), conditioning),))
 
     def map(self, change: Callable[[Conditioning], Conditioning]) -> "PromptConditioning":
-        """The same change of every row."""
+        """Apply a function to every row."""
         return replace(self, spans=tuple((start, change(row)) for start, row in self.spans))
 
     def at(self, timestep: float) -> Conditioning:
@@ -104,7 +104,7 @@ class PromptConditioning:
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """All rows as one batch. Raises InputError when token counts differ, or only some have pooled text or sizes."""
+    """Concatenate rows to a batch. Raises InputError if token counts differ, or only some have pooled text or sizes."""
     if len(parts) == 1:
         return parts[0]
     shapes = {tuple(None if t is None else t.shape[1:] for t in _tensors(part)) for part in parts}
