@@ -1,4 +1,4 @@
-"""Folders that appear under their name only when they are complete."""
+"""Atomic creation of folders."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Give a trained U-Net attention on its largest maps too; it answers as before until it is trained on.
+"""Add attention to the largest feature maps of a trained U-Net, without changing its output before further training.
 
 `python -m examples.emoji.attend runs/emoji-unet-8/model/unet -o runs/emoji-unet-8/attending`
 """
@@ -22,8 +22,8 @@ from latentdiff.models.unet import UNet2DConditionModel
 def attending(unet: UNet2DConditionModel, heads: int) -> UNet2DConditionModel:
     """A U-Net like `unet` that attends on its largest maps, with `heads` heads.
 
-    What attention adds there is led through zeros, as what a ControlNet adds is (Zhang et al. 2023, sec. 3.1).
-    Raises InputError where `unet` attends there already, CheckpointError for heads that do not divide the width.
+    The new attention has zero-initialised output layers, as in ControlNet (Zhang et al. 2023, sec. 3.1). Raises
+    InputError if `unet` already has attention there, CheckpointError for heads that do not divide the width.
     """
     config = unet.config
     if config.down_attention(0) or config.up_attention(0):
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Read, widen, write."""
+    """Read the U-Net, add attention, and write it."""
     torch.manual_seed(given.seed)
     unet = UNet2DConditionModel(UNetConfig.read(read_json(given.unet / "config.json"), str(given.unet)))
     load_weights(unet, given.unet)

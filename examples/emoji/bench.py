@@ -1,4 +1,4 @@
-"""What every measurement of a model needs: the corpus, those who judge, and the model itself."""
+"""Load the corpus, the judges and the model that a measurement needs."""
 
 import argparse
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from latentdiff.pipeline import LatentDiffusionPipeline
 
 @dataclass(frozen=True)
 class Bench:
-    """`train_features` [N, D] are of `corpus.train`, which taught `judges`."""
+    """Corpus, judges and model. train_features: [N, D] of `corpus.train`, on which `judges` were trained."""
 
     corpus: Corpus
     train_features: Tensor
@@ -40,7 +40,7 @@ class Bench:
 
 
 def open_bench(given: argparse.Namespace) -> Bench:
-    """Read the corpus, teach the judges, open the model. Raises InputError, CheckpointError."""
+    """Read the corpus, train the judges and open the model. Raises InputError, CheckpointError."""
     corpus = read_corpus(given.corpus, given.groups, given.styles)
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
     clip, network, textures = open_clip(given.judge, pipe.device), feature_network(), texture_network()

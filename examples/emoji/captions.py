@@ -1,4 +1,4 @@
-"""Captions in English and Chinese: the name, some keywords, the style; as people type prompts."""
+"""Captions in English and Chinese, phrased like prompts: name, keywords and style."""
 
 import random
 import re
@@ -17,7 +17,7 @@ ALSO_ZH = {"red apple": "苹果", "cat face": "猫"}
 
 
 def with_article(label: str) -> str:
-    """'red apple' -> 'a red apple'; plurals and stuff ('bread') stay as they are."""
+    """'red apple' -> 'a red apple'; plurals and uncountable nouns ('bread') are unchanged."""
     head = re.split(r",| (?:with|in|on|of|for|at) ", label)[0].split(" ")[-1]
     plural = head == "skis" or (head.endswith("s") and not head.endswith(SINGULAR))
     if plural or head in UNCOUNTED or (label.startswith(("person", "man ", "woman")) and " " in label):
@@ -27,7 +27,7 @@ def with_article(label: str) -> str:
 
 
 def captions(emoji: Emoji, style: str) -> list[str]:
-    """Ten captions, six English and four Chinese; seven name the style. The same at every call."""
+    """Ten captions, six English and four Chinese, of which seven name the style. Deterministic."""
     rng = random.Random(f"{emoji.code}/{style}")
     label, zh = emoji.label, emoji.label_zh
     alias = rng.choice(emoji.aliases) if emoji.aliases else label

@@ -1,4 +1,4 @@
-"""Named colours: recolouring a picture so that its name is certain, and naming the colour of pixels."""
+"""Named colours: recolour a picture to a named colour, and name the colour of pixels."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ MOST_SPREAD = 10.0
 
 @dataclass(frozen=True)
 class Colour:
-    """A colour in words, and the medians of hue (degrees), saturation and value that a recoloured object has."""
+    """The names of a colour, and the median hue (degrees), saturation and value of objects recoloured to it."""
 
     english: str
     chinese: str
@@ -76,7 +76,7 @@ def to_rgb(hue: Array, saturation: Array, value: Array) -> Array:
 
 
 def dominant_hue(hue: Array, saturation: Array, value: Array) -> tuple[float, float, float]:
-    """Of foreground pixels [N]: the circular mean of the saturated ones' hues, its resultant length, their share."""
+    """Circular mean hue of the saturated foreground pixels, its resultant length, and the share of these pixels."""
     coloured = (saturation >= SATURATED) & (value >= DARK)
     if not coloured.any():
         return 0.0, 0.0, 0.0
@@ -92,10 +92,10 @@ def can_recolour(rgba: NDArray[np.uint8]) -> bool:
 
 
 def recolour(rgba: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    """The picture [H, W, 4] with the pixels around its dominant hue in another colour; shading and the rest stay.
+    """Recolour the pixels [H, W, 4] around the dominant hue; shading and other pixels are unchanged.
 
-    Hues move to the colour's and half their spread is kept; saturation and value are bent, 0 and 1 fixed, so that
-    their medians become the colour's.
+    Hues are shifted to the new colour with half of their spread. Saturation and value are mapped so that their medians
+    become those of the colour, while 0 and 1 stay fixed.
     """
     rgb = unit(rgba[..., :3])
     hue, saturation, value = to_hsv(rgb)
@@ -115,7 +115,7 @@ def recolour(rgba: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
 
 
 def _bend(x: Array, middle: float, target: float) -> Array:
-    """Bring `middle` to `target`: downwards by a factor, upwards along two lines, so that 1 stays 1."""
+    """Map `middle` to `target`: by a factor if it decreases, piecewise linearly with 1 fixed if it increases."""
     below = x * (target / max(middle, 0.02))
     if target <= middle:
         return np.minimum(below, 1)
@@ -123,7 +123,7 @@ def _bend(x: Array, middle: float, target: float) -> Array:
 
 
 def name_colour(rgb: NDArray[np.uint8]) -> str:
-    """The word for most of some pixels [N, 3], each named by its hue, saturation and value."""
+    """The most frequent colour name of pixels [N, 3], each named by its hue, saturation and value."""
     hue, saturation, value = to_hsv(unit(rgb))
     names = _names(hue, saturation, value)
     words, counts = np.unique(names, return_counts=True)

@@ -1,6 +1,6 @@
-"""Which combinations of objects, colours, numbers and positions are never trained on: a fixed function of the names.
+"""Hold out combinations of objects, colours, numbers and positions, as a fixed function of their names.
 
-A third of the held-out combinations serve to choose settings, the others only to report.
+A third of the held-out combinations is for choosing settings, the others only for reporting.
 """
 
 from typing import Literal
@@ -15,7 +15,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def part_of(kind: str, *names: str) -> Part:
-    """The part that a combination belongs to."""
+    """The part (train, validation or test) of a combination."""
     drawn, share = chance(f"held-out {kind}", *names), HELD_OUT[kind]
     if drawn >= share:
         return "train"
@@ -23,7 +23,7 @@ def part_of(kind: str, *names: str) -> Part:
 
 
 def colour_part(concept: str, colour: str) -> Part:
-    """The part of an object in a colour, whatever else a picture shows."""
+    """The part of an object in a colour, independent of other objects in the picture."""
     return part_of("colour", concept, colour)
 
 

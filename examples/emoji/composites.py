@@ -1,4 +1,4 @@
-"""Real pictures of what the measure asks for: corpus pictures put together as scenes are. They are never trained on."""
+"""Compose corpus pictures into scenes that satisfy the requests of the benchmark; never used for training."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TRIES = 50
 
 
 def composites(requests: Sequence[Request], count: int, seed: int) -> list[list[Pixels]]:
-    """`count` pictures [SIZE, SIZE, 3] that meet each request, in styles that can."""
+    """`count` pictures [SIZE, SIZE, 3] that satisfy each request, in the styles that have all objects."""
     return [
         [composite(request, random.Random(f"{seed}/{place}/{k}")) for k in range(count)]
         for place, request in enumerate(requests)
@@ -24,7 +24,7 @@ def composites(requests: Sequence[Request], count: int, seed: int) -> list[list[
 
 
 def composite(request: Request, rng: random.Random) -> Pixels:
-    """One picture of it. Objects that do not stand out from the background are drawn again, a number of times."""
+    """One picture for a request. Objects with too little contrast to the background are replaced, up to a limit."""
     for _ in range(TRIES):
         things = _things(request, rng)
         if all(stands_out(rgba, request.background) for rgba in things):
@@ -33,7 +33,7 @@ def composite(request: Request, rng: random.Random) -> Pixels:
 
 
 def _things(request: Request, rng: random.Random) -> list[Pixels]:
-    """The objects' pictures, all of one style where one shows them all."""
+    """Pictures of the objects, in one style if it has all of them."""
     shown = [_choices(word, colour) for word, colour in zip(request.words, request.colours, strict=True)]
     common = set.intersection(*({sprite.style for sprite in sprites} for sprites in shown))
     style = rng.choice(sorted(common)) if common else None

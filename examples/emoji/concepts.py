@@ -1,4 +1,4 @@
-"""What each code point sequence shows: names and keywords in English and Chinese, from emojibase."""
+"""Names and keywords of emoji in English and Chinese, from emojibase."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ KEPT_TONES = 0.2
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture's meaning. `concept` is shared by all its skin tones; `aliases` name it and nothing else."""
+    """The meaning of one emoji. concept: shared by all skin tones. aliases: names that no other concept has."""
 
     code: str
     concept: str
@@ -31,12 +31,12 @@ class Emoji:
 
 
 def chance(*key: str) -> float:
-    """A number in [0, 1) that depends on nothing but the words given."""
+    """A deterministic pseudo-random number in [0, 1) computed from the words."""
     return int.from_bytes(hashlib.sha256("/".join(key).encode()).digest()[:6]) / 2**48
 
 
 def read_emoji(tarball: Path) -> dict[str, Emoji]:
-    """Every emoji outside symbols, components and flags, by code; about one skin tone in five is kept."""
+    """All emoji except symbols, components and flags, by code; about a fifth of the skin tones is kept."""
     files = read_members(tarball, r"package/(en|zh)/data\.json")
     english, chinese = (json.loads(files[f"package/{language}/data.json"]) for language in ("en", "zh"))
     by_code = {code_of(entry["hexcode"]): entry for entry in chinese}
@@ -65,7 +65,7 @@ def _plain(text: str) -> str:
 
 
 def _with_aliases(bases: list[Emoji]) -> list[Emoji]:
-    """Keywords that belong to one concept alone serve as further names for it."""
+    """Use keywords that belong to only one concept as additional names for it."""
     uses = Counter(word for e in bases for word in {e.label, *e.keywords})
     uses_zh = Counter(word for e in bases for word in {e.label_zh, *e.keywords_zh})
     return [

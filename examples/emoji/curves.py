@@ -1,4 +1,4 @@
-"""Draw what runs wrote to `metrics.jsonl`: `python -m examples.emoji.curves runs/emoji-* -o curves.png`."""
+"""Plot the metrics of training runs: `python -m examples.emoji.curves runs/emoji-* -o curves.png`."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ SHOWN = {"loss": "training loss", "held_out_loss": "held-out loss", "psnr": "PSN
 
 
 def read(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values; where an interrupted run wrote a step twice, the last counts."""
+    """Steps and values; if a resumed run logged a step twice, the last value is used."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     values = {row["step"]: row[name] for row in rows if name in row}
     return sorted(values), [values[step] for step in sorted(values)]
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def plot(runs: list[Path], output: Path) -> None:
-    """Losses on the left axis and figures of held-out pictures on the right, a panel for each run."""
+    """Plot losses on the left axis and held-out metrics on the right, with one panel per run."""
     columns, rows = min(len(runs), COLUMNS), math.ceil(len(runs) / COLUMNS)
     figure, panels = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False)
     for axes in panels.flat[len(runs) :]:

@@ -1,4 +1,4 @@
-"""Have a model draw prompts."""
+"""Generate pictures for prompts, and compare the model's text encoder with that of a judge."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ RELATED = 0.5  # cosine of two sets of weights; unrelated ones have about 0
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is drawn, with the pipeline's names."""
+    """Sampling settings, with the names of the pipeline's arguments."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -27,14 +27,14 @@ class Settings:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """--steps, --guidance-scale, --sampler: without them the model's own."""
+    """Add --steps, --guidance-scale and --sampler, which default to the model's settings."""
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--sampler")
 
 
 def settings_of(pipe: LatentDiffusionPipeline, given: argparse.Namespace) -> Settings:
-    """What was given of `add_settings`, the rest the model's own."""
+    """The options of `add_settings`, with the model's settings for those not given."""
     asked = pipe.generation.with_given(
         num_inference_steps=given.steps, guidance_scale=given.guidance_scale, sampler=given.sampler
     )
@@ -42,7 +42,7 @@ def settings_of(pipe: LatentDiffusionPipeline, given: argparse.Namespace) -> Set
 
 
 def draw(pipe: LatentDiffusionPipeline, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Tensor]:
-    """uint8 [B, 3, R, R] a batch, in the order of the prompts."""
+    """Generate batches of uint8 [B, 3, R, R], in the order of the prompts."""
     for k in tqdm(range(0, len(prompts), AT_ONCE), desc="drawn, in batches", disable=None, leave=False):
         part = prompts[k : k + AT_ONCE]
         made = pipe(
@@ -52,7 +52,7 @@ def draw(pipe: LatentDiffusionPipeline, prompts: Sequence[Prompt], settings: Set
 
 
 def weight_similarity(clip: Clip, pipe: LatentDiffusionPipeline) -> float:
-    """Cosine between the matrices of a judge's text half and of the model's text encoder: about 0 if unrelated."""
+    """Cosine between the weights of the judge's and of the model's text encoder: about 0 if unrelated."""
     ours, theirs = (_matrices(model) for model in (pipe.text.encoders[0], clip.model.text_model))
     if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
         return 0.0

@@ -1,4 +1,4 @@
-"""Measure how well a model does what prompts say, in the shape of GenEval (Ghosh et al. 2023), on emoji.
+"""Measure how well a model follows prompts, with tasks like those of GenEval (Ghosh et al. 2023), on emoji.
 
 `python -m examples.emoji.follow data/emoji -o follow.json [--markdown PAGE] [--model FOLDER] [--part validation]`
 
@@ -43,13 +43,13 @@ LEAST_PROMPTS = 4
 
 @dataclass(frozen=True)
 class Hits:
-    """Whether each picture meets its request: float64 [requests, languages, pictures]."""
+    """Whether each picture satisfies its request: float64 [requests, languages, pictures]."""
 
     requests: Sequence[Request]
     met: Tensor
 
     def values(self, resamples: int, seed: int) -> dict[str, Interval]:
-        """Accuracies of tasks and their mean, by language where there are two, with intervals over requests."""
+        """Accuracies of tasks and their mean, also by language if there are two, with intervals over requests."""
         found: dict[str, Interval] = {}
         names = ("", *(f", {language}" for language in LANGUAGES)) if self.met.shape[1] > 1 else ("",)
         tasks = list(dict.fromkeys(request.task for request in self.requests))
@@ -68,7 +68,7 @@ class Hits:
 
 
 def _accuracies(task: str, met: Tensor) -> dict[str, float]:
-    """Of met [requests, languages, pictures] the mean, and that of each language where there are two."""
+    """The mean of met [requests, languages, pictures], and the mean of each language if there are two."""
     values = {task: met.mean().item()}
     if met.shape[1] > 1:
         values |= {f"{task}, {language}": met[:, k].mean().item() for k, language in enumerate(LANGUAGES)}
@@ -83,13 +83,13 @@ def _mean(tasks: Sequence[Interval]) -> Interval:
 
 
 def score(requests: Sequence[Request], seen: Sequence[Sequence[Sequence[Seen]]], languages: int = 1) -> Hits:
-    """seen[k]: of request k what is in each of its pictures, language by language."""
+    """Score the detected parts. seen[k]: the parts in each picture of request k, by language."""
     met = [[request.is_met(picture) for picture in pictures] for request, pictures in zip(requests, seen, strict=True)]
     return Hits(requests, torch.tensor(met, dtype=torch.float64).view(len(requests), languages, -1))
 
 
 def shuffled(requests: Sequence[Request]) -> list[Request]:
-    """The requests with those of each task moved on by half their number: what pictures are scored by for the floor."""
+    """The requests, cyclically shifted by half within each task; scoring pictures with them gives the chance level."""
     found: list[Request] = []
     for task in dict.fromkeys(request.task for request in requests):
         own = [request for request in requests if request.task == task]
@@ -100,7 +100,7 @@ def shuffled(requests: Sequence[Request]) -> list[Request]:
 def draw_requests(
     pipe: LatentDiffusionPipeline, requests: Sequence[Request], count: int, settings: Settings, seed: int
 ) -> Iterator[list[Pixels]]:
-    """The pictures of each request: `count` in English, then as many in Chinese from the same noise."""
+    """Generate the pictures of each request: `count` in English, then as many in Chinese with the same noise."""
     prompts = [
         Prompt(request.text(language), language, place, seed + place * count + k)
         for place, request in enumerate(requests)
@@ -130,12 +130,12 @@ def through_vae(pipe: LatentDiffusionPipeline, pictures: Sequence[list[Pixels]])
 
 
 def see_all(classifier: PartClassifier, pictures: Sequence[list[Pixels]], what: str) -> list[list[list[Seen]]]:
-    """What is in each picture."""
+    """Detect the parts in each picture."""
     return [classifier.see(own) for own in tqdm(pictures, desc=what, disable=None, leave=False)]
 
 
 def open_classifier(corpus: Path) -> tuple[list[Word], PartClassifier]:
-    """The vocabulary, and who recognises it: taught by all sets of the corpus, held-out pictures included."""
+    """The vocabulary, and a classifier trained on all emoji sets of the corpus, including held-out pictures."""
     words = read_vocabulary(read_sprites(corpus, CORE))
     styles = [source.style for source in SOURCES]
     sprites = [sprite for part in ("train", "held_out") for sprite in read_sprites(corpus, styles, part)]
@@ -143,7 +143,7 @@ def open_classifier(corpus: Path) -> tuple[list[Word], PartClassifier]:
 
 
 def measure(given: argparse.Namespace) -> tuple[dict[str, Any], list[tuple[str, Pixels]]]:
-    """All numbers, and the first picture of each request. Raises InputError, CheckpointError."""
+    """Compute all results, and the first picture of each request. Raises InputError, CheckpointError."""
     words, classifier = open_classifier(given.corpus)
     requests = make_requests(words, given.part)[:: given.every]
     for task in COUNTS:
@@ -200,7 +200,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Measure, print, write."""
+    """Measure, print the results and write the files."""
     for name in ("pictures", "every"):
         if getattr(given, name) < 1:
             raise InputError(f"{name}={getattr(given, name)} must be at least 1; leave it out for the default")

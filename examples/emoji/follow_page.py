@@ -1,4 +1,4 @@
-"""The measure's numbers as Markdown tables."""
+"""Write the results of `examples.emoji.follow` as Markdown tables."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ REACH = {
 
 
 def write_markdown(result: dict[str, Any]) -> str:
-    """The page of one result of `examples.emoji.follow`."""
+    """Write the page for one result."""
     classifier, values = result["classifier"], result["values"]
     others = [name for name in values if name != "generated"]
     generated = [*LANGUAGES, "both", "reach"] if "generated" in values else []

@@ -1,4 +1,4 @@
-"""What the measure asks for: GenEval's six tasks (Ghosh et al. 2023), as many prompts, of held-out combinations."""
+"""Requests of the benchmark: GenEval's six tasks (Ghosh et al. 2023) with held-out combinations."""
 
 import random
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ LEAST_OFFSET = 0.1  # of the picture's side
 
 @dataclass(frozen=True)
 class Request:
-    """One or two objects, each maybe in a colour; `number` copies of one; `relation` of the first to the second."""
+    """One or two objects with optional colours, the number of copies, and the relation of the first to the second."""
 
     task: str
     words: tuple[Word, ...]
@@ -36,7 +36,7 @@ class Request:
 
     @property
     def background(self) -> str:
-        """White, unless that is an object's colour."""
+        """The background colour: white, unless an object is white."""
         if "white" not in self.colours:
             return "white"
         return next(colour for colour in ("blue", "green", "purple", *BACKGROUNDS) if colour not in self.colours)
@@ -58,7 +58,7 @@ class Request:
         return text if self.background == "white" else f"{text}，{COLOURS[self.background].chinese}背景"
 
     def is_met(self, seen: Sequence[Seen]) -> bool:
-        """Whether the parts of a picture are what was asked for: objects and attributes both, as in GenEval."""
+        """Whether the parts of a picture satisfy the request in objects and attributes, as in GenEval."""
         found = [
             [part for part in seen if part.concept == word.concept and colour in (None, part.colour)]
             for word, colour in zip(self.words, self.colours, strict=True)
@@ -77,9 +77,9 @@ def _is_placed(first: Seen, second: Seen, relation: str) -> bool:
 
 
 def make_requests(words: Sequence[Word], part: Part) -> list[Request]:
-    """The requests of one part, always the same: as many as `COUNTS` says where there are enough combinations.
+    """The fixed requests of one part, `COUNTS` per task if there are enough combinations.
 
-    Objects of single-object requests are trained, like all objects; the two parts share none of these.
+    All single objects occur in the training set; validation and test use different ones.
     """
     rng = random.Random("requests")
     found = {
@@ -94,7 +94,7 @@ def make_requests(words: Sequence[Word], part: Part) -> list[Request]:
 
 
 def _round_robin(words: Sequence[Word], rng: random.Random) -> list[Word]:
-    """The words in an order in which every stretch holds all groups about equally."""
+    """The words in an order in which the groups alternate."""
     groups: dict[str, list[Word]] = {}
     for word in words:
         groups.setdefault(word.group, []).append(word)
@@ -105,7 +105,7 @@ def _round_robin(words: Sequence[Word], rng: random.Random) -> list[Word]:
 
 
 def _all(task: str, words: Sequence[Word]) -> list[Request]:
-    """Every request of a task that could be made of the vocabulary."""
+    """All possible requests of a task."""
     if task == "counting":
         return [Request(task, (word,), (None,), number) for word in words for number in (2, 3, 4)]
     if task == "two objects":
@@ -128,7 +128,7 @@ def _all(task: str, words: Sequence[Word]) -> list[Request]:
 
 
 def part_of_request(request: Request) -> Part:
-    """The part of what a request is about; "train" also where the rest of it is held out from training."""
+    """The part that a request belongs to, according to the combination that its task tests."""
     names = [word.concept for word in request.words]
     if request.task == "counting":
         return number_part(names[0], request.number)

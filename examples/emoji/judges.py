@@ -1,4 +1,4 @@
-"""Who says what a picture shows: a CLIP pair, the nearest centroid of a concept, a linear probe of styles."""
+"""Judges that classify pictures: a CLIP model, nearest class centroids of concepts, and a linear probe of styles."""
 
 import hashlib
 import random
@@ -44,7 +44,7 @@ def look(
     clip: Clip | None = None,
     what: str = "looking",
 ) -> Seen:
-    """Go through pictures once, uint8 [B, 3, R, R] a batch."""
+    """Compute features in one pass over batches of uint8 [B, 3, R, R]."""
     pixels, features, drawn, image = [], [], [], []
     for batch in tqdm(batches, desc=what, disable=None, leave=False):
         pixels.append(batch)
@@ -75,14 +75,14 @@ def features_of(
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of standardised features; `weight` [D + 1, K], the last row for the bias."""
+    """A linear classifier on standardised features. weight: [D + 1, K], with the bias in the last row."""
 
     mean: Tensor
     std: Tensor
     weight: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Features [N, D] to the class of each, [N]."""
+        """Classify features [N, D]: [N]."""
         return self.logits(features).argmax(1)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def fit_probe(features: Tensor, labels: Tensor, ridge: float = RIDGE) -> Probe:
 
 
 def pools(concepts: Sequence[str], others: Sequence[str], count: int = CANDIDATES) -> list[list[str]]:
-    """For each concept itself first, then `count` - 1 more out of `others`; a fixed function of the words."""
+    """Candidates for each concept: itself, then `count` - 1 of `others`; a fixed function of the words."""
     found = []
     for concept in concepts:
         rest = sorted(set(others) - {concept})
@@ -118,7 +118,7 @@ def pools(concepts: Sequence[str], others: Sequence[str], count: int = CANDIDATE
 
 
 def first_of(similarity: Tensor, pool: Tensor) -> Tensor:
-    """Whether the first candidate is above all others, no tie: similarity [N, C], pool [N, K] of columns, to [N]."""
+    """Whether the first candidate has the strictly highest similarity: [N]. similarity: [N, C]; pool: [N, K]."""
     among = similarity.gather(1, pool)
     return among[:, 0] > among[:, 1:].max(1).values
 
@@ -162,7 +162,7 @@ class Judges:
         return torch.tensor([self.styles.index(picture.style) for picture in pictures])
 
     def _shape(self, features: Tensor, style: Tensor) -> Tensor:
-        """Features without what all pictures of the style share, of length 1: what is left is more of the concept."""
+        """Normalised features minus the mean of their style, which emphasises the concept."""
         return F.normalize(features - self.style_means[style])
 
     @torch.no_grad()

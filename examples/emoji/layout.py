@@ -1,4 +1,4 @@
-"""Where objects stand in a scene, and how they are put there."""
+"""Positions of objects in a scene, and compositing."""
 
 import random
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def background_colour(word: str) -> tuple[int, int, int]:
 
 
 def stands_out(rgba: Pixels, background: str) -> bool:
-    """Whether most of the foreground differs from the background."""
+    """Whether most of the foreground has enough contrast to the background."""
     pixels = rgba[rgba[..., 3] >= 128][:, :3].astype(np.int16)
     distance = np.abs(pixels - np.array(background_colour(background), np.int16)).max(1)
     return bool((distance > CONTRAST).mean() >= LEAST_VISIBLE)
 
 
 def compose(things: Sequence[tuple[Pixels, Box]], background: str) -> Image.Image:
-    """Things [H, W, 4] in the middle of their boxes on a plain background."""
+    """Draw objects [H, W, 4] in the middle of their boxes on a plain background."""
     image = Image.new("RGB", (SIZE, SIZE), background_colour(background))
     for rgba, (left, top, side) in things:
         part = resized(rgba, side)
@@ -40,13 +40,13 @@ def compose(things: Sequence[tuple[Pixels, Box]], background: str) -> Image.Imag
 
 
 def anywhere(rng: random.Random, side: float) -> Box:
-    """A square somewhere in the picture."""
+    """A random square in the picture."""
     room = SIZE - GAP - side
     return GAP / 2 + rng.random() * room, GAP / 2 + rng.random() * room, side
 
 
 def inside(rng: random.Random, cell: Box, scale: float) -> Box:
-    """A square of `scale` times the cell less half a gap all round, somewhere in it."""
+    """A random square within a cell minus its margins, of `scale` times that size."""
     left, top, side = cell
     size = scale * (side - GAP)
     room = side - GAP - size

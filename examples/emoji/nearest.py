@@ -1,4 +1,4 @@
-"""Does the model copy? Generated pictures beside the training pictures nearest to them, and how near those are.
+"""Check whether the model copies: show generated pictures with their nearest training pictures and distances.
 
 `python -m examples.emoji.nearest data/emoji -o weights/emoji/nearest.png [--model FOLDER]`
 """
@@ -29,16 +29,16 @@ PARTS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def nearest(features: Tensor, train: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """Distances and rows of the nearest of `train` [M, D] to each of [N, D]: [N, count] each; 1 - cosine, 0 to 2."""
+    """Cosine distances and indices of the nearest rows of `train` [M, D] for each of [N, D]: [N, count] each."""
     distance = 1 - F.normalize(features.double()) @ F.normalize(train.double()).T
     found = distance.topk(count, largest=False)
     return found.values.clamp_min(0), found.indices
 
 
 def copied(generated: Tensor, real: Tensor, share: float = 0.05) -> float:
-    """Share of generated pictures [N] nearer to the training pictures than `share` of the real held-out ones [M] are.
+    """Share of generated pictures [N] that are closer to training pictures than `share` of the held-out ones [M].
 
-    About `share` when the model copies no more than two artists of one concept do; 1 when it only copies.
+    About `share` if generated pictures are as different as those of two artists for one concept; 1 for copies.
     """
     return (generated < torch.quantile(real, share)).double().mean().item()
 
@@ -54,7 +54,7 @@ def table(distances: dict[str, Tensor]) -> str:
 
 
 def sheet(pixels: Tensor, texts: Sequence[str], near: tuple[Tensor, Tensor], train: Sequence[Picture]) -> Image.Image:
-    """Two rows' worth a line: a generated picture first, then its neighbours over their distances."""
+    """Two examples per row: a generated picture, followed by its neighbours with their distances."""
     size, across = pixels.shape[-1], 2 * (NEIGHBOURS + 1)
     page = Image.new("RGB", (across * size + size // 4, -(-len(pixels) // 2) * (size + FOOTER)), "white")
     pen = ImageDraw.Draw(page)
@@ -72,13 +72,13 @@ def sheet(pixels: Tensor, texts: Sequence[str], near: tuple[Tensor, Tensor], tra
 
 
 def _in_english(prompt: Prompt, pictures: Sequence[Picture]) -> str:
-    """Pillow's own font knows no Chinese."""
+    """The English label, since Pillow's default font has no Chinese glyphs."""
     picture = pictures[prompt.place]
     return f"{'' if prompt.language == 'English' else '(zh) '}{picture.concept}, {picture.style}"
 
 
 def run(given: argparse.Namespace) -> None:
-    """Draw held-out pairs and as many trained pictures, print the distances, write the sheet of some of each."""
+    """Generate held-out and trained pairs, print the distances, and write a sheet with examples of both."""
     check_writable_parent(given.output)
     corpus = read_corpus(given.corpus, given.groups, given.styles)
     trained = random.Random(given.seed).sample(corpus.train, min(len(corpus.test), len(corpus.train)))
@@ -108,7 +108,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """`wanted` places evenly over `count`."""
+    """`wanted` evenly spaced indices below `count`."""
     return [k * count // wanted for k in range(min(wanted, count))]
 
 

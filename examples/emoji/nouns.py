@@ -1,4 +1,4 @@
-"""Object names inside a phrase: articles, plurals, numbers and colours, in English and Chinese."""
+"""Noun phrases with articles, plurals, numbers and colours, in English and Chinese."""
 
 import re
 
@@ -20,7 +20,7 @@ WITHOUT_COLOUR = {"red apple": ("apple", "苹果")}  # "a blue red apple" says t
 
 
 def is_counted(label: str) -> bool:
-    """Whether there can be two of it: one thing with a short, plain, singular name."""
+    """Whether the object can be counted: a single thing with a short, plain, singular name."""
     head = TAIL.sub("", label).split(" ")[-1]
     return (
         re.fullmatch(r"[a-z][a-z' -]*", label) is not None

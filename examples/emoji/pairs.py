@@ -1,4 +1,4 @@
-"""Which pictures a model is measured on, and the prompts that ask for them."""
+"""The pictures that models are evaluated on, and their prompts."""
 
 import argparse
 import hashlib
@@ -22,7 +22,7 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the corpus: what it shows, in which style, and how that is said."""
+    """A picture of the corpus with its concept, style and captions."""
 
     path: Path
     concept: str
@@ -30,14 +30,14 @@ class Picture:
     captions: tuple[str, ...]
 
     def asking(self, language: str) -> list[str]:
-        """The captions in one language that name the style, each once."""
+        """The distinct captions in one language that name the style."""
         ending = ENDINGS[language].format(self.style)
         return list(dict.fromkeys(caption for caption in self.captions if caption.endswith(ending)))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`place` is that of the picture it asks for."""
+    """A prompt. place: the index of the picture that it describes."""
 
     text: str
     language: str
@@ -47,7 +47,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Trained pictures, held-out pairs for choosing settings and for the report, and concepts never seen at all."""
+    """Trained pictures, held-out pairs for choosing settings and for reporting, and concepts held out completely."""
 
     train: list[Picture]
     validation: list[Picture]
@@ -56,7 +56,7 @@ class Corpus:
 
 
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    """The folder, and the part of it that the model was trained on."""
+    """Add options for the corpus folder and the part of it that the model was trained on."""
     parser.add_argument("corpus", type=Path, help="what examples.emoji.prepare made")
     parser.add_argument("--groups", nargs="+", default=GROUPS, help="those the model was trained on")
     parser.add_argument("--styles", nargs="+", default=CORE, help="those the model was trained on")
@@ -102,12 +102,12 @@ def _read(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> list[Pi
 
 
 def file_names(folder: Path, pictures: Sequence[Picture]) -> list[str]:
-    """Of each its place in the corpus and its bytes: what tells that it is the same."""
+    """Path and content of each file, which identify it."""
     return [f"{picture.path.relative_to(folder)} {picture.path.stat().st_size}" for picture in pictures]
 
 
 def identity(folder: Path, corpus: Corpus) -> str:
-    """A hash of which pictures a corpus holds, in which part, and of their captions."""
+    """A hash of the pictures in the corpus, their parts and their captions."""
     parts = [
         [file_names(folder, pictures), [picture.captions for picture in pictures]]
         for pictures in (corpus.train, corpus.validation, corpus.test, corpus.whole)
@@ -116,9 +116,9 @@ def identity(folder: Path, corpus: Corpus) -> str:
 
 
 def make_prompts(pictures: Sequence[Picture], count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts, round by round through the pictures: each in English, then in Chinese from the same noise.
+    """`count` prompts in rounds over the pictures: each in English, then in Chinese with the same noise.
 
-    The next round takes the next captions and other noise.
+    Each round uses the next captions and different noise.
     """
     prompts = [
         Prompt(asking[turn % len(asking)], language, place, seed + turn * len(pictures) + place)
@@ -131,7 +131,7 @@ def make_prompts(pictures: Sequence[Picture], count: int, seed: int = 0) -> list
 
 
 def pixels_of(pictures: Sequence[Picture]) -> Iterator[Tensor]:
-    """uint8 [B, 3, R, R] a batch."""
+    """Read pictures in batches of uint8 [B, 3, R, R]."""
     for k in range(0, len(pictures), AT_ONCE):
         opened = [Image.open(picture.path).convert("RGB") for picture in pictures[k : k + AT_ONCE]]
         yield torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened])

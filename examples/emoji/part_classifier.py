@@ -1,4 +1,4 @@
-"""Which object of the vocabulary a part shows, learned from real pictures; some of these are kept to say how often."""
+"""Classify parts by the objects of the vocabulary, with a measured accuracy on held-out real pictures."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Seen:
-    """A part as it was seen: which object, in which colour, and its centroid (x, y) in [0, 1]."""
+    """A classified part: its object, its colour, and its centroid (x, y) in [0, 1]."""
 
     concept: str
     colour: str
@@ -38,7 +38,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class PartClassifier:
-    """`accuracy`: share named right of the views of `drawings` real pictures that it was not taught."""
+    """Classifies parts. accuracy: on views of `drawings` real pictures that were held out from its training."""
 
     concepts: tuple[str, ...]
     network: FeatureNetwork
@@ -47,7 +47,7 @@ class PartClassifier:
     drawings: int
 
     def see(self, pictures: Sequence[Pixels]) -> list[list[Seen]]:
-        """The parts of each picture [H, W, 3], the largest first."""
+        """Find and classify the parts of each picture [H, W, 3], the largest first."""
         found = [find_parts(picture) for picture in pictures]
         parts = [part for one in found for part in one]
         if not parts:
@@ -58,7 +58,7 @@ class PartClassifier:
 
 
 def part_network() -> FeatureNetwork:
-    """EfficientNet-Lite0 on crops as they are: `embed` gives its pooled features, uint8 [B, 3, R, R] to [B, 1280]."""
+    """EfficientNet-Lite0 without resizing of crops. embed: uint8 [B, 3, R, R] to pooled features [B, 1280]."""
     device = pick_device("auto")
     model, file = open_efficientnet(device)
     model.to(memory_format=torch.channels_last)
@@ -74,7 +74,7 @@ def part_network() -> FeatureNetwork:
 def teach_classifier(
     words: Sequence[Word], sprites: Sequence[Sprite], network: FeatureNetwork, cache: Path
 ) -> PartClassifier:
-    """Views of the vocabulary's sprites, of all styles there are; their features are kept in the folder `cache`."""
+    """Train on views of the vocabulary's sprites in all styles; their features are cached in the folder `cache`."""
     concepts = tuple(word.concept for word in words)
     own = [sprite for sprite in sprites if sprite.concept in concepts and sprite.is_single]
     features, seen = _features(own, network, cache)
@@ -86,7 +86,7 @@ def teach_classifier(
 
 
 def is_held_out_drawing(sprite: Sprite) -> bool:
-    """Whether the classifier is not taught this picture; sets that share a drawing share its fate."""
+    """Whether this picture is held out from the classifier; emoji sets that share a drawing are treated alike."""
     style = SAME_DRAWING.get(sprite.style, sprite.style)
     return chance("classifier", sprite.concept, style) < HELD_OUT_DRAWINGS
 

@@ -1,4 +1,4 @@
-"""What the classifier of parts is taught with: real pictures as the measure would cut them out of a scene."""
+"""Training views for the classifier of parts: real pictures as the benchmark crops them from a scene."""
 
 import hashlib
 import random
@@ -28,7 +28,7 @@ SOFTENED: tuple[Callable[[Image.Image], Image.Image], ...] = (
 
 
 def views_of(sprite: Sprite) -> list[Part]:
-    """The sprite at several sizes, in several colours, backgrounds and softenings, as the measure would cut it out."""
+    """Crops of a sprite at several sizes, colours, backgrounds and degrees of blur."""
     rng = random.Random(f"views/{sprite.row['file_name']}")
     found = []
     for view in range(VIEWS):

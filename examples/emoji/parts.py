@@ -1,4 +1,4 @@
-"""Objects of a picture on a plain background: connected parts, and what the measure reads off them."""
+"""Find the objects of a picture on a plain background as connected parts."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ def find_parts(pixels: Pixels) -> list[Part]:
 
 
 def foreground(pixels: Pixels) -> NDArray[np.bool_]:
-    """Where a picture differs from the median colour of its edge, small gaps closed and holes filled."""
+    """The mask of pixels that differ from the median colour of the border, with small gaps closed and holes filled."""
     edge = [pixels[:BORDER], pixels[-BORDER:], pixels[:, :BORDER], pixels[:, -BORDER:]]
     background = np.median(np.concatenate([part.reshape(-1, 3) for part in edge]), axis=0)
     mask = np.abs(pixels.astype(np.int16) - background.astype(np.int16)).max(2) > CONTRAST

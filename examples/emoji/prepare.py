@@ -36,9 +36,9 @@ def main() -> int:
 
 
 def prepare(out: Path, cache: Path, size: int = 128) -> None:
-    """Fetch, join, rasterise, split and write; the folder appears under its name only when it is whole.
+    """Download, join, rasterise, split and write; the folder is created atomically.
 
-    Raises InputError when `size` is not positive, `out` is taken or cannot be made, npm fails or a tarball is damaged.
+    Raises InputError if `size` is not positive, `out` exists or cannot be created, npm fails or a tarball is damaged.
     """
     if size < 1:
         raise InputError(f"size={size} must be at least 1; the bundled model was trained on 128")
@@ -56,7 +56,7 @@ def prepare(out: Path, cache: Path, size: int = 128) -> None:
 
 
 def _rows(emoji: dict[str, Emoji], found: dict[Source, dict[str, bytes]]) -> list[dict[str, Any]]:
-    """One row a picture, in a fixed order: source, then code."""
+    """One row per picture, ordered by source and code."""
     styles: dict[str, set[str]] = {}
     for source, images in found.items():
         for code in images.keys() & emoji.keys():
@@ -88,7 +88,7 @@ def _row(emoji: Emoji, style: str, held_out: bool) -> dict[str, Any]:
 
 
 def _without_twins(rows: list[dict[str, Any]], found: dict[Source, dict[str, bytes]]) -> list[dict[str, Any]]:
-    """Some sets draw two concepts alike: drop held-out pictures that the training part shows under another name."""
+    """Drop held-out pictures that are equal to a training picture of another concept."""
     data = {(source.style, code): image for source, images in found.items() for code, image in images.items()}
     trained = {data[row["style"], row["code"]] for row in rows if row["part"] == "train"}
     return [row for row in rows if row["part"] == "train" or data[row["style"], row["code"]] not in trained]

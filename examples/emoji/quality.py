@@ -1,4 +1,4 @@
-"""Measure what steps, guidance, samplers and the VAE do to the pictures; write a page with tables and plots.
+"""Measure the effect of steps, guidance, samplers and the VAE on quality; write a page with tables and plots.
 
 `python -m examples.emoji.quality data/emoji --judge runs/emoji-text -o docs/quality.md [--model FOLDER] [--quick]`
 
@@ -39,7 +39,7 @@ FLOOR_DRAWS, LEAST = 5, 4
 
 
 class Lab:
-    """Cells of the tables, each measured once and kept in `store`; two settings of one plan are one cell."""
+    """Cells of the tables, each measured once and cached in `store`; settings with equal plans share a cell."""
 
     def __init__(self, bench: Bench, given: argparse.Namespace, store: Path) -> None:
         self.bench, self.store, self.seed = bench, store, given.seed
@@ -54,17 +54,17 @@ class Lab:
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
 
     def cell(self, count: int, settings: Settings) -> Cell:
-        """What `count` pictures drawn this way are like."""
+        """The metrics of `count` pictures generated with these settings."""
         steps = plan(self.bench.pipe.schedule, settings.sampler, settings.num_inference_steps, settings.eta)
         how = [repr(steps), settings.guidance_scale, settings.guidance_interval if settings.guidance_scale != 1 else 0]
         return self._kept([count, how], lambda: self._measure(count, settings), f"{count} pictures, {settings}")
 
     def floor(self, count: int) -> Cell:
-        """Frechet distance of so few training pictures from the others: nothing drawn can be expected below it."""
+        """Frechet distance of as few training pictures to the others, as a reference for generated pictures."""
         return self._kept([count, "floor"], lambda: self._floor(count), f"{count} training pictures")
 
     def vae(self, pictures: list[Picture]) -> Cell:
-        """What the VAE loses of held-out pictures."""
+        """Reconstruction metrics of the VAE on held-out pictures."""
         return self._kept([len(pictures), "vae"], lambda: self._vae(pictures), "VAE")
 
     def _kept(self, what: Any, make: Any, words: str) -> Cell:
@@ -77,7 +77,7 @@ class Lab:
         return self.cells[key]
 
     def forget_others(self) -> None:
-        """Keep only what was asked for since it was opened, not cells of other models and judges."""
+        """Remove cells that were not used since the store was opened, such as those of other models."""
         self.cells = {key: cell for key, cell in self.cells.items() if key in self.used}
         self._write()
 
@@ -120,7 +120,7 @@ class Lab:
 
 
 class _Shown:
-    """Pictures of the corpus as the metrics read them."""
+    """Pictures of the corpus in the form that metrics read."""
 
     captions = None
 
@@ -187,7 +187,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Measure what is not kept, and write the page."""
+    """Measure the cells that are not cached, and write the page."""
     if given.num < LEAST:
         raise InputError(f"--num {given.num} must be at least {LEAST}, two pairs in two languages; try 96")
     check_writable_parent(given.output)

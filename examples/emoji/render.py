@@ -1,4 +1,4 @@
-"""SVG and WebP pictures as square images, transparent or on white."""
+"""Render SVG and WebP pictures as square images, transparent or on white."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What is said of a scene: English and Chinese captions from several templates, short and long."""
+"""Captions of scenes in English and Chinese, from several short and long templates."""
 
 import random
 import re
@@ -39,7 +39,7 @@ RELATIONS_ZH = {
 
 @dataclass(frozen=True)
 class Phrase:
-    """One kind of object as a caption names it: `number` copies, maybe with a colour and a size in words."""
+    """A noun phrase for `number` copies of an object, with an optional colour and size."""
 
     concept: str
     concept_zh: str
@@ -67,7 +67,7 @@ class Phrase:
         return phrase[2:] if self.number == 1 and rng.random() < 0.5 else phrase
 
     def _name(self, name: str, common: str | None, aliases: tuple[str, ...], rng: random.Random) -> str:
-        """The name, often the more common one if there is one, sometimes a keyword that means nothing else."""
+        """The name, often a more common synonym, sometimes an unambiguous keyword."""
         chance = rng.random()
         if common is not None and chance < 0.5:
             return common

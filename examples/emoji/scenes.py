@@ -50,7 +50,7 @@ COLOURED_BACKGROUND = 0.25
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, what it shows, and what may be said of it."""
+    """A picture, its contents and its captions."""
 
     image: Image.Image
     kind: str
@@ -60,7 +60,7 @@ class Scene:
 
 
 class SceneMaker:
-    """Draws scenes of `sprites` by seed and number; `part_is_free` says which part of a combination may be shown."""
+    """Generates scenes from `sprites` by seed and number. part_is_free: whether a combination may be shown."""
 
     def __init__(self, sprites: list[Sprite], seed: int) -> None:
         if len({sprite.concept for sprite in sprites if sprite.is_single}) < 2:
@@ -79,7 +79,7 @@ class SceneMaker:
         }
 
     def scene(self, number: int) -> Scene:
-        """Scene `number`: draws that are held out, or hard to see, are drawn again."""
+        """Generate scene `number`; held-out or low-contrast combinations are rejected and drawn again."""
         rng = random.Random(f"{self.seed}/{number}")
         (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
         while (scene := self.kinds[kind](rng)) is None:
@@ -87,7 +87,7 @@ class SceneMaker:
         return scene
 
     def _original(self, rng: random.Random) -> Scene:
-        """A picture of the corpus as it is, with its own captions."""
+        """An unchanged picture of the corpus with its own captions."""
         sprite = self.all.draw(rng)
         image = Image.new("RGB", (SIZE, SIZE), "white")
         whole = sprite.whole().resize((SIZE, SIZE))

@@ -1,4 +1,4 @@
-"""Look at a model: 64 prompts of the corpus, half of them held-out pairs for choosing, as one labelled sheet.
+"""Write a labelled sheet of 64 prompts of the corpus, half of them held-out pairs for choosing settings.
 
 `python -m examples.emoji.sheet data/emoji -o sheet.png [--model FOLDER]`
 """
@@ -27,7 +27,7 @@ COLUMNS, TRAINED = 8, 28
 
 
 def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | None = None) -> Image.Image:
-    """Pictures of one size in rows, each over its label."""
+    """Arrange pictures of one size in rows, each above its label."""
     size, footer = images[0].width, 14 if labels else 0
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * size, rows * (size + footer)), "white")
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Draw the prompts and write the sheet."""
+    """Generate the pictures and write the sheet."""
     from latentdiff import LatentDiffusionPipeline
 
     check_writable_parent(given.output)

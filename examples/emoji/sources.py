@@ -1,4 +1,4 @@
-"""The packages the pictures and names come from, fetched as npm tarballs and read in memory."""
+"""Download the npm packages with pictures and names, and read them in memory."""
 
 import gzip
 import io
@@ -23,7 +23,7 @@ NOT_MICROSOFT = Path(__file__).with_name("fluent3d_not_in_ms_listing.json")
 
 @dataclass(frozen=True)
 class Source:
-    """One emoji set: its style tag, its package and the line it is owed in NOTICE."""
+    """One emoji set: its style tag, its package and its attribution in NOTICE."""
 
     style: str
     package: str
@@ -72,7 +72,7 @@ def fetch(package: str, cache: Path) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """The first line npm says that is more than an error code."""
+    """The first line of npm's output that is more than an error code."""
     lines = [re.sub(r"^npm (error|ERR!) ?", "", line).strip() for line in stderr.splitlines()]
     return next((line.rstrip(".") for line in lines if line and not line.startswith("code ")), "no reason given")
 
@@ -95,7 +95,7 @@ def read_members(tarball: Path, wanted: str) -> dict[str, bytes]:
 
 
 def code_of(text: str) -> str:
-    """A code point sequence in one spelling: lower case, without the variation selector."""
+    """Normalise a code point sequence: lower case, without the variation selector."""
     return "-".join(part for part in text.lower().split("-") if part != "fe0f")
 
 

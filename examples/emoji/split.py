@@ -1,4 +1,4 @@
-"""Which pictures are never trained on: some (concept, style) pairs, and a few whole concepts."""
+"""Hold out some (concept, style) pairs and a few complete concepts from training."""
 
 from examples.emoji.concepts import chance
 
@@ -14,9 +14,9 @@ SAME_DRAWING = {"fluent color": "fluent flat"}
 
 
 def is_held_out(concept: str, style: str, styles: set[str]) -> bool:
-    """`styles` are those that show the concept at all. Depends on the words alone, so the split never moves.
+    """Whether a pair is held out. styles: those that have the concept. The split is a fixed function of the words.
 
-    Only concepts that every core style shows take part, and at most one of those is held out, so that three teach it.
+    Only concepts that all core styles have are held out, in at most one of these styles, so that three remain.
     """
     if concept in HELD_OUT_CONCEPTS:
         return True
@@ -29,5 +29,5 @@ def is_held_out(concept: str, style: str, styles: set[str]) -> bool:
 
 
 def is_validation(concept: str, style: str) -> bool:
-    """Whether a held-out pair serves to choose settings; the others are looked at to report, and for nothing else."""
+    """Whether a held-out pair is for choosing settings; the others are only for reporting."""
     return chance("validation", concept, style) < VALIDATION_PAIRS

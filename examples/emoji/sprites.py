@@ -1,4 +1,4 @@
-"""The corpus's training pictures with their transparency, ready to be put into scenes."""
+"""Training pictures of the corpus with transparency, for compositing scenes."""
 
 import json
 import random
@@ -23,7 +23,7 @@ LEAST_PART = 0.97  # of the foreground, in the largest connected part
 
 @dataclass
 class Sprite:
-    """A picture cut to its foreground, RGBA [H, W, 4], and the row of metadata.jsonl that describes it."""
+    """A picture cropped to its foreground, RGBA [H, W, 4], and its row of metadata.jsonl."""
 
     row: dict[str, Any]
     rgba: Pixels
@@ -39,21 +39,21 @@ class Sprite:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is one connected thing with a name that can be counted."""
+        """Whether it is one connected object with a countable name."""
         return bool(self.row["single"])
 
     def whole(self) -> Image.Image:
-        """The picture as it is in the corpus, RGBA."""
+        """The uncropped picture, RGBA."""
         return Image.open(self.path)
 
     @cached_property
     def can_change(self) -> bool:
-        """Whether it has one dominant hue, and a name that says no colour."""
+        """Whether it has one dominant hue, and a name without a colour."""
         named = COLOUR_WORDS.search(self.concept) and self.concept not in WITHOUT_COLOUR
         return not named and self.row["group"] != "people" and can_recolour(self.rgba)
 
     def in_colour(self, colour: str) -> Pixels | None:
-        """The sprite in a named colour; None where it would not look like that."""
+        """The sprite in a named colour; None if the result would not have that colour."""
         if not self.can_change:
             return None
         painted = recolour(self.rgba, COLOURS[colour])
@@ -85,7 +85,7 @@ def _read(corpus: Path, row: dict[str, Any]) -> Sprite:
 
 
 def resized(rgba: Pixels, side: float) -> Image.Image:
-    """The picture with its longer side `side` pixels long."""
+    """Resize so that the longer side has `side` pixels."""
     image = Image.fromarray(rgba)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -93,7 +93,7 @@ def resized(rgba: Pixels, side: float) -> Image.Image:
 
 
 class SpriteBox:
-    """Sprites drawn at random: the group by the root of its number of concepts, then the concept, then the style."""
+    """Draws random sprites: a group (weighted by the square root of its size), then a concept, then a style."""
 
     def __init__(self, sprites: Sequence[Sprite]) -> None:
         self.groups: dict[str, dict[str, list[Sprite]]] = {}
@@ -101,7 +101,7 @@ class SpriteBox:
             self.groups.setdefault(sprite.row["group"], {}).setdefault(sprite.concept, []).append(sprite)
 
     def draw(self, rng: random.Random, style: str | None = None) -> Sprite:
-        """One sprite; of `style` where its concept is drawn in that style, otherwise another draw."""
+        """Draw one sprite, of `style` if given."""
         names = sorted(self.groups)
         while True:
             (group,) = rng.choices(names, [len(self.groups[name]) ** 0.5 for name in names])

@@ -1,4 +1,4 @@
-"""Measure a model against its standard, on held-out pairs that nothing was chosen on.
+"""Compare a model with its required standard, on held-out pairs that were not used for choosing settings.
 
 `python -m examples.emoji.standard data/emoji --judge runs/emoji-text -o standard.json [--model FOLDER] [--html PAGE]`
 """
@@ -37,7 +37,7 @@ Shown = tuple[Tensor, Tensor, str, str]
 
 @dataclass(frozen=True)
 class Bar:
-    """What a value has to be."""
+    """The required range of a value."""
 
     asks: str
     key: str
@@ -68,7 +68,7 @@ class Sets:
 
 
 def statistic(sets: Sets, pairs: Tensor) -> dict[str, float]:
-    """All values of some of the pairs."""
+    """All metrics for a subset of the pairs."""
     chosen = torch.isin(sets.place, pairs)
     values: dict[str, float] = {}
     for judge in (name for name in CONCEPT_JUDGES if name in sets.hits):
@@ -200,7 +200,7 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Measure, print, write."""
+    """Measure, print the results and write the files."""
     for path in (given.output, given.html, given.sheet):
         if path is not None:
             check_writable_parent(path)

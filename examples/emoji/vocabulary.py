@@ -1,4 +1,4 @@
-"""The objects that the measure asks for: twenty of each group, drawn by a hash of their names."""
+"""The objects in the requests of the benchmark: twenty per group, selected by a hash of their names."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NO_NOUN = re.compile(r"(^(man|woman|person|men|women|people) )|((ing|ed|done)$)"
 
 @dataclass(frozen=True)
 class Word:
-    """An object of the vocabulary, its training sprites, and the colours it can be asked for in."""
+    """An object of the vocabulary, its training sprites, and the colours that requests can use."""
 
     concept: str
     concept_zh: str
@@ -37,7 +37,7 @@ class Word:
 
 
 def read_vocabulary(sprites: Sequence[Sprite]) -> list[Word]:
-    """Connected, countable objects of one or two words that three styles or more show, as many of each group.
+    """Connected, countable objects with names of one or two words in at least three styles, equally many per group.
 
     Names of what someone does ("man running") are left out, since their genders are drawn alike. Raises InputError when
     a group has too few.
