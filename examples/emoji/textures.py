@@ -4,7 +4,8 @@ Pooled last features mostly describe the concept: a linear probe on them recogni
 training pictures, and on texture features that of 84 % (1,079 and 540 pictures of food and animals).
 
 Texture features are sensitive to nearly invisible changes: noise of up to 3 of 255 levels reduced the accuracy on 45
-real pictures from 0.96 to 0.78. A probe that is also trained on modified pictures has 0.96 on modified and unmodified ones.
+real pictures from 0.96 to 0.78. A probe that is also trained on modified pictures has 0.96 on modified and on
+unmodified ones.
 """
 
 from collections.abc import Callable
