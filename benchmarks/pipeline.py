@@ -39,23 +39,29 @@ class Picture(Config):
 
 
 def build(name: str, settings: str) -> Callable[[], Any]:
-    """The call that `benchmarks.worker` times. name: such as `latentdiff float32`."""
-    package, dtype = name.split()
-    return (ours if package == "latentdiff" else theirs)(Picture.model_validate_json(settings), dtype)
+    """The call that `benchmarks.worker` times. name: such as `latentdiff float32` or `diffusers bfloat16 compile`."""
+    package, dtype, *compiled = name.split()
+    picture = Picture.model_validate_json(settings)
+    return (ours if package == "latentdiff" else theirs)(picture, dtype, bool(compiled))
 
 
-def ours(picture: Picture, dtype: str) -> Callable[[], Any]:
-    pipe = LatentDiffusionPipeline.from_pretrained(picture.folder, device=picture.device, dtype=dtype)
+def ours(picture: Picture, dtype: str, compiled: bool) -> Callable[[], Any]:
+    pipe = LatentDiffusionPipeline.from_pretrained(
+        picture.folder, device=picture.device, dtype=dtype, optimize="compile" if compiled else "auto"
+    )
     return lambda: pipe(PROMPT, seed=0, sampler="ddim", **_options(picture))
 
 
-def theirs(picture: Picture, dtype: str) -> Callable[[], Any]:
+def theirs(picture: Picture, dtype: str, compiled: bool) -> Callable[[], Any]:
     import diffusers
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(picture.folder, torch_dtype=DTYPES[dtype]).to(
         picture.device
     )
     pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
     return lambda: pipe(PROMPT, **_options(picture))
 
 
@@ -74,20 +80,20 @@ def write_random_model(shape: Shape, folder: Path) -> None:
     write_pipeline(Components(unet, vae, text, Schedule(shape.schedule)), folder)
 
 
-def measure(picture: Picture, sides: list[str], rounds: int) -> Contest:
+def measure(picture: Picture, sides: list[str], rounds: int, limit: float | None = None) -> Contest:
     stored = sum(path.stat().st_size for path in picture.folder.rglob("*.safetensors"))
     # Weights in the precision of the computation, a second copy while they are read or packed, and activations.
-    needs = {side: 2 * stored * (2 if side.endswith("float32") else 1) + 2**30 for side in sides}
+    needs = {side: 2 * stored * (2 if "float32" in side else 1) + 2**30 for side in sides}
     entries = {side: Entry("benchmarks.pipeline", picture.model_dump_json(), need) for side, need in needs.items()}
-    return run_contest(entries, rounds, free_memory(torch.device(picture.device)))
+    return run_contest(entries, rounds, free_memory(torch.device(picture.device)), limit=limit)
 
 
-def tabulate(contest: Contest) -> str:
-    header = ["", "median s", "min s", f"of {BASE}", "peak memory GiB"]
+def tabulate(contest: Contest, base: str = BASE) -> str:
+    header = ["", "median s", "min s", f"of {base}", "peak memory GiB"]
     rows = []
     for name, turns in contest.turns.items():
         peak = max(turn.peak_bytes for turn in turns) / 2**30
-        rows.append([name, *seconds_cells(contest.turns, name, BASE), f"{peak:.2f}"])
+        rows.append([name, *seconds_cells(contest.turns, name, base), f"{peak:.2f}"])
     return table(header, rows + [[name, note, "", "", ""] for name, note in contest.notes.items()])
 
 
