@@ -17,6 +17,7 @@ from latentdiff.sampler_tables import (
 )
 from latentdiff.schedule import Grid, Schedule
 from latentdiff.spacings import SPACINGS
+from latentdiff.transfer import send
 
 EARLIER = 3  # x0 predictions that a row may read beside the current one
 
@@ -231,9 +232,7 @@ def draw_noise(generators: Sequence[torch.Generator | None], shape: torch.Size, 
     """
     zeros = torch.zeros(shape)
     drawn = torch.stack([zeros if g is None else torch.randn(shape, generator=g) for g in generators])
-    if like.device.type == "cuda":
-        return drawn.pin_memory().to(like, non_blocking=True)
-    return drawn.to(like)
+    return send(drawn, like.device).to(like)
 
 
 def _stack(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:

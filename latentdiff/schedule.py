@@ -11,6 +11,7 @@ from torch import Tensor
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
 from latentdiff.spacings import SIGMA_GRIDS, timestep_grid
+from latentdiff.transfer import send
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,10 @@ class Schedule:
         return (self.sigmas / self.alphas).log()
 
     def _at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t in one copy to the device; to CUDA from pinned memory, which does not wait for it."""
+        """alpha_t and sigma_t, in one copy to the device."""
         index = timesteps.to(self.alphas.device)
         levels = torch.stack((self.alphas[index], self.sigmas[index])).to(like.dtype)
-        if like.device.type == "cuda":
-            levels = levels.pin_memory().to(like.device, non_blocking=True)
-        alpha, sigma = levels.to(like.device).view(2, -1, *[1] * (like.ndim - 1))
+        alpha, sigma = send(levels, like.device).view(2, -1, *[1] * (like.ndim - 1))
         return alpha, sigma
 
 

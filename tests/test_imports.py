@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
+    "errors", "files", "transfer",
+    "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
     "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
     "variations", "size_conditioning", "denoising_range", "model_limits", "canvases", "inputs", "diffusers_names",
     "edit_rows", "loaded_model", "pipeline", "refiner", "upscaling", "hires", "previews", "model_hash", "recipe",

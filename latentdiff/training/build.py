@@ -15,6 +15,7 @@ from latentdiff.checkpoints.components import (
     read_pipeline,
     read_text_encoder,
     read_vae,
+    write_pipeline,
 )
 from latentdiff.checkpoints.folder import load_weights, read_vae_config
 from latentdiff.checkpoints.lora import add_lora, save_lora
@@ -30,7 +31,7 @@ from latentdiff.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
 from latentdiff.training.denoiser import DenoiserTask
-from latentdiff.training.frozen import cast_trained, fill_frozen
+from latentdiff.training.frozen import UNetLast, cast_trained, fill_frozen
 from latentdiff.training.prior import prior_rows
 from latentdiff.training.task import Task
 
@@ -110,24 +111,29 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
     source = open_base_model(config.base, OpenOptions(**config.base_options.model_dump()))
-    parts = read_pipeline(source, torch.float32, give)
+    unet_last = UNetLast(give)
+    parts = read_pipeline(source, torch.float32, give if config.prior else unet_last)
     more = prior_rows(parts, config, config.prior) if config.prior else []
-    if config.method == "full":
-        parts.denoiser.requires_grad_(True)
-        return DenoiserTask(config, parts, more=more)
     if config.method == "textual_inversion":
-        return _inversion_task(config, parts)
-    add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
-    cast_trained(parts.denoiser)
-    write = partial(save_lora, trigger=config.data.prefix)
-    return DenoiserTask(config, parts, write, more, config.text_encoder)
+        return _inversion_task(config, parts, unet_last.load)
+
+    def load() -> None:
+        unet_last.load()
+        if config.method == "full":
+            parts.denoiser.requires_grad_(True)
+            return
+        add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
+        cast_trained(parts.denoiser)
+
+    write = write_pipeline if config.method == "full" else partial(save_lora, trigger=config.data.prefix)
+    return DenoiserTask(config, parts, write, more, config.text_encoder, load)
 
 
-def _inversion_task(config: FineTuneConfig, parts: Components) -> DenoiserTask:
+def _inversion_task(config: FineTuneConfig, parts: Components, load: Callable[[], None]) -> DenoiserTask:
     token = config.data.prefix
     rows = add_token(parts.text, token, config.vectors, config.init_word)
 
     def write(_: Components, folder: Path) -> None:
         save_learned(rows, token, folder)
 
-    return DenoiserTask(config, parts, write, trains_text=True)
+    return DenoiserTask(config, parts, write, trains_text=True, load=load)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.checkpoints.components import Components, write_pipeline
+from latentdiff.checkpoints.source import NetworkFiles
 from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_parts
@@ -18,13 +19,15 @@ from latentdiff.data.layouts import Row
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
-from latentdiff.training.devices import on_device, send, send_conditioning
+from latentdiff.training.devices import CPU, on_device, send_conditioning
+from latentdiff.training.frozen import release, weights_of
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import Samples
 from latentdiff.training.task import Share, reason
 from latentdiff.training.text_cache import TextCache
+from latentdiff.transfer import send
 
 HELD_OUT = 128
 SHOWN = 6
@@ -78,7 +81,8 @@ class DenoiserTask:
     """Train on latents of pictures, evaluate on held-out ones, and generate samples.
 
     write(parts, folder): saves the result, the complete pipeline or only a LoRA. more: pictures in addition to
-    `config.data`. trains_text: captions are encoded at every step instead of once.
+    `config.data`. trains_text: captions are encoded at every step instead of once. load: loads the denoiser's weights;
+    called when pictures and captions have been encoded.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class DenoiserTask:
         write: Callable[[Components, Path], None] = write_pipeline,
         more: Sequence[Row] = (),
         trains_text: bool = False,
+        load: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.parts, self.write = config, parts, write
         self.folder = RunFolder(config.run.output)
@@ -107,7 +112,24 @@ class DenoiserTask:
         self.held_out = [encoded.cuts[0] for encoded in self._encode(self.held_out_rows, "held_out")]
         cache = None if trains_text else self._embed(rows)
         self.parked = [parts.vae, *(cache.parked if cache else [])]
+        self.released = self._networks_to_release()
+        for network, _ in self.released:
+            release(network)
+        load()
         self.module = DenoiserModule(parts, config, cache or parts.text)
+
+    def _networks_to_release(self) -> list[tuple[nn.Module, NetworkFiles]]:
+        """Parked networks that would take memory between evaluations for nothing: where the CPU is the run's device.
+
+        Not if the result contains them, nor if they were not read from files.
+        """
+        source = self.parts.source
+        if process_state().device != CPU or source is None or self.write is write_pipeline:
+            return []
+        files: list[tuple[nn.Module, NetworkFiles]] = [(self.parts.vae, source.vae)]
+        if self.parts.text in self.parked:
+            files += zip(self.parts.text.encoders, source.text_encoders, strict=True)
+        return files
 
     def _save_strip(self, rows: list[Row]) -> None:
         """Save a few pictures of the dataset for the report."""
@@ -137,7 +159,9 @@ class DenoiserTask:
         share = Share()
         for loss in self._held_out_losses(rank, world):
             share.add("held_out_loss", loss)
-        with on_device(self.parked, self._device):
+        if not (self.config.sample_prompts or self.metrics):
+            return share
+        with weights_of(self.released), on_device(self.parked, self._device):
             self._draw_samples(share, rank, world)
             if self.metrics is not None and rank == 0:
                 try:

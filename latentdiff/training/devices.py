@@ -5,22 +5,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentdiff.models.conditioning import Conditioning
+from latentdiff.transfer import send
 
 CPU = torch.device("cpu")
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from the CPU; to CUDA from pinned memory, since copies from other memory are synchronous."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def send_conditioning(conditioning: Conditioning, device: torch.device) -> Conditioning:
-    """The same for every tensor of a conditioning."""
+    """`transfer.send` for every tensor of a conditioning."""
     pooled, ids = conditioning.pooled, conditioning.time_ids
     return replace(
         conditioning,

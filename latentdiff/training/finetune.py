@@ -17,7 +17,8 @@ from latentdiff.training.processes import process_state
 from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
-SMALL_MODEL = 256
+SMALL_MODEL, LARGE_MODEL = 256, 768  # by the side of the pictures in pixels
+RATES = {"lora": (3e-4, 1e-4), "full": (1e-4, 1e-5), "textual_inversion": (5e-3, 5e-4)}  # of small and of other models
 OTHER_PROMPTS = ("a red apple", "a cat")  # probably not in the dataset: they show whether the model forgets
 OPTIONS = {
     "folder": "FOLDER",
@@ -41,12 +42,13 @@ class Plan:
         skipped = f", {len(config.data.skip)} skipped" if config.data.skip else ""
         enlarged = self.checked.enlarged
         factor = f", {enlarged} enlarged by up to {self.checked.largest_enlargement:.2f}" if enlarged else ""
+        checkpointing = ", gradient checkpointing" if config.run.gradient_checkpointing else ""
         warnings = f"warnings: {self.checked.warnings}; {self.command} lists them\n" if self.checked.warnings else ""
         return (
             f"{self.checked.pictures} pictures from {self.checked.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
             f"{config.optim.max_steps} steps of {self._batch()}, rate {config.optim.learning_rate}, "
-            f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}\n"
+            f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}{checkpointing}\n"
             f"into {config.run.output}"
         )
 
@@ -94,7 +96,7 @@ def plan_finetune(
     small = resolution <= SMALL_MODEL
     processes, accumulation = process_state().num_processes, given.get("gradient_accumulation", 1)
     batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
-    rate = (1e-3 if small else 1e-4) * {"full": 0.1, "textual_inversion": 5}.get(method, 1)
+    rate = RATES.get(method, RATES["lora"])[0 if small else 1]
     steps = given.get("steps", max(100, min(4000, VISITS * usable // max(1, batch))))
     config = validate(
         train_config,
@@ -119,6 +121,7 @@ def plan_finetune(
                 "output": output, "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
                 "mixed_precision": given.get("mixed_precision", "bf16"), "sample_every": max(1, steps // 4),
                 "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
+                "gradient_checkpointing": resolution >= LARGE_MODEL,
             },
             **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
         },

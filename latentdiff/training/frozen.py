@@ -1,11 +1,14 @@
 """Load frozen networks in the precision of the run, which halves their memory and avoids casts in each step."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from latentdiff.checkpoints.components import fill
+from latentdiff.checkpoints.components import Fill, fill
+from latentdiff.checkpoints.source import NetworkFiles
 from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.models.unet import UNet2DConditionModel
 
@@ -31,6 +34,42 @@ def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch
         chosen = [name for name in locations if name in names]
         state |= dict(zip(chosen, read_tensors([locations[name] for name in chosen], dtype), strict=True))
     model.load_state_dict(state, assign=True)
+
+
+def release(network: nn.Module) -> None:
+    """Free the weights of a frozen network; each becomes one NaN expanded to its shape, so that using it shows."""
+    for p in network.parameters():
+        p.data = torch.full((), float("nan"), dtype=p.dtype).expand(p.shape)
+
+
+@contextmanager
+def weights_of(networks: Sequence[tuple[nn.Module, NetworkFiles]]) -> Iterator[None]:
+    """Context manager in which released networks have their weights, in float32, from their files."""
+    try:
+        for network, files in networks:
+            fill(network, files.find(), torch.float32)
+        yield
+    finally:
+        for network, _ in networks:
+            release(network)
+
+
+class UNetLast:
+    """Loads weights as `give`, but those of a U-Net only in `load`: it takes no memory while pictures are encoded."""
+
+    def __init__(self, give: Fill) -> None:
+        self.give = give
+        self.postponed: list[Callable[[], None]] = []
+
+    def __call__(self, model: nn.Module, places: dict[str, TensorLocation], dtype: torch.dtype) -> None:
+        if isinstance(model, UNet2DConditionModel):
+            self.postponed.append(partial(self.give, model, places, dtype))
+        else:
+            self.give(model, places, dtype)
+
+    def load(self) -> None:
+        while self.postponed:
+            self.postponed.pop()()
 
 
 def cast_trained(model: nn.Module) -> None:

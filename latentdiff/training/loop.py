@@ -21,7 +21,6 @@ from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
-from latentdiff.training.devices import send
 from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
@@ -31,6 +30,7 @@ from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_anoth
 from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
+from latentdiff.transfer import send
 
 LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in a row that overflowed
 

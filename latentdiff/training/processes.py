@@ -9,6 +9,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from latentdiff.config.train import RunConfig
+from latentdiff.errors import InputError
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)  # how long others wait for the first process, which checks and encodes all pictures
@@ -30,3 +33,20 @@ def on_main_process(make: Callable[[], T]) -> T:
 def on_many_cpus() -> bool:
     """Whether a launcher started this process among others on a machine without an accelerator."""
     return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
+def check_launcher(run: RunConfig) -> None:
+    """Raise InputError if `accelerate launch` requests a precision or accumulation other than the run's.
+
+    Its defaults, `no` and 1, are in the environment too if nothing was requested; they are not compared.
+    """
+    for name, own, default in (
+        ("mixed_precision", run.mixed_precision, "no"),
+        ("gradient_accumulation_steps", str(run.gradient_accumulation_steps), "1"),
+    ):
+        requested = os.environ.get(f"ACCELERATE_{name.upper()}", default)
+        if requested not in (default, own):
+            raise InputError(
+                f"accelerate's {name}={requested} differs from run.{name}={own}; leave it out of the launch command "
+                "and its file, or set both to the same value"
+            )

@@ -15,7 +15,7 @@ from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.training.build import build_task, picture_limits
 from latentdiff.training.loop import Stopped, fit
-from latentdiff.training.processes import on_main_process, process_state
+from latentdiff.training.processes import check_launcher, on_main_process, process_state
 from latentdiff.training.report import write_report
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.trackers import check_tracker
@@ -56,6 +56,7 @@ def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False,
     if auto_batch and process_state().num_processes > 1:  # one process would restart while the others wait for it
         raise InputError("--auto-batch is for one process; lower data.batch_size instead")
     check_tracker(config.run.tracker)
+    check_launcher(config.run)
     if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
         raise InputError("mixed_precision=fp16 needs a GPU and this machine has none; use bf16 or no")
     folder = RunFolder(config.run.output)

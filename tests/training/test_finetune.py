@@ -14,7 +14,9 @@ from latentdiff import cli
 from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora_file import FILE
 from latentdiff.errors import InputError
+from latentdiff.training.build import finetune_task
 from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.frozen import weights_of
 from latentdiff.training.samples import read_samples
 
 
@@ -140,6 +142,9 @@ def test_choices_follow_the_folder_and_what_is_given(folder: Path, model_folder:
     assert (plan.config.data.batch_size, plan.config.optim.max_steps, plan.config.data.resolution) == (4, 100, 16)
     given = plan_finetune(folder, tmp_path / "run", str(model_folder), "full", batch_size=2, steps=7, learning_rate=0.5)
     assert (given.config.data.batch_size, given.config.optim.max_steps, given.config.optim.learning_rate) == (2, 7, 0.5)
+    large = plan_finetune(folder, tmp_path / "run", str(model_folder), resolution=768, allow_upscale=50.0)
+    assert large.config.run.gradient_checkpointing and not plan.config.run.gradient_checkpointing
+    assert (plan.config.optim.learning_rate, large.config.optim.learning_rate) == (3e-4, 1e-4)
     with pytest.raises(InputError, match=r"method='lroa'"):
         plan_finetune(folder, tmp_path / "run", str(model_folder), "lroa")
 
@@ -195,3 +200,24 @@ def test_a_run_with_no_picture_left_is_refused(folder: Path, model_folder: Path,
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match=r"no picture of .* can be used; see latentdiff data check"):
         plan_finetune(folder, tmp_path / "run", str(model_folder), skip_bad=True)
+
+
+def test_frozen_networks_take_no_memory_between_evaluations(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), trigger="noise", steps=2, mixed_precision="no")
+    task, base = finetune_task(plan.config), read_pipeline(model_folder, torch.float32)
+    networks = [(task.parts.vae, base.vae), *zip(task.parts.text.encoders, base.text.encoders, strict=True)]
+
+    def bytes_held() -> int:
+        return sum(p.untyped_storage().nbytes() for mine, _ in networks for p in mine.parameters())
+
+    weights = sum(1 for mine, _ in networks for _ in mine.parameters())
+    assert bytes_held() == 4 * weights
+    with weights_of(task.released):
+        for mine, theirs in networks:
+            assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+    assert bytes_held() == 4 * weights
+
+
+def test_networks_that_are_saved_with_the_result_are_kept(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), "full", "noise", steps=2)
+    assert not finetune_task(plan.config).released

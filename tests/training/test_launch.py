@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,11 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_vae
 from latentdiff.checkpoints.lora_file import FILE
-from latentdiff.config.train import train_config
+from latentdiff.config.train import RunConfig, train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.training import sharding
 from latentdiff.training.checkpoints import Staged
+from latentdiff.training.processes import check_launcher
 from tests.training.small_runs import Make, losses, run, vae_config
 
 ROOT = Path(__file__).parents[2]
@@ -148,3 +150,24 @@ def test_a_checkpoint_of_another_launch_is_refused(saved: str, message: str, tmp
     (tmp_path / saved).mkdir(exist_ok=True)
     with pytest.raises(InputError, match=f"was saved {message}"):
         sharding.refuse_another_layout(tmp_path, {} if saved else {"fsdp_plugin": None})
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "mixed_precision=fp16 differs from run.mixed_precision=bf16",
+        ),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, r"steps=4 differs from run.gradient_accumulation_steps=1"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, ""),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ""),
+    ],
+)
+def test_a_launch_that_contradicts_the_run_is_refused(
+    environment: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said) if said else nullcontext():
+        check_launcher(RunConfig(output=tmp_path))
