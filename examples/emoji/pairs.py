@@ -69,7 +69,7 @@ def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> C
 
     A pair whose concept no training picture shows is left out: no judge could name it.
     """
-    train, held_out = (_read(folder / part, groups, styles) for part in ("train", "held_out"))
+    train, held_out = (read_rows(folder / part, groups, styles) for part in ("train", "held_out"))
     one_each = {(picture.concept, picture.style): picture for picture in reversed(held_out)}
     held_out = [one_each[pair] for pair in sorted(one_each)]
     taught = {picture.concept for picture in train} - set(HELD_OUT_CONCEPTS)
@@ -87,7 +87,8 @@ def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> C
     return corpus
 
 
-def _read(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> list[Picture]:
+def read_rows(folder: Path, groups: Sequence[str] = GROUPS, styles: Sequence[str] | None = None) -> list[Picture]:
+    """The pictures of one part of the corpus. Raises InputError."""
     try:
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -97,7 +98,7 @@ def _read(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> list[Pi
     return [
         Picture(folder / row["file_name"], row["concept"], row["style"], tuple(row["captions"]))
         for row in map(json.loads, lines)
-        if row["group"] in groups and row["style"] in styles
+        if row["group"] in groups and (styles is None or row["style"] in styles)
     ]
 
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 
 from examples.command import exit_code
@@ -34,13 +35,7 @@ def main() -> int:
 
 def write(out: Path, cache: Path, size: int) -> None:
     """Download, select and rasterise. Raises InputError if the download fails or `out` exists."""
-    names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
-    icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
-    labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
-    candidates = [name for name, label in labels.items() if names.get(label) in GROUPS and not _is_prompted(label)]
-    first = {labels[name]: name for name in sorted(candidates, reverse=True)}  # one picture of each concept
-    chosen = sorted(first, key=lambda label: chance("streamline", label))[:COUNT]
-    found = drawings(icons, {first[label]: label for label in chosen})
+    found = dict(islice(by_label(cache).items(), COUNT))
     with whole_folder(out) as partial:
         for label, svg in found.items():
             name = label.replace(" ", "-")
@@ -48,6 +43,17 @@ def write(out: Path, cache: Path, size: int) -> None:
             article = "an" if label[0] in "aeiou" else "a"
             (partial / f"{name}.txt").write_text(f"{article} {label}, streamline style\n", encoding="utf-8")
     print(f"{len(found)} pictures in {out}")
+
+
+def by_label(cache: Path) -> dict[str, bytes]:
+    """The drawings as SVG files, one of each concept that no prompt names, in an order by hash."""
+    names = {emoji.label: emoji.group for emoji in read_emoji(fetch(NAMES, cache)).values()}
+    icons = json.loads(read_members(fetch(PACKAGE, cache), r"package/icons\.json")["package/icons.json"])
+    labels = {name: re.sub(r"-\d+$", "", name).replace("-", " ") for name in icons["icons"]}
+    candidates = [name for name, label in labels.items() if names.get(label) in GROUPS and not _is_prompted(label)]
+    first = {labels[name]: name for name in sorted(candidates, reverse=True)}
+    chosen = sorted(first, key=lambda label: chance("streamline", label))
+    return drawings(icons, {first[label]: label for label in chosen})
 
 
 def _is_prompted(label: str) -> bool:

@@ -1,0 +1,191 @@
+"""One fine-tune in a process of its own: `python -m benchmarks.finetune_sides ours|diffusers SETTINGS.json`.
+
+Prints as JSON the seconds of CPU time that the training took, all preparation of pictures included, and the process'
+peak memory in bytes. Neither side draws samples. diffusers' side is written with diffusers and peft after the habits of
+its LoRA scripts: the U-Net's attention is adapted, VAE and text encoder run in every step, pictures are cropped to
+squares, the rate is constant and the weights are not averaged. It gets our rank, rate, batch size, number of steps and
+class pictures.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from latentdiff.checkpoints.components import read_pipeline
+from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.config.base import Config
+from latentdiff.config.train import FineTuneConfig, PriorConfig
+from latentdiff.data.archives import open_container
+from latentdiff.data.check import DataCheck
+from latentdiff.data.dataset import load_pixels, read_rows
+from latentdiff.data.layouts import Row
+from latentdiff.training.build import open_base_model
+from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.prior import prior_rows
+from latentdiff.training.run import train_checked
+
+SUBJECT_CLASS = "a bear"
+
+
+class Settings(Config):
+    """What a cell trains. None: the default of `latentdiff finetune`. prior: the folder of the class pictures."""
+
+    folder: Path
+    output: Path
+    base: str | None = None
+    batch_size: int | None = None
+    resolution: int | None = None
+    method: str = "lora"
+    class_prompt: str | None = None
+    prior: Path | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    steps: int | None = None
+    text_encoder: bool | None = None
+    caption_dropout: float | None = None
+    timestep_power: float | None = None
+
+    def plan(self) -> tuple[FineTuneConfig, DataCheck]:
+        """Our config with the defaults filled in, and the result of the check."""
+        given = self.model_dump(exclude_none=True, exclude={"output", "prior", "timestep_power"})
+        plan = plan_finetune(output=self.output, **given)
+        config, last = plan.config, plan.config.optim.max_steps
+        changes: dict[str, Any] = {"sample_prompts": ()}
+        changes["run"] = config.run.model_copy(
+            update={"sample_every": last, "checkpoint_every": last, "tracker": "none"}
+        )
+        if self.timestep_power is not None:
+            changes["timestep_power"] = self.timestep_power
+        if self.class_prompt:
+            changes["prior"] = PriorConfig(prompt=self.class_prompt, folder=self.prior)
+        return config.model_copy(update=changes), plan.checked
+
+
+def ours(settings: Settings) -> None:
+    train_checked(*settings.plan())
+
+
+class Pictures(Dataset[dict[str, Tensor]]):
+    """Pictures decoded, cropped and tokenised on every access."""
+
+    def __init__(self, rows: list[Row], size: int, tokenizer: Any) -> None:
+        self.rows, self.size, self.tokenizer = rows, size, tokenizer
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.rows[index]
+        ids = self.tokenizer(row.captions[0], padding="max_length", truncation=True, return_tensors="pt").input_ids[0]
+        return {"pixels": load_pixels(row, self.size), "ids": ids}
+
+
+def diffusers_script(settings: Settings) -> None:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    config, _ = settings.plan()
+    torch.manual_seed(config.run.seed)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(locate(config.base), torch_dtype=torch.bfloat16)
+    unet = pipe.unet.requires_grad_(False)
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.add_adapter(
+        LoraConfig(r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=targets)
+    )
+    cast_training_params(unet, dtype=torch.float32)
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.optim.learning_rate, weight_decay=0.01)
+    rows = list(read_rows(config.data.train, config.data))
+    if config.prior and config.prior.folder:  # as many of each kind
+        classes = class_rows(config.prior.folder, config.prior.prompt)
+        rows = [row for k in range(len(classes)) for row in (rows[k % len(rows)], classes[k])]
+    data = Pictures(rows, config.data.resolution, pipe.tokenizer)
+    loader = DataLoader(data, config.data.batch_size, shuffle=True, drop_last=True)
+    batches = (batch for _ in iter(int, 1) for batch in loader)
+    unet.train()
+    for _ in range(config.optim.max_steps):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = step_loss(pipe, next(batches))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    StableDiffusionPipeline.save_lora_weights(settings.output / "model", get_peft_model_state_dict(unet))
+
+
+def step_loss(pipe: Any, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        latents = pipe.vae.encode(batch["pixels"].bfloat16()).latent_dist.sample() * pipe.vae.config.scaling_factor
+        hidden = pipe.text_encoder(batch["ids"], return_dict=False)[0]
+    latents, scheduler = latents.float(), pipe.scheduler
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),))
+    output = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden, return_dict=False)[0]
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    return F.mse_loss(output.float(), target)
+
+
+def class_rows(folder: Path, prompt: str) -> list[Row]:
+    """The class pictures that `make_prior` left."""
+    (kept,) = folder.iterdir()
+    container = open_container(kept)
+    return [Row(container, path.name, (prompt,)) for path in sorted(kept.glob("*.png"))]
+
+
+def make_prior(settings: Settings) -> None:
+    """Draw the class pictures once, for both sides, so that neither side's time holds them."""
+
+    config, _ = settings.plan()
+    assert config.prior is not None
+    prior_rows(read_pipeline(open_base_model(config.base, OpenOptions()), torch.float32), config, config.prior)
+
+
+def run_side(side: str, settings: Settings) -> dict[str, float]:
+    """The answer of one side, in a new process."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(settings.model_dump_json())
+        file.flush()
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.finetune_sides", side, file.name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _peak_memory() -> int:
+    """Peak resident bytes of this program; `ru_maxrss` would include the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+SIDES = {"ours": ours, "diffusers": diffusers_script, "prior": make_prior}
+
+
+def main() -> None:
+    side, file = sys.argv[1:]
+    settings = Settings.model_validate_json(Path(file).read_text(encoding="utf-8"))
+    answers = sys.stdout
+    with redirect_stdout(sys.stderr):
+        if side != "prior" and settings.class_prompt:
+            make_prior(settings)
+        began = time.process_time()
+        SIDES[side](settings)
+    seconds, peak = time.process_time() - began, _peak_memory()
+    print(json.dumps({"cpu_seconds": seconds, "peak_bytes": peak}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
