@@ -1,4 +1,4 @@
-"""Model folders: what is read, and what is refused with the file's name."""
+"""Model folders: supported layouts and errors that name the file."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""GGUF files: U-Nets of every stored type, whole models, shapes that ComfyUI's files flatten, and language models."""
+"""GGUF files: U-Nets of every stored type, complete models, shapes flattened for ComfyUI, and language models."""
 
 from pathlib import Path
 from typing import Any
