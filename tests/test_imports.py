@@ -1,4 +1,4 @@
-"""The import order: a module imports only from the lines above its own."""
+"""The import order: a module imports only from modules before it."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Prompts through the whole pipeline: against diffusers with embeddings made by hand, and against each other."""
+"""Prompts through the complete pipeline, compared with diffusers and with each other."""
 
 import warnings
 from pathlib import Path

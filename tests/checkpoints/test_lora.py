@@ -1,4 +1,4 @@
-"""LoRA files: merged as peft computes them, read by diffusers, kohya's too; nothing matched in silence."""
+"""LoRA files: training and merging as in peft, layouts of diffusers and kohya, and errors for other files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Several LoRAs at once: weights per part, changed between calls and removed to the bit."""
+"""Several LoRAs at once: weights per part, which can be changed and removed without any trace."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model folders, LoRAs and learned words with one changed value or a damaged header: they open, or give one line."""
+"""Model folders, LoRAs and learned words with a changed value or damaged header: one-line errors."""
 
 import json
 import os

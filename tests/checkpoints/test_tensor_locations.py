@@ -1,4 +1,4 @@
-"""Tensors in files: found unread, read a few at a time."""
+"""Tensors in files: located without reading, then read a few at a time."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Learnt words: trained alone, saved as diffusers reads them, loaded from either."""
+"""Learned words: training, saving in diffusers' format, and loading from several formats."""
 
 import copy
 from pathlib import Path

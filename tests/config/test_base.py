@@ -1,4 +1,4 @@
-"""YAML in, a checked config or one line out."""
+"""YAML files give a validated config or a one-line error."""
 
 import re
 from pathlib import Path

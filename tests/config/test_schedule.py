@@ -1,4 +1,4 @@
-"""Scheduler files of diffusers: every class and key is honoured, or refused by name."""
+"""Scheduler files of diffusers: every class and key is used, or rejected by name."""
 
 import inspect
 from typing import Any

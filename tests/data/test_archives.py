@@ -1,4 +1,4 @@
-"""Folders, zips and tars: what is listed, how it is read, and what is refused."""
+"""Folders, zip and tar files: listing, reading and errors."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Latents on disk: they survive an interruption, are dropped when damaged, and do not fill the memory."""
+"""Latents on disk: interruption, damage and bounded memory."""
 
 import json
 import tracemalloc

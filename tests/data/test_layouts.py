@@ -1,4 +1,4 @@
-"""Where captions are found, in folders, zips and tars, and invalid layouts."""
+"""Captions in folders, zip and tar files, and invalid layouts."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Shards by a pattern or an address: joining, downloading once, and errors."""
+"""Shards by pattern or URL: joining, downloading once, and errors."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Recipes go into files and come out the same; other programs read ours, and theirs are read."""
+"""Recipes survive writing and reading, and are compatible with other programs."""
 
 import errno
 import json

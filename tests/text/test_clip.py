@@ -1,4 +1,4 @@
-"""The text encoder against transformers': small random ones number for number, full-size ones key for key."""
+"""The text encoder against transformers': outputs of small random models, and keys of full-size ones."""
 
 from pathlib import Path
 from typing import Any

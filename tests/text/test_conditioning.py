@@ -1,4 +1,4 @@
-"""Text conditioning against what diffusers' pipelines compute."""
+"""Text conditioning against diffusers' pipelines."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What conditions each step: schedules, AND, and what is kept between calls."""
+"""Conditioning of each step: schedules, AND, and the cache between calls."""
 
 import math
 import warnings

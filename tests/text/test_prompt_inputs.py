@@ -1,4 +1,4 @@
-"""Which texts, options and LoRAs a call reads from its prompts, and what is refused."""
+"""Texts, options and LoRAs of a call, and invalid prompts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Schedules against the table of another parser, and what brackets that pair with nothing do."""
+"""Prompt schedules against the table of another parser, and unpaired brackets."""
 
 import pytest
 from hypothesis import given

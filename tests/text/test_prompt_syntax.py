@@ -1,4 +1,4 @@
-"""Emphasis, BREAK, AND and LoRA tags against the table of other parsers, and what is refused."""
+"""Emphasis, BREAK, AND and LoRA tags against the table of other parsers, and errors."""
 
 import math
 

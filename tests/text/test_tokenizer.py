@@ -1,4 +1,4 @@
-"""Tokens against those of transformers' CLIPTokenizer, from every form its files have had."""
+"""Token ids against transformers' CLIPTokenizer, from all versions of its files."""
 
 import copy
 import json

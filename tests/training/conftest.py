@@ -1,4 +1,4 @@
-"""Pictures, and the frozen parts that small runs stand on."""
+"""Pictures and frozen components for small training runs."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""What each fine-tuning method trains, and that the rest keeps its bits."""
+"""Each fine-tuning method trains its own weights and leaves the others unchanged."""
 
 from pathlib import Path
 from typing import Any

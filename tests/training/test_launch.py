@@ -1,4 +1,4 @@
-"""`accelerate launch` with the files of configs/accelerate starts the same run; FSDP shards it, saves it, goes on."""
+"""`accelerate launch` with the files in configs/accelerate: the same results; FSDP shards, saves and resumes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Folders of pictures of many shapes: every split of a global batch trains the same."""
+"""Datasets of many aspect ratios: every split of a global batch gives the same losses."""
 
 from pathlib import Path
 from typing import Any

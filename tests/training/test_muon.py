@@ -1,4 +1,4 @@
-"""Muon: what is made orthogonal, and AdamW for the rest."""
+"""Muon: orthogonalised updates for matrices, and AdamW for other parameters."""
 
 import pytest
 import torch

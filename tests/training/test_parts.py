@@ -1,4 +1,4 @@
-"""Losses, averages, vocabularies and grids by themselves."""
+"""Losses, averages, vocabularies and image grids."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Metrics of pictures inside training: logged with the rest, the same as from the shell, and never the end of a run."""
+"""Metrics during training: logged, equal to those of `evaluate`, and never the reason for a run to end."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two processes do the same run as one: the same losses, learning rates and weights."""
+"""Two processes give the same losses, learning rates and weights as one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The report as a reader of HTML finds it."""
+"""The content of report.html."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or ran out of disk goes on as if nothing had been."""
+"""A run that was killed, stopped or ran out of disk space resumes with the same results."""
 
 import json
 import os

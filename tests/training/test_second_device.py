@@ -1,4 +1,4 @@
-"""A second device gives the CPU's numbers in every task, and no training step waits for it."""
+"""Every task gives the CPU's results on a second device, without synchronisation in a training step."""
 
 import json
 import os

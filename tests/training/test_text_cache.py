@@ -1,4 +1,4 @@
-"""The text cache: the encoder's own answers, and a new encoding when anything changed."""
+"""The text cache gives the encoder's results, and is encoded again if anything changed."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training, small: every task learns, an interrupted run goes on as if it had not been, models come out usable."""
+"""Small training runs: every task learns, and its result can be used."""
 
 import json
 from pathlib import Path
