@@ -33,7 +33,7 @@ def edit_rows(
 ) -> list[Row]:
     """Rows of pure noise that start from their images instead. Each image is encoded once.
 
-    strength: None adds no noise, for images that are as noisy as their plans begin.
+    strength: None adds no noise, for images that are as noisy as their plans begin, and for those that are inverted.
     """
     device = rows[0].state.latents.device
     sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}

@@ -14,7 +14,7 @@ from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
 from latentdiff.upscaling import load_upscaler, upscale
 
 PIXEL, LATENT = "lanczos", "latent"
-FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator")  # arguments
+FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator", "source_prompt")  # arguments
 
 
 @dataclass(frozen=True)

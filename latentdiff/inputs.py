@@ -13,6 +13,7 @@ from latentdiff.denoiser import Guidance
 from latentdiff.denoising_range import part_of
 from latentdiff.errors import InputError
 from latentdiff.images.edit import Canvas, EditOptions
+from latentdiff.inversion import check_invertible, read_sources
 from latentdiff.model_limits import ModelLimits, Task
 from latentdiff.samplers import Plan, plan
 from latentdiff.seeds import seeds_per_image, whole
@@ -30,9 +31,11 @@ class Inputs:
 
     latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
     one per output; None makes images from noise. tile: latents a side of the parts that are evaluated. seamless: axes
-    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from. time_ids:
-    SDXL's numbers for prompts and for negative prompts. timesteps: of the whole run, of which the plan may be a part.
-    draws_before: for an image that another model began, how often each generator drew noise in steps before the plan.
+    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from. sources:
+    what the edited images show, from whose inversion sampling starts; None starts from noise that is added to them.
+    time_ids: SDXL's numbers for prompts and for negative prompts. timesteps: of the whole run, of which the plan may be
+    a part. draws_before: for an image that another model began, how often each generator drew noise in steps before the
+    plan.
     """
 
     prompts: ImagePrompts
@@ -47,6 +50,7 @@ class Inputs:
     tile: int | None = None
     seamless: str = ""
     variation: Variation | None = None
+    sources: ImagePrompts | None = None
     time_ids: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     timesteps: Sequence[float] = ()
     draws_before: int | None = None
@@ -94,6 +98,7 @@ def read_inputs(
     denoising_start: float | None = None,
     denoising_end: float | None = None,
     sizes: Mapping[str, Any] | None = None,
+    source_prompt: str | Sequence[str] | None = None,
 ) -> Inputs:
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
     images = None if image is None else input_images(image, model.latent_channels)
@@ -118,6 +123,12 @@ def read_inputs(
     if latents is not None:
         shape = (len(texts), model.latent_channels, height // model.downscale, width // model.downscale)
         latents = check_latents(latents, shape)
+    if source_prompt is not None:
+        _refuse_channels("source_prompt", model)
+        sampler, strength = sampler or "ddim", 1.0 if strength is None else strength
+        without = {"mask_image": mask_image, "latents": latents, "variation_strength": variation_strength}
+        without |= {"denoising_start": denoising_start, "denoising_end": denoising_end}
+        check_invertible(sampler, eta, images is not None, without)
     strength = 1.0 if denoising_start is not None else _strength(strength, canvases, model.task)
     guidance = _guidance(scale, guidance_interval, model)
     if guidance is not None and model.task == "edit":
@@ -128,8 +139,13 @@ def read_inputs(
     used = complete
     if denoising_start is not None or denoising_end is not None:
         used = part_of(complete, plan_without, total, denoising_start, denoising_end)
+    prompts = read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders)
+    sources = None
+    if source_prompt is not None:
+        given = texts_beside(source_prompt, "source_prompt", len(texts), num_images_per_prompt)
+        sources = read_sources([text or "" for text in given], prompts, model.text_encoders)
     return Inputs(
-        read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders),
+        prompts,
         seeds_per_image(seed, len(texts), step=0 if variation else 1),
         height,
         width,
@@ -141,6 +157,7 @@ def read_inputs(
         _tile(tile, model),
         _seamless(seamless, model),
         variation,
+        sources,
         read_sizes(sizes or {}, model.size_numbers).time_ids((height, width), model.size_numbers),
         complete.timesteps,
         None if denoising_start is None else _draws_before(complete, used),

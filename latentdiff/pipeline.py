@@ -14,6 +14,7 @@ from latentdiff.edit_rows import edit_rows
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs import Inputs, read_inputs
+from latentdiff.inversion import inverse_plan
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.model_limits import ModelLimits
@@ -23,7 +24,7 @@ from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sa
 from latentdiff.seeds import generator_for
 from latentdiff.size_conditioning import SIZE_NAMES
 from latentdiff.text.conditioning import PromptOptions
-from latentdiff.text.prompt_inputs import Texts
+from latentdiff.text.prompt_inputs import ImagePrompts, Texts
 from latentdiff.wrapped_denoiser import in_tiles, wrapped_around
 
 
@@ -84,6 +85,7 @@ class LatentDiffusionPipeline(LoadedModel):
         variation_strength: float | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
+        source_prompt: str | Sequence[str] | None = None,
         **diffusers_names: Any,
     ) -> PipelineOutput:
         """Make `num_images_per_prompt` images of each prompt.
@@ -97,9 +99,10 @@ class LatentDiffusionPipeline(LoadedModel):
         to 1, while all images are drawn from one seed.
         image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
         height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
-        where it is white, and strength is 1 when None. edit: how both are used. tile: evaluate the
-        network in overlapping tiles of this many pixels a side, for large images. seamless: x, y or x,y; opposite edges
-        fit. callback: called with a `StepInfo` after each step; returns True to stop.
+        where it is white, and strength is 1 when None. edit: how both are used. source_prompt: what the image shows;
+        `ddim` then starts from the noise that makes the image with this prompt (inversion), at strength 1 when None.
+        tile: evaluate the network in overlapping tiles of this many pixels a side, for large images. seamless: x, y or
+        x,y; opposite edges fit. callback: called with a `StepInfo` after each step; returns True to stop.
         prompt_2, negative_prompt_2: what the second of two text encoders reads, the same as the first when None.
         prompt_syntax: "a1111" reads weights, schedules and `<lora:name:0.8>` as docs/prompts.md says, "plain" reads
         text as it is. clip_skip: layers of the text encoders left out, as in diffusers.
@@ -120,7 +123,7 @@ class LatentDiffusionPipeline(LoadedModel):
             self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
             height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
             image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
-            tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes,
+            tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes, source_prompt,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
             rows = self.start(inputs)
@@ -166,8 +169,19 @@ class LatentDiffusionPipeline(LoadedModel):
             rows.append(row)
         if inputs.canvases is None:
             return rows
+        if inputs.sources is not None:
+            return self._inverted(edit_rows(rows, inputs.canvases, None, self.vae, self.task), inputs, inputs.sources)
         strength = inputs.strength if inputs.draws_before is None else None
         return edit_rows(rows, inputs.canvases, strength, self.vae, self.task)
+
+    def _inverted(self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts) -> list[Row]:
+        """Rows that stand at clean images, at the noise from which their source prompts make these images."""
+        described = self.start(replace(inputs, prompts=sources, guidance=None, canvases=None))
+        plan = inverse_plan(inputs.plan)
+        denoiser = self._guided(described, self.denoiser, tile=inputs.tile, axes=inputs.seamless)
+        ends, _ = sample(denoiser, [replace(row.state, plan=plan) for row in rows])
+        pairs = zip(rows, ends, strict=True)
+        return [replace(row, state=replace(row.state, latents=end.latents)) for row, end in pairs]
 
     @torch.no_grad()
     def step(

@@ -14,7 +14,10 @@ OPTION_NAMES = (
     "fit", "extend", "mask_grow", "mask_blur", "mask_fill", "only_masked", "paste_back", "image_guidance_scale",
 )  # fmt: skip
 """The fields of `images.edit.EditOptions`, which are those of `Recipe` too."""
-EDIT_NAMES = (*OPTION_NAMES, "strength")
+CALL_NAMES = ("strength", "source_prompt")
+"""Arguments of the pipeline's call under the same names."""
+EDIT_NAMES = (*OPTION_NAMES, *CALL_NAMES)
+INVERTED = "ddim"
 HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
 
 
@@ -60,13 +63,13 @@ def take_editing(
         if name in was and was[name] != value:
             other = name.removesuffix("_hash")
             print(f"warning: the recipe was made from another {other} ({was[name]}, not {value})", file=sys.stderr)
-    strength = chosen.pop("strength", None)
-    arguments: dict[str, Any] = {"image": read_images(str(image)), "edit": EditOptions(**chosen)}
-    if strength is not None:
-        arguments["strength"] = strength
+    called = {name: chosen.pop(name) for name in CALL_NAMES if name in chosen}
+    if "source_prompt" in called:
+        settings.setdefault("sampler", INVERTED)  # rather than the model's
+    arguments: dict[str, Any] = {"image": read_images(str(image)), "edit": EditOptions(**chosen)} | called
     if mask is not None:
         arguments["mask_image"] = read_masks(str(mask))
-    return Editing(arguments, chosen | hashes | ({} if strength is None else {"strength": strength}))
+    return Editing(arguments, chosen | hashes | called)
 
 
 def take_hires(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -148,6 +148,10 @@ def generate(
         float | None,
         typer.Option(help="How much of the steps run: 0 keeps the image, 1 ignores it. [default: 0.8, with --mask 1]"),
     ] = None,
+    source_prompt: Annotated[
+        str | None,
+        typer.Option(help="What the image shows: start from the noise that ddim makes it from (DDIM inversion)."),
+    ] = None,
     fit: Annotated[
         str | None, typer.Option(help="Image to output size: cover, contain or stretch. [default: cover]")
     ] = None,
@@ -203,6 +207,7 @@ def generate(
         "prediction_type": prediction_type,
         "allow_pickle": allow_pickle,
         "strength": strength,
+        "source_prompt": source_prompt,
         "fit": fit,
         "mask_grow": mask_grow,
         "mask_blur": mask_blur,

@@ -39,6 +39,7 @@ class Recipe(BaseModel):
     image_hash: str | None = None
     mask_hash: str | None = None
     strength: float | None = None
+    source_prompt: str | None = None
     fit: str | None = None
     extend: dict[str, int] | None = None
     mask_grow: int | None = None
