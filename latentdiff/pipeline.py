@@ -126,15 +126,9 @@ class LatentDiffusionPipeline(LoadedModel):
             tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes, source_prompt,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
-            rows = self.start(inputs)
-            network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
-            watch = FiniteWatch(callback)
-            denoiser = self._guided(rows, network, tile=inputs.tile, axes=inputs.seamless)
-            states, x0 = sample(denoiser, [row.state for row in rows], watch)
-        watch.check()
-        stopped = not states[0].finished
-        results = [replace(row, state=state).result for row, state in zip(rows, states, strict=True)]
-        done = x0 if stopped else torch.stack(results)
+            rows, x0 = self.sample_rows(self.start(inputs), inputs, callback)
+        stopped = not rows[0].state.finished
+        done = x0 if stopped else torch.stack([row.result for row in rows])
         return PipelineOutput(
             self.finish(done, output_type, inputs.canvases, inputs.seamless),
             inputs.drawn_from,
@@ -182,6 +176,18 @@ class LatentDiffusionPipeline(LoadedModel):
         ends, _ = sample(denoiser, [replace(row.state, plan=plan) for row in rows])
         pairs = zip(rows, ends, strict=True)
         return [replace(row, state=replace(row.state, latents=end.latents)) for row, end in pairs]
+
+    @torch.no_grad()
+    def sample_rows(
+        self, rows: Sequence[Row], inputs: Inputs, callback: Callback | None = None
+    ) -> tuple[list[Row], Tensor]:
+        """Step rows of one call to the end of their plan, or until the callback stops; and the last x0 [B, C, h, w]."""
+        network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
+        watch = FiniteWatch(callback)
+        denoiser = self._guided(rows, network, tile=inputs.tile, axes=inputs.seamless)
+        states, x0 = sample(denoiser, [row.state for row in rows], watch)
+        watch.check()
+        return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
 
     @torch.no_grad()
     def step(

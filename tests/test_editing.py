@@ -20,7 +20,7 @@ from latentdiff.errors import InputError
 from latentdiff.images.edit import EditOptions
 from latentdiff.inputs import read_inputs
 from latentdiff.models.unet import UNet2DConditionModel
-from tests.small import small_components, small_unet_config
+from tests.small import small_components
 
 PROMPT = "a red apple"
 KEEP_NOTHING = EditOptions(paste_back=False)
@@ -50,13 +50,14 @@ def pipe(model_folder: Path) -> LatentDiffusionPipeline:
 
 
 @pytest.fixture(scope="module")
-def model_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """A small model whose U-Net reads this many channels."""
+def model_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A small model whose U-Net reads this many channels, with SDXL's parts if `xl`."""
 
-    def write(channels: int) -> Path:
+    def write(channels: int, xl: bool = False) -> Path:
         folder = tmp_path_factory.mktemp("models") / f"reads-{channels}"
-        parts = small_components()
-        write_pipeline(replace(parts, denoiser=UNet2DConditionModel(small_unet_config(in_channels=channels))), folder)
+        parts = small_components(xl)
+        config = parts.denoiser.config.model_copy(update={"in_channels": channels})
+        write_pipeline(replace(parts, denoiser=UNet2DConditionModel(config)), folder)
         return folder
 
     return write
@@ -114,13 +115,17 @@ def test_inpainting_models_equal_diffusers(strength: float, model_with: Callable
     assert distance(ours, reference("StableDiffusionInpaintPipeline", folder, **settings)) <= 1
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_instruct_pix2pix_equals_diffusers(guidance_scale: float, model_with: Callable[[int], Path]) -> None:
+@pytest.mark.parametrize(("kind", "guidance_scale"), [("", 1.0), ("", 5.0), ("XL", 5.0)])
+def test_instruct_pix2pix_equals_diffusers(kind: str, guidance_scale: float, model_with: Callable[..., Path]) -> None:
     settings: dict[str, Any] = {"image": picture(), "num_inference_steps": 10, "guidance_scale": guidance_scale}
-    folder = model_with(8)
+    settings |= {"height": 16, "width": 32}
+    folder = model_with(8, xl=kind == "XL")
     options = EditOptions(image_guidance_scale=2.0)
     ours = opened(folder)(PROMPT, seed=5, edit=options, output_type="np", **settings).images[0]
-    theirs = reference("StableDiffusionInstructPix2PixPipeline", folder, image_guidance_scale=2.0, **settings)
+    if not kind:
+        del settings["height"], settings["width"]  # diffusers takes those of the image
+    name = f"StableDiffusion{kind}InstructPix2PixPipeline"
+    theirs = reference(name, folder, image_guidance_scale=2.0, **settings)
     assert distance(ours, theirs) <= 1
 
 

@@ -13,8 +13,8 @@ ORDER = [
     "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
     "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
     "variations", "inversion", "size_conditioning", "denoising_range", "model_limits", "canvases", "inputs",
-    "diffusers_names", "edit_rows", "loaded_model", "pipeline", "refiner", "upscaling", "hires", "previews",
-    "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
+    "diffusers_names", "edit_rows", "loaded_model", "pipeline", "refiner", "upscaling", "hires", "animation",
+    "previews", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",

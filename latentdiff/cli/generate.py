@@ -117,6 +117,8 @@ def _draw_at_once(drawing: Drawing, pictures: list[Picture], request: Request) -
 
 def _settings(request: Request, found: Found | None) -> dict[str, Any]:
     """What was typed, else what the recipe says, else defaults. Says on stderr what a recipe cannot give."""
+    if found and "animation" in found.settings:
+        raise InputError(f"{request.recipe} is an animation or a frame of one; use latentdiff animate --recipe")
     old = {} if found is None else {k: v for k, v in found.settings.items() if k not in NOT_SETTINGS}
     if found and found.dropped:
         print(f"not carried over from {found.program}: {', '.join(found.dropped)}", file=sys.stderr)

@@ -1,7 +1,5 @@
 """`latentdiff grid`: one prompt at every pair of two settings, or the images of a folder, on one labelled sheet."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ from tqdm import tqdm
 import latentdiff
 from latentdiff.cli.drawing import PIPELINE_NAMES
 from latentdiff.cli.generate import DEFAULT_OPTIONS, open_pipeline
+from latentdiff.cli.kept import is_kept, kept_path
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.decoding import FORMATS
 from latentdiff.images.reading import read_images
 from latentdiff.images.sheet import contact_sheet, labelled_grid
-from latentdiff.recipe import Recipe, read_recipe, write_image
+from latentdiff.recipe import Recipe, write_image
 
 AXES: dict[str, Callable[[str], Any]] = {
     "prompt": str, "negative_prompt": str, "sampler": str, "spacing": str, "steps": int, "seed": int, "height": int,
@@ -70,33 +69,46 @@ def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: di
     opened = open_pipeline(device, settings)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps"), **usual, "prompt": prompt, **settings}
-    cells = output.with_name(f"{output.stem}-cells")
-    rows = []
+    cells = [
+        [settings | ({} if down is None else {down.name: value}) | {across.name: other} for other in across.values]
+        for value in ([None] if down is None else down.values)
+    ]
+    for cell in (cell for row in cells for cell in row):
+        _check(opened.pipe, cell, across, down)
     with tqdm(desc="cells", total=count, disable=None, file=sys.stderr) as bar:
-        for value in [None] if down is None else down.values:
-            own = {} if down is None else {down.name: value}
-            row = []
-            for other in across.values:
-                row.append(_cell(opened, settings | own | {across.name: other}, cells))
-                bar.update()
-            rows.append(row)
+        rows = [[_draw(opened, cell, output, bar) for cell in row] for row in cells]
     sheet = labelled_grid(rows, across.labels, [] if down is None else down.labels, prompt)
     _save(sheet, output)
 
 
-def _cell(opened: Any, settings: dict[str, Any], folder: Path) -> Image.Image:
+def _call(settings: dict[str, Any]) -> dict[str, Any]:
+    return {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
+
+
+def _check(pipe: Any, settings: dict[str, Any], across: Axis, down: Axis | None) -> None:
+    """Raise InputError for a cell that the pipeline would refuse, before any is generated."""
+    from latentdiff.inputs import read_inputs
+
+    try:
+        read_inputs(pipe.limits, **_call(settings))
+    except InputError as error:
+        named = [axis.name for axis in (across, down) if axis is not None]
+        raise InputError(f"the cell {', '.join(f'{name}={settings[name]}' for name in named)}: {error}") from error
+
+
+def _draw(opened: Any, settings: dict[str, Any], output: Path, bar: Any) -> Image.Image:
     """The image of these settings, from its file if that has the same recipe."""
-    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     side = opened.pipe.default_size
     sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
     recipe = Recipe.model_validate({**opened.same, **settings, **sizes, "version": latentdiff.__version__})
-    name = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{name}.png"
-    if path.exists() and read_recipe(path) == recipe:
+    path = kept_path(output, "cells", recipe)
+    if is_kept(path, recipe):
+        bar.update()
         return read_images(path)[0]
-    image = opened.pipe(**call).images[0]
-    folder.mkdir(exist_ok=True)
+    image: Image.Image = opened.pipe(**_call(settings)).images[0]
+    path.parent.mkdir(exist_ok=True)
     write_image(image, recipe, path)
+    bar.update()
     return image
 
 

@@ -11,7 +11,7 @@ from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.recipe import read_any
 from latentdiff.training.run_folder import RunFolder
 
-IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
+IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif", ".mp4")
 
 
 def run(target: str | None, how: dict[str, Any]) -> None:

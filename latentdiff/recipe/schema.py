@@ -8,6 +8,18 @@ LoraUse = tuple[str, float, float]  # file or folder, weight for the U-Net, for 
 Pair = tuple[int, int]  # height and width, or top and left
 
 
+class AnimationRecipe(BaseModel):
+    """An animation, or one frame of it. prompts, seeds: of the key frames. frames: from one of them to the next."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    frames: int
+    fps: float | None = None
+    frame: int | None = None
+
+
 class Recipe(BaseModel):
     """Everything an image depends on. `model_hash` covers the model, LoRAs and embeddings (see `model_hash`).
 
@@ -65,6 +77,7 @@ class Recipe(BaseModel):
     refiner: str | None = None
     refiner_switch: float | None = None
     refiner_hash: str | None = None
+    animation: AnimationRecipe | None = None
     dtype: str
     optimize: str = "auto"
     approximate: tuple[str, ...] = ()

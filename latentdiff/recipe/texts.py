@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,8 @@ def read_texts(path: Path) -> dict[str, str]:
 
     Raises InputError for a file that is not an image, and for texts over `MAX_TEXT`.
     """
+    if path.suffix.lower() == ".mp4":
+        return _mp4_texts(path)
     try:
         with path.open("rb") as file:
             if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
@@ -99,6 +102,22 @@ def _gif_texts(image: Image.Image) -> dict[str, str]:
     comment = image.info.get("comment", b"")
     name, _, text = comment[:MAX_TEXT].partition(b"\0")
     return {"latentdiff": text.decode("utf-8", "replace")} if name == b"latentdiff" else {}
+
+
+def _mp4_texts(path: Path) -> dict[str, str]:
+    """Of the comment that `animations.py` writes."""
+    if find_spec("av") is None:
+        raise InputError(f'{path} needs PyAV to be read; pip install "latentdiff[video]"')
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            comment = container.metadata.get("comment", "")
+    except (OSError, ValueError) as error:  # PyAV's errors are one or the other
+        raise InputError(f"{path}: not a readable MP4 ({error}); name another file") from error
+    _check_size(len(comment), path)
+    name, _, text = comment.partition(":")
+    return {"latentdiff": text} if name == "latentdiff" else {}
 
 
 def _check_size(length: int, path: Path) -> None:

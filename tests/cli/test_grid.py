@@ -60,6 +60,19 @@ def test_a_grid_is_labelled_and_continues(model_folder: Path, tmp_path: Path, mo
     assert np.array_equal(np.asarray(Image.open("again.png")), np.asarray(Image.open(cells[1])))
 
 
+def test_every_cell_is_checked_before_the_first_is_drawn(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["grid", "a cat", "--x", "height=16,17", "--y", "sampler=ddim,dmpp_2m", "--model", model_folder]
+    assert run(*words, "-o", "sheet.png") == 2
+    assert "the cell height=17, sampler=ddim: height=17 must be a multiple of 2" in capsys.readouterr().err
+    words[3] = "height=16"
+    assert run(*words, "-o", "sheet.png") == 2
+    assert "the cell height=16, sampler=dmpp_2m: sampler='dmpp_2m' is unknown" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_contact_sheet_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()

@@ -1,0 +1,116 @@
+"""The pictures of docs/edit.md and docs/animate.md: `python -m examples.editing.pictures docs/pictures`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from latentdiff import LatentDiffusionPipeline
+from latentdiff.animation import animate
+from latentdiff.hires import Hires, generate_hires
+from latentdiff.images.edit import EditOptions
+from latentdiff.images.sheet import labelled_grid
+
+QUALITY = 90  # of WebP files
+
+
+def image_to_image(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    apple = pipe("a red apple", seed=seed).images[0]
+    strengths = (0.3, 0.5, 0.7, 0.9)
+    edited = [pipe("a green apple", image=apple, strength=strength, seed=seed).images[0] for strength in strengths]
+    return labelled_grid([[apple, *edited]], ["--image", *(f"--strength {strength}" for strength in strengths)], [])
+
+
+def inversion(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    apple = pipe("a red apple", seed=seed).images[0]
+    call: dict[str, Any] = {"image": apple, "num_inference_steps": 50, "seed": seed}
+    plain = pipe("a green apple", strength=0.8, **call).images[0]
+    found = [
+        pipe(prompt, source_prompt="a red apple", strength=0.8, **call).images[0]
+        for prompt in ("a green apple", "an orange")
+    ]
+    labels = ["a red apple", "a green apple", "a green apple, inverted", "an orange, inverted"]
+    return labelled_grid([[apple, plain, *found]], labels, [])
+
+
+def variations(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    call: dict[str, Any] = {"num_images_per_prompt": 4, "seed": seed, "variation_seed": 1}
+    rows = [pipe("a cat face, noto style", variation_strength=s, **call).images for s in (0.1, 0.3)]
+    own = pipe("a cat face, noto style", seed=seed).images[0]
+    labels = [f"seed {seed}", *(f"variation seed {k}" for k in range(1, 5))]
+    return labelled_grid([[own, *row] for row in rows], labels, ["0.1", "0.3"])
+
+
+def inpainting(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    cat = pipe("a cat face, noto style", seed=7).images[0]
+    mask = Image.new("L", cat.size)
+    mask.paste(255, (0, 0, cat.width, cat.height // 2))
+    done = pipe("a dog face, noto style", image=cat, mask_image=mask, seed=seed).images[0]
+    return labelled_grid([[cat, mask.convert("RGB"), done]], ["--image", "--mask", "a dog face, noto style"], [])
+
+
+def outpainting(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    face = pipe("a pizza, noto style", seed=7).images[0]
+    options = EditOptions(extend={"right": 64})
+    done = pipe("a pizza, noto style", image=face, edit=options, seed=seed).images[0]
+    return labelled_grid([[face, done]], ["--image", "--extend right=64"], [])
+
+
+def hires(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    small = pipe("a cat face, noto style", seed=seed).images[0]
+    lanczos = small.resize((256, 256), Image.Resampling.LANCZOS)
+    done = generate_hires(pipe, Hires(2, strength=0.4), prompt="a cat face, noto style", seed=seed, tile=128).images[0]
+    return labelled_grid([[small, lanczos, done]], ["128 x 128", "Lanczos", "--hires 2 --tile 128"], [])
+
+
+def seamless(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    tile = pipe("a pizza, noto style", seamless="x,y", seed=seed).images[0]
+    plain = pipe("a pizza, noto style", seed=seed).images[0]
+    return labelled_grid([[_four(plain), _four(tile)]], ["four times", "--seamless x,y, four times"], [])
+
+
+def _four(image: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (2 * image.width, 2 * image.height))
+    for k in range(4):
+        sheet.paste(image, (k % 2 * image.width, k // 2 * image.height))
+    return sheet
+
+
+def animation(pipe: LatentDiffusionPipeline, folder: Path) -> None:
+    prompts = ["a red apple", "an orange", "a pizza", "a red apple"]
+    frames = [image for _, image in animate(pipe, prompts, [7, 8, 9, 7], frames=12, sampler="ddim")]
+    frames[0].save(
+        folder / "animation.webp", save_all=True, append_images=frames[1:-1], duration=83, loop=0, quality=80
+    )
+
+
+SHEETS: dict[str, Callable[[LatentDiffusionPipeline, int], Image.Image]] = {
+    "image_to_image": image_to_image, "inversion": inversion, "variations": variations, "inpainting": inpainting,
+    "outpainting": outpainting, "hires": hires, "seamless": seamless,
+}  # fmt: skip
+SEEDS = {
+    "image_to_image": 7,
+    "inversion": 7,
+    "variations": 7,
+    "inpainting": 1,
+    "outpainting": 1,
+    "hires": 7,
+    "seamless": 7,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(exist_ok=True)
+    pipe = LatentDiffusionPipeline.from_pretrained()
+    for name, sheet in SHEETS.items():
+        sheet(pipe, SEEDS[name]).save(folder / f"{name}.webp", quality=QUALITY)
+    animation(pipe, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`latentdiff animate`: from prompts or seeds to an animation, in batches that continue after an interruption."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import latentdiff
+from latentdiff.animation import animate, frame_count
+from latentdiff.cli.drawing import PIPELINE_NAMES
+from latentdiff.cli.generate import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
+from latentdiff.cli.kept import is_kept, kept_path
+from latentdiff.cli.progress import preview_file
+from latentdiff.errors import InputError
+from latentdiff.files import check_writable_parent
+from latentdiff.images.reading import read_images
+from latentdiff.recipe import Recipe, read_recipe, write_image
+from latentdiff.recipe.animations import check_animation, write_animation
+from latentdiff.recipe.schema import AnimationRecipe
+from latentdiff.seeds import seeds_per_image
+
+FRAMES, FPS, PREVIEW_EVERY = 16, 12.0, 5
+USUAL: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
+NOT_SETTINGS = {"animation", "prompt", "seed", "model_hash", "hashes", "version"}
+
+
+@dataclass(frozen=True)
+class AnimationRequest:
+    """The options. given: those that were typed, under the names of `Recipe`; frames, fps and seeds where typed."""
+
+    output: Path
+    prompts: list[str]
+    seeds: list[int] | None
+    frames: int | None
+    fps: float | None
+    batch_size: int
+    device: str
+    recipe: Path | None
+    preview: Path | None
+    given: dict[str, Any]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`7` or `7,8,9`. Raises InputError."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--seed {text}: write a whole number, or one for each prompt, as 7,8,9") from error
+
+
+def run(request: AnimationRequest) -> None:
+    """Make the frames that are missing, and write the animation. Raises InputError."""
+    old = None if request.recipe is None else _read(request.recipe)
+    was = old.animation if old else None
+    frames = request.frames or (was.frames if was else FRAMES)
+    fps = request.fps or (was.fps if was and was.fps else FPS)
+    prompts, seeds = _key_frames(request, was)
+    total = frame_count(len(prompts), frames)
+    check_animation(request.output, fps)
+    for path in (request.output, *([request.preview] if request.preview else [])):
+        check_writable_parent(path)
+    settings = USUAL | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
+    opened = open_pipeline(request.device, settings)
+    if old is not None and not request.given.keys() & MODEL_NAMES and old.model_hash != opened.same["model_hash"]:
+        raise InputError(f"{request.recipe} was made by another model ({old.model_hash}); name it by --model")
+    model = opened.pipe.generation.model_dump()
+    settings = {"steps": model.pop("num_inference_steps")} | model | settings
+    side = opened.pipe.default_size
+    sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
+    same = settings | opened.same | sizes | {"version": latentdiff.__version__}
+    animation = AnimationRecipe(prompts=tuple(prompts), seeds=tuple(seeds), frames=frames)
+
+    def recipe(**changes: Any) -> Recipe:
+        """Of a frame, or of the animation."""
+        own = animation.model_copy(update=changes)
+        return Recipe.model_validate(same | {"prompt": prompts[0], "seed": seeds[0], "animation": own.model_dump()})
+
+    paths = _make_frames(opened.pipe, [recipe(frame=index) for index in range(total)], settings, request)
+    write_animation((read_images(path)[0] for path in paths), recipe(fps=fps), request.output, fps)
+    print(request.output)
+
+
+def _make_frames(
+    pipe: Any, recipes: Sequence[Recipe], settings: dict[str, Any], request: AnimationRequest
+) -> list[Path]:
+    """The files of all frames, after those that are missing have been made."""
+    paths = [kept_path(request.output, "frames", recipe) for recipe in recipes]
+    done = {index for index, path in enumerate(paths) if is_kept(path, recipes[index])}
+    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
+    animation, preview = recipes[0].animation, preview_file(pipe, request.preview, PREVIEW_EVERY)
+    assert animation is not None
+    keys = animation.prompts, animation.seeds, animation.frames
+    with tqdm(desc="frames", total=len(paths), initial=len(done), disable=None, file=sys.stderr) as bar:
+        for index, image in animate(pipe, *keys, request.batch_size, done, preview, **call):
+            if index not in done:
+                paths[index].parent.mkdir(exist_ok=True)
+                write_image(image, recipes[index], paths[index])
+                bar.update()
+    return paths
+
+
+def _key_frames(request: AnimationRequest, was: AnimationRecipe | None) -> tuple[list[str], list[int]]:
+    """A prompt and a seed for each key frame. One prompt goes with every seed, and prompt k with one seed plus k."""
+    prompts = request.prompts or list(was.prompts if was else ())
+    seeds = request.seeds or list(was.seeds if was else ())
+    if not prompts:
+        raise InputError("no prompt was given; write two or more in quotes")
+    if len(prompts) == 1:
+        prompts = prompts * max(len(seeds), 1)
+    one = None if not seeds else seeds[0] if len(seeds) == 1 else seeds
+    return prompts, seeds_per_image(one, len(prompts))
+
+
+def _read(path: Path) -> Recipe:
+    recipe = read_recipe(path)
+    if recipe.animation is None:
+        raise InputError(f"{path} is not an animation; generate --recipe takes it")
+    return recipe
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    names = recipe.model_dump(exclude_none=True).keys() - NOT_SETTINGS
+    return {name: getattr(recipe, name) for name in names}

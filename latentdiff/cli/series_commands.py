@@ -1,0 +1,92 @@
+"""Commands that make series of images: animations, and grids of settings."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
+from latentdiff.cli.root import app
+
+
+@app.command()
+def animate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="WebP, GIF, PNG or MP4 to write.")],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What the key frames show.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames from one prompt to the next. [default: 16]")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second. [default: 12]")] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(help="Prompt k is drawn from seed + k, or from the k-th of several, as 7,8,9. [default: random]"),
+    ] = None,
+    model: Model = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
+    spacing: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 8,
+    recipe: Annotated[Path | None, typer.Option(help="Take what is not given from this animation's recipe.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished frames, rewritten often.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Animate from prompt to prompt, or from seed to seed; frames that exist are not generated again."""
+    from latentdiff.cli.animate import AnimationRequest, parse_seeds, run
+
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    more = {"sampler": sampler, "spacing": spacing, "height": height, "width": width, "dtype": dtype}
+    opening = {"vae": vae, "unet": unet, "variant": variant, "prediction_type": prediction_type}
+    loras = tuple(map(parse_lora, lora)) if lora else None
+    seeds = None if seed is None else parse_seeds(seed)
+    settings = given(**options, **more, **opening, allow_pickle=allow_pickle, loras=loras)
+    run(AnimationRequest(output, prompts or [], seeds, frames, fps, batch_size, device, recipe, preview, settings))
+
+
+@app.command()
+def grid(
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to draw in every cell.")] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Setting across, as steps=5,10,20.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Setting down, as sampler=ddim,dpmpp_2m.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Instead: a contact sheet of this folder's images.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of a contact sheet.")] = 6,
+    side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of its images.")] = 160,
+    model: Model = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    vae: Vae = None,
+    unet: Unet = None,
+    variant: Variant = None,
+    prediction_type: Prediction = None,
+    allow_pickle: AllowPickle = None,
+) -> None:
+    """Compare settings, or the images of a folder, on one labelled sheet; cells that exist are not generated again."""
+    from latentdiff.cli.grid import contact, run
+    from latentdiff.errors import InputError
+
+    if folder is not None:
+        contact(folder, output, columns, side)
+        return
+    if prompt is None or x is None:
+        raise InputError("a grid needs a prompt and --x, as --x steps=5,10,20; a contact sheet needs --folder")
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
+    more |= {"prediction_type": prediction_type, "allow_pickle": allow_pickle}
+    run(prompt, output, x, y, device, given(**options, **more))
