@@ -102,19 +102,19 @@ class LoraStack:
 
         models: the networks by part, in which these layers are plain.
         """
-        readers = cache(tensor_reader)
+        readers, buffer = cache(tensor_reader), torch.empty(CACHED_NUMBERS)
         for part, name in sorted(keys):
             layer = models[part].get_submodule(name)
-            self._write((part, name), "weight", layer.weight, readers)
+            self._write((part, name), "weight", layer.weight, readers, buffer)
             if self._changes_bias((part, name)):
-                self._write((part, name), "bias", layer.bias, readers)
+                self._write((part, name), "bias", layer.bias, readers, buffer)
 
     def _changes_bias(self, key: Key) -> bool:
         biases = {"up_bias", "diff_bias"}
         deltas = [lora.deltas[key] for lora in self.loaded.values() if key in lora.deltas]
         return any(biases & delta.tensors.keys() for delta in deltas)
 
-    def _write(self, key: Key, kind: str, target: Any, readers: Readers) -> None:
+    def _write(self, key: Key, kind: str, target: Any, readers: Readers, buffer: Tensor) -> None:
         stored = self._base(key, kind, target, readers)
         active = list(self._active(key))
         if not active:
@@ -123,7 +123,7 @@ class LoraStack:
         if kind == "weight" and target.device.type == "cpu":
             factors = [delta.factors(strength) for delta, strength in active]
             if None not in factors:
-                add_products(target, stored, cast(list[tuple[Tensor, Tensor]], factors))
+                add_products(target, stored, cast(list[tuple[Tensor, Tensor]], factors), buffer)
                 return
         base = stored.to(target.device, torch.float32)
         total: Tensor | None = None
@@ -157,17 +157,19 @@ def _strength(pair: Pair | None, key: Key) -> float:
     return 0.0 if pair is None else pair[0] if key[0] == "unet" else pair[1]
 
 
-def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor, Tensor]], buffer: Tensor) -> None:
     """Write `stored` plus the products of the factors to `target`, in float32 and a few rows at a time.
 
-    Rows that stay in the cache take a quarter of the time of whole weights, each of which needs new memory.
+    Rows that stay in the cache take a quarter of the time of whole weights, each of which needs new memory. buffer: of
+    float32 numbers, for as many rows as fit.
     """
     width = math.prod(stored.shape[1:])
-    rows = max(1, CACHED_NUMBERS // width)
-    buffer = torch.empty(rows, width)
+    if len(buffer) < width:
+        buffer = torch.empty(width)
+    rows = len(buffer) // width
     for start in range(0, len(stored), rows):
         part = stored[start : start + rows]
-        total = buffer[: len(part)].copy_(part.flatten(1))
+        total = buffer[: part.numel()].view(len(part), width).copy_(part.flatten(1))
         for up, down in factors:
             total.addmm_(up[start : start + rows], down)
         target[start : start + rows].copy_(total.view(part.shape))
