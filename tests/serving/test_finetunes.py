@@ -63,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replaces `latentdiff finetune` by a process that writes the same files quickly; `how` is its behaviour."""
 
     def use(how: str = "finish") -> None:
-        def command(one: Any, settings: Any, path: str | None) -> list[str]:
+        def command(one: Any, settings: Any, model: Any) -> list[str]:
             return [sys.executable, str(FAKE_RUN), str(one.output), how, str(settings.steps or 4)]
 
         monkeypatch.setattr(process, "finetune_command", command)
@@ -296,6 +296,15 @@ def test_the_check_names_each_problem_and_is_kept_until_something_changes(client
     assert client.get("/finetunes/apples").json()["check"] == report
     client.delete("/finetunes/apples/pictures/c.png")
     assert client.get("/finetunes/apples").json()["check"] is None
+
+
+def test_the_model_is_opened_as_the_server_opens_it() -> None:
+    model = ModelSpec(
+        "sd", "sd.ckpt", {"device": "cpu", "vae": "vae.pt", "prediction_type": "sample", "allow_pickle": True}
+    )
+    options = process.Settings(trigger="--resume", steps=5, skip_bad=True).options(model)
+    assert options == ["--model=sd.ckpt", "--vae=vae.pt", "--prediction-type=sample", "--method=lora",
+                       "--trigger=--resume", "--steps=5", "--skip-bad", "--allow-pickle"]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from latentdiff.serving.errors import NotFoundError
 from latentdiff.serving.finetunes import pictures, process, progress
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
 from latentdiff.serving.finetunes.process import CHECK, SETTINGS, Settings
-from latentdiff.serving.models import LoraSpec
+from latentdiff.serving.models import LoraSpec, ModelSpec
 from latentdiff.serving.server import Server, server_of
 
 router = APIRouter(prefix="/finetunes", tags=["fine-tuning"])
@@ -162,7 +162,7 @@ async def captions(body: dict[str, list[str]], one: One, finetunes: All) -> None
 async def check(body: Settings, one: One, finetunes: All, server: Here) -> dict[str, Any]:
     """What `latentdiff data check` reports for these settings."""
     async with finetunes.checking:
-        return await asyncio.to_thread(process.check_pictures, one, body, _model_path(server, body))
+        return await asyncio.to_thread(process.check_pictures, one, body, _model(server, body))
 
 
 @router.post("/{name}/start", status_code=202)
@@ -170,7 +170,7 @@ async def start(body: Settings, one: One, finetunes: All, server: Here) -> dict[
     """Start `latentdiff finetune` in a process of its own."""
     async with finetunes.changing:
         pictures.refuse_begun(one)
-        await asyncio.to_thread(process.start, finetunes, one, body, _model_path(server, body))
+        await asyncio.to_thread(process.start, finetunes, one, body, _model(server, body))
     return _state(one)
 
 
@@ -182,7 +182,7 @@ async def resume(body: Resume, one: One, finetunes: All, server: Here) -> dict[s
             raise ConflictError(f"{one.name} has no checkpoint; start it")
         settings = Settings(**one.read(SETTINGS))
         settings = settings.model_copy(update={"steps": body.steps or settings.steps})
-        await asyncio.to_thread(process.start, finetunes, one, settings, _model_path(server, settings))
+        await asyncio.to_thread(process.start, finetunes, one, settings, _model(server, settings))
     return _state(one)
 
 
@@ -232,6 +232,6 @@ def _refuse_running(one: FineTune) -> None:
         raise ConflictError(f"{one.name} is being trained; stop it or copy it to change its pictures")
 
 
-def _model_path(server: Server, settings: Settings) -> str | None:
+def _model(server: Server, settings: Settings) -> ModelSpec:
     models = server.engine.models
-    return models.specs[models.find(settings.model)].path
+    return models.specs[models.find(settings.model)]

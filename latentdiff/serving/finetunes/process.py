@@ -16,11 +16,13 @@ from latentdiff.data.check import ERRORS
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
 from latentdiff.serving.finetunes.pictures import last_change
+from latentdiff.serving.models import ModelSpec
 
 Status = Literal["new", "running", "stopping", "stopped", "failed", "finished"]
 PROCESS, SETTINGS, CHECK = "process.json", "settings.json", "check.json"
 TAIL_BYTES = 8192
 CHECK_SECONDS = 600
+OPENING = ("vae", "unet", "variant", "prediction_type")  # how the server opens a model
 QUIET = {"TQDM_MININTERVAL": "5"}  # the log grows slowly
 
 
@@ -39,10 +41,12 @@ class Settings(BaseModel):
     train_text: bool = False
     skip_bad: bool = False
 
-    def options(self, model_path: str | None) -> list[str]:
+    def options(self, model: ModelSpec) -> list[str]:
         """Command line options. Values are joined by `=`, so that none can be read as an option."""
+        opening = {name.replace("_", "-"): model.options.get(name) for name in OPENING}
         named = {
-            "model": model_path,
+            "model": model.path,
+            **opening,
             "method": self.method,
             "trigger": self.trigger.strip() or None,
             "steps": self.steps,
@@ -50,16 +54,17 @@ class Settings(BaseModel):
             "rank": self.rank,
             "resolution": self.resolution,
         }
-        switches = {"train-text": self.train_text, "skip-bad": self.skip_bad}
+        allow_pickle = bool(model.options.get("allow_pickle"))
+        switches = {"train-text": self.train_text, "skip-bad": self.skip_bad, "allow-pickle": allow_pickle}
         given = [f"--{name}={value}" for name, value in named.items() if value is not None]
         return given + [f"--{name}" for name, on in switches.items() if on]
 
 
-def check_pictures(one: FineTune, settings: Settings, model_path: str | None) -> dict[str, Any]:
+def check_pictures(one: FineTune, settings: Settings, model: ModelSpec) -> dict[str, Any]:
     """What `latentdiff data check --json` reports, kept until the pictures change. Raises ServingError."""
     before = last_change(one)
-    wanted = ("--model=", "--trigger=", "--resolution=")
-    options = [option for option in settings.options(model_path) if option.startswith(wanted)]
+    wanted = ("--model=", "--trigger=", "--resolution=", "--prediction-type=", "--allow-pickle")
+    options = [option for option in settings.options(model) if option.startswith(wanted)]
     command = [sys.executable, "-m", "latentdiff", "data", "check", str(one.pictures), "--json", *options]
     done = subprocess.run(command, capture_output=True, timeout=CHECK_SECONDS, check=False, env=os.environ | QUIET)
     if done.returncode not in (0, 1):
@@ -76,11 +81,11 @@ def check_pictures(one: FineTune, settings: Settings, model_path: str | None) ->
     return kept
 
 
-def start(finetunes: FineTunes, one: FineTune, settings: Settings, model_path: str | None) -> None:
+def start(finetunes: FineTunes, one: FineTune, settings: Settings, model: ModelSpec) -> None:
     """Start or resume training. Raises ConflictError while a fine-tune is running."""
     if (running := next((other for other in finetunes.all() if is_running(other)), None)) is not None:
         raise ConflictError(f"{running.name} is being trained; wait for it or stop it first")
-    command = finetune_command(one, settings, model_path)
+    command = finetune_command(one, settings, model)
     with one.log.open("wb") as log:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ | QUIET
@@ -90,9 +95,9 @@ def start(finetunes: FineTunes, one: FineTune, settings: Settings, model_path: s
     threading.Thread(target=child.wait, daemon=True).start()  # so that it does not stay as a zombie
 
 
-def finetune_command(one: FineTune, settings: Settings, model_path: str | None) -> list[str]:
+def finetune_command(one: FineTune, settings: Settings, model: ModelSpec) -> list[str]:
     """The command line that trains, or resumes from a checkpoint."""
-    options = settings.options(model_path) + ["--resume"] * one.begun
+    options = settings.options(model) + ["--resume"] * one.begun
     return [sys.executable, "-m", "latentdiff", "finetune", str(one.pictures), f"--output={one.output}", *options]
 
 
