@@ -1,6 +1,7 @@
 """The HTTP application: routes, errors in each client's dialect, start and end of the engine."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,11 +16,12 @@ import latentdiff
 from latentdiff.errors import LatentDiffError
 from latentdiff.serving.api import a1111, a1111_lists, finetunes, jobs, openai, openai_edits, operations, page
 from latentdiff.serving.dialects import error_body
-from latentdiff.serving.errors import ServingError, as_serving_error
+from latentdiff.serving.errors import InternalError, ServingError, as_serving_error
 from latentdiff.serving.finetunes.process import stop_all
 from latentdiff.serving.guard import Guard
 from latentdiff.serving.server import Server
 
+log = logging.getLogger("latentdiff.serving")
 DRAIN_SECONDS = 600.0
 STOP_SECONDS = 120.0  # for a fine-tune to save a checkpoint
 
@@ -66,6 +68,7 @@ def create_app(server: Server) -> FastAPI:
     ):
         app.include_router(router)
     app.add_exception_handler(LatentDiffError, _answer_error)
+    app.add_exception_handler(OSError, _answer_os_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     return app
@@ -74,6 +77,13 @@ def create_app(server: Server) -> FastAPI:
 async def _answer_error(http: Request, error: Exception) -> JSONResponse:
     serving = as_serving_error(error)
     return JSONResponse(error_body(http.url.path, serving), serving.status, serving.headers)
+
+
+async def _answer_os_error(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    log.error("file_failed", extra={"fields": {"error": str(error)}})
+    problem = InternalError(f"the server could not use a file ({error.strerror}); check its disk space and permissions")
+    return JSONResponse(error_body(http.url.path, problem), problem.status)
 
 
 async def _answer_validation(http: Request, error: Exception) -> JSONResponse:

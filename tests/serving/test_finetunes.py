@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from latentdiff.serving.engine import Engine
-from latentdiff.serving.finetunes import process
+from latentdiff.serving.finetunes import pictures, process
 from latentdiff.serving.finetunes.folder import FineTunes
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import ModelSpec, ModelStore
@@ -138,7 +138,9 @@ def test_folders_of_repeats_are_shown_as_often_as_in_the_folder(client: httpx.Cl
         *[("2_dog_x.png", ("dog",))] * 2, *[("3_cat_x.png", ("cat",))] * 3]  # fmt: skip
 
 
-@pytest.mark.parametrize("folder", ["..", "../secret", "/etc", "apples/../../secret", "out", "absent"])
+@pytest.mark.parametrize(
+    "folder", ["..", "../secret", "/etc", "apples/../../secret", "out", "absent", "a\0b", "x" * 5000]
+)
 def test_only_folders_below_the_root_can_be_named(client: httpx.Client, source: Path, folder: str) -> None:
     secret = source.parent / "secret"
     secret.mkdir()
@@ -164,6 +166,20 @@ def test_names_are_letters_and_digits(client: httpx.Client, name: str) -> None:
     assert answer.status_code == 400 and "1 to 40 letters" in message(answer)
 
 
+def test_odd_names_and_a_full_disk_are_one_line(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.post("/finetunes", json={"name": "x"})
+    for file in ("x" * 300, "..%5C..%5Cx", "x.png"):
+        assert client.get(f"/finetunes/x/thumbnails/{file}").status_code == 404
+    assert client.post("/finetunes/x/start", json={"trigger": "a\0b"}).status_code == 422
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/a/path")
+
+    monkeypatch.setattr(pictures, "add_picture", full)
+    answer = client.put("/finetunes/x/pictures/x.png", content=picture())
+    assert answer.status_code == 500 and "No space left" in message(answer) and "/a/path" not in message(answer)
+
+
 def test_a_name_in_chinese_works_and_a_taken_one_is_refused(client: httpx.Client) -> None:
     assert client.post("/finetunes", json={"name": "猫_1"}).status_code == 201
     assert client.get("/finetunes/猫_1").json()["status"] == "new"
@@ -180,6 +196,7 @@ def test_a_name_in_chinese_works_and_a_taken_one_is_refused(client: httpx.Client
         ("x.png", b"words", "not a readable image"),
         ("x.png", bytes(300_000), "above this server's limit of 200000 bytes"),
         ("metadata.jsonl", b"{}", "is not a picture"),
+        ("x" * 300 + ".png", picture(), "file name"),
     ],
 )
 def test_uploads_are_pictures_of_bounded_size(client: httpx.Client, file: str, data: bytes, problem: str) -> None:

@@ -6,7 +6,6 @@ Off unless the server was started with a folder that pictures may be taken from.
 import asyncio
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -147,7 +146,10 @@ async def delete_picture(file: str, one: One, finetunes: All) -> None:
 @router.get("/{name}/thumbnails/{file}", response_class=Response)
 async def thumbnail(file: str, one: One) -> Response:
     """A picture, at most 256 pixels a side."""
-    return _jpeg(pictures.thumbnail_of(one, file))
+    path = pictures.thumbnail_of(one, file)
+    if not pictures.is_file_name(file) or not path.is_file():
+        raise NotFoundError("this picture does not exist, or cannot be read")
+    return FileResponse(path, media_type="image/jpeg", headers=CACHED)
 
 
 @router.patch("/{name}/captions", status_code=204)
@@ -219,12 +221,6 @@ async def download(lora: str, one: One) -> Response:
 
 
 CACHED = {"Cache-Control": "private, max-age=3600"}
-
-
-def _jpeg(path: Path) -> Response:
-    if not path.is_file():
-        raise NotFoundError("this picture does not exist, or cannot be read")
-    return FileResponse(path, media_type="image/jpeg", headers=CACHED)
 
 
 def _refuse_running(one: FineTune) -> None:

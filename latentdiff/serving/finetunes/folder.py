@@ -161,6 +161,10 @@ class FineTunes:
     def source_folder(self, path: str) -> Path:
         """The folder of pictures at a relative path. Raises ServingError for one that is not below `source`."""
         found = self.source / path
-        if not self.contains(found) or not found.is_dir():
+        try:
+            usable = self.contains(found) and found.is_dir()
+        except (OSError, ValueError):  # too long, or with a null byte
+            usable = False
+        if not usable:
             raise NotFoundError(f"folder={path[:200]!r} is not a folder below the server's --train folder", "folder")
         return found

@@ -61,6 +61,11 @@ def write_pictures(one: FineTune, pictures: list[Picture]) -> None:
     (one.folder / "check.json").unlink(missing_ok=True)
 
 
+def is_file_name(file: str) -> bool:
+    """Whether a name is safe on every system and names no other folder."""
+    return not UNSAFE.search(file) and not file.startswith(".") and len(file.encode()) <= 200
+
+
 def last_change(one: FineTune) -> int:
     """When the pictures or captions were last changed, 0 if there are none."""
     path = one.pictures / CAPTIONS
@@ -76,7 +81,7 @@ def refuse_begun(one: FineTune) -> None:
 def add_picture(one: FineTune, file: str, data: bytes) -> Picture:
     """Save an uploaded picture, in place of one of the same name. Raises ServingError."""
     refuse_begun(one)
-    if UNSAFE.search(file) or file.startswith(".") or len(file.encode()) > 120:
+    if not is_file_name(file):
         raise ServingError(f"file={file[:120]!r} is not a file name that can be saved; rename it", "file")
     if not is_picture(file):
         raise ServingError(f"{file} is not a picture; add files ending in {', '.join(sorted(PICTURES))}", "file")
@@ -111,6 +116,8 @@ def add_folder(one: FineTune, finetunes: FineTunes, path: str, limit: int) -> No
         if size > limit:
             raise LimitError(f"{row.name} has {size} bytes, above this server's limit of {limit}; reduce it", "folder")
         file = UNSAFE.sub("_", row.name)
+        if not is_file_name(file):
+            raise ServingError(f"{row.name} is not a file name that can be saved; rename it", "folder")
         if file in pictures:
             pictures[file] = pictures[file]._replace(repeats=pictures[file].repeats + row.repeats)
             continue

@@ -33,7 +33,7 @@ class Settings(BaseModel):
 
     model: str | None = Field(None, description="A model of /v1/capabilities.")
     method: Literal["lora", "dora"] = "lora"
-    trigger: str = Field("", max_length=200, description="Words before every caption.")
+    trigger: str = Field("", max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words before every caption.")
     steps: int | None = Field(None, ge=1, le=100_000)
     learning_rate: float | None = Field(None, gt=0, le=1)
     rank: int | None = Field(None, ge=1, le=512)
