@@ -35,8 +35,8 @@ from latentdiff.runtime import pick_device
 class Request:
     """Command-line options. of_model: the given options for generation."""
 
-    real: Path
-    generated: Path | None
+    real: str
+    generated: str | None
     features: str
     weights: str | None
     judge: str | None

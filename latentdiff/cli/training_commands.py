@@ -132,9 +132,9 @@ def report(
 
 @app.command()
 def evaluate(
-    real: Annotated[Path, typer.Option(help="Real images that no model was trained on: a folder, .zip or .tar.")],
+    real: Annotated[str, typer.Option(help=f"Real images that no model was trained on. {PICTURES}")],
     generated: Annotated[
-        Path | None, typer.Option(help="Generated images; by default the model generates them.")
+        str | None, typer.Option(help="Generated images; by default the model generates them.")
     ] = None,
     model: Model = None,
     num: Annotated[int | None, typer.Option(help="How many captions of --real to use. [default: all]")] = None,

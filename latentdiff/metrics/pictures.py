@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.model import GenerationConfig
-from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row, read_layout
+from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import decode, fit, measure
 from latentdiff.model_hash import hash_model
@@ -35,9 +35,9 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """Rows of a folder, zip or tar, cropped to the centre square and resized to `resolution`."""
+    """Rows of a data source, cropped to the centre square and resized to `resolution`."""
 
-    path: Path
+    path: str | Path
     rows: list[Row]
     resolution: int
 
@@ -97,9 +97,9 @@ class ModelPictures:
             yield (made.images.cpu() * 255).round().to(torch.uint8)
 
 
-def read_pictures(path: Path) -> list[Row]:
-    """The pictures of a folder, zip or tar, whether captioned or not. Raises InputError when there is none."""
-    rows = read_layout(open_container(path)).rows
+def read_pictures(path: str | Path) -> list[Row]:
+    """The pictures of any source that `open_source` opens, captioned or not. Raises InputError if there are none."""
+    rows = read_layout(open_source(path)).rows
     if not rows:
         raise InputError(f"{path} has no pictures; add some, or give another folder")
     return rows
@@ -125,7 +125,7 @@ def size_notes(pictures: FolderPictures) -> list[str]:
     return notes
 
 
-def choose_rows(path: Path, count: int | None, seed: int) -> list[Row]:
+def choose_rows(path: str | Path, count: int | None, seed: int) -> list[Row]:
     """`count` captioned pictures (all if None) in an order drawn with `seed`.
 
     Raises InputError for a picture without a caption, and if there are fewer than `count`.

@@ -26,11 +26,11 @@ def dataset(**columns: list[Any]) -> Any:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `load_dataset` gives; and, once called, what it was requests for."""
+    """What `load_dataset` gives; and, once called, its request."""
     state: dict[str, Any] = {}
 
     def load_dataset(repository: str, config: str | None, split: str) -> Any:
-        state["requests"] = (repository, config, split)
+        state["request"] = (repository, config, split)
         if isinstance(state["gives"], Exception):
             raise state["gives"]
         return state["gives"]
@@ -43,7 +43,7 @@ def test_rows_of_a_dataset_have_captions_and_columns(load: dict[str, Any]) -> No
     load["gives"] = dataset(text=["a", None, "c"], style=["x", "x", "y"], other=[[1.0], [], []])
     config = DataConfig(train="hf://owner/name", prefix="sks", keep={"style": ("x",)})
     rows = read_rows(config.train, config)
-    assert load["requests"] == ("owner/name", None, "train")
+    assert load["request"] == ("owner/name", None, "train")
     assert [(row.name, row.captions) for row in rows] == [("00000000", ("sks, a",)), ("00000001", ("sks",))]
     assert [row.read() for row in rows] == [picture("red"), picture("green")]
     assert rows[0].where == "hf://owner/name/00000000"
@@ -53,7 +53,7 @@ def test_split_config_and_columns_can_be_selected(load: dict[str, Any]) -> None:
     load["gives"] = dataset(words=[["a", "b"], [], ["c"]], text=["1", "2", "3"], caption=["p", "q", "r"])
     source = "hf://owner/name?split=train[:2]+test[:1]&config=small&image=image&text=words"
     checked = check(source, Fitting(8), lambda caption: "")
-    assert load["requests"] == ("owner/name", "small", "train[:2]+test[:1]")
+    assert load["request"] == ("owner/name", "small", "train[:2]+test[:1]")
     assert (checked.path, checked.pictures, checked.captions, checked.layout) == (source, 3, 3, "metadata")
     assert [finding.kind for finding in checked.errors] == ["no caption"]
 

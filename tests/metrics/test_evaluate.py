@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,39 @@ def test_a_folder_against_a_folder(tmp_path: Path, run: Run, capsys: pytest.Capt
     html = page.read_text()
     assert html.count("data:image/jpeg") == 40 and "a red &lt;picture&gt;" in html
     assert "http" not in html and len(html) < 300_000
+
+
+def as_shards(folder: Path) -> str:
+    for k, files in enumerate((sorted(folder.iterdir())[:26], sorted(folder.iterdir())[26:])):
+        with tarfile.open(folder.parent / f"s{k}.tar", "w") as tar:
+            for file in files:
+                tar.add(file, file.name)
+    return str(folder.parent / "s{0..1}.tar")
+
+
+def as_parquet(folder: Path) -> str:
+    images = sorted(folder.glob("*.png"))
+    columns = {"image": [{"bytes": image.read_bytes(), "path": image.name} for image in images]}
+    module = pytest.importorskip("pyarrow.parquet")
+    module.write_table(pytest.importorskip("pyarrow").table(columns), folder.parent / "x.parquet")
+    return str(folder.parent / "x.parquet")
+
+
+@pytest.mark.parametrize("pack", [as_shards, as_parquet])
+def test_every_source_of_pictures_is_opened(
+    pack: Callable[[Path], str], tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 26, 2)
+    packed = pack(second)
+    for real in (second, packed):
+        metrics = ["--metrics", "frechet,kernel"]
+        assert run("--generated", first, "--real", real, *OPTIONS, *metrics, "-o", tmp_path / "out.json") == 0
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert found["real"] == {"path": str(real), "count": 26}
+        values = found["values"] if real == second else values
+    assert found["values"] == values
+    assert run("--generated", first, "--real", "gopher://x/a.tar", *OPTIONS) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_smallest_generated_picture_sets_the_size_and_other_sizes_are_noted(tmp_path: Path, run: Run) -> None:
