@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "transfer",
     "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
-    "checkpoints", "denoiser", "images", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
+    "checkpoints", "denoiser", "images", "safety", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
     "variations", "inversion", "size_conditioning", "denoising_range", "model_limits", "canvases", "inputs",
     "diffusers_names", "edit_rows", "loaded_model", "pipeline", "refiner", "upscaling", "hires", "animation",
     "previews", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
@@ -31,6 +31,7 @@ WITHIN = {  # the order inside a folder, where it has one
         "conditioning",
         "prompt_inputs",
         "prompt_encoder",
+        "wildcards",
     ],
 }
 

@@ -1,5 +1,6 @@
 """Draw the images of one `generate` batch by batch, and write each with its recipe."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,11 +12,13 @@ import latentdiff
 from latentdiff.cli.editing import Editing
 from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
-from latentdiff.recipe import Recipe, read_recipe
+from latentdiff.recipe import Recipe, read_recipe, write_image
+from latentdiff.safety import ContentChecker
 from latentdiff.samplers import Callback
 
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
 SIZES = {"height", "width"}
+DONE = {"flag": "flagged", "blur": "blurred", "refuse": "refused"}
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Drawing:
     editing: Editing
     hires: Any
     hires_recipe: dict[str, Any]
+    checker: ContentChecker | None = None
 
     def draw(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
         """The images of a batch; called twice where there is a second pass. Raises InputError with the line."""
@@ -51,6 +55,22 @@ class Drawing:
         except LatentDiffError as error:
             raise type(error)(f"{batch[0].place}{error}") from error
         return images
+
+    def write(self, picture: Picture, image: Image.Image) -> bool:
+        """Write an image with its recipe and print its path; False where the content checker refuses it."""
+        checked = None if self.checker is None else self.checker([image])[0]
+        found: dict[str, Any] = {}
+        if self.checker is not None and checked is not None:
+            found = {"safety": self.checker.action, "safety_score": checked.score, "flagged": checked.flagged}
+            if checked.flagged:
+                done = DONE[self.checker.action]
+                print(f"warning: the content checker {done} {picture.path} ({checked.score:.2f})", file=sys.stderr)
+            if checked.image is None:
+                return False
+            image = checked.image
+        write_image(image, self.recipe(picture, image, found), picture.path)
+        print(picture.path, flush=True)
+        return True
 
     def check(self, batch: Sequence[Picture]) -> None:
         """Raise InputError, with the line at fault, for what the pipeline would refuse."""
@@ -76,8 +96,8 @@ class Drawing:
         if not picture.path.exists():
             return False
         found, wanted = read_recipe(picture.path).model_dump(), self.recipe(picture).model_dump()
-        ignored = {"version"} | (SIZES if self.editing.arguments else set())
-        for name in wanted.keys() - ignored:
+        ignored = {"version", "safety_score", "flagged"} | (SIZES if self.editing.arguments else set())
+        for name in sorted(wanted.keys() - ignored):
             if found[name] != wanted[name]:
                 raise InputError(
                     f"{picture.path} exists and was made with {name}={shorten(found[name])}, not "
@@ -85,11 +105,15 @@ class Drawing:
                 )
         return True
 
-    def recipe(self, picture: Picture, image: Image.Image | None = None) -> Recipe:
-        """Of an image; without one, that of a file that will be written (its size as far as it is known)."""
+    def recipe(self, picture: Picture, image: Image.Image | None = None, found: dict[str, Any] | None = None) -> Recipe:
+        """Of an image; without one, that of a file that will be written (its size as far as it is known).
+
+        found: what the content checker says of the image.
+        """
         settings = self.settings | picture.settings
         same = settings | self.editing.recipe | self.hires_recipe | self.opened.same
         own = {"prompt": picture.prompt, "version": latentdiff.__version__}
+        own |= found or ({} if self.checker is None else {"safety": self.checker.action})
         return Recipe.model_validate(same | own | self._size(settings, image))
 
     def _arguments(self, batch: Sequence[Picture]) -> dict[str, Any]:

@@ -9,20 +9,25 @@ from tqdm import tqdm
 
 from latentdiff.cli.drawing import Drawing, Opened
 from latentdiff.cli.editing import take_editing, take_hires
+from latentdiff.cli.expansion import read_expansion, warn_of_syntax
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.options import NAMES as OPEN_NAMES
-from latentdiff.cli.pictures import Picture, makes_folder, pictures_of_lines, pictures_of_prompts
+from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
 from latentdiff.cli.refining import take_refiner
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
-from latentdiff.recipe import Found, read_any, write_image
+from latentdiff.recipe import Found, read_any
+from latentdiff.safety import ContentChecker
 
 MODEL_NAMES = {"model", "loras", "embeddings", *OPEN_NAMES}
 DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
-NOT_SETTINGS = ("prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash", "refiner_hash")
+NOT_SETTINGS = (
+    "prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash", "refiner_hash", "safety", "safety_score",
+    "flagged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Request:
     prompts_file: Path | None = None
     batch_size: int | None = None
     processes: int | None = None
+    expand: str | None = None
+    wildcards: Path | None = None
+    safety: str | None = None
 
 
 def run(request: Request) -> None:
@@ -55,6 +63,7 @@ def run(request: Request) -> None:
     editing = take_editing(request.image, request.mask, settings, request.given, found)
     hires, hires_recipe = take_hires(settings)
     refining = take_refiner(settings, hires)
+    checker = None if request.safety is None else ContentChecker(request.safety)
     opened = open_pipeline(local_device(request.device), settings)
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
@@ -64,28 +73,38 @@ def run(request: Request) -> None:
         opened.same |= refining.recipe(opened.refiner, old)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
-    drawing = Drawing(opened, settings, editing, hires, hires_recipe)
+    drawing = Drawing(opened, settings, editing, hires, hires_recipe, checker)
     if request.prompts_file is None:
-        _draw_at_once(drawing, pictures, request)
+        refused = len(pictures) - _draw(drawing, pictures, request)
     else:
         from latentdiff.cli.prompts_run import draw_in_batches
 
-        draw_in_batches(drawing, pictures, request)
+        refused = draw_in_batches(drawing, pictures, request)
+    if refused:
+        raise InputError(
+            f"{refused} of {len(pictures)} images were refused by the content checker and not written; "
+            "change the prompt or the seed, or use --safety blur"
+        )
 
 
 def _pictures(request: Request, settings: dict[str, Any], found: Found | None) -> list[Picture]:
+    expansion = read_expansion(request.expand, request.wildcards)
+    common = request.num_images, settings, expansion
     if request.prompts_file is not None:
         if request.prompts:
             raise InputError(f"{request.prompts[0]!r} and --prompts are both given; leave one of them out")
         lines = read_prompts_file(request.prompts_file)
-        return pictures_of_lines(request.output, lines, request.num_images, settings, request.prompts_file)
-    for option, value in (("--batch-size", request.batch_size), ("--num-processes", request.processes)):
-        if value is not None:
-            raise InputError(f"{option} {value} is for --prompts FILE; leave it out")
-    prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
-    if not prompts:
-        raise InputError("no prompt was given; write one in quotes, or name a file with --prompts or --recipe")
-    return pictures_of_prompts(request.output, prompts, request.num_images, settings)
+        pictures = pictures_of_lines(request.output, lines, *common, request.prompts_file)
+    else:
+        if request.processes is not None:
+            raise InputError(f"--num-processes {request.processes} is for --prompts FILE; leave it out")
+        prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
+        if not prompts:
+            raise InputError("no prompt was given; write one in quotes, or name a file with --prompts or --recipe")
+        pictures = pictures_of_prompts(request.output, prompts, *common)
+    if expansion.wildcards is None and request.recipe is None:
+        warn_of_syntax(picture.prompt for picture in pictures)
+    return pictures
 
 
 def _check_outputs(request: Request, pictures: list[Picture]) -> None:
@@ -99,20 +118,27 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
             check_writable_parent(picture.path)
     if request.preview:
         check_writable_parent(request.preview)
+        if request.safety in ("blur", "refuse"):
+            raise InputError(f"--preview shows images before --safety {request.safety} checks them; leave out one")
     if request.processes:
         check_devices(request.processes)
 
 
-def _draw_at_once(drawing: Drawing, pictures: list[Picture], request: Request) -> None:
+def _draw(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
+    """Returns how many images were written: those that the content checker does not refuse."""
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
-        images = drawing.draw(pictures, Progress(bar, preview))
+        groups = batches(pictures, drawing.settings, request.batch_size or len(pictures))
+        for batch in groups[1:]:  # before the first is drawn
+            drawing.check(batch)
+        written = 0
+        for batch in groups:
+            images = drawing.draw(batch, Progress(bar, preview))
+            written += sum(drawing.write(*pair) for pair in zip(batch, images, strict=True))
         bar.set_postfix(memory=f"{peak_memory(drawing.opened.pipe.device) / 2**30:.1f}G")
-    for picture, image in zip(pictures, images, strict=True):
-        write_image(image, drawing.recipe(picture, image), picture.path)
-        print(picture.path)
+    return written
 
 
 def _settings(request: Request, found: Found | None) -> dict[str, Any]:

@@ -23,10 +23,19 @@ def generate(
         typer.Option("--prompts", help="File with a prompt per line, and options after it; continues what it began."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images of --prompts that are sampled together. [default: 4]")
+        int | None, typer.Option(min=1, help="Images sampled together. [default: all; 4 with --prompts]")
     ] = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that share --prompts, one for each GPU. [default: 1]")
+    ] = None,
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            help="Of {red|green} and __animal__ in prompts: random, or combinatorial for all. [default: text]"
+        ),
+    ] = None,
+    wildcards: Annotated[
+        Path | None, typer.Option(help="Folder of animal.txt for __animal__ in prompts; --expand is random then.")
     ] = None,
     model: Model = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
@@ -143,6 +152,10 @@ def generate(
     upscaler: Annotated[str | None, typer.Option(help="lanczos, latent, or an ESRGAN file. [default: lanczos]")] = None,
     preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished images, rewritten often.")] = None,
     preview_every: Annotated[int, typer.Option(min=1, help="Steps between two previews.")] = 5,
+    safety: Annotated[
+        str | None,
+        typer.Option(help="What the content checker does to nudity: flag, blur or refuse. [default: no check]"),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this image.")] = None,
     strength: Annotated[
         float | None,
@@ -236,6 +249,6 @@ def generate(
     run(
         Request(
             output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every,
-            prompts_file, batch_size, num_processes,
+            prompts_file, batch_size, num_processes, expand, wildcards, safety,
         )
     )  # fmt: skip

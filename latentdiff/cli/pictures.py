@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentdiff.cli.expansion import Expansion
 from latentdiff.cli.prompts_file import SEED_NAMES, PromptLine
 from latentdiff.errors import InputError
 from latentdiff.recipe import check_suffix
@@ -28,23 +29,31 @@ class Picture:
     place: str = ""
 
 
-def pictures_of_prompts(output: Path, prompts: list[str], num_images: int, settings: dict[str, Any]) -> list[Picture]:
+def pictures_of_prompts(
+    output: Path, prompts: list[str], num_images: int, settings: dict[str, Any], expansion: Expansion
+) -> list[Picture]:
     """`apple.png` for one image, `apple-1.png`, `apple-2.png`, … for several; image k is drawn from seed + k.
 
     Takes the seeds out of the settings. Raises InputError for other formats and seeds that are too large.
     """
     check_suffix(output)
-    texts = [prompt for prompt in prompts for _ in range(num_images)]
+    texts = [text for prompt in prompts for text in expansion.texts(prompt) for _ in range(num_images)]
     names = [f"-{k}" for k in range(1, len(texts) + 1)] if len(texts) > 1 else [""]
     paths = [output.with_name(f"{output.stem}{name}{output.suffix}") for name in names]
     seeds = _seeds(settings, len(texts))
     for name in SEED_NAMES:
         settings.pop(name, None)
-    return [Picture(*parts) for parts in zip(paths, texts, seeds, strict=True)]
+    parts = zip(paths, texts, seeds, strict=True)
+    return [Picture(path, expansion.text(text, own["seed"]), own) for path, text, own in parts]
 
 
 def pictures_of_lines(
-    output: Path, lines: Sequence[PromptLine], num_images: int, settings: dict[str, Any], file: Path
+    output: Path,
+    lines: Sequence[PromptLine],
+    num_images: int,
+    settings: dict[str, Any],
+    expansion: Expansion,
+    file: Path,
 ) -> list[Picture]:
     """`012.png` for line 12 in a folder, `apple-012.png` beside others; `012-1.png`, `012-2.png` for several images.
 
@@ -54,17 +63,20 @@ def pictures_of_lines(
     digits, pictures = len(str(lines[-1].number)), list[Picture]()
     first = {name: settings.pop(name) for name in SEED_NAMES if settings.get(name) is not None}
     for line in lines:
-        place, count = f"{file}, line {line.number}: ", line.num_images or num_images
+        place = f"{file}, line {line.number}: "
         varied = (settings | line.settings).get("variation_strength") is not None
         counted = {"seed": FIRST_SEED} | ({"variation_seed": FIRST_SEED} if varied else {}) | first
         moved = {name: seed + len(pictures) for name, seed in counted.items() if name != "seed" or not varied}
         try:
-            seeds = _seeds(settings | counted | moved | line.settings, count)
+            each = expansion.texts(line.prompt)
+            texts = [text for text in each for _ in range(line.num_images or num_images)]
+            seeds = _seeds(settings | counted | moved | line.settings, len(texts))
+            texts = [expansion.text(text, own["seed"]) for text, own in zip(texts, seeds, strict=True)]
         except InputError as error:
             raise InputError(f"{place}{error}") from error
-        for k, own in enumerate(seeds, 1):
-            path = _path(output, f"{line.number:0{digits}}" + (f"-{k}" if count > 1 else ""))
-            pictures.append(Picture(path, line.prompt, line.settings | own, place))
+        for k, (text, own) in enumerate(zip(texts, seeds, strict=True), 1):
+            path = _path(output, f"{line.number:0{digits}}" + (f"-{k}" if len(texts) > 1 else ""))
+            pictures.append(Picture(path, text, line.settings | own, place))
     return pictures
 
 

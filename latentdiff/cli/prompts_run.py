@@ -10,16 +10,15 @@ from latentdiff.cli.generate import Request
 from latentdiff.cli.launch import started_processes
 from latentdiff.cli.pictures import Picture, batches, makes_folder
 from latentdiff.cli.progress import preview_file
-from latentdiff.recipe import write_image
 
 BATCH = 4  # images at once, where --batch-size is not given
 
 
-def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request) -> None:
-    """Check all lines and all files that exist, then draw what is missing. Raises InputError.
+def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
+    """Check all lines and all files that exist, then draw what is missing; returns how many images were refused.
 
     A batch that lacks one image is drawn whole, so that an image has the same bits whatever existed before, and
-    whichever process draws it.
+    whichever process draws it. Raises InputError.
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", request.processes or 1))
     groups = batches(pictures, drawing.settings, request.batch_size or BATCH)
@@ -29,19 +28,19 @@ def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request)
     if done and rank == 0:
         print(f"{len(done)} of {len(pictures)} images exist and are kept", file=sys.stderr)
     if len(done) == len(pictures):
-        return
+        return 0
     if makes_folder(request.output):
         request.output.mkdir(exist_ok=True)
     own = [batch for batch in groups[rank::processes] if any(picture.path not in done for picture in batch)]
     total = sum(picture.path not in done for batch in own for picture in batch)
     label = "images" if processes == 1 else f"images of process 1 of {processes}"
-    hidden = True if rank else None
+    hidden, refused = True if rank else None, 0
     preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
     with started_processes(processes), tqdm(desc=label, total=total, disable=hidden, file=sys.stderr) as bar:
         for batch in own:
             images = drawing.draw(batch, preview)
             for picture, image in zip(batch, images, strict=True):
                 if picture.path not in done:
-                    write_image(image, drawing.recipe(picture, image), picture.path)
-                    print(picture.path, flush=True)
+                    refused += not drawing.write(picture, image)
                     bar.update()
+    return refused

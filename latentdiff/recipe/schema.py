@@ -26,6 +26,7 @@ class Recipe(BaseModel):
     image_hash, mask_hash: SHA-256 of the input's and the mask's file, 16 digits; their paths are not kept. hashes: the
     first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them. original_size
     to negative_aesthetic_score: the fields of `SizeConditioning`. refiner_hash: as model_hash.
+    safety, safety_score, flagged: what the content checker was to do, and what it found.
     prompt_syntax: recipes before version 0.2 have none, since prompts were read as text.
     """
 
@@ -78,6 +79,9 @@ class Recipe(BaseModel):
     refiner_switch: float | None = None
     refiner_hash: str | None = None
     animation: AnimationRecipe | None = None
+    safety: str | None = None
+    safety_score: float | None = None
+    flagged: bool | None = None
     dtype: str
     optimize: str = "auto"
     approximate: tuple[str, ...] = ()

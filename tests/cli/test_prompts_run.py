@@ -142,7 +142,6 @@ def test_a_bad_line_stops_the_command_before_anything_is_drawn(
     ("arguments", "message"),
     [
         (["a cat", "--prompts", "prompts.txt", "-o", "out"], "'a cat' and --prompts are both given"),
-        (["a cat", "-o", "a.png", "--batch-size", "2"], "--batch-size 2 is for --prompts FILE"),
         (["a cat", "-o", "a.png", "--num-processes", "2"], "--num-processes 2 is for --prompts FILE"),
         (["--prompts", "prompts.txt", "-o", "prompts.txt"], "-o prompts.txt is a file; name a folder"),
         (["--prompts", "prompts.txt", "-o", "no/out"], "the folder no does not exist"),
@@ -189,3 +188,59 @@ def test_a_process_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"process 2 of 2 failed \(No such option: --stepz.*; run this again"):
         with started_processes(2):
             pass
+
+
+def test_expanded_prompts_are_drawn_and_recorded(folder: Path, model_folder: Path) -> None:
+    """Random choices follow from the seed of each image; combinations are images of their line."""
+    (folder / "words").mkdir()
+    Path("words/animal.txt").write_text("cat\ndog\n")
+    Path("prompts.txt").write_text("{a red|a blue} __animal__\na cat --negative_prompt '{x|y}'\n")
+    words = ["--prompts", "prompts.txt", "--wildcards", "words"]
+    assert generate(model_folder, *words, "-o", "all", "--expand", "combinatorial") == 0
+    found = {path.name: read_recipe(path) for path in sorted(Path("all").iterdir())}
+    texts = ["a red cat", "a red dog", "a blue cat", "a blue dog", "a cat"]
+    assert list(found) == ["1-1.png", "1-2.png", "1-3.png", "1-4.png", "2.png"]
+    assert [recipe.prompt for recipe in found.values()] == texts
+    assert [recipe.seed for recipe in found.values()] == list(range(5))
+    for _ in range(2):  # the second time all exist
+        assert generate(model_folder, *words, "-o", "some", "--num-images", 3) == 0
+    assert len({read_recipe(path).prompt for path in Path("some").glob("1-*.png")}) > 1
+    words = ["{a|b|c} cat", "--expand", "random", "--seed", "3"]
+    assert generate(model_folder, *words, "-o", "x.png", "--num-images", 2) == 0
+    first = read_recipe(Path("x-1.png")).prompt
+    assert first in ("a cat", "b cat", "c cat")
+    assert generate(model_folder, *words, "-o", "y.png") == 0
+    assert read_recipe(Path("y.png")).prompt == first
+
+
+def test_variants_are_text_with_a_warning_unless_expanded(
+    folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model_folder, "a {red|green} cat", "-o", "x.png") == 0
+    assert "warning: '{red|green}' in the prompt is read as text; --expand random chooses" in capsys.readouterr().err
+    assert read_recipe(Path("x.png")).prompt == "a {red|green} cat"
+    assert generate(model_folder, "a {red|green} cat", "-o", "x.png", "--expand", "combinational") == 2
+    assert "did you mean 'combinatorial'?" in capsys.readouterr().err
+    Path("prompts.txt").write_text("a\n{b|c\n")
+    assert generate(model_folder, "--prompts", "prompts.txt", "-o", "out", "--expand", "random") == 2
+    assert "prompts.txt, line 2: '{b|c' cannot be expanded" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "dynamicprompts.enums", None)
+    monkeypatch.delitem(sys.modules, "latentdiff.text.wildcards")
+    assert generate(model_folder, "a {red|green} cat", "-o", "x.png", "--expand", "random") == 2
+    error = capsys.readouterr().err
+    assert 'pip install "latentdiff[wildcards]"' in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--image", "in.png", "--strength", "0.6"], ["--hires", "2", "--hires-strength", "0.5"]]
+)
+def test_other_options_apply_to_every_line(options: list[str], folder: Path, model_folder: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)).save("in.png")
+    Path("prompts.txt").write_text("a cat\na dog --steps 4\n")
+    for _ in range(2):  # the second time all exist
+        assert generate(model_folder, "--prompts", "prompts.txt", "-o", "out", *options) == 0
+    recipes = [read_recipe(Path("out", name)) for name in ("1.png", "2.png")]
+    assert [(recipe.prompt, recipe.steps) for recipe in recipes] == [("a cat", 2), ("a dog", 4)]
+    sizes = {Image.open(path).size for path in Path("out").iterdir()}
+    assert sizes == ({(24, 16)} if "--image" in options else {(32, 32)})
+    assert all(recipe.image_hash if "--image" in options else recipe.hires == 2 for recipe in recipes)
