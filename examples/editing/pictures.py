@@ -9,8 +9,6 @@ from PIL import Image
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.animation import animate
-from latentdiff.hires import Hires, generate_hires
-from latentdiff.images.edit import EditOptions
 from latentdiff.images.sheet import labelled_grid
 
 QUALITY = 90  # of WebP files
@@ -35,34 +33,12 @@ def inversion(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
     return labelled_grid([[apple, plain, *found]], labels, [])
 
 
-def variations(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
-    call: dict[str, Any] = {"num_images_per_prompt": 4, "seed": seed, "variation_seed": 1}
-    rows = [pipe("a cat face, noto style", variation_strength=s, **call).images for s in (0.1, 0.3)]
-    own = pipe("a cat face, noto style", seed=seed).images[0]
-    labels = [f"seed {seed}", *(f"variation seed {k}" for k in range(1, 5))]
-    return labelled_grid([[own, *row] for row in rows], labels, ["0.1", "0.3"])
-
-
 def inpainting(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
     cat = pipe("a cat face, noto style", seed=7).images[0]
     mask = Image.new("L", cat.size)
     mask.paste(255, (0, 0, cat.width, cat.height // 2))
     done = pipe("a dog face, noto style", image=cat, mask_image=mask, seed=seed).images[0]
     return labelled_grid([[cat, mask.convert("RGB"), done]], ["--image", "--mask", "a dog face, noto style"], [])
-
-
-def outpainting(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
-    face = pipe("a pizza, noto style", seed=7).images[0]
-    options = EditOptions(extend={"right": 64})
-    done = pipe("a pizza, noto style", image=face, edit=options, seed=seed).images[0]
-    return labelled_grid([[face, done]], ["--image", "--extend right=64"], [])
-
-
-def hires(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
-    small = pipe("a cat face, noto style", seed=seed).images[0]
-    lanczos = small.resize((256, 256), Image.Resampling.LANCZOS)
-    done = generate_hires(pipe, Hires(2, strength=0.4), prompt="a cat face, noto style", seed=seed, tile=128).images[0]
-    return labelled_grid([[small, lanczos, done]], ["128 x 128", "Lanczos", "--hires 2 --tile 128"], [])
 
 
 def seamless(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
@@ -87,17 +63,14 @@ def animation(pipe: LatentDiffusionPipeline, folder: Path) -> None:
 
 
 SHEETS: dict[str, Callable[[LatentDiffusionPipeline, int], Image.Image]] = {
-    "image_to_image": image_to_image, "inversion": inversion, "variations": variations, "inpainting": inpainting,
-    "outpainting": outpainting, "hires": hires, "seamless": seamless,
+    "image_to_image": image_to_image, "inversion": inversion, "inpainting": inpainting,
+    "seamless": seamless,
 }  # fmt: skip
 SEEDS = {
     "image_to_image": 7,
-    "inversion": 7,
-    "variations": 7,
+    "inversion": 3,
     "inpainting": 1,
-    "outpainting": 1,
-    "hires": 7,
-    "seamless": 7,
+    "seamless": 1,
 }
 
 
