@@ -91,7 +91,8 @@ async def _answer_validation(http: Request, error: Exception) -> JSONResponse:
     first: dict[str, Any] = dict(error.errors()[0])
     names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(names) or None
-    invalid = InvalidRequestError(f"{param or 'body'}: {first['msg']}", param)
+    advice = "" if param else "; send a JSON object with Content-Type: application/json"
+    invalid = InvalidRequestError(f"{param or 'body'}: {first['msg']}{advice}", param)
     if http.url.path.startswith("/v1/"):
         invalid.status = 400
     return JSONResponse(error_body(http.url.path, invalid), invalid.status)

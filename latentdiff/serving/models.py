@@ -101,6 +101,8 @@ class ModelStore:
 
     def find_lora(self, name: str) -> str:
         """The name of a known LoRA. Raises NotFoundError."""
+        if not self.loras:
+            raise NotFoundError(f"LoRA {name!r} is unknown; this server has none, start it with --lora", "loras")
         if name not in self.loras:
             raise NotFoundError(f"LoRA {name!r} is unknown; {did_you_mean(name, self.loras)}", "loras")
         return name

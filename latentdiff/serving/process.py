@@ -1,5 +1,6 @@
 """The server process: how it ends."""
 
+import os
 import threading
 import time
 from types import FrameType
@@ -25,8 +26,8 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by uvicorn for each signal."""
         if self._draining:
-            self.should_exit = self.force_exit = True
-            return
+            self._server.files.close()
+            os._exit(128 + sig)  # a thread that computes cannot be interrupted in another way
         self._draining = True
         threading.Thread(target=self._drain, name="latentdiff-drain", daemon=True).start()
 

@@ -34,6 +34,18 @@ def test_no_accepted_job_is_lost_at_sigterm(model_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(model_folder: Path) -> None:
+    with ours("float32", "--device", "cpu", model=model_folder) as side:
+        for k in range(16):
+            httpx.post(f"{side.url}/jobs", json=BODY | {"seed": k, "steps": 150, "images": 8})
+        side.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{side.url}/readyz").status_code != 503:
+            time.sleep(0.01)
+        side.process.send_signal(signal.SIGTERM)
+        assert side.process.wait(10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
 def test_a_soak_leaves_no_request_unanswered(model_folder: Path) -> None:
     with ours("float32", *OPTIONS, model=model_folder) as side:
         found = soak(side, 400)
