@@ -181,7 +181,7 @@ def main() -> None:
             f"mean service time {service:.2f} s."
         )
     about = f"The bundled model, 128x128, {options.steps} steps of ddim, guidance 3, {options.dtype}."
-    write(f"serving_{options.dtype}", about, "\n".join(parts), torch.device("cpu"))
+    write(f"serving_{'_'.join(options.parts)}_{options.dtype}", about, "\n".join(parts), torch.device("cpu"))
 
 
 if __name__ == "__main__":

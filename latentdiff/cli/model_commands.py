@@ -53,6 +53,9 @@ def serve(
         typer.Option(help="Model folder, file or hub id, or NAME=PATH; repeatable. [default: the bundled one]"),
     ] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="LoRA file or folder, or NAME=PATH; repeatable.")] = None,
+    embedding: Annotated[
+        list[Path] | None, typer.Option(help="File or folder of learned words, for all models; repeatable.")
+    ] = None,
     upscaler: Annotated[list[Path] | None, typer.Option(help="ESRGAN file, or NAME=PATH; repeatable.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine's need a key.")
@@ -94,7 +97,18 @@ def serve(
     limits = given(queue=max_queue, pixels=max_pixels, steps=max_steps, images=max_images, deadline=deadline)
     options = {"device": device, "dtype": dtype, "optimize": optimize}
     options |= given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
-    names = (model or [], lora or [], upscaler or [], host, port, key, cors_origin or [], exact_batch, memory_limit)
+    names = (
+        model or [],
+        lora or [],
+        embedding or [],
+        upscaler or [],
+        host,
+        port,
+        key,
+        cors_origin or [],
+        exact_batch,
+        memory_limit,
+    )
     run(Request(*names, options, limits, train, runs))
 
 

@@ -21,6 +21,7 @@ class Request:
 
     models: list[str]
     loras: list[Path]
+    embeddings: list[Path]
     upscalers: list[Path]
     host: str
     port: int
@@ -48,6 +49,7 @@ def run(request: Request) -> None:
     except ImportError as error:
         raise InputError(f"serving needs packages that are not installed ({error.name}); "
                          'pip install "latentdiff[serve]"') from error  # fmt: skip
+    from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.serving.engine import Engine
     from latentdiff.serving.finetunes.folder import FineTunes
     from latentdiff.serving.limits import Limits
@@ -66,12 +68,13 @@ def run(request: Request) -> None:
     models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
         ModelSpec("emoji", None, request.options)
     ]
+    embeddings = [find_learned(path) for path in request.embeddings]
     loras = [LoraSpec(*_named_file(path)) for path in request.loras]
     upscalers = UpscalerStore(dict(_named_upscaler(path) for path in request.upscalers))
     loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
     limits = replace(Limits(), **request.limits)
-    engine = Engine(ModelStore(models, loras, limit), limits, request.exact_batch, upscalers=upscalers)
+    engine = Engine(ModelStore(models, loras, limit, embeddings), limits, request.exact_batch, upscalers=upscalers)
     settings = Settings(
         key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
     )

@@ -50,6 +50,7 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         dtype=facts.dtype,
         model=models.specs[request.model].path,
         loras=loras,
+        embeddings=tuple(str(file) for file in dict.fromkeys(facts.words.values())),
         hashes={"model": facts.hash[:10]},
         model_hash=models.hash_with(request.model, [name for name, _ in request.loras]),
         version=latentdiff.__version__,

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from latentdiff.checkpoints.lora_file import find_lora
 from latentdiff.checkpoints.source import ModelSource
+from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
 from latentdiff.model_hash import hash_model
 from latentdiff.model_limits import ModelLimits
@@ -50,35 +51,43 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model once it was loaded, also after it was dropped."""
+    """What is known of a model once it was loaded, also after it was dropped. words: learned ones, with their files."""
 
     limits: ModelLimits
     dtype: str
     source: ModelSource
+    words: dict[str, Path]
     hash: str
     preview: Previewer
 
     @classmethod
-    def of(cls, pipe: LatentDiffusionPipeline) -> "ModelFacts":
+    def of(cls, pipe: LatentDiffusionPipeline, words: dict[str, Path]) -> "ModelFacts":
         """Of a model opened from files."""
         assert pipe.source is not None
-        dtype = str(pipe.dtype).removeprefix("torch.")
-        return cls(pipe.limits, dtype, pipe.source, hash_model(pipe.source), Previewer(pipe))
+        dtype, files = str(pipe.dtype).removeprefix("torch."), dict.fromkeys(words.values())
+        return cls(pipe.limits, dtype, pipe.source, words, hash_model(pipe.source, *files), Previewer(pipe))
 
 
 class ModelStore:
     """Models by name. One thread loads, so that the models in use go on.
 
-    limit: bytes of weights held at once, None for no limit. The engine assigns `on_change`, called after a model was
-    loaded or could not be, and `in_use`, the names whose images are being sampled.
+    limit: bytes of weights held at once, None for no limit. embeddings: files of learned words for all models. The
+    engine assigns `on_change`, called after a model was loaded or could not be, and `in_use`, the names whose images
+    are being sampled.
     """
 
-    def __init__(self, models: list[ModelSpec], loras: list[LoraSpec] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        models: list[ModelSpec],
+        loras: list[LoraSpec] | None = None,
+        limit: int | None = None,
+        embeddings: Sequence[Path] = (),
+    ) -> None:
         self.specs = {spec.name: spec for spec in models}
         self.loras = {spec.name: spec for spec in loras or []}
         if len(self.specs) != len(models) or len(self.loras) != len(loras or []):
             raise InputError("two models or two LoRAs have the same name; write NAME=PATH to rename one")
-        self.default, self.limit = models[0].name, limit
+        self.default, self.limit, self.embeddings = models[0].name, limit, embeddings
         self.on_change: Callable[[], None] = lambda: None
         self.in_use: Callable[[], set[str]] = set
         self.loading: set[str] = set()
@@ -139,7 +148,8 @@ class ModelStore:
         key = (name, *loras)
         if key not in self._hashes:
             files = [find_lora(self.loras[lora].path) for lora in loras]
-            self._hashes[key] = hash_model(self.facts[name].source, *files)
+            facts = self.facts[name]
+            self._hashes[key] = hash_model(facts.source, *files, *dict.fromkeys(facts.words.values()))
         return self._hashes[key]
 
     @property
@@ -175,7 +185,8 @@ class ModelStore:
             self._make_room(name, self._sizes.get(name, spec.disk_size))
             pipe = LatentDiffusionPipeline.from_pretrained(spec.path, **spec.options)
             self._add_loras(name, pipe)
-            facts = self.facts.get(name) or ModelFacts.of(pipe)
+            words = self._add_words(name, pipe)
+            facts = self.facts.get(name) or ModelFacts.of(pipe, words)
             with self._lock:
                 self._pipes[name], self.facts[name] = pipe, facts
                 self._sizes[name] = _bytes(pipe)
@@ -194,9 +205,17 @@ class ModelStore:
             try:
                 pipe.load_lora(lora.path, lora.name, weight=0.0)
             except LatentDiffError as error:
-                log.warning(
-                    "lora_does_not_fit", extra={"fields": {"model": name, "lora": lora.name, "error": str(error)}}
-                )
+                _warn("lora_does_not_fit", model=name, lora=lora.name, error=str(error))
+
+    def _add_words(self, name: str, pipe: LatentDiffusionPipeline) -> dict[str, Path]:
+        words: dict[str, Path] = {}
+        for path in self.embeddings:
+            try:
+                file = find_learned(path)
+                words |= dict.fromkeys(pipe.load_textual_inversion(file), file)
+            except LatentDiffError as error:
+                _warn("embedding_does_not_fit", model=name, embedding=str(path), error=str(error))
+        return words
 
     def _make_room(self, name: str, needed: int) -> None:
         """Drop idle models until `needed` more bytes fit; waits for models that are in use."""
@@ -218,6 +237,10 @@ class ModelStore:
                 threading.Event().wait(0.02)
         finally:
             self._making_room = False
+
+
+def _warn(event: str, **fields: str) -> None:
+    log.warning(event, extra={"fields": fields})
 
 
 def _bytes(pipe: LatentDiffusionPipeline) -> int:

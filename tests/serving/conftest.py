@@ -1,6 +1,6 @@
 """An engine over the small random model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,12 @@ def make_engine(model_folder: Path) -> Iterator[MakeEngine]:
         limits: Limits | None = None,
         exact_batch: int | None = None,
         upscalers: UpscalerStore | None = None,
+        embeddings: Sequence[Path] = (),
     ) -> Engine:
         paths = models or {"small": model_folder}
-        store = ModelStore([ModelSpec(name, str(path), OPTIONS) for name, path in paths.items()], loras, limit)
+        store = ModelStore(
+            [ModelSpec(name, str(path), OPTIONS) for name, path in paths.items()], loras, limit, embeddings
+        )
         engine = Engine(store, limits, exact_batch, upscalers=upscalers)
         made.append(engine)
         if start:

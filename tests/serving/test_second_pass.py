@@ -12,6 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
+import torch
 import webuiapi
 from PIL import Image
 from safetensors.torch import save_file
@@ -168,6 +169,18 @@ def test_loras_that_a_prompt_names_are_used(make_live: MakeLive, lora_file: Path
     _, untagged = finished(live, prompt="a red apple<lora:ink:0>", loras={"ink": 0.7})
     assert state["request"]["loras"] == {"ink": [0.7, 0.7]}
     assert tagged.tobytes() == named.tobytes() != plain.tobytes() == untagged.tobytes()
+
+
+def test_learned_words_are_read(make_live: MakeLive, tmp_path: Path) -> None:
+    save_file({"<toy>": torch.full((2, 32), 0.5)}, tmp_path / "toy.safetensors")
+    save_file({"<wide>": torch.zeros(1, 7)}, tmp_path / "wide.safetensors")
+    live = make_live(embeddings=[tmp_path / "toy.safetensors", tmp_path / "wide.safetensors"])
+    _, learned = finished(live, prompt="a <toy>")
+    _, other = finished(live, prompt="a <top>")
+    assert learned.tobytes() != other.tobytes()
+    recipe = Recipe.model_validate_json(learned.text[CHUNK])
+    assert recipe.embeddings == (str(tmp_path / "toy.safetensors"),)
+    assert [*httpx.get(f"{live.url}/sdapi/v1/embeddings").json()["loaded"]] == ["<toy>"]
 
 
 def decoded(text: str) -> Image.Image:

@@ -124,9 +124,11 @@ async def loras(server: Here) -> list[dict[str, Any]]:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, Any]:
-    """Learnt words."""
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(server: Here) -> dict[str, Any]:
+    """Learned words of the model that this API's clients chose."""
+    facts = server.engine.models.facts.get(server.a1111_model)
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    return {"loaded": dict.fromkeys(facts.words, unknown) if facts else {}, "skipped": {}}
 
 
 @router.get("/scripts")
