@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -226,6 +226,12 @@ class Job:
             self.error = error
             self._end(Status.CANCELLED if isinstance(error, CancelledError) else Status.FAILED)
         self.notify()
+
+    def release(self) -> None:
+        """Drop images and inputs; how the job ended stays."""
+        self.images.clear()
+        self.partials.clear()
+        self.request = replace(self.request, settings={})
 
     def _end(self, status: Status) -> None:
         self.status, self.ended_at = status, time.monotonic()

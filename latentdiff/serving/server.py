@@ -25,7 +25,8 @@ from latentdiff.serving.limits import Limits
 
 Size = tuple[int, int]
 KEPT_SECONDS = 3600.0
-KEPT_PIXELS = 128 * 2**20  # of finished jobs; three bytes each
+KEPT_PIXELS = 128 * 2**20  # of finished jobs, in results and inputs; three bytes each
+KEPT_JOBS = 1000
 DISCONNECT_SECONDS = 0.25  # between looks whether a waiting client is still there
 
 
@@ -154,12 +155,13 @@ class Server:
         return tuple(sorted((name, pair) for name, pair in pairs if pair != (0.0, 0.0)))
 
     def keep(self, job: Job) -> None:
-        """Remember a job after its end, for an hour and within a bound on pixels."""
+        """Remember a job after its end, for an hour and within bounds on jobs and pixels."""
         self.finished[job.id] = job
         total = sum(_pixels(other) for other in self.finished.values())
         for oldest in list(self.finished.values()):
             expired = oldest.ended_at is not None and time.monotonic() - oldest.ended_at > KEPT_SECONDS
-            if oldest is job or not (expired or (oldest.over and total > KEPT_PIXELS)):
+            full = total > KEPT_PIXELS or len(self.finished) > KEPT_JOBS
+            if oldest is job or not (expired or (oldest.over and full)):
                 continue
             total -= _pixels(self.finished.pop(oldest.id))
 
@@ -184,7 +186,8 @@ class Server:
 
 def _pixels(job: Job) -> int:
     width, height = job.request.output_size
-    return width * height * len(job.done)
+    inputs = (value for value in job.request.settings.values() if isinstance(value, Image.Image))
+    return width * height * len(job.done) + sum(image.width * image.height for image in inputs)
 
 
 def _expected_size(usual: ModelLimits, width: int | None, height: int | None, image: Image.Image | None) -> Size:

@@ -203,6 +203,13 @@ def test_mistakes_have_a1111s_shape(live: Live, route: str, change: dict[str, An
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
 
 
+def test_finished_tasks_hold_no_images(live: Live) -> None:
+    assert post(live, "img2img", **BODY, init_images=[as_text(PICTURE)], force_task_id="done").status_code == 200
+    job = live.server.tasks["done"]
+    assert job.over and not job.images and not job.request.settings
+    assert httpx.post(f"{live.url}/internal/progress", json={"id_task": "done"}).json()["completed"]
+
+
 def test_all_options_may_be_posted_back(live: Live) -> None:
     options = httpx.get(f"{live.url}/sdapi/v1/options").json() | {"unknown": None, "sd_vae": None}
     assert post(live, "options", **options).status_code == 200

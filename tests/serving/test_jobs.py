@@ -14,8 +14,8 @@ from PIL import Image
 from latentdiff.recipe.files import CHUNK
 from latentdiff.recipe.schema import Recipe
 from latentdiff.serving.limits import Limits
-from latentdiff.serving.server import Settings
-from tests.serving.conftest import MakeLive
+from latentdiff.serving.server import Server, Settings
+from tests.serving.conftest import MakeEngine, MakeLive, request
 from tests.serving.live import Live
 from tests.serving.test_engine import slow
 
@@ -186,3 +186,13 @@ def test_stopping_finishes_accepted_jobs(make_live: MakeLive, monkeypatch: Any) 
     with pytest.raises(httpx.TransportError):
         while time.monotonic() < deadline:
             httpx.post(f"{live.url}/jobs", json=JOB, timeout=0.5)
+
+
+def test_only_so_many_finished_jobs_are_kept(make_engine: MakeEngine, monkeypatch: Any) -> None:
+    monkeypatch.setattr("latentdiff.serving.server.KEPT_JOBS", 2)
+    server = Server(make_engine())
+    jobs = [server.engine.submit(request(seed=k, steps=1)) for k in range(4)]
+    for job in jobs:
+        job.wait(60)
+        server.keep(job)
+    assert list(server.finished) == [job.id for job in jobs[2:]]

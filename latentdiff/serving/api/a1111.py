@@ -37,14 +37,19 @@ async def img2img(body: Img2Img, http: Request, server: Here) -> dict[str, Any]:
 
 async def _answer(server: Server, http: Request, body: Txt2Img, image: dict[str, Any]) -> dict[str, Any]:
     """image: the arguments of image to image."""
-    models = server.engine.models
     request = await server.request(**arguments(body, server.engine, server.a1111_model), **image)
     job = server.engine.submit(request)
     server.tasks[body.force_task_id or f"task({job.id})"] = job
     while len(server.tasks) > KEPT_TASKS:
         server.tasks.popitem(last=False)
-    images = await server.wait(job, http)
-    files = [as_base64(await asyncio.to_thread(encode, job, image, models)) for image in images]
+    try:
+        return await _answered(server, job, body, await server.wait(job, http))
+    finally:
+        job.release()
+
+
+async def _answered(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> dict[str, Any]:
+    files = [as_base64(await asyncio.to_thread(encode, job, image, server.engine.models)) for image in images]
     echo = body.model_dump(mode="json")
     if not getattr(body, "include_init_images", False):
         echo |= {name: None for name in ("init_images", "mask") if name in echo}
