@@ -70,7 +70,7 @@ def run(request: Request) -> None:
     ]
     embeddings = [find_learned(path) for path in request.embeddings]
     loras = [LoraSpec(*_named_file(path)) for path in request.loras]
-    upscalers = UpscalerStore(dict(_named_upscaler(path) for path in request.upscalers))
+    upscalers = UpscalerStore(dict(map(_named_upscaler, request.upscalers)), bool(request.options.get("allow_pickle")))
     loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
     limits = replace(Limits(), **request.limits)

@@ -33,6 +33,11 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def allow_pickle(self) -> bool:
+        """Whether files of pickles may be read, also those of its additions."""
+        return bool(self.options.get("allow_pickle"))
+
+    @property
     def disk_size(self) -> int:
         """Bytes of its weight files, as far as they are local."""
         if self.path is None or not (path := Path(self.path)).exists():
@@ -203,7 +208,7 @@ class ModelStore:
     def _add_loras(self, name: str, pipe: LatentDiffusionPipeline) -> None:
         for lora in list(self.loras.values()):
             try:
-                pipe.load_lora(lora.path, lora.name, weight=0.0)
+                pipe.load_lora(lora.path, lora.name, weight=0.0, allow_pickle=self.specs[name].allow_pickle)
             except LatentDiffError as error:
                 _warn("lora_does_not_fit", model=name, lora=lora.name, error=str(error))
 
@@ -212,7 +217,8 @@ class ModelStore:
         for path in self.embeddings:
             try:
                 file = find_learned(path)
-                words |= dict.fromkeys(pipe.load_textual_inversion(file), file)
+                learned = pipe.load_textual_inversion(file, self.specs[name].allow_pickle)
+                words |= dict.fromkeys(learned, file)
             except LatentDiffError as error:
                 _warn("embedding_does_not_fit", model=name, embedding=str(path), error=str(error))
         return words
