@@ -60,7 +60,7 @@ def post(url: str, values: dict[str, Any]) -> None:
 
 
 def load(url: str, clients: int, requests: int, steps: int) -> Load:
-    """Clients that send a request after the answer to the last, and again after a moment when the queue is full."""
+    """Clients that send a request after the answer to the last, and after Retry-After when the queue is full."""
     refused = 0
 
     def ask(index: int) -> float:
@@ -74,7 +74,7 @@ def load(url: str, clients: int, requests: int, steps: int) -> Load:
                 if error.code != 429:
                     raise
                 refused += 1
-                time.sleep(0.2)
+                time.sleep(float(error.headers["Retry-After"]))
 
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
