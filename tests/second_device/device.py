@@ -64,11 +64,11 @@ class Device(ModuleType):
         return False
 
 
-def build(folder: Path) -> Path:
-    """Compile the backend into `folder`."""
-    library = folder / "libsecond_device.so"
+def build(folder: Path, source: Path = SOURCE) -> Path:
+    """Compile the backend, or another source, into `folder`."""
+    library = folder / f"lib{source.stem}.so"
     libraries = Path(torch.__file__).parent / "lib"
-    command = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
+    command = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", str(source), "-o", str(library)]
     command += [f"-I{path}" for path in include_paths()]
     command += [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch_cpu", "-lc10"]
     subprocess.run(command, check=True, capture_output=True, text=True)
