@@ -52,11 +52,11 @@ def check_writable_parent(path: Path) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror}); shorten its name or name another") from error
     folder = path.parent
     if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; make it first or name another")
+        raise InputError(f"{path}: the folder {folder} does not exist; create it first or name another")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: the folder {folder} may not be written; change its rights or name another")
+        raise InputError(f"{path}: the folder {folder} is not writable; change its permissions or name another")
 
 
 def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_words_over_the_token_limit_warn_in_one_line(model_folder: Path, tmp_pat
 def test_a_folder_without_write_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert run("generate", PROMPT, "-o", tmp_path / "x.png", monkeypatch=monkeypatch) == 2
-    assert "may not be written" in capsys.readouterr().err
+    assert "is not writable" in capsys.readouterr().err
 
 
 def test_a_model_other_than_that_of_the_recipe_is_an_error(

@@ -99,7 +99,7 @@ def test_the_configs_train_resume_and_make_models(
     capsys.readouterr()
     assert likelihood.main() == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and "missing does not exist; make it first" in printed.err
+    assert printed.out == "" and "missing does not exist; create it first" in printed.err
     monkeypatch.setattr(sys, "argv", ["likelihood", str(output), "--sheet", str(output / "sheet.png")])
     monkeypatch.setattr(likelihood, "SHOWN", 4)
     monkeypatch.setattr(likelihood, "AT_ONCE", 12)

@@ -37,7 +37,7 @@ def describe(path: Path, options: OpenOptions) -> Iterator[str]:
     elif path.suffix in SUFFIXES:
         yield from _file(path, options)
     else:
-        raise CheckpointError(f"{path} is no model, LoRA, embedding, image or run; see latentdiff info --help")
+        raise CheckpointError(f"{path} is not a model, LoRA, embedding, image or run; see latentdiff info --help")
 
 
 def _file(path: Path, options: OpenOptions) -> Iterator[str]:

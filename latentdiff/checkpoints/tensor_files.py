@@ -164,7 +164,7 @@ def _open_gguf(file: Path, _size: int, _modified: int) -> TensorFile:
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         found = {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeError) as error:
-        raise CheckpointError(f"{file} is no readable GGUF file ({str(error)[:120]}); download it again") from error
+        raise CheckpointError(f"{file} is not a readable GGUF file ({str(error)[:120]}); download it again") from error
     shapes = {name: _gguf_shape(tensor, fields) for name, tensor in found.items()}
 
     def get(name: str) -> Tensor:

@@ -44,11 +44,11 @@ def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> Lea
     Raises InputError for SDXL's two encoders, for a known token, and if `like` has no tokens.
     """
     if len(text.encoders) != 1:
-        raise InputError("textual inversion trains models with one text encoder; take --method lora for this one")
+        raise InputError("textual inversion trains models with one text encoder; use --method lora for this model")
     tokenizer, encoder = text.tokenizers[0], text.encoders[0]
     ids = tokenizer.encode(like)
     if not ids:
-        raise InputError(f"init_word={like!r} has no token to begin from; name a word near to what is taught")
+        raise InputError(f"init_word={like!r} has no tokens; use a word close to the new concept")
     table = _embeddings(encoder).token_embedding
     start = table.weight.detach()[ids].mean(0).expand(vectors, -1)
     _check_name(text, token, vectors)
@@ -138,9 +138,9 @@ def _add(text: TextConditioner, k: int, token: str, vectors: Tensor) -> None:
 def _check_name(text: TextConditioner, token: str, vectors: int) -> None:
     """Raise InputError for a word that is invalid, known, or has more vectors than a prompt has tokens."""
     if not token.strip():
-        raise InputError("textual inversion needs a word to teach; name one by --trigger, '<my-cat>' for instance")
+        raise InputError("textual inversion needs a word to learn; give one with --trigger, for example '<my-cat>'")
     if any(tokenizer.knows(name) for tokenizer in text.tokenizers for name in word_names(token, vectors)):
-        raise InputError(f"the model knows {token!r} already; take a new word, '<{token.strip('<>')}-2>' for instance")
+        raise InputError(f"the model knows {token!r} already; use a new word, for example '<{token.strip('<>')}-2>'")
     if vectors > (most := text.tokenizers[0].model_max_length - 2):
         raise InputError(f"{token!r} has {vectors} vectors, a text has {most} tokens; learn fewer")
 

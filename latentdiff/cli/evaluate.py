@@ -89,7 +89,7 @@ def _vae_alone(request: Request) -> Evaluation:
     allow_pickle = bool(request.of_model.get("allow_pickle"))
     vae = build(open_vae(request.vae, OpenOptions(allow_pickle=allow_pickle)), torch.float32)
     if not isinstance(vae, AutoencoderKL):
-        raise InputError(f"{request.vae} is a model of pixels, whose VAE changes nothing; give another")
+        raise InputError(f"{request.vae} is a pixel-space model without a VAE; give another model")
     vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
     network = feature_network(request.features, request.weights, request.device)

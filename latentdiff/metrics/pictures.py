@@ -117,9 +117,7 @@ def size_notes(pictures: FolderPictures) -> list[str]:
     where = f"of {len(sides)} pictures in {pictures.path}"
     notes = []
     if enlarged:
-        notes.append(
-            f"{enlarged} {where} are smaller than {resolution} pixels and were enlarged; better leave them out"
-        )
+        notes.append(f"{enlarged} {where} are smaller than {resolution} pixels and were enlarged; better remove them")
     if 0 < reduced < len(sides):
         notes.append(f"{reduced} {where} are larger than {resolution} pixels and were reduced, others were not")
     return notes

@@ -49,7 +49,7 @@ def test_words_that_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: P
     text = read_pipeline(model_folder, torch.float32).text
     for token, like, message in (
         ("", "cat", "name one by --trigger"),
-        ("<toy>", "", "no token to begin from"),
+        ("<toy>", "", "has no tokens; use a word close"),
         ("apple", "cat", "knows 'apple' already"),
     ):
         with pytest.raises(InputError, match=message):

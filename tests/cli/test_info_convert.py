@@ -97,7 +97,7 @@ def test_convert_changes_only_the_dtype(run: Any, model_folder: Path, tmp_path: 
         (["x.safetensors"], "has no single-file layout; use --format diffusers"),
         (["x", "--format", "ckpt"], "--format ckpt is unknown"),
         (["x", "--dtype", "int4"], "--dtype int4 is unknown"),
-        (["nowhere/x"], "does not exist; make it first"),
+        (["nowhere/x"], "does not exist; create it first"),
     ],
 )
 def test_convert_reports_each_error_in_one_line(

@@ -129,7 +129,7 @@ def test_the_smallest_generated_picture_sets_the_size_and_other_sizes_are_noted(
     assert found["resolution"] == 32
     assert found["notes"] == [
         f"2 of 20 pictures in {first} are larger than 32 pixels and were reduced, others were not",
-        f"1 of 20 pictures in {second} are smaller than 32 pixels and were enlarged; better leave them out",
+        f"1 of 20 pictures in {second} are smaller than 32 pixels and were enlarged; better remove them",
         f"1 of 20 pictures in {second} are larger than 32 pixels and were reduced, others were not",
     ]
 
