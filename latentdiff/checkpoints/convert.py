@@ -184,8 +184,8 @@ def _check_expressible(source: ModelSource, planned: Planned, metadata: dict[str
     for ours, theirs in [*pairs, (source.schedule, again.schedule)]:
         for key, value, other in _differences(ours, theirs):
             if key not in HINTS | GRID_HINTS:
-                raise CheckpointError(f"{source.path}: {key}={value!r} is not expressible in a single file, which means "
-                                      f"{other!r}; use --format diffusers")  # fmt: skip
+                raise CheckpointError(f"{source.path}: {key}={value!r} cannot be expressed in a single file, which "
+                                      f"means {other!r}; use --format diffusers")  # fmt: skip
             if key not in HINTS - {"sample_size"}:
                 notes.append(f"{key}={value!r} is not kept; single files of this family mean {other!r}")
     return notes
