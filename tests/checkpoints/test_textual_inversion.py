@@ -48,7 +48,7 @@ def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -
 def test_words_that_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
     for token, like, message in (
-        ("", "cat", "name one by --trigger"),
+        ("", "cat", "give one with --trigger"),
         ("<toy>", "", "has no tokens; use a word close"),
         ("apple", "cat", "knows 'apple' already"),
     ):
