@@ -1,4 +1,4 @@
-"""8-bit integer convolutions for residual blocks.
+"""8-bit integer convolutions for residual blocks, and linear layers for transformer blocks (`int8_linear`).
 
 The input of such a convolution comes from GroupNorm and SiLU, so its range is known in advance: normalised values of a
 channel are assumed to lie within `DEVIATIONS`, and the minimum of SiLU is -0.2785. A call therefore measures no range,
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.errors import InputError
+from latentdiff.models.attention import BasicTransformerBlock
 from latentdiff.models.layers import ResnetBlock2D
+from latentdiff.runtime.int8_linear import quantise_block, unquantise_layers
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d, unpack
@@ -27,7 +29,7 @@ TOP = 255
 
 
 def quantise(unet: nn.Module) -> None:
-    """Quantise the 3x3 convolutions of a prepared U-Net's residual blocks in place; the weights are kept.
+    """Quantise layers of a prepared U-Net that follow a norm, in place; the weights are kept.
 
     The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is
     missing.
@@ -43,10 +45,13 @@ def quantise(unet: nn.Module) -> None:
             for norm, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
                 if type(norm) is NativeGroupNormSiLU and type(conv) is PackedConv2d:
                     _quantise(norm, conv)
+        elif isinstance(block, BasicTransformerBlock):
+            quantise_block(block)
 
 
 def unquantise(model: nn.Module) -> None:
-    """Restore the norms and convolutions that `prepare` installed."""
+    """Restore the norms and layers that `prepare` installed."""
+    unquantise_layers(model)
     for module in model.modules():
         if isinstance(module, Int8GroupNormSiLU):
             del module.steps

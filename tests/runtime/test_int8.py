@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
+from latentdiff.models.attention import BasicTransformerBlock
+from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.layers import GroupNormSiLU, ResnetBlock2D
 from latentdiff.runtime.int8 import TOP, ZERO, Int8Conv2d, Int8GroupNormSiLU, quantise
+from latentdiff.runtime.int8_linear import Int8LayerNorm, Int8Linear
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import quantised_group_norm
 from latentdiff.runtime.optimize import prepare, restore
@@ -93,6 +96,43 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
 
 
 @needs_vnni
+@pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@torch.no_grad()
+def test_the_layer_norm_writes_integers_according_to_its_formula(variant: str) -> None:
+    norm: nn.Module = nn.LayerNorm(37).requires_grad_(False)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, steps = 3 * torch.randn(2, 5, 37).bfloat16() + 1, torch.linspace(5, 200, 37)
+    exact = norm(x.float()) * steps + 128
+    norm.__class__, norm.steps = Int8LayerNorm, steps
+    found = norm(x)
+    assert found.dtype == torch.uint8 and (found.float() - exact.clamp(0, TOP)).abs().max() < 0.51
+    assert (exact > TOP).any() and (exact < 0).any()
+
+
+@needs_vnni
+@pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@torch.no_grad()
+def test_a_transformer_block_agrees_with_float32_row_by_row_and_is_restored(variant: str) -> None:
+    plain = BasicTransformerBlock(64, 4, 48).requires_grad_(False)
+    for norm in (plain.norm1, plain.norm2, plain.norm3):
+        nn.init.normal_(norm.weight, 1.0, 0.3)
+        nn.init.normal_(norm.bias, 0.0, 0.3)
+    changed = on_8_bits(plain)
+    assert sum(isinstance(m, Int8Linear) for m in changed.modules()) == 3
+    x, text = torch.randn(3, 20, 64), Conditioning(torch.randn(3, 7, 48))
+    update = plain(x, text).double() - x
+    found = changed(x.bfloat16(), Conditioning(text.hidden.bfloat16()))
+    assert error(found - x, update) < 0.05
+    x[1:] *= 100
+    again = changed(x.bfloat16(), Conditioning(text.hidden.bfloat16()))
+    assert torch.equal(again[0], found[0])
+    restore(changed)
+    state = copy.deepcopy(plain).bfloat16().state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in changed.state_dict().items())
+
+
+@needs_vnni
 def test_an_int8_unet_agrees_with_float32_and_is_restored_to_the_bit() -> None:
     plain = small_unet("sd2")
     changed = on_8_bits(plain)
@@ -101,7 +141,8 @@ def test_an_int8_unet_agrees_with_float32_and_is_restored_to_the_bit() -> None:
     plain.bfloat16()
     assert error(answer(plain), wanted) < error(found, wanted) < 0.05
     restore(changed)
-    assert not any(isinstance(m, Int8Conv2d | Int8GroupNormSiLU) for m in changed.modules())
+    integer = Int8Conv2d | Int8GroupNormSiLU | Int8Linear | Int8LayerNorm
+    assert not any(isinstance(m, integer) for m in changed.modules())
     state, back = plain.state_dict(), changed.state_dict()
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
     assert torch.allclose(answer(changed), answer(plain), atol=0.05)

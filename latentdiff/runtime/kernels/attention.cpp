@@ -8,14 +8,10 @@
 // pass of its own or rescaled sums, the bound |q| |k| (Cauchy-Schwarz) decides how much is subtracted: no weight is then
 // above 2^MOST. Where that leaves sums that are too small, the maximum is computed after all.
 
-#include "parallel.h"
-#include "vec.h"
+#include "attention_packing.h"
 
 namespace {
 
-constexpr int VECTORS = LANES == 4 ? 4 : 2;  // of queries in a block
-constexpr int QUERIES = VECTORS * LANES;
-constexpr int ROWS = REGISTERS / VECTORS / 2;  // of keys or values whose sums are in registers at once
 constexpr int64_t KEYS = 256;                  // whose weights are computed before they meet the values
 constexpr float MOST = 80.0f;                  // powers of two; sums of values have room up to 2^128
 constexpr float FAR = 230.0f;                  // powers of two: a larger bound would leave sums that are too small
@@ -23,41 +19,10 @@ constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of that much, weigh
 constexpr float LEAST_POWER = -126.0f;
 constexpr float LOG2_E = 1.44269504f;
 
-// [batch, length, heads, dim] of T inside a larger tensor; the last two are dense.
-struct Rows {
-    const char* data;
-    int64_t batch_stride, row_stride;  // in bytes
-    template <typename T>
-    static Rows of(const void* data, int64_t batch_stride, int64_t row_stride) {
-        return {static_cast<const char*>(data), batch_stride * int64_t{sizeof(T)}, row_stride * int64_t{sizeof(T)}};
-    }
-    const char* at(int64_t batch, int64_t offset, int64_t row) const {
-        return data + batch * batch_stride + row * row_stride + offset;
-    }
-};
-
-struct Problem {
-    int64_t threads, batch, heads, queries, keys, dim;
-    float scale;
-    Rows q, k, v;
-    char* out;  // [batch, queries, heads, dim]
-};
-
-// How a tensor's words, each two bfloat16 or one float, become the words that are multiplied, each `Operand::VALUES` values.
-struct Bfloat16Source {
-    using Type = bits;
-    static constexpr int VALUES = 2;
-};
-
-struct FloatSource {
-    using Type = float;
-    static constexpr int VALUES = 1;
-};
-
 template <typename Operand, typename Source>
-class Attention {
+class Attention : Packing<Operand, Source> {
   public:
-    explicit Attention(const Problem& p) : p(p) {}
+    explicit Attention(const Problem& p) : Base(p) {}
 
     void compute() const {
         const int64_t maps = p.batch * p.heads, blocks = divide_up(p.queries, QUERIES);
@@ -80,6 +45,10 @@ class Attention {
     }
 
   private:
+    using Base = Packing<Operand, Source>;
+    using Base::depth, Base::key_size, Base::offset, Base::p, Base::row_words, Base::value_rows, Base::value_size;
+    using Base::pack_keys, Base::pack_rows, Base::pack_values;
+
     // QUERIES queries of one head on their way over the keys.
     struct Block {
         int64_t map, first;
@@ -91,77 +60,7 @@ class Attention {
         floats total[VECTORS];   // of the weights
     };
 
-    static constexpr bool SPLIT = Source::VALUES > Operand::VALUES;  // a tensor's word becomes two
-
-    const Problem& p;
-
-    int64_t row_words() const { return p.dim / Source::VALUES; }
-    int64_t depth() const { return p.dim / Operand::VALUES; }
-    int64_t value_rows() const { return round_up(p.dim, ROWS); }
-    int64_t key_size() const { return round_up(p.keys, LANES) * depth(); }
-    int64_t value_size() const { return divide_up(p.keys, Operand::VALUES) * value_rows() + LANES; }
-    int64_t offset(int64_t map) const { return map % p.heads * p.dim * int64_t{sizeof(typename Source::Type)}; }
     float slope() const { return p.scale * LOG2_E; }
-
-    // LANES rows from `row` on, zeros from `end` on, as [depth, LANES]. Returns the squares of their lengths.
-    floats pack_rows(const Rows& rows, int64_t map, int64_t row, int64_t end, uint32_t* to) const {
-        floats squares{};
-        const char* from = rows.at(map / p.heads, offset(map), row);
-        for (int64_t word = 0; word < row_words(); word += LANES) {
-            const int64_t count = smaller<int64_t>(LANES, row_words() - word);
-            words block[LANES];
-            for (int i = 0; i < LANES; ++i)
-                block[i] = row + i < end ? load_first(from + i * rows.row_stride + word * 4, count) : words{};
-            transpose(block);
-            for (int64_t i = 0; i < count; ++i) {
-                uint32_t* place = to + (word + i) * LANES;
-                if constexpr (SPLIT) {
-                    const words even = (words)low(block[i]), odd = (words)high(block[i]);
-                    store(place, even);
-                    store(place + row_words() * LANES, odd);
-                    squares = Operand::dot(Operand::dot(squares, even, even), odd, odd);
-                } else {
-                    store(place, block[i]);
-                    squares = Operand::dot(squares, block[i], block[i]);
-                }
-            }
-        }
-        return squares;
-    }
-
-    // [keys / LANES, depth, LANES]. Returns the square of the longest key's length, infinity where one is not finite.
-    float pack_keys(int64_t map, uint32_t* to) const {
-        float longest = 0;
-        for (int64_t key = 0; key < p.keys; key += LANES, to += depth() * LANES) {
-            const floats squares = pack_rows(p.k, map, key, p.keys, to);
-            for (int i = 0; i < LANES; ++i) longest = squares[i] < INFINITY ? larger(longest, squares[i]) : INFINITY;
-        }
-        return longest;
-    }
-
-    // [keys / Operand::VALUES, value_rows], all even dimensions before all odd ones where the tensor is bfloat16.
-    void pack_values(int64_t map, uint32_t* to) const {
-        const int64_t half = p.dim / Source::VALUES;
-        for (int64_t key = 0; key < p.keys; key += Operand::VALUES, to += value_rows()) {
-            const char* from = p.v.at(map / p.heads, offset(map), key);
-            const bool pair = key + 1 < p.keys;
-            for (int64_t word = 0; word < half; word += LANES) {
-                const int64_t count = smaller<int64_t>(LANES, half - word);
-                const words first = load_first(from + word * 4, count);
-                if constexpr (Source::VALUES == 1) {
-                    store_first(to + word, first, count);
-                } else if constexpr (Operand::VALUES == 1) {
-                    store_first(to + word, (words)low(first), count);
-                    store_first(to + half + word, (words)high(first), count);
-                } else {
-                    const words second = pair ? load_first(from + p.v.row_stride + word * 4, count) : words{};
-                    store_first(to + word, (first & 0xffffu) | second << 16, count);
-                    store_first(to + half + word, first >> 16 | (second & 0xffff0000u), count);
-                }
-            }
-            memset(to + p.dim, 0, (value_rows() - p.dim) * 4);
-        }
-    }
 
     // Scores' bounds decide what is subtracted. Returns whether they are near enough.
     bool pack_queries(Block& block) const {

@@ -1,0 +1,38 @@
+// LayerNorm (Ba et al. 2016) of bfloat16 rows, written as whole numbers for a product on 8 bits.
+
+#include "elements.h"
+
+namespace {
+
+// A row [width]: round(LayerNorm(x) * steps + zero), within 0 and 255.
+void layer_norm_int8(int64_t width, const bfloat16* x, const float* weight, const float* bias, float eps, const float* steps,
+                     float zero, uint8_t* y) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < width; ++c) sum += load(x[c]);
+    const float mean = sum / static_cast<float>(width);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < width; ++c) {
+        const float centred = load(x[c]) - mean;
+        squares += centred * centred;
+    }
+    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(width) + eps);
+#pragma omp simd  // the rows do not overlap
+    for (int64_t c = 0; c < width; ++c) {
+        const float value = (load(x[c]) - mean) * rstd * weight[c] + bias[c];
+        const float whole = nearbyintf(value * steps[c] + zero);
+        y[c] = static_cast<uint8_t>(static_cast<int32_t>(smaller(larger(whole, 0.0f), 255.0f)));
+    }
+}
+
+}  // namespace
+
+// x, y: [rows, width]; weight, bias, steps: [width].
+EXPORT void layer_norm_int8_bf16(int64_t threads, int64_t rows, int64_t width, const void* x, const float* weight,
+                                 const float* bias, float eps, const float* steps, float zero, uint8_t* y) {
+    parallel_ranges(threads, rows, 4, [&](int64_t begin, int64_t end) {
+        const bfloat16* from = static_cast<const bfloat16*>(x);
+        for (int64_t row = begin; row < end; ++row)
+            layer_norm_int8(width, from + row * width, weight, bias, eps, steps, zero, y + row * width);
+    });
+}
