@@ -35,7 +35,7 @@ class Inputs:
     what the edited images show, from whose inversion sampling starts; None starts from noise that is added to them.
     time_ids: SDXL's numbers for prompts and for negative prompts. timesteps: of the whole run, of which the plan may be
     a part. draws_before: for an image that another model began, how often each generator drew noise in steps before the
-    plan.
+    plan. omitted: steps that strength leaves out before the first of timesteps.
     """
 
     prompts: ImagePrompts
@@ -53,6 +53,7 @@ class Inputs:
     sources: ImagePrompts | None = None
     time_ids: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     timesteps: Sequence[float] = ()
+    omitted: int = 0
     draws_before: int | None = None
 
     @property
@@ -135,7 +136,8 @@ def read_inputs(
         guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
     variation = read_variation(variation_seed, variation_strength, len(texts), latents)
     plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
-    complete, total = plan_without(steps - int(steps * strength)), model.schedule.config.num_train_timesteps
+    omitted = steps - int(steps * strength)
+    complete, total = plan_without(omitted), model.schedule.config.num_train_timesteps
     used = complete
     if denoising_start is not None or denoising_end is not None:
         used = part_of(complete, plan_without, total, denoising_start, denoising_end)
@@ -160,6 +162,7 @@ def read_inputs(
         sources,
         read_sizes(sizes or {}, model.size_numbers).time_ids((height, width), model.size_numbers),
         complete.timesteps,
+        omitted,
         None if denoising_start is None else _draws_before(complete, used),
     )
 

@@ -155,7 +155,7 @@ class LatentDiffusionPipeline(LoadedModel):
         self.check_adapters(prompts.loras)
         rows = []
         for state, positive, negative in zip(states, prompts.positives, prompts.negatives, strict=True):
-            joined = self.prompts.positive(positive, inputs.timesteps, prompts.options)
+            joined = self.prompts.positive(positive, inputs.timesteps, prompts.options, inputs.omitted)
             row = Row(state, tuple(_with_ids(prompt, inputs.time_ids[0]) for prompt in joined))
             if inputs.guidance is not None or len(joined) > 1:
                 unconditional = _with_ids(self._unconditional(negative, inputs), inputs.time_ids[1])
@@ -223,7 +223,7 @@ class LatentDiffusionPipeline(LoadedModel):
         options = inputs.prompts.options
         if negative is None and self.zero_empty_prompt:
             return PromptConditioning.constant(self.prompts.encode([""], options).zeros_like())
-        return self.prompts.scheduled(negative or ("",), inputs.timesteps, options)
+        return self.prompts.scheduled(negative or ("",), inputs.timesteps, options, inputs.omitted)
 
     @torch.no_grad()
     def finish(

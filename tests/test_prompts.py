@@ -74,6 +74,21 @@ def test_a_schedule_is_one_prompt_after_the_other(pipe: LatentDiffusionPipeline)
     assert torch.allclose(pipe("a [red apple:cat face:0.75]", **CALL).images, expected, atol=1e-5)
 
 
+def test_with_an_image_fractions_are_of_all_steps_and_counted_from_the_first_that_runs(
+    pipe: LatentDiffusionPipeline,
+) -> None:
+    """At strength 0.5, 4 of 8 steps run: a quarter of all is 2 of them, and half of all is never reached."""
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+
+    def edited(prompt: str) -> torch.Tensor:
+        images: torch.Tensor = pipe(prompt, image=image, strength=0.5, **CALL | {"num_inference_steps": 8}).images
+        return images
+
+    assert torch.equal(edited("a [red apple:cat face:0.25]"), edited("a [red apple:cat face:2]"))
+    assert torch.equal(edited("a [red apple:cat face:0.5]"), edited("a red apple"))
+    assert not torch.allclose(edited("a [red apple:cat face:0.25]"), edited("a red apple"), atol=1e-2)
+
+
 def test_and_adds_the_differences_of_its_prompts(pipe: LatentDiffusionPipeline) -> None:
     """At weight 0.5 each, two equal prompts are one; a prompt of weight 0 adds nothing; all together is neither."""
     one, joined = pipe("a cat", **CALL).images, pipe("a cat :0.5 AND a cat :0.5", **CALL).images

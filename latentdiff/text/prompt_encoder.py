@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.text.conditioning import PromptOptions, TextConditioner
 from latentdiff.text.prompt_schedule import schedule_prompt
-from latentdiff.text.prompt_syntax import WeightedText, split_and
+from latentdiff.text.prompt_syntax import split_and
 
 KEPT_TEXTS = 64  # encoded prompts, the most recently used
 
@@ -24,29 +24,35 @@ class PromptEncoder:
         self._kept.clear()
 
     def positive(
-        self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions
+        self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions, omitted: int = 0
     ) -> tuple[PromptConditioning, ...]:
         """The conditioning of each prompt joined by AND. prompts: one text, or one per encoder.
 
         timesteps: of the evaluations, in descending order; each distinct one is a step for `[from:to:when]`.
+        omitted: steps left out before them, in image to image. As in A1111, steps are counted from the first that runs,
+        and fractions are of all.
         """
         if options.syntax == "plain" or len(prompts) > 1:
-            return (self.scheduled(prompts, timesteps, options),)
-        return tuple(self._part(part, timesteps, options) for part in split_and(prompts[0]))
-
-    def _part(self, part: WeightedText, timesteps: Sequence[float], options: PromptOptions) -> PromptConditioning:
-        return self.scheduled([part.text], timesteps, options, part.weight)
+            return (self.scheduled(prompts, timesteps, options, omitted),)
+        parts = split_and(prompts[0])
+        return tuple(self.scheduled([part.text], timesteps, options, omitted, part.weight) for part in parts)
 
     def scheduled(
-        self, prompts: Sequence[str], timesteps: Sequence[float], options: PromptOptions, weight: float = 1.0
+        self,
+        prompts: Sequence[str],
+        timesteps: Sequence[float],
+        options: PromptOptions,
+        omitted: int = 0,
+        weight: float = 1.0,
     ) -> PromptConditioning:
         """The conditioning of a prompt without AND (in negative prompts AND is text), for all timesteps."""
         if options.syntax == "plain":
             return PromptConditioning.constant(self.encode(prompts, options))
         levels = list(dict.fromkeys(timesteps))  # methods of two evaluations per step visit a level twice
-        changes = [schedule_prompt(prompt, len(levels)) for prompt in prompts]
+        changes = [schedule_prompt(prompt, len(levels) + omitted) for prompt in prompts]
+        starts = {change.step for texts in changes for change in texts}
         spans = []
-        for step in sorted({change.step for texts in changes for change in texts}):
+        for step in sorted(step for step in starts if step < max(1, len(levels))):
             texts = [next(change.text for change in reversed(own) if change.step <= step) for own in changes]
             spans.append((levels[step] if step else math.inf, self.encode(texts, options)))
         return PromptConditioning(tuple(spans), weight)

@@ -33,6 +33,24 @@ def test_a_schedule_changes_at_the_level_of_its_step(encoder: PromptEncoder) -> 
     assert same(found, [(math.inf, ["a red face"]), (500.0, ["a cat face"])], encoder)
 
 
+@pytest.mark.parametrize(
+    ("when", "omitted", "starts"),
+    [
+        ("0.5", 2, [math.inf, 300.0]),
+        ("0.5", 4, [math.inf]),
+        ("0.25", 4, [math.inf, 500.0]),
+        ("1", 4, [math.inf, 700.0]),
+    ],
+)
+def test_steps_that_are_omitted_count_for_fractions_only(
+    when: str, omitted: int, starts: list[float], encoder: PromptEncoder
+) -> None:
+    found = encoder.scheduled([f"a [red:cat:{when}] face"], TIMESTEPS, A1111, omitted)
+    assert same(found, list(zip(starts, [["a red face"], ["a cat face"]], strict=False)), encoder)
+    (joined,) = encoder.positive([f"a [red:cat:{when}] face"], TIMESTEPS, A1111, omitted)
+    assert [start for start, _ in joined.spans] == starts
+
+
 def test_schedules_of_two_prompts_change_at_their_own_steps(encoder: PromptEncoder) -> None:
     found = encoder.scheduled(["[a:cat:1]", "[red:apple:3]"], TIMESTEPS, A1111)
     texts = [(math.inf, ["a", "red"]), (700.0, ["cat", "red"]), (300.0, ["cat", "apple"])]
