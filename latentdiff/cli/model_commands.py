@@ -85,6 +85,9 @@ def serve(
     variant: Variant = None,
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
+    safety: Annotated[
+        str | None, typer.Option(help="What a content checker does with images that it finds: flag, blur or refuse.")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(min=1, help="Images that may wait. [default: 128]")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of an image. [default: 4194304]")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of an image. [default: 150]")] = None,
@@ -108,6 +111,7 @@ def serve(
         cors_origin or [],
         exact_batch,
         memory_limit,
+        safety,
     )
     run(Request(*names, options, limits, train, runs))
 

@@ -29,6 +29,7 @@ class Request:
     origins: list[str]
     exact_batch: int | None
     memory_limit: float | None
+    safety: str | None
     options: dict[str, Any]
     limits: dict[str, Any]
     train: Path | None = None
@@ -50,6 +51,7 @@ def run(request: Request) -> None:
         raise InputError(f"serving needs packages that are not installed ({error.name}); "
                          'pip install "latentdiff[serve]"') from error  # fmt: skip
     from latentdiff.checkpoints.textual_inversion import find_learned
+    from latentdiff.safety import ContentChecker
     from latentdiff.serving.engine import Engine
     from latentdiff.serving.finetunes.folder import FineTunes
     from latentdiff.serving.limits import Limits
@@ -73,8 +75,11 @@ def run(request: Request) -> None:
     upscalers = UpscalerStore(dict(map(_named_upscaler, request.upscalers)), bool(request.options.get("allow_pickle")))
     loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
+    checker = None if request.safety is None else ContentChecker(request.safety)
     limits = replace(Limits(), **request.limits)
-    engine = Engine(ModelStore(models, loras, limit, embeddings), limits, request.exact_batch, upscalers=upscalers)
+    engine = Engine(
+        ModelStore(models, loras, limit, embeddings), limits, request.exact_batch, upscalers=upscalers, checker=checker
+    )
     settings = Settings(
         key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
     )

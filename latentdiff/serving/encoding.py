@@ -13,6 +13,7 @@ import latentdiff
 from latentdiff.recipe.files import image_metadata
 from latentdiff.recipe.infotext import write_infotext
 from latentdiff.recipe.schema import Recipe
+from latentdiff.safety import blurred
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.job import Job, JobImage
 from latentdiff.serving.models import ModelStore
@@ -47,6 +48,7 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         seamless=request.settings.get("seamless"),
         **_editing(job),
         **_second_pass(job),
+        **image.checked,
         dtype=facts.dtype,
         model=models.specs[request.model].path,
         loras=loras,
@@ -119,6 +121,7 @@ def text_chunks(data: bytes) -> dict[str, str]:
 def preview(job: Job, x0: Tensor, models: ModelStore, form: Format = "png", full_size: bool = False) -> bytes:
     """An unfinished image as a file, of the latents' size or enlarged to the image's."""
     image = models.facts[job.request.model].preview(x0)
+    image = blurred(image) if job.blurs_previews else image
     if full_size:
         image = image.resize(job.request.output_size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

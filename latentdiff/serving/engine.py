@@ -13,6 +13,7 @@ from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.hires import check_hires
 from latentdiff.inputs import read_inputs
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.safety import ContentChecker
 from latentdiff.serving.errors import (
     CancelledError,
     DeadlineError,
@@ -38,6 +39,7 @@ class Engine:
     """Accepts jobs from any thread and samples them on its own.
 
     exact_batch: pad every batch to this many network evaluations, so that an image has the same bits under any load.
+    checker: of finished images.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Engine:
         exact_batch: int | None = None,
         metrics: Metrics | None = None,
         upscalers: UpscalerStore | None = None,
+        checker: ContentChecker | None = None,
     ) -> None:
         if exact_batch is not None and exact_batch < 2:
             raise InputError(
@@ -56,7 +59,8 @@ class Engine:
         self.metrics = metrics or Metrics()
         self.upscalers = upscalers or UpscalerStore()
         self.queue = JobQueue(self.limits.queue, self.metrics)
-        self.finisher = Finisher(self.queue, self.upscalers, self.metrics)
+        self.checker = checker
+        self.finisher = Finisher(self.queue, self.upscalers, self.metrics, checker)
         self._turns = Turns()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="latentdiff-engine", daemon=True)
@@ -79,6 +83,7 @@ class Engine:
         if (facts := self.models.facts.get(request.model)) is not None and "image" not in request.settings:
             read_inputs(facts.limits, **request.arguments(request.images - 1))
         job = Job(request, min(deadline or self.limits.deadline, self.limits.deadline), keep_at)
+        job.blurs_previews = self.checker is not None and self.checker.action != "flag"
         self.queue.add(job, GroupKey.of(request, request.size))
         return job
 

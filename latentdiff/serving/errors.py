@@ -73,6 +73,15 @@ class CancelledError(ServingError):
         super().__init__(message, headers={"x-should-retry": "false"})
 
 
+class ContentRefusedError(ServingError):
+    """The content checker refused an image."""
+
+    code = "content_policy_violation"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
 class DeadlineError(ServingError):
     """The job was not finished within its deadline."""
 

@@ -7,15 +7,16 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff.errors import NonFiniteError
+from latentdiff.errors import LatentDiffError, NonFiniteError
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.serving.errors import as_serving_error
+from latentdiff.safety import ContentChecker
+from latentdiff.serving.errors import ContentRefusedError, as_serving_error
 from latentdiff.serving.group import GroupKey, Picture
 from latentdiff.serving.job import JobImage
 from latentdiff.serving.metrics import Metrics
@@ -29,8 +30,10 @@ T = TypeVar("T")
 class Finisher:
     """Delivers the images of jobs, and puts those with a second pass back into the queue."""
 
-    def __init__(self, queue: JobQueue, upscalers: UpscalerStore, metrics: Metrics) -> None:
-        self.queue, self.upscalers, self.metrics = queue, upscalers, metrics
+    def __init__(
+        self, queue: JobQueue, upscalers: UpscalerStore, metrics: Metrics, checker: ContentChecker | None = None
+    ) -> None:
+        self.queue, self.upscalers, self.metrics, self.checker = queue, upscalers, metrics, checker
         self._decoder = ThreadPoolExecutor(1, "latentdiff-decoder")
         self._enlarger = ThreadPoolExecutor(1, "latentdiff-upscaler")
 
@@ -49,7 +52,9 @@ class Finisher:
             image = _decoded(pipe, picture, latents)
             self.metrics.decode_seconds.observe(time.monotonic() - began)
             self.metrics.images.inc()
-            picture.job.deliver(picture.index, JobImage(image, *picture.job.request.seeds(picture.index), stopped))
+            image, checked = self._check(image)
+            seeds = picture.job.request.seeds(picture.index)
+            picture.job.deliver(picture.index, JobImage(image, *seeds, stopped, checked))
             if picture.job.over:
                 self.queue.forget(picture.job)
 
@@ -77,6 +82,18 @@ class Finisher:
             picture.begin_second_pass(enlarged)
             return self.queue.add_first(picture, GroupKey.of(job.request, job.request.output_size))
 
+    def _check(self, image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
+        """The image as the content checker leaves it, and what it found. Raises ContentRefusedError."""
+        if self.checker is None:
+            return image, {}
+        (checked,) = self.checker([image])
+        if checked.image is None:
+            raise ContentRefusedError(
+                f"the content checker refused an image (score {checked.score:.2f}); change the prompt or the seed"
+            )
+        found = {"safety": self.checker.action, "safety_score": checked.score, "flagged": checked.flagged}
+        return checked.image, found
+
     def _hand_over(
         self,
         thread: ThreadPoolExecutor,
@@ -96,7 +113,8 @@ class Finisher:
                     raise NonFiniteError("the latents are not finite; serve the model with --dtype float32")
                 work(pipe, picture, latents)
             except Exception as error:
-                log.exception("finishing_failed")
+                if not isinstance(error, LatentDiffError):
+                    log.exception("finishing_failed")
                 job.failure = as_serving_error(error)
                 self.queue.wake()
 

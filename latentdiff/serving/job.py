@@ -86,12 +86,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobImage:
-    """stopped: sampling ended early, and the image is what the model predicted until then."""
+    """stopped: sampling ended early, and the image is what the model predicted until then.
+
+    checked: what the content checker found, under the names of `Recipe`.
+    """
 
     image: Image.Image
     seed: int
     variation_seed: int | None = None
     stopped: bool = False
+    checked: dict[str, Any] = field(default_factory=dict)
 
 
 class Job:
@@ -100,7 +104,8 @@ class Job:
     done: evaluations made for each image, of `total`. x0: the newest prediction [C, h, w] of each image, for previews.
     partials: predictions of the first image kept at the evaluations in `keep_at`. finishing: images handed to
     `Finisher`. interrupted: whether `stop` has taken effect. failure: what another thread than the engine's met; the
-    engine ends the job with it. collected: whether a client fetched an image.
+    engine ends the job with it. collected: whether a client fetched an image. blurs_previews: since images that the
+    content checker finds are blurred or refused.
     """
 
     def __init__(self, request: ImageRequest, deadline: float, keep_at: tuple[int, ...] = ()) -> None:
@@ -119,7 +124,7 @@ class Job:
         self.error: ServingError | None = None
         self.failure: ServingError | None = None
         self.stopping = self.interrupted = self.cancelling = False
-        self.collected = False
+        self.collected = self.blurs_previews = False
         self.finishing = 0
         self._expected = request.images
         self._listeners: list[Callable[[], None]] = []

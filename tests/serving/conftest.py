@@ -52,12 +52,13 @@ def make_engine(model_folder: Path) -> Iterator[MakeEngine]:
         exact_batch: int | None = None,
         upscalers: UpscalerStore | None = None,
         embeddings: Sequence[Path] = (),
+        checker: Any = None,
     ) -> Engine:
         paths = models or {"small": model_folder}
         store = ModelStore(
             [ModelSpec(name, str(path), OPTIONS) for name, path in paths.items()], loras, limit, embeddings
         )
-        engine = Engine(store, limits, exact_batch, upscalers=upscalers)
+        engine = Engine(store, limits, exact_batch, upscalers=upscalers, checker=checker)
         made.append(engine)
         if start:
             engine.start()

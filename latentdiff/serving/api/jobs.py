@@ -115,7 +115,7 @@ def state_of(server: Server, job: Job) -> JobState:
             **{key: value for key, value in request.settings.items() if key not in ("image", "mask_image", "edit")},
         },
         images=[
-            {"url": f"/jobs/{job.id}/images/{k}", **_seeds(image), "stopped": image.stopped}
+            {"url": f"/jobs/{job.id}/images/{k}", **_seeds(image), "stopped": image.stopped, **image.checked}
             for k, image in sorted(job.images.items())
         ],
         error=None if job.error is None else openai_error(job.error),

@@ -159,9 +159,9 @@ def _file(server: Server, job: Job, image: JobImage, body: ImagesRequest) -> byt
 def _datum(server: Server, http: Request, job: Job, image: JobImage, body: ImagesRequest) -> dict[str, Any]:
     data = _file(server, job, image, body)
     if body.response_format != "url":
-        return {"b64_json": as_base64(data), "seed": image.seed}
+        return {"b64_json": as_base64(data), "seed": image.seed, **image.checked}
     name = server.files.write(data, body.output_format or "png")
-    return {"url": str(http.url_for("image_file", name=name)), "seed": image.seed}
+    return {"url": str(http.url_for("image_file", name=name)), "seed": image.seed, **image.checked}
 
 
 async def _stream(server: Server, job: Job, body: ImagesRequest, kind: str) -> AsyncIterator[str]:

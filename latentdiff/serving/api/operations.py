@@ -55,6 +55,7 @@ async def capabilities(server: Here) -> dict[str, Any]:
         "samplers": list(SAMPLERS),
         "limits": server.limits.as_dict(),
         "exact_batch": server.engine.exact_batch,
+        "safety": server.engine.checker.action if server.engine.checker else None,
         "finetuning": server.finetunes is not None,
     }
 
