@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def test_requests_that_wait_for_their_model_count_towards_the_queue(make_engine:
             task.cancel()
         return [task.exception() for task in done]
 
-    (error,) = asyncio.run(ask())
+    with ThreadPoolExecutor(1) as pool:  # the main thread may have an event loop of Playwright's
+        (error,) = pool.submit(asyncio.run, ask()).result()
     assert isinstance(error, QueueFullError) and "10 images are ahead" in str(error)
 
 
