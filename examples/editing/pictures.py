@@ -1,4 +1,4 @@
-"""The pictures of docs/edit.md and docs/animate.md: `python -m examples.editing.pictures docs/pictures`."""
+"""The pictures of docs/edit.md, docs/prompts.md and docs/animate.md: `python -m examples.editing.pictures docs/pictures`."""
 
 import argparse
 from collections.abc import Callable
@@ -54,6 +54,13 @@ def _four(image: Image.Image) -> Image.Image:
     return sheet
 
 
+def prompts(pipe: LatentDiffusionPipeline, seed: int) -> Image.Image:
+    texts = ["a cat face", "a dog face", "[a cat face:a dog face:0.4]", "[a cat face|a dog face]"]
+    texts = [f"{text}, noto style" for text in texts] + ["a cat face, noto style AND a dog face, noto style"]
+    labels = ["a cat face", "a dog face", "[cat:dog:0.4]", "[cat|dog]", "cat AND dog"]
+    return labelled_grid([[pipe(text, seed=seed).images[0] for text in texts]], labels, [])
+
+
 def animation(pipe: LatentDiffusionPipeline, folder: Path) -> None:
     prompts = ["a red apple", "an orange", "a pizza", "a red apple"]
     frames = [image for _, image in animate(pipe, prompts, [7, 8, 9, 7], frames=12, sampler="ddim")]
@@ -64,13 +71,14 @@ def animation(pipe: LatentDiffusionPipeline, folder: Path) -> None:
 
 SHEETS: dict[str, Callable[[LatentDiffusionPipeline, int], Image.Image]] = {
     "image_to_image": image_to_image, "inversion": inversion, "inpainting": inpainting,
-    "seamless": seamless,
+    "seamless": seamless, "prompts": prompts,
 }  # fmt: skip
 SEEDS = {
     "image_to_image": 7,
     "inversion": 3,
     "inpainting": 1,
     "seamless": 1,
+    "prompts": 3,
 }
 
 
