@@ -1,4 +1,4 @@
-"""The pictures of docs/edit.md, docs/prompts.md and docs/animate.md: `python -m examples.editing.pictures docs/pictures`."""
+"""The pictures of three pages: `python -m examples.editing.pictures docs/pictures`."""
 
 import argparse
 from collections.abc import Callable
