@@ -30,6 +30,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
+def finished_files(folder: Path, pattern: str) -> list[Path]:
+    """The files that match, in order of name, without those that `atomic_path` is still writing."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk. Windows can only flush writable files."""
     windows = sys.platform == "win32"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
-from latentdiff.files import atomic_path, check_writable_parent, read_json
+from latentdiff.files import atomic_path, check_writable_parent, finished_files, read_json
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -53,3 +53,12 @@ def test_unreadable_json_names_the_next_action(tmp_path: Path) -> None:
 def test_suggestions() -> None:
     assert did_you_mean("eulr", ["ddim", "euler"]) == "did you mean 'euler'?"
     assert did_you_mean("zzz", ["ddim", "euler"]) == "known: ddim, euler"
+
+
+def test_files_that_are_being_written_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "1.png").touch()
+    with atomic_path(tmp_path / "0.png") as partial:
+        partial.touch()
+        assert partial in tmp_path.glob("*.png")
+        assert finished_files(tmp_path, "*.png") == [tmp_path / "1.png"]
+    assert finished_files(tmp_path, "*.png") == [tmp_path / "0.png", tmp_path / "1.png"]

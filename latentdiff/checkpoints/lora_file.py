@@ -15,7 +15,7 @@ from latentdiff.checkpoints.lora_names import normalise
 from latentdiff.checkpoints.single_file import read_contents
 from latentdiff.checkpoints.tensor_files import READ_ERRORS, damaged, open_tensor_file
 from latentdiff.errors import CheckpointError
-from latentdiff.files import read_json
+from latentdiff.files import finished_files, read_json
 
 FILE = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya.safetensors"
@@ -55,7 +55,7 @@ def find_lora(path: Path) -> Path:
     known = (path / FILE, path / "model" / FILE, path / PEFT_FILE)
     if (found := next((file for file in known if file.is_file()), None)) is not None:
         return found
-    others = sorted(path.glob("*.safetensors"))
+    others = finished_files(path, "*.safetensors")
     if len(others) > 1:
         raise CheckpointError(f"{path} holds {len(others)} files, {others[0].name} first; name the one to load")
     if others:

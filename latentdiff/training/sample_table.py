@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from latentdiff.files import finished_files
 from latentdiff.training.samples import Samples, read_samples
 
 EVALUATIONS = 4  # side by side, so that the page needs no scroll bar of its own
@@ -26,7 +27,7 @@ def sample_table(folder: Path) -> str:
 
     Empty when there are none.
     """
-    paths = sorted(folder.glob("*.png"))
+    paths = finished_files(folder, "*.png")
     grids = [(path, read_samples(path)) for path in _spread(paths, EVALUATIONS)]
     if not grids:
         return ""

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from latentdiff.files import partial_path
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.finetunes import pictures, process
 from latentdiff.serving.finetunes.folder import FineTunes
@@ -221,6 +222,9 @@ def test_a_run_reports_its_progress_and_its_lora_is_used_at_once(
     client.post("/finetunes", json={"name": "apples", "folder": "apples"})
     assert client.post("/finetunes/apples/use", json={}).status_code == 409
     client.post("/finetunes/apples/start", json={"trigger": "--resume"})
+    until(client, "apples", "finished")
+    samples = tuned.server.finetunes.find("apples").output / "samples"  # type: ignore[union-attr]
+    partial_path(samples / "0000006.png").write_bytes(b"half")  # is being written
     state = until(client, "apples", "finished")
     assert (state["step"], state["total"], state["saved"]) == (4, 4, 4) and state["settings"]["trigger"] == "--resume"
     assert state["losses"] == [[step, 1 / step] for step in (1, 2, 3, 4)] and state["captions"] == ["a cat", "a dog"]

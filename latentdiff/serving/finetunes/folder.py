@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.lora_file import FILE
-from latentdiff.files import atomic_path
+from latentdiff.files import atomic_path, finished_files
 from latentdiff.serving.errors import LimitError, NotFoundError, ServingError
 
 NAME = re.compile(r"[^\W_][\w-]{0,39}")
@@ -57,7 +57,7 @@ class FineTune:
     @property
     def loras(self) -> list[Path]:
         """The LoRA files that were taken into use, oldest first."""
-        return sorted(self.folder.glob("loras/*.safetensors"), key=lambda path: path.stat().st_mtime)
+        return sorted(finished_files(self.folder, "loras/*.safetensors"), key=lambda path: path.stat().st_mtime)
 
     @property
     def steps_saved(self) -> int:

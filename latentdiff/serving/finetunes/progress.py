@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from latentdiff.files import finished_files
 from latentdiff.serving.errors import NotFoundError
 from latentdiff.serving.finetunes.folder import FineTune
 from latentdiff.training.samples import read_samples
@@ -46,7 +47,7 @@ def read_progress(one: FineTune, running: bool) -> Progress:
     rows, began = _rows(one.output / "metrics.jsonl"), float(one.read("process.json").get("created", 0))
     losses, held_out = _curve(rows, "loss"), _curve(rows, "held_out_loss")
     step, total = max((int(row["step"]) for row in rows), default=0), planned_steps(one)
-    paths = sorted((one.output / "samples").glob("*.png"))
+    paths = finished_files(one.output / "samples", "*.png")
     return Progress(
         step=step,
         total=total,
