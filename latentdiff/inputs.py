@@ -1,7 +1,7 @@
 """Normalise pipeline arguments to one prompt, negative prompt and seed per image."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -104,9 +104,9 @@ def read_inputs(
     """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
     images = None if image is None else input_images(image, model.latent_channels)
     texts = texts_per_image(spread(prompt, images), "prompt", num_images_per_prompt)
-    others = (negative_prompt, "negative_prompt"), (prompt_2, "prompt_2"), (negative_prompt_2, "negative_prompt_2")
+    beside = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
     negatives, seconds, negative_seconds = (
-        texts_beside(value, name, len(texts), num_images_per_prompt) for value, name in others
+        texts_beside(value, name, len(texts), num_images_per_prompt) for name, value in beside.items()
     )
     options = read_options(prompt_syntax, whole(clip_skip or 0, "clip_skip"), model.max_clip_skip)
     sides = _side(width, "width", model), _side(height, "height", model)
@@ -135,36 +135,43 @@ def read_inputs(
     if guidance is not None and model.task == "edit":
         guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
     variation = read_variation(variation_seed, variation_strength, len(texts), latents)
-    plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
     omitted = steps - int(steps * strength)
-    complete, total = plan_without(omitted), model.schedule.config.num_train_timesteps
-    used = complete
-    if denoising_start is not None or denoising_end is not None:
-        used = part_of(complete, plan_without, total, denoising_start, denoising_end)
+    plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
+    complete, used = _plans(plan_without, omitted, denoising_start, denoising_end, model)
     prompts = read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders)
     sources = None
     if source_prompt is not None:
         given = texts_beside(source_prompt, "source_prompt", len(texts), num_images_per_prompt)
         sources = read_sources([text or "" for text in given], prompts, model.text_encoders)
     return Inputs(
-        prompts,
-        seeds_per_image(seed, len(texts), step=0 if variation else 1),
-        height,
-        width,
-        used,
-        guidance,
-        latents,
-        canvases,
-        strength,
-        _tile(tile, model),
-        _seamless(seamless, model),
-        variation,
-        sources,
-        read_sizes(sizes or {}, model.size_numbers).time_ids((height, width), model.size_numbers),
-        complete.timesteps,
-        omitted,
-        None if denoising_start is None else _draws_before(complete, used),
+        prompts=prompts,
+        seeds=seeds_per_image(seed, len(texts), step=0 if variation else 1),
+        height=height,
+        width=width,
+        plan=used,
+        guidance=guidance,
+        latents=latents,
+        canvases=canvases,
+        strength=strength,
+        tile=_tile(tile, model),
+        seamless=_seamless(seamless, model),
+        variation=variation,
+        sources=sources,
+        time_ids=read_sizes(sizes or {}, model.size_numbers).time_ids((height, width), model.size_numbers),
+        timesteps=complete.timesteps,
+        omitted=omitted,
+        draws_before=None if denoising_start is None else _draws_before(complete, used),
     )
+
+
+def _plans(
+    plan_without: Callable[[int], Plan], omitted: int, start: float | None, end: float | None, model: ModelLimits
+) -> tuple[Plan, Plan]:
+    """The plan without the first `omitted` steps, and the part of it between denoising_start and denoising_end."""
+    complete = plan_without(omitted)
+    if start is None and end is None:
+        return complete, complete
+    return complete, part_of(complete, plan_without, model.schedule.config.num_train_timesteps, start, end)
 
 
 def _draws_before(complete: Plan, used: Plan) -> int:

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
+from latentdiff.cli.options import (
+    AllowPickle,
+    Device,
+    Dtype,
+    Loras,
+    Model,
+    NegativePrompt,
+    Prediction,
+    Side,
+    Unet,
+    Vae,
+    Variant,
+    given,
+    parse_lora,
+)
 from latentdiff.cli.root import app
 
 Pair = tuple[int, int]
@@ -38,7 +52,7 @@ def generate(
         Path | None, typer.Option(help="Folder of animal.txt for __animal__ in prompts; --expand is random then.")
     ] = None,
     model: Model = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
+    negative_prompt: NegativePrompt = None,
     prompt_2: Annotated[
         str | None, typer.Option("--prompt-2", help="What SDXL's second text encoder reads. [default: the prompt]")
     ] = None,
@@ -69,8 +83,8 @@ def generate(
         int | None, typer.Option(help="Image k is mixed with the noise of this seed + k. [default: random]")
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    height: Side = None,
+    width: Side = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -85,8 +99,8 @@ def generate(
         ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim, 0 to 1. [default: 0]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     optimize: Annotated[
         str | None, typer.Option(help="auto, off, or compile (minutes at first, then cached). [default: auto]")
     ] = None,
@@ -98,10 +112,7 @@ def generate(
         bool | None,
         typer.Option(help="Leave weights in their files: slower, for models larger than memory. [default: no]"),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
-    ] = None,
+    lora: Loras = None,
     embedding: Annotated[
         list[str] | None, typer.Option(help="Learnt words: a file, or the folder finetune wrote; may be repeated.")
     ] = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Prediction, Unet, Vae, Variant, given
+from latentdiff.cli.options import AllowPickle, Device, Prediction, Unet, Vae, Variant, given
 from latentdiff.cli.root import app
 
 
@@ -77,7 +77,7 @@ def serve(
         Path | None, typer.Option(help="Offer fine-tuning at /train, on pictures below this folder or uploaded ones.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder that keeps the fine-tunes of /train.")] = Path("runs"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
     vae: Vae = None,
@@ -124,7 +124,7 @@ def env(
     variant: Variant = None,
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
 ) -> None:

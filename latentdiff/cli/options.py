@@ -21,6 +21,14 @@ Prediction = Annotated[
 AllowPickle = Annotated[
     bool | None, typer.Option("--allow-pickle", help="Read tensors of .ckpt, .pt and .bin files; no code is run.")
 ]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the images should not show.")]
+Side = Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")]
 NAMES = ("vae", "unet", "variant", "prediction_type", "allow_pickle")
 
 

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given, parse_lora
+from latentdiff.cli.options import (
+    AllowPickle,
+    Device,
+    Dtype,
+    Loras,
+    Model,
+    NegativePrompt,
+    Prediction,
+    Side,
+    Unet,
+    Vae,
+    Variant,
+    given,
+    parse_lora,
+)
 from latentdiff.cli.root import app
 
 
@@ -20,22 +34,19 @@ def animate(
         typer.Option(help="Prompt k is drawn from seed + k, or from the k-th of several, as 7,8,9. [default: random]"),
     ] = None,
     model: Model = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    negative_prompt: NegativePrompt = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
     spacing: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[:UNET[:TEXT]]", help="LoRA file or folder and its weights; may be repeated."),
-    ] = None,
+    height: Side = None,
+    width: Side = None,
+    lora: Loras = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 8,
     recipe: Annotated[Path | None, typer.Option(help="Take what is not given from this animation's recipe.")] = None,
     preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished frames, rewritten often.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     vae: Vae = None,
     unet: Unet = None,
     variant: Variant = None,
@@ -64,13 +75,13 @@ def grid(
     columns: Annotated[int, typer.Option(min=1, help="Of a contact sheet.")] = 6,
     side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of its images.")] = 160,
     model: Model = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the images should not show.")] = None,
+    negative_prompt: NegativePrompt = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [default: auto]")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     vae: Vae = None,
     unet: Unet = None,
     variant: Variant = None,

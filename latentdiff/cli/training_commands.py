@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Model, Prediction, Unet, Vae, Variant, given
+from latentdiff.cli.options import AllowPickle, Device, Model, Prediction, Unet, Vae, Variant, given
 from latentdiff.cli.root import app, data
 
 PICTURES = "A folder, .zip, .tar or .parquet file, shards ({000..012}.tar, also https://) or hf://owner/name."
@@ -155,7 +155,7 @@ def evaluate(
     ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples for each 95 % interval.")] = 100,
     seed: Annotated[int, typer.Option(help="Image k is drawn from seed + k.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: Device = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write, with numbers and images.")] = None,
     vae: Annotated[str | None, typer.Option(help="VAE or model: measure its reconstruction of --real.")] = None,

@@ -67,7 +67,7 @@ def _number(value: Any) -> float | None:
 
 
 def _upstream(nodes: dict[str, Any], link: Any, name: str) -> Any:
-    """The first value with this name when following a link [node, slot] upwards; None if there is none."""
+    """The first value with this name when following a link [node, slot] upwards, or None."""
     for _ in range(MOST_LINKS):
         if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
             return None

@@ -15,7 +15,7 @@ class Turns:
         self._began = 0.0
 
     def choose(self, ready: list[Group]) -> Group | None:
-        """One of the groups that can step now; None when there is none."""
+        """One of the groups that can step now, or None."""
         now = time.monotonic()
         if self._current in ready and (len(ready) == 1 or now - self._began < TURN_SECONDS):
             return self._current

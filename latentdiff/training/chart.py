@@ -111,7 +111,7 @@ def _grid(across: Axis, up: Axis) -> list[str]:
 
 
 def _path(curve: Curve, across: Axis, up: Axis) -> str:
-    """The line, with fewer points if they cannot be told apart, and with markers if there are few."""
+    """The line, with fewer points where they would overlap, and with markers if there are few."""
     thin = curve.points[:: math.ceil(len(curve.points) / MOST_POINTS)]
     places = [(f"{across.place(x):.1f}", f"{up.place(y):.1f}") for x, y in thin]
     opacity = 0.3 if curve.faint else 1

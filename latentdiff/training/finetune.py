@@ -92,42 +92,40 @@ def plan_finetune(
         trigger=trigger or None, resolution=given.get("resolution"), allow_upscale=given.get("allow_upscale"),
     )  # fmt: skip
     bad = unusable(checked, bool(trigger), (), skip_bad, command)
-    usable = checked.pictures - len(bad)
-    small = resolution <= SMALL_MODEL
-    processes, accumulation = process_state().num_processes, given.get("gradient_accumulation", 1)
+    pictures = {"train": folder, **sizes, "skip": bad, "prefix": trigger, "caption_template": caption_template}
+    prompts = [prefixed(caption, trigger) for caption in (*(checked.examples or [""]), *OTHER_PROMPTS)]
+    model = {"base": base, "base_options": options, "method": method, "sample_prompts": prompts}
+    processes = process_state().num_processes
+    settings = _settings(method, resolution, checked.pictures - len(bad), processes, given)
+    settings["data"] |= pictures
+    settings["run"] |= {"output": output}
+    return Plan(validate(train_config, model | settings, "finetune"), checked, command, processes)
+
+
+def _settings(method: str, resolution: int, usable: int, processes: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the training itself: those given, else by method, side of the pictures and how many there are."""
+    small, inversion = resolution <= SMALL_MODEL, method == "textual_inversion"
+    accumulation = given.get("gradient_accumulation", 1)
     batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
     rate = RATES.get(method, RATES["lora"])[0 if small else 1]
     steps = given.get("steps", max(100, min(4000, VISITS * usable // max(1, batch))))
-    config = validate(
-        train_config,
-        {
-            "task": "finetune",
-            "base": base,
-            "base_options": options,
-            "method": method,
-            "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
-            "sample_prompts": [prefixed(caption, trigger) for caption in (*(checked.examples or [""]), *OTHER_PROMPTS)],
-            "caption_dropout": given.get("caption_dropout", 0.0 if method == "textual_inversion" else 0.1),
-            "data": {
-                "train": folder, **sizes, "batch_size": batch // (processes * accumulation), "skip": bad,
-                "prefix": trigger, "caption_template": caption_template,
-            },
-            "optim": {
-                "max_steps": steps, "learning_rate": given.get("learning_rate", rate),
-                "warmup_steps": max(0, min(50, steps // 10)), "ema_decay": 0.99,
-                "weight_decay": 0.0 if method == "textual_inversion" else 0.01,
-            },
-            "run": {
-                "output": output, "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
-                "mixed_precision": given.get("mixed_precision", "bf16"), "sample_every": max(1, steps // 4),
-                "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
-                "gradient_checkpointing": resolution >= LARGE_MODEL,
-            },
-            **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
+    return {
+        "task": "finetune",
+        "prior": {"prompt": given["class_prompt"]} if given.get("class_prompt") else None,
+        "caption_dropout": given.get("caption_dropout", 0.0 if inversion else 0.1),
+        "data": {"batch_size": batch // (processes * accumulation)},
+        "optim": {
+            "max_steps": steps, "learning_rate": given.get("learning_rate", rate), "ema_decay": 0.99,
+            "warmup_steps": max(0, min(50, steps // 10)), "weight_decay": 0.0 if inversion else 0.01,
         },
-        "finetune",
-    )  # fmt: skip
-    return Plan(config, checked, command, processes)
+        "run": {
+            "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
+            "mixed_precision": given.get("mixed_precision", "bf16"), "sample_every": max(1, steps // 4),
+            "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
+            "gradient_checkpointing": resolution >= LARGE_MODEL,
+        },
+        **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
+    }  # fmt: skip
 
 
 def _batch(given: int | None, usual: int, parts: int) -> int:

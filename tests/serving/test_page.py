@@ -1,4 +1,4 @@
-"""The web page in headless Chromium; skipped where there is none."""
+"""The web page in headless Chromium; skipped if Chromium is not installed."""
 
 import base64
 import io

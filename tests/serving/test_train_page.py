@@ -1,4 +1,4 @@
-"""The page at /train in headless Chromium; skipped where there is none."""
+"""The page at /train in headless Chromium; skipped if Chromium is not installed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -106,7 +106,7 @@ def editing(body: Img2Img) -> dict[str, Any]:
 
 
 def fill_from_infotext(body: Body) -> Body:
-    """Fields that the client left out, from `infotext`. Raises ServingError for a text that is none."""
+    """Fields that the client left out, from `infotext`. Raises ServingError for another text."""
     if not body.infotext:
         return body
     if (parsed := parse_infotext(body.infotext)) is None:
