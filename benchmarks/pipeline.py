@@ -20,7 +20,7 @@ from latentdiff.config.base import Config
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import DTYPES
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
 
 PROMPT = "a red apple"

@@ -11,11 +11,11 @@ from PIL import Image
 from latentdiff.denoiser import Row
 from latentdiff.errors import InputError
 from latentdiff.inputs import read_inputs
-from latentdiff.interpolation import slerp
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.samplers import Callback
-from latentdiff.seeds import whole
+from latentdiff.sampling.interpolation import slerp
+from latentdiff.sampling.samplers import Callback
+from latentdiff.sampling.seeds import whole
 
 MOST_FRAMES = 100_000
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.conditioning import Conditioning, PromptConditioning, concatenate
-from latentdiff.samplers import Denoiser, Levels, SamplerState, column
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Denoiser, Levels, SamplerState, column
+from latentdiff.sampling.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """A `DenoisingNetwork`, or what stands in for one: sample, timesteps [B], conditioning to the network's output."""

@@ -9,11 +9,11 @@ from torch import Tensor
 from latentdiff.denoiser import Known, Row
 from latentdiff.images.edit import Canvas
 from latentdiff.images.masks import to_latent_mask
+from latentdiff.inputs.model_limits import Task
 from latentdiff.latents import encode_pixels
-from latentdiff.model_limits import Task
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.vae import VAE
-from latentdiff.samplers import draw_noise
+from latentdiff.sampling.samplers import draw_noise
 
 
 @dataclass(frozen=True)

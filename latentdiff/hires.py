@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from latentdiff.errors import InputError
+from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
-from latentdiff.upscaling import load_upscaler, upscale
 
 PIXEL, LATENT = "lanczos", "latent"
 FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator", "source_prompt")  # arguments

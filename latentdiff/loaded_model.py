@@ -15,10 +15,10 @@ from latentdiff.checkpoints.lora_names import parts_of
 from latentdiff.checkpoints.lora_stack import Key, LoraStack, Weight
 from latentdiff.checkpoints.source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
-from latentdiff.diffusers_names import dtype_name, open_arguments
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path
-from latentdiff.model_limits import Task
+from latentdiff.inputs.diffusers_names import dtype_name, open_arguments
+from latentdiff.inputs.model_limits import Task
 from latentdiff.runtime import pick_device, pick_dtype
 from latentdiff.runtime.offload import offload_weights
 from latentdiff.runtime.optimize import describe_layers, restore

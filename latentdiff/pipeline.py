@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.canvases import ImageInputs, input_images, spread
 from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded, keep_known
-from latentdiff.diffusers_names import call_arguments
 from latentdiff.edit_rows import edit_rows
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs import Inputs, read_inputs
-from latentdiff.inversion import inverse_plan
+from latentdiff.inputs.canvases import ImageInputs, input_images, spread
+from latentdiff.inputs.diffusers_names import call_arguments
+from latentdiff.inputs.inversion import inverse_plan
+from latentdiff.inputs.model_limits import ModelLimits
+from latentdiff.inputs.size_conditioning import SIZE_NAMES
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
-from latentdiff.model_limits import ModelLimits
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
-from latentdiff.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
-from latentdiff.seeds import generator_for
-from latentdiff.size_conditioning import SIZE_NAMES
+from latentdiff.sampling.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
+from latentdiff.sampling.seeds import generator_for
+from latentdiff.sampling.wrapped_denoiser import in_tiles, wrapped_around
 from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_inputs import ImagePrompts, Texts
-from latentdiff.wrapped_denoiser import in_tiles, wrapped_around
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from latentdiff.errors import InputError
+from latentdiff.inputs.size_conditioning import SCORES, TARGETS
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
-from latentdiff.size_conditioning import SCORES, TARGETS
+from latentdiff.sampling.wrapped_denoiser import parse_axes
 from latentdiff.text.prompt_syntax import take_lora_tags
-from latentdiff.wrapped_denoiser import parse_axes
 
 SWITCH = 0.8
 # Arguments that belong to the start of a run, to its end, or to the base model's second text encoder.

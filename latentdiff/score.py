@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import NonFiniteError
-from latentdiff.samplers import Denoiser, Levels
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Denoiser, Levels
+from latentdiff.sampling.schedule import Schedule
 
 TOLERANCE = 1e-5
 

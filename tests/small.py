@@ -13,7 +13,7 @@ from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.text.tokenizer import CLIPTokenizer

@@ -15,9 +15,9 @@ from latentdiff.animation import animate, between, mix
 from latentdiff.cli import main
 from latentdiff.errors import InputError
 from latentdiff.inputs import read_inputs
-from latentdiff.interpolation import slerp
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.recipe import read_any, read_recipe
+from latentdiff.sampling.interpolation import slerp
 
 PROMPTS = ["a red apple", "a cat face", "猫"]
 

@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from latentdiff import LatentDiffusionPipeline, cli
 from latentdiff.checkpoints.folder import GENERATION
-from latentdiff.model_hash import hash_model
 from latentdiff.recipe import read_recipe
+from latentdiff.recipe.model_hash import hash_model
 
 PROMPT = "a red apple"
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from torch import Tensor
 from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row, bounded, token_groups
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
-from latentdiff.samplers import Levels, SamplerState, plan
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Levels, SamplerState, plan
+from latentdiff.sampling.schedule import Schedule
 
 KINDS: list[PredictionType] = ["epsilon", "sample", "v_prediction", "flow"]
 TOKENS = Conditioning(torch.zeros(1, 1, 1))

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.hires import Hires, generate_hires
+from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
-from latentdiff.samplers import Levels
-from latentdiff.upscaling import load_upscaler, upscale
-from latentdiff.wrapped_denoiser import MARGIN, in_tiles, parse_axes, wrapped_around
+from latentdiff.sampling.samplers import Levels
+from latentdiff.sampling.wrapped_denoiser import MARGIN, in_tiles, parse_axes, wrapped_around
 
 PROMPT = "a red apple"
 LEVELS = Levels([1.0], [1.0], [1.0])
@@ -130,8 +130,8 @@ def test_upscaling_in_tiles_equals_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     network = RRDBNet(8, 4, 1).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     whole = upscale(image, (200, 160), network)
-    monkeypatch.setattr("latentdiff.upscaling.TILE", 40)
-    monkeypatch.setattr("latentdiff.upscaling.OVERLAP", 24)
+    monkeypatch.setattr("latentdiff.images.upscaling.TILE", 40)
+    monkeypatch.setattr("latentdiff.images.upscaling.OVERLAP", 24)
     tiled = upscale(image, (200, 160), network)
     assert np.abs(np.asarray(whole).astype(int) - np.asarray(tiled)).max() <= 1
     assert upscale(image, (75, 60)).size == (75, 60)

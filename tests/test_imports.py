@@ -10,11 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "transfer",
-    "config", "spacings", "schedule", "sampler_tables", "samplers", "score", "models", "text",
-    "checkpoints", "denoiser", "images", "safety", "runtime", "wrapped_denoiser", "latents", "interpolation", "seeds",
-    "variations", "inversion", "size_conditioning", "denoising_range", "model_limits", "canvases", "inputs",
-    "diffusers_names", "edit_rows", "loaded_model", "pipeline", "refiner", "upscaling", "hires", "animation",
-    "previews", "model_hash", "recipe", "data", "metrics", "training", "serving", "cli",
+    "config", "models", "sampling", "score", "text", "checkpoints", "denoiser", "images", "safety", "runtime",
+    "latents", "inputs", "edit_rows", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
+    "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {
     "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "datasets", "scipy", "pandas", "sympy",
@@ -22,18 +20,18 @@ SLOW = {
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode", "esrgan"],
-    "text": [
-        "prompt_syntax",
-        "prompt_schedule",
-        "tokenizer",
-        "chunks",
-        "clip",
-        "conditioning",
-        "prompt_inputs",
-        "prompt_encoder",
-        "wildcards",
+    "sampling": [
+        "spacings", "schedule", "sampler_tables", "samplers", "denoising_range", "seeds", "interpolation", "variations",
+        "wrapped_denoiser",
     ],
-}
+    "text": [
+        "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning", "prompt_inputs",
+        "prompt_encoder", "wildcards",
+    ],
+    "inputs": [
+        "model_limits", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise", "__init__",
+    ],
+}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

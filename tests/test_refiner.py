@@ -12,7 +12,7 @@ from torch import Tensor
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
 from latentdiff.refiner import generate_refined
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 from tests.small import write_small_refiner
 
 PROMPT = "a red apple"

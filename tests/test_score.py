@@ -10,8 +10,8 @@ from torch import Tensor
 from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.samplers import Denoiser
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Denoiser
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood, score, solve
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)

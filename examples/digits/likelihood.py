@@ -20,8 +20,8 @@ from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.image_grid import image_grid
-from latentdiff.samplers import Denoiser
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Denoiser
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood
 
 COLUMNS, SHOWN, ENLARGED = 16, 64, 6

@@ -34,8 +34,8 @@ from examples.emoji.vocabulary import Word, read_vocabulary
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.metrics.bootstrap import NORMAL_95, Interval, intervals
-from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.recipe.model_hash import hash_model
 
 SHEET_COLUMNS = 12
 LEAST_PROMPTS = 4

@@ -31,9 +31,9 @@ from latentdiff.metrics.alignment import alignment
 from latentdiff.metrics.bootstrap import NORMAL_95, intervals
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.reconstruction import reconstruct
-from latentdiff.model_hash import hash_model
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.samplers import SAMPLERS, plan
+from latentdiff.recipe.model_hash import hash_model
+from latentdiff.sampling.samplers import SAMPLERS, plan
 
 FLOOR_DRAWS, LEAST = 5, 4
 

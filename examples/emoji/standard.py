@@ -27,7 +27,7 @@ from latentdiff.metrics.bootstrap import Interval, intervals
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.results import summary, write_html
-from latentdiff.model_hash import hash_model
+from latentdiff.recipe.model_hash import hash_model
 
 LEAST_PAIRS = 8
 SPLITS = 20

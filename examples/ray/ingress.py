@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from latentdiff.seeds import GENERATOR_SEEDS
+from latentdiff.sampling.seeds import GENERATOR_SEEDS
 
 MAX_IMAGES = 16  # of a request; image k is drawn from seed + k
 TRIES = 5

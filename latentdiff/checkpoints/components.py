@@ -31,7 +31,7 @@ from latentdiff.files import write_json
 from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.text.tokenizer import read_tokenizer

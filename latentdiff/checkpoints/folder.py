@@ -24,7 +24,7 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError, did_you_mean
 from latentdiff.files import read_json, write_json
 from latentdiff.models.vae import IdentityVAE
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.text.clip import current_key
 from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 

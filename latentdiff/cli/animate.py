@@ -20,7 +20,7 @@ from latentdiff.images.reading import read_images
 from latentdiff.recipe import Recipe, read_recipe, write_image
 from latentdiff.recipe.animations import check_animation, write_animation
 from latentdiff.recipe.schema import AnimationRecipe
-from latentdiff.seeds import seeds_per_image
+from latentdiff.sampling.seeds import seeds_per_image
 
 FRAMES, FPS, PREVIEW_EVERY = 16, 12.0, 5
 USUAL: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}

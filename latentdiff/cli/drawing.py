@@ -14,7 +14,7 @@ from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
 from latentdiff.safety import ContentChecker
-from latentdiff.samplers import Callback
+from latentdiff.sampling.samplers import Callback
 
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
 SIZES = {"height", "width"}
@@ -75,7 +75,7 @@ class Drawing:
     def check(self, batch: Sequence[Picture]) -> None:
         """Raise InputError, with the line at fault, for what the pipeline would refuse."""
         from latentdiff.inputs import read_inputs
-        from latentdiff.size_conditioning import SCORES, SIZE_NAMES
+        from latentdiff.inputs.size_conditioning import SCORES, SIZE_NAMES
 
         pipe = self.opened.pipe
         arguments = self._arguments(batch)

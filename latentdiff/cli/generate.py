@@ -163,8 +163,8 @@ def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
     """Open the model that settings name, and its additions; what belongs to these is taken out of the settings."""
     from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
-    from latentdiff.model_hash import file_hash, hash_model
     from latentdiff.pipeline import LatentDiffusionPipeline
+    from latentdiff.recipe.model_hash import file_hash, hash_model
 
     model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
     options = {key: settings.pop(key) for key in DEFAULT_OPTIONS}
@@ -194,7 +194,7 @@ def _check_model(request: Request, found: Found, opened: Opened) -> None:
     """Raise InputError unless the model is that of our recipe."""
     from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
-    from latentdiff.model_hash import hash_before_0_2
+    from latentdiff.recipe.model_hash import hash_before_0_2
 
     if found.recipe is None or found.recipe.model_hash == opened.same["model_hash"]:
         return

@@ -11,7 +11,7 @@ from latentdiff.cli.prompts_file import SEED_NAMES, PromptLine
 from latentdiff.errors import InputError
 from latentdiff.recipe import check_suffix
 from latentdiff.recipe.files import FORMATS
-from latentdiff.seeds import seeds_per_image
+from latentdiff.sampling.seeds import seeds_per_image
 from latentdiff.text.prompt_syntax import take_lora_tags
 
 FIRST_SEED = 0  # of a file of prompts without --seed: a command that continues makes the same images

@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentdiff.files import partial_path
 from latentdiff.previews import Previewer
-from latentdiff.samplers import StepInfo
+from latentdiff.sampling.samplers import StepInfo
 
 LONGEST_SIDE = 512  # pixels of a preview
 

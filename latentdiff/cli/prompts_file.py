@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from latentdiff.config.base import Config
 from latentdiff.errors import InputError, LatentDiffError, did_you_mean, shorten
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
+from latentdiff.sampling.spacings import SPACINGS
 from latentdiff.serving.a1111_names import find_sampler, find_scheduler
-from latentdiff.spacings import SPACINGS
 
 MAX_FILE = 64 * 2**20  # bytes
 SEED_NAMES = ("seed", "variation_seed")

@@ -26,7 +26,7 @@ class Refining:
 
     def recipe(self, refiner: Any, old: Recipe | None) -> dict[str, Any]:
         """What the recipe says. old: the one that an image is made again by. Raises InputError for another refiner."""
-        from latentdiff.model_hash import hash_model
+        from latentdiff.recipe.model_hash import hash_model
 
         found = hash_model(refiner.source)
         if old is not None and old.refiner_hash not in (None, found):

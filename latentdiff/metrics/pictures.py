@@ -14,8 +14,8 @@ from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import decode, fit, measure
-from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.recipe.model_hash import hash_model
 
 AT_ONCE = 16
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from latentdiff.recipe.names import COMFYUI_SCHEDULES
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 
 MOST_LINKS = 64  # followed from one input
 KNOWN_NODES = {"CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage"}

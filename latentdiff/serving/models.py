@@ -14,10 +14,10 @@ from latentdiff.checkpoints.lora_file import find_lora
 from latentdiff.checkpoints.source import ModelSource
 from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
-from latentdiff.model_hash import hash_model
-from latentdiff.model_limits import ModelLimits
+from latentdiff.inputs.model_limits import ModelLimits
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.previews import Previewer
+from latentdiff.recipe.model_hash import hash_model
 from latentdiff.serving.errors import NotFoundError
 
 log = logging.getLogger("latentdiff.serving")

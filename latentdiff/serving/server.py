@@ -14,8 +14,8 @@ from PIL import Image
 from latentdiff.checkpoints.lora_stack import weight_pair
 from latentdiff.hires import Hires
 from latentdiff.inputs import read_inputs
-from latentdiff.model_limits import ModelLimits
-from latentdiff.seeds import GENERATOR_SEEDS, whole
+from latentdiff.inputs.model_limits import ModelLimits
+from latentdiff.sampling.seeds import GENERATOR_SEEDS, whole
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import DeadlineError, NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles

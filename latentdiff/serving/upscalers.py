@@ -7,9 +7,9 @@ import torch
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.hires import LATENT, PIXEL
+from latentdiff.images.upscaling import load_upscaler
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.serving.errors import NotFoundError
-from latentdiff.upscaling import load_upscaler
 
 
 class UpscalerStore:

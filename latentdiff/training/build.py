@@ -27,7 +27,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
 from latentdiff.training.denoiser import DenoiserTask

@@ -11,8 +11,8 @@ from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container
 from latentdiff.data.layouts import Row
 from latentdiff.files import atomic_path
-from latentdiff.model_hash import hash_model
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.recipe.model_hash import hash_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
 

@@ -10,8 +10,8 @@ import torch
 from latentdiff.config.model import GenerationConfig
 from latentdiff.config.schedule import CLASSES, LEVELS_ONLY, ONLY, SAMPLED, ScheduleConfig
 from latentdiff.errors import CheckpointError, InputError
-from latentdiff.samplers import SAMPLERS, plan
-from latentdiff.schedule import Schedule, alphas_cumprod
+from latentdiff.sampling.samplers import SAMPLERS, plan
+from latentdiff.sampling.schedule import Schedule, alphas_cumprod
 
 READ = {*ScheduleConfig.model_fields, *ONLY, *(key for keys in SAMPLED.values() for key in keys)}
 NAMES = [*CLASSES, *LEVELS_ONLY]

@@ -13,7 +13,7 @@ from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.approximate import KNOWN, check_approximations
 from latentdiff.runtime.deepcache import DeepCacheUNet
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 from tests.runtime.test_optimize import error, small_unet
 
 

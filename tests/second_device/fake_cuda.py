@@ -23,8 +23,8 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import compiled
 from latentdiff.runtime.optimize import prepare
-from latentdiff.samplers import Levels, SamplerState, plan, sample
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Levels, SamplerState, plan, sample
+from latentdiff.sampling.schedule import Schedule
 from latentdiff.training.devices import send_conditioning
 from latentdiff.transfer import send
 from tests.small import small_text_encoder, small_tokenizer, small_unet_config, small_vae_config

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Depends
 from PIL import Image
 from pydantic import BaseModel
 
+from latentdiff.images.upscaling import upscale
 from latentdiff.recipe.names import A1111_SAMPLERS
 from latentdiff.serving import a1111_names
 from latentdiff.serving.api.a1111_meaning import find_checkpoint
@@ -20,7 +21,6 @@ from latentdiff.serving.encoding import as_base64, text_chunks
 from latentdiff.serving.errors import LimitError, NotFoundError
 from latentdiff.serving.server import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from
-from latentdiff.upscaling import upscale
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]

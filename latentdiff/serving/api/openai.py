@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.serving.api.events import event, stream
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import as_base64, encode, preview

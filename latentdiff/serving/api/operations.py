@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Response
 
 import latentdiff
 from latentdiff.hires import LATENT, PIXEL
-from latentdiff.samplers import SAMPLERS
+from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.serving.errors import UnavailableError
 from latentdiff.serving.server import Server, server_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.samplers import StepInfo
+from latentdiff.sampling.samplers import StepInfo
 
 OURS = {  # Call arguments of diffusers that have no equivalent here, and what to use instead.
     "timesteps": "num_inference_steps= and spacing=",

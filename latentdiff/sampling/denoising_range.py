@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from latentdiff.errors import InputError
-from latentdiff.samplers import Plan
+from latentdiff.sampling.samplers import Plan
 
 
 def part_of(whole: Plan, skipping: Callable[[int], Plan], total: int, start: float | None, end: float | None) -> Plan:

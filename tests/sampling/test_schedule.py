@@ -12,8 +12,8 @@ from diffusers.training_utils import compute_snr
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
-from latentdiff.schedule import Schedule, alphas_cumprod, betas, flow_sigmas, rescale_zero_terminal_snr
-from latentdiff.spacings import SPACINGS, TIMESTEP_GRIDS, _beta_quantiles, timestep_grid
+from latentdiff.sampling.schedule import Schedule, alphas_cumprod, betas, flow_sigmas, rescale_zero_terminal_snr
+from latentdiff.sampling.spacings import SPACINGS, TIMESTEP_GRIDS, _beta_quantiles, timestep_grid
 
 BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 

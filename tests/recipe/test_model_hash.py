@@ -11,7 +11,7 @@ from latentdiff import model_hash
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.folder import WEIGHTS
 from latentdiff.checkpoints.source import OpenOptions
-from latentdiff.model_hash import hash_model
+from latentdiff.recipe.model_hash import hash_model
 
 
 @pytest.fixture

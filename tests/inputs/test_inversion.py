@@ -19,10 +19,10 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
 from latentdiff.images.edit import EditOptions
 from latentdiff.inputs import read_inputs
-from latentdiff.inversion import inverse_plan
+from latentdiff.inputs.inversion import inverse_plan
 from latentdiff.recipe import read_recipe
-from latentdiff.samplers import Levels, Plan, SamplerState, plan, sample
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.samplers import Levels, Plan, SamplerState, plan, sample
+from latentdiff.sampling.schedule import Schedule
 from tests.test_editing import picture
 
 PROMPT, SOURCE = "a red apple", "a cat face"

@@ -16,8 +16,8 @@ from latentdiff.cli import main
 from latentdiff.errors import InputError
 from latentdiff.hires import Hires, generate_hires
 from latentdiff.inputs import read_inputs
-from latentdiff.interpolation import slerp
 from latentdiff.recipe import read_any, read_recipe
+from latentdiff.sampling.interpolation import slerp
 
 PROMPT = "a red apple"
 CALL: dict[str, Any] = {"num_inference_steps": 3, "output_type": "np"}

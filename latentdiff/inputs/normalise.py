@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from latentdiff.canvases import ImageInputs, input_images, make_canvases, spread
 from latentdiff.denoiser import Guidance
-from latentdiff.denoising_range import part_of
 from latentdiff.errors import InputError
 from latentdiff.images.edit import Canvas, EditOptions
-from latentdiff.inversion import check_invertible, read_sources
-from latentdiff.model_limits import ModelLimits, Task
-from latentdiff.samplers import Plan, plan
-from latentdiff.seeds import seeds_per_image, whole
-from latentdiff.size_conditioning import read_sizes
+from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
+from latentdiff.inputs.inversion import check_invertible, read_sources
+from latentdiff.inputs.model_limits import ModelLimits, Task
+from latentdiff.inputs.size_conditioning import read_sizes
+from latentdiff.sampling.denoising_range import part_of
+from latentdiff.sampling.samplers import Plan, plan
+from latentdiff.sampling.seeds import seeds_per_image, whole
+from latentdiff.sampling.variations import Variation, read_variation
+from latentdiff.sampling.wrapped_denoiser import parse_axes
 from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
-from latentdiff.variations import Variation, read_variation
-from latentdiff.wrapped_denoiser import parse_axes
 
 STRENGTH = 0.8  # of image to image, where a call names none; inpainting's is 1
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from latentdiff.errors import InputError
 from latentdiff.models.tiled_decode import cuts
-from latentdiff.samplers import Denoiser, Levels
+from latentdiff.sampling.samplers import Denoiser, Levels
 
 OVERLAP = 4  # a tile shares this fraction of its side with its neighbours, one over it
 MARGIN = 16  # latents that a wrapped image is continued by on each side

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from latentdiff.errors import InputError
-from latentdiff.samplers import Plan, Update
+from latentdiff.sampling.samplers import Plan, Update
 from latentdiff.text.prompt_inputs import ImagePrompts, read_prompts
 from latentdiff.text.prompt_syntax import AND
 

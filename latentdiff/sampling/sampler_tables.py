@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentdiff.schedule import Grid
+from latentdiff.sampling.schedule import Grid
 
 COLUMNS = ("base", "latent", "x0", "x0_1", "x0_2", "x0_3", "noise", "rebase")
 

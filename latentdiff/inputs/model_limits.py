@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentdiff.config.model import GenerationConfig
-from latentdiff.schedule import Schedule
+from latentdiff.sampling.schedule import Schedule
 
 Task = Literal["generate", "inpaint", "edit"]
 """What a network reads beside latents: nothing, a mask and the masked image, or the image (InstructPix2Pix)."""

@@ -14,9 +14,20 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.sampler_tables import COLUMNS, ddim_table, dpmpp_2m_table, heun_table
-from latentdiff.samplers import SAMPLERS, Denoiser, Levels, Plan, SamplerState, StepInfo, Update, plan, sample, step
-from latentdiff.schedule import Grid, Schedule
+from latentdiff.sampling.sampler_tables import COLUMNS, ddim_table, dpmpp_2m_table, heun_table
+from latentdiff.sampling.samplers import (
+    SAMPLERS,
+    Denoiser,
+    Levels,
+    Plan,
+    SamplerState,
+    StepInfo,
+    Update,
+    plan,
+    sample,
+    step,
+)
+from latentdiff.sampling.schedule import Grid, Schedule
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COUNTS = [7, 20, 25, 30]
@@ -149,7 +160,7 @@ def ours_step_by_step(name: str, s: Schedule, timesteps: Tensor, start: Tensor, 
     seen: list[Tensor] = []
     monkeypatch = pytest.MonkeyPatch()
     queue = iter(noises)
-    monkeypatch.setattr("latentdiff.samplers.draw_noise", lambda *_: next(queue).double()[None])
+    monkeypatch.setattr("latentdiff.sampling.samplers.draw_noise", lambda *_: next(queue).double()[None])
     state = SamplerState(as_plan(SAMPLERS[name].table, grid), start.double(), torch.Generator())
     sample(predicts_x0(s), [state], lambda info: seen.append(info.latents[0].float()))
     monkeypatch.undo()

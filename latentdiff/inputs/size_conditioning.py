@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from latentdiff.errors import InputError
-from latentdiff.seeds import whole
+from latentdiff.sampling.seeds import whole
 
 SIZES, REFINER_SIZES = 6, 5  # numbers that SDXL's base model and its refiner read
 LARGEST = 2**16  # pixels

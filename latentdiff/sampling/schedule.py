@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
-from latentdiff.spacings import SIGMA_GRIDS, timestep_grid
+from latentdiff.sampling.spacings import SIGMA_GRIDS, timestep_grid
 from latentdiff.transfer import send
 
 

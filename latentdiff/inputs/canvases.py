@@ -9,7 +9,7 @@ from torch import Tensor
 from latentdiff.errors import InputError
 from latentdiff.images.edit import Canvas, EditOptions, make_canvas, per_image
 from latentdiff.images.reading import ImageInput, read_images, read_masks
-from latentdiff.model_limits import ModelLimits
+from latentdiff.inputs.model_limits import ModelLimits
 
 ImageInputs = ImageInput | Sequence[ImageInput]
 

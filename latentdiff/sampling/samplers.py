@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.sampler_tables import (
+from latentdiff.sampling.sampler_tables import (
     ddim_table,
     dpmpp_2m_sde_table,
     dpmpp_2m_table,
     heun_table,
     lcm_table,
 )
-from latentdiff.schedule import Grid, Schedule
-from latentdiff.spacings import SPACINGS
+from latentdiff.sampling.schedule import Grid, Schedule
+from latentdiff.sampling.spacings import SPACINGS
 from latentdiff.transfer import send
 
 EARLIER = 3  # x0 predictions that a row may read beside the current one

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import InputError
-from latentdiff.interpolation import slerp
-from latentdiff.samplers import draw_noise
-from latentdiff.seeds import generator_for, seeds_per_image
+from latentdiff.sampling.interpolation import slerp
+from latentdiff.sampling.samplers import draw_noise
+from latentdiff.sampling.seeds import generator_for, seeds_per_image
 
 
 @dataclass(frozen=True)
