@@ -11,7 +11,6 @@ from torch import nn
 from latentdiff.checkpoints.families import SD1, XL, family_of
 from latentdiff.checkpoints.folder import (
     GENERATION,
-    INDEX,
     check_tensors,
     folder_source,
     text_files,
@@ -21,6 +20,7 @@ from latentdiff.checkpoints.folder import (
     write_text_encoder,
 )
 from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.pipeline_index import INDEX, pipeline_index
 from latentdiff.checkpoints.single_file import read_contents, single_file_source, unet_network, vae_network
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.tensor_files import open_tensor_file
@@ -230,37 +230,3 @@ def write_pipeline(parts: Components, folder: Path) -> None:
     scheduler = parts.schedule.config.class_name
     index = pipeline_index(parts.denoiser.config, names, scheduler, parts.zero_empty_prompt, identity)
     write_json(folder / INDEX, index)
-
-
-def pipeline_index(
-    unet: UNetConfig, encoders: list[str], scheduler: str, zero_empty_prompt: bool, identity: bool
-) -> dict[str, Any]:
-    """The content of `model_index.json` for the pipeline class of diffusers with these components."""
-    xl = unet.addition_embed_type is not None
-    absent = [None, None]
-    out: dict[str, Any] = {"_class_name": pipeline_class(unet, len(encoders)), "_diffusers_version": "0.30.0"}
-    out |= {"feature_extractor": absent, "image_encoder": absent}
-    if xl:
-        out |= {"force_zeros_for_empty_prompt": zero_empty_prompt}
-        out |= {"requires_aesthetics_score": True} if len(encoders) == 1 else {}
-    else:
-        out |= {"safety_checker": absent, "requires_safety_checker": False}
-    out["scheduler"] = ["diffusers", scheduler]
-    for name in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
-        kind = "CLIPTextModelWithProjection" if name == "text_encoder_2" else "CLIPTextModel"
-        out[name] = ["transformers", kind] if name in encoders else absent
-        out[name.replace("text_encoder", "tokenizer")] = (
-            ["transformers", "CLIPTokenizer"] if name in encoders else absent
-        )
-    out["unet"] = ["diffusers", "UNet2DConditionModel"]
-    out["vae"] = ["latentdiff", "IdentityVAE"] if identity else ["diffusers", "AutoencoderKL"]
-    return out
-
-
-def pipeline_class(unet: UNetConfig, encoders: int) -> str:
-    """The pipeline class of diffusers for a model with this U-Net."""
-    family = "StableDiffusionXL" if unet.addition_embed_type is not None else "StableDiffusion"
-    if family == "StableDiffusionXL" and encoders == 1:
-        return "StableDiffusionXLImg2ImgPipeline"
-    task = {9: "Inpaint", 8: "InstructPix2Pix"}.get(unet.in_channels if unet.out_channels == 4 else 4, "")
-    return f"{family}{task}Pipeline"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from latentdiff.checkpoints.pipeline_index import INDEX, read_index
 from latentdiff.checkpoints.single_file import current_vae_key
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import INTEGER_TYPES
@@ -30,7 +31,7 @@ from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 
 WEIGHTS, TEXT_WEIGHTS = "diffusion_pytorch_model", "model"
 GENERATION = "generation_config.json"
-INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 NETWORK_CLASSES = {
     "UNet2DConditionModel": "a U-Net",
     "AutoencoderKL": "a VAE",
@@ -38,7 +39,6 @@ NETWORK_CLASSES = {
     "CLIPTextModel": "a text encoder",
     "CLIPTextModelWithProjection": "a text encoder",
 }
-TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
@@ -49,37 +49,28 @@ def folder_source(folder: Path, options: OpenOptions) -> ModelSource:
     if not (folder / INDEX).exists() and (kind := network_kind(folder)) is not None:
         option = {"a U-Net": "pass it by --unet", "a VAE": "pass it by --vae"}.get(kind, "give the whole model")
         raise CheckpointError(f"{folder} is {kind}, not a model; {option}")
-    index = read_json(folder / INDEX, "give a folder that a pipeline was saved to")
-    names = [name for name in ("text_encoder", "text_encoder_2") if component_class(index, name, folder)]
+    index = read_index(folder)
     unet = unet_files(folder / "unet", options)
-    raw_schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-    schedule = ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json")
-    schedule = ScheduleConfig.read(raw_schedule, "scheduler/scheduler_config.json")
+    schedule = _read_schedule(folder, index.scheduler)
+    unused = [f"{name}: not read" for name in index.unused]
     return ModelSource(
         path=folder,
         unet=unet,
         vae=vae_files(folder / "vae", options),
-        text_encoders=tuple(text_files(folder / name, component_class(index, name, folder), options) for name in names),
-        read_tokenizers=lambda: [_tokenizer(folder / name) for name in names],
+        text_encoders=tuple(text_files(folder / name, kind, options) for name, kind in index.text_encoders.items()),
+        read_tokenizers=lambda: [_tokenizer(folder / name) for name in index.text_encoders],
         schedule=schedule,
-        zero_empty_prompt=unet.config.addition_embed_type is not None
-        and index.get("force_zeros_for_empty_prompt", True) is not False,
+        zero_empty_prompt=unet.config.addition_embed_type is not None and index.zero_empty_prompt,
         generation=_read_generation(folder / GENERATION, schedule),
-        notes=(f"prediction type {schedule.prediction_type}: by scheduler/scheduler_config.json",),
+        notes=(f"prediction type {schedule.prediction_type}: by {SCHEDULER}", *unused),
     ).with_prediction(options.prediction_type)
 
 
-def component_class(index: dict[str, Any], name: str, folder: Path) -> str | None:
-    """The class of a component in `model_index.json`; None if the model does not have it."""
-    entry = index.get(name)
-    if entry is None or entry == [None, None]:
-        return None
-    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-        raise CheckpointError(
-            f"{folder / INDEX}: {name}={str(entry)[:80]} is not a pair of library and class; download the model again"
-        )
-    class_name: str = entry[1]
-    return class_name
+def _read_schedule(folder: Path, class_name: str) -> ScheduleConfig:
+    """The scheduler's config, read as the class that `model_index.json` names, as diffusers does."""
+    raw = read_json(folder / SCHEDULER)
+    own = raw.get("_class_name") == class_name
+    return ScheduleConfig.read(raw | {"_class_name": class_name}, SCHEDULER if own else str(folder / INDEX))
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
@@ -115,7 +106,7 @@ def network_files(folder: Path, kind: str, options: OpenOptions) -> NetworkFiles
     """The network in a folder, whose kind is that of `network_kind`."""
     if kind == "a U-Net":
         return unet_files(folder, options)
-    return vae_files(folder, options) if kind == "a VAE" else text_files(folder, TEXT_CLASSES[0], options)
+    return vae_files(folder, options) if kind == "a VAE" else text_files(folder, "CLIPTextModel", options)
 
 
 def unet_files(folder: Path, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
@@ -129,10 +120,8 @@ def vae_files(folder: Path, options: OpenOptions = OpenOptions()) -> NetworkFile
     return _network(folder, read_vae_config(folder), WEIGHTS, current_vae_key, options)
 
 
-def text_files(folder: Path, class_name: str | None, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
+def text_files(folder: Path, class_name: str, options: OpenOptions = OpenOptions()) -> NetworkFiles:  # noqa: B008
     """Open the folder of a text encoder, of the class named in `model_index.json`."""
-    if class_name not in TEXT_CLASSES:
-        raise CheckpointError(f"{folder}: {class_name} is not supported; only CLIP text encoders are")
     raw = read_json(folder / "config.json") | {"architectures": [class_name]}
     config = CLIPTextConfig.read(raw, str(folder / "config.json"))
     return _network(folder, config, TEXT_WEIGHTS, current_key, options)

@@ -158,6 +158,7 @@ class UNetConfig(ModelConfig):
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         off = (None, False)
         return {
+            "_class_name": ("UNet2DConditionModel",),
             "act_fn": ("silu", "swish"),
             "resnet_time_scale_shift": ("default",),
             "time_embedding_type": ("positional",),
@@ -224,7 +225,13 @@ class VAEConfig(ModelConfig):
 
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
-        return {"act_fn": ("silu",), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+        return {
+            "_class_name": ("AutoencoderKL",),
+            "act_fn": ("silu",),
+            "shift_factor": (None, 0.0),
+            "latents_mean": (None,),
+            "latents_std": (None,),
+        }
 
 
 class IdentityVAEConfig(ModelConfig):

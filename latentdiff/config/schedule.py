@@ -13,7 +13,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
 Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "beta"]
 SIGMA_SPACINGS: tuple[Spacing, ...] = ("karras", "exponential", "beta")
 Positive = Annotated[float, Field(gt=0, lt=1e4, allow_inf_nan=False)]
-Beta = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=1e-8, lt=1)]
 FLOW = "FlowMatchEulerDiscreteScheduler"
 
 # Defaults of diffusers' classes for missing keys, and our equivalent sampler.

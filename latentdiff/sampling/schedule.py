@@ -13,6 +13,8 @@ from latentdiff.errors import InputError
 from latentdiff.sampling.spacings import SIGMA_GRIDS, timestep_grid
 from latentdiff.transfer import send
 
+LEAST_SIGNAL = 1e-8  # of alpha before any rescaling; below it, predictions of x0 overflow
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -28,7 +30,7 @@ class Schedule:
     """The T noise levels of a `ScheduleConfig`, with conversions between noise, predictions and x0.
 
     Raises InputError for a zero terminal SNR with `prediction_type='epsilon'`, for which x0 is undefined at the last
-    level.
+    level, and for betas that leave no signal at other levels.
     """
 
     config: ScheduleConfig
@@ -38,6 +40,20 @@ class Schedule:
             raise InputError(
                 "prediction_type='epsilon' cannot start from zero signal (rescale_betas_zero_snr=True); "
                 "use v_prediction or sample"
+            )
+        self._check_signal()
+
+    def _check_signal(self) -> None:
+        config = self.config
+        if config.prediction_type == "flow":
+            return
+        if config.rescale_betas_zero_snr and config.num_train_timesteps == 1:
+            raise InputError("rescale_betas_zero_snr=True needs num_train_timesteps of 2 or more, not 1")
+        left = float((1 - betas(config)).prod().sqrt())
+        if left < LEAST_SIGNAL:
+            raise InputError(
+                f"the betas of {config.num_train_timesteps} timesteps leave {left:.1g} of the signal at the last, less "
+                f"than {LEAST_SIGNAL:g}; use fewer timesteps or smaller betas"
             )
 
     @cached_property

@@ -14,6 +14,7 @@ ALIGNED = {
     "align_your_steps": [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152],
     "align_your_steps_xl": [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113],
 }
+ALIGNED_RANGE = (14.615, 0.0292)  # the noisiest and the last level of the schedule that they were optimised for
 BETA_SHAPE = 0.6
 
 
@@ -21,8 +22,9 @@ def timestep_grid(count: int, total: int, spacing: str, offset: int) -> Tensor:
     """`count` descending timesteps below `total`, float64.
 
     leading, trailing, linspace: Lin et al. 2023, table 2, with steps of total / count rather than total // count, so
-    that the first is near the highest timestep for every count. sgm_uniform: evenly spaced from the highest timestep to
-    0, without 0. simple: every (total / count)-th from the highest. Raises InputError for an unknown name.
+    that leading starts within total / count of the highest timestep. sgm_uniform: evenly spaced from the highest
+    timestep to 0, without 0. simple: every (total / count)-th from the highest. A single step is at the highest.
+    Raises InputError for an unknown name.
     """
     if spacing not in TIMESTEP_GRIDS:
         known = [*TIMESTEP_GRIDS, *SIGMA_GRIDS]
@@ -31,6 +33,8 @@ def timestep_grid(count: int, total: int, spacing: str, offset: int) -> Tensor:
 
 
 def _leading(count: int, total: int, offset: int) -> np.ndarray:
+    if count == 1:
+        return np.array([total - 1])
     steps = np.round(np.arange(count)[::-1] * (total / count))
     return steps + min(offset, total - 1 - steps[0])
 
@@ -53,10 +57,11 @@ def _simple(count: int, total: int, _: int) -> np.ndarray:
 
 def _lcm(count: int, total: int, _: int) -> np.ndarray:
     """A subset of the 50 timesteps that latent consistency models are distilled on (Luo et al. 2023)."""
-    if count > LCM_STEPS:
-        raise InputError(f"num_inference_steps={count} (--steps) must be at most {LCM_STEPS} with sampler 'lcm'; try 4")
-    origin = (np.arange(1, LCM_STEPS + 1) * (total // LCM_STEPS) - 1)[::-1]
-    return origin[np.floor(np.linspace(0, LCM_STEPS, count, endpoint=False)).astype(int)]
+    most = min(LCM_STEPS, total)
+    if count > most:
+        raise InputError(f"num_inference_steps={count} (--steps) must be at most {most} with sampler 'lcm'; try 4")
+    origin = (np.round(np.arange(1, most + 1) * (total / most)) - 1)[::-1]
+    return origin[np.floor(np.linspace(0, most, count, endpoint=False)).astype(int)]
 
 
 def karras(count: int, high: float, low: float, rho: float = 7.0) -> Tensor:
@@ -85,13 +90,14 @@ def _beta_quantiles(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _aligned(name: str) -> Callable[[int, float, float], Tensor]:
-    """The published levels, log-linearly interpolated for other counts, and scaled to the schedule's noisiest level."""
+    """The published levels, log-linearly interpolated for other counts, and stretched to the schedule's range."""
 
-    def levels(count: int, high: float, _: float) -> Tensor:
-        table = np.log(ALIGNED[name])
-        positions = np.linspace(0, len(table) - 1, count) if count > 1 else np.zeros(1)
-        found = np.exp(np.interp(positions, np.arange(len(table)), table))
-        return torch.from_numpy(np.minimum(found, high))
+    def levels(count: int, high: float, low: float) -> Tensor:
+        top, bottom = np.log(ALIGNED_RANGE)
+        place = (np.log(ALIGNED[name]) - bottom) / (top - bottom)  # 1 is the noisiest level, 0 the last
+        positions = np.linspace(0, len(place) - 1, count) if count > 1 else np.zeros(1)
+        found = np.interp(positions, np.arange(len(place)), place)
+        return torch.from_numpy(high**found * low ** (1 - found))
 
     return levels
 

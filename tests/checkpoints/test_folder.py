@@ -134,7 +134,10 @@ def shard_elsewhere(folder: Path) -> None:
         (remove("text_encoder/config.json"), "text_encoder/config.json cannot be read"),
         (cut("tokenizer/tokenizer.json"), "tokenizer/tokenizer.json is not JSON"),
         (rewrite("vae/config.json", "{"), "is not JSON"),
-        (rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'), "T5 is not supported"),
+        (
+            rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'),
+            r"text_encoder=\['transformers', 'T5'\] is not supported",
+        ),
         (only_pickle, "holds only pickles"),
         (other_width, "has 32 numbers per token, the U-Net reads 48"),
         (other_groups, "by its config.json"),

@@ -28,6 +28,7 @@ from latentdiff.sampling.samplers import (
     step,
 )
 from latentdiff.sampling.schedule import Grid, Schedule
+from latentdiff.sampling.spacings import SPACINGS
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COUNTS = [7, 20, 25, 30]
@@ -266,6 +267,22 @@ def test_zero_terminal_snr_stays_finite(name: str, beta_schedule: str, count: in
     run = plan(s, name, count)
     (done,), _ = sample(predicts_x0(s), [SamplerState(run, torch.randn(2, 3), torch.Generator())])
     assert torch.isfinite(done.latents).all() and done.latents.abs().max() < 10
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, {"prediction_type": "flow"}]
+)
+def test_plans_are_finite_for_every_number_of_steps_and_spacing(name: str, changes: dict[str, Any]) -> None:
+    sigmas = {"karras", "exponential", "beta", "align_your_steps", "align_your_steps_xl"} if changes else set()
+    spacings = [None] if name == "lcm" else [spacing for spacing in SPACINGS if spacing not in sigmas]
+    for offset in (0, 1):
+        s = schedule(num_train_timesteps=12, steps_offset=offset, **changes)
+        for count in range(1, 13):
+            for spacing in spacings:
+                run = plan(s, name, count, spacing=spacing)
+                values = [value for row in run.table for value in (row.base, row.latent, *row.x0, row.noise)]
+                assert all(map(math.isfinite, values)), (spacing, count, offset)
 
 
 @pytest.mark.parametrize(

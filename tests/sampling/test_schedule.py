@@ -65,11 +65,11 @@ def test_zero_terminal_snr_with_epsilon_is_refused() -> None:
 @pytest.mark.parametrize("count", [1, 4, 7, 20, 30, 50, 333, 1000])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_timesteps_equal_diffusers(spacing: str, count: int, offset: int) -> None:
-    """Except `leading` if N does not divide T: diffusers steps by T // N and starts at a lower level."""
+    """Except `leading` if N does not divide T, where diffusers steps by T // N, and single steps near x0."""
     theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     theirs.set_timesteps(count)
     wanted = theirs.timesteps.tolist()
-    if spacing == "linspace" and count == 1:
+    if spacing in ("linspace", "leading") and count == 1:
         wanted = [999]  # diffusers begins where there is no noise
     if spacing == "leading" and count == 1000:
         wanted = list(range(999, -1, -1))  # with an offset of 1 diffusers' first lies outside its own table
@@ -87,19 +87,31 @@ def test_every_grid_of_timesteps_starts_at_the_top_and_visits_each_level_once(sp
             steps = timestep_grid(count, total, spacing, offset)
             assert len(steps) == count and (steps.diff() < 0).all() and steps[-1] >= 0
             gap = total / count
-            top = total - 1 if spacing != "leading" else min(total - gap + offset, total - 1)
+            top = total - 1 if spacing != "leading" or count == 1 else min(total - gap + offset, total - 1)
             assert top - 1 <= steps[0] <= total - 1, (spacing, count)
             assert steps[-1] <= max(gap, offset), (spacing, count)
 
 
+@pytest.mark.parametrize("total", [1, 2, 7, 30, 49, 51, 75, 1000])
+def test_the_grid_of_lcm_starts_at_the_top_for_every_number_of_timesteps(total: int) -> None:
+    for count in range(1, min(total, 50) + 1):
+        steps = timestep_grid(count, total, "lcm", 0)
+        assert steps[0] == total - 1 and (steps.diff() < 0).all() and steps[-1] >= 0 and len(steps) == count
+    with pytest.raises(InputError, match=f"must be at most {min(total, 50)} with sampler 'lcm'"):
+        timestep_grid(min(total, 50) + 1, total, "lcm", 0)
+
+
+@pytest.mark.parametrize("total", [2, 7, 100, 1000])
+@pytest.mark.parametrize("betas", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_grid_of_levels_descends_from_the_noisiest(spacing: str) -> None:
-    s = schedule(steps_offset=0)
-    for count in (1, 2, 3, 10, 20, 50, 333):
+def test_every_grid_of_levels_descends_from_the_noisiest(spacing: str, betas: str, total: int) -> None:
+    """Also for schedules with more noise than Stable Diffusion's (cosine), and with less (fewer timesteps)."""
+    s = schedule(steps_offset=0, beta_schedule=betas, num_train_timesteps=total)
+    for count in {1, 2, 3, 10, 20, 50, 333, total} & {*range(1, total + 1)}:
         grid = s.grid(count, spacing, clean=True)
         ratios = grid.sigmas / grid.alphas
         assert len(grid.timesteps) == count and (ratios.diff() < 0).all() and ratios[-1] == 0
-        assert ratios[0] >= 0.9 * s.sigmas[-1] / s.alphas[-1] or spacing == "leading"
+        assert ratios[0] >= 0.9 * s.sigmas[-1] / s.alphas[-1] or (spacing == "leading" and count > 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 13])
@@ -191,3 +203,19 @@ def test_flow_levels_and_shift() -> None:
     assert torch.allclose(flow_sigmas(4, 1.0), torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert torch.allclose(flow_sigmas(1000, 3.0).flip(0).float(), theirs.sigmas, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_timesteps": 100_000}, "leave .* of the signal at the last, less than 1e-08; use fewer timesteps"),
+        ({"beta_end": 0.9, "num_train_timesteps": 1000}, "of the signal at the last"),
+        (
+            {"num_train_timesteps": 1, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+            "num_train_timesteps of 2 or more",
+        ),
+    ],
+)
+def test_schedules_without_signal_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        schedule(**changes)
