@@ -1,4 +1,4 @@
-"""Animations: images between prompts and between seeds."""
+"""Animations: interpolate between prompts and between seeds."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -9,24 +9,23 @@ import torch
 from PIL import Image
 
 from latentdiff.denoiser import Row
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, check_integer
 from latentdiff.inputs import read_inputs
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.sampling.interpolation import slerp
 from latentdiff.sampling.samplers import Callback
-from latentdiff.sampling.seeds import whole
 
 MOST_FRAMES = 100_000
 
 
 def frame_count(key_frames: int, frames: int) -> int:
-    """Of an animation with `frames` frames from one key frame to the next. Raises InputError."""
-    whole(frames, "frames", 1)
+    """The number of frames of an animation, with `frames` from one key frame to the next. Raises InputError."""
+    check_integer(frames, "frames", 1)
     if key_frames < 2:
-        raise InputError("an animation needs two prompts, or a prompt and two seeds (--seed 1,2); give another")
+        raise InputError("an animation requires two prompts, or a prompt and two seeds (--seed 1,2); add another")
     if (total := (key_frames - 1) * frames + 1) > MOST_FRAMES:
-        raise InputError(f"frames={frames} makes {total} frames, more than {MOST_FRAMES}; give fewer")
+        raise InputError(f"frames={frames} makes {total} frames, more than {MOST_FRAMES}; use fewer")
     return total
 
 
@@ -40,18 +39,18 @@ def animate(
     callback: Callback | None = None,
     **arguments: Any,
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Make the frames from the first of the prompts to the last, as pairs of index and image.
+    """Generate the frames from the first prompt to the last; yields pairs of index and image.
 
-    seed: as in the pipeline's call, of which prompt k makes image k. Between two of these, noise is interpolated on the
-    sphere and conditioning linearly; what samplers draw later is the same for all frames. frames: from one prompt to
-    the next. done: indices of frames that exist; batches of which all do are not made. arguments: of `read_inputs`.
-    Raises InputError.
+    Prompts are key frames; prompt k has the seed of image k of a pipeline call. Between key frames, noise is
+    interpolated on the sphere and conditioning linearly; noise that a sampler draws later is the same for all frames.
+    frames: the number from one prompt to the next. done: indices of existing frames; batches of existing frames are
+    skipped. arguments: of `read_inputs`. Raises InputError.
     """
     total = frame_count(len(prompts), frames)
     inputs = read_inputs(pipe.limits, list(prompts), seed=seed, **arguments)
     with pipe.use_adapters(inputs.prompts.loras):
         keys = pipe.start(inputs)
-        for first in range(0, total, whole(batch_size, "batch_size", 1)):
+        for first in range(0, total, check_integer(batch_size, "batch_size", 1)):
             indices = range(first, min(first + batch_size, total))
             if all(index in done for index in indices):
                 continue
@@ -61,7 +60,7 @@ def animate(
 
 
 def _frame(keys: Sequence[Row], index: int, frames: int) -> Row:
-    """The start of a frame: between two key frames, or one of them."""
+    """The row of a frame before sampling: a key frame, or interpolated between two."""
     k, step = divmod(index, frames)
     row = keys[k] if step == 0 else between(keys[k], keys[k + 1], step / frames)
     generator = torch.Generator()
@@ -70,14 +69,14 @@ def _frame(keys: Sequence[Row], index: int, frames: int) -> Row:
 
 
 def between(first: Row, second: Row, t: float) -> Row:
-    """A row before its first step, `t` of the way from one to another. Raises InputError for prompts with parts."""
+    """Interpolate two rows before their first step, with t from 0 to 1. Raises InputError for AND and schedules."""
     latents = slerp(first.state.latents, second.state.latents, t)
     positive = PromptConditioning.constant(mix(_only(first), _only(second), t))
     return replace(first, state=replace(first.state, latents=latents), positive=(positive,))
 
 
 def mix(first: Conditioning, second: Conditioning, t: float) -> Conditioning:
-    """Linear interpolation of one row each; tokens of the shorter are repeated, which attention does not notice."""
+    """Interpolate two rows linearly. The tokens of the shorter are repeated, which does not change attention."""
     tokens = math.lcm(first.tokens, second.tokens)
     first, second = (one.repeat_tokens(tokens // one.tokens) for one in (first, second))
     hidden = torch.lerp(first.hidden, second.hidden, t)
@@ -88,7 +87,7 @@ def mix(first: Conditioning, second: Conditioning, t: float) -> Conditioning:
 
 
 def _only(row: Row) -> Conditioning:
-    """The conditioning of a prompt without parts."""
+    """The conditioning of a prompt. Raises InputError for prompts with AND or schedules."""
     if len(row.positive) > 1 or len(row.positive[0].spans) > 1:
-        raise InputError("prompts of an animation cannot have AND or schedules like [from:to:when]; leave them out")
+        raise InputError("prompts of an animation cannot contain AND or schedules like [from:to:when]; remove them")
     return row.positive[0].spans[0][1]

@@ -1,4 +1,4 @@
-"""Rows that start from an image: image to image, inpainting with any model or its own, and InstructPix2Pix."""
+"""Rows that start from an input image: image to image, inpainting, and InstructPix2Pix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ from latentdiff.sampling.samplers import draw_noise
 
 @dataclass(frozen=True)
 class Source:
-    """What the network sees of an input image. latents: [C, h, w], scaled; mask: [1, h, w], 1 where repainted.
+    """An encoded input image. latents: [C, h, w], scaled. mask: [1, h, w], 1 where the image is repainted.
 
-    channels: [E, h, w] beside the latents, for models that read them.
+    channels: [E, h, w] that inpainting models and InstructPix2Pix read in addition to the latents.
     """
 
     latents: Tensor
@@ -31,9 +31,9 @@ class Source:
 def edit_rows(
     rows: Sequence[Row], canvases: Sequence[Canvas], strength: float | None, vae: VAE, task: Task
 ) -> list[Row]:
-    """Rows of pure noise that start from their images instead. Each image is encoded once.
+    """Make rows of pure noise start from their input images. Each image is encoded once.
 
-    strength: None adds no noise, for images that are as noisy as their plans begin, and for those that are inverted.
+    strength: None adds no noise: for images that already have the noise level of the first step, and for inversion.
     """
     device = rows[0].state.latents.device
     sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}
@@ -46,7 +46,7 @@ def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Sourc
     pixels = canvas.pixels().to(device)
     latents = encode_pixels(vae, pixels[None])[0]
     if task == "edit":
-        return Source(latents, None, latents)  # InstructPix2Pix reads them unscaled
+        return Source(latents, None, latents)  # InstructPix2Pix reads unscaled latents
     scale = vae.config.scaling_factor
     if canvas.mask is None:
         return Source(latents * scale, None, None)

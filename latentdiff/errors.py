@@ -1,7 +1,9 @@
 """User-facing exceptions. Each message states the value, the rule and the next action in one line."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class LatentDiffError(Exception):
@@ -38,3 +40,18 @@ def shorten(value: object, limit: int = 80) -> str:
     """The repr of a value for messages, truncated to `limit` characters."""
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def check_integer(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> int:
+    """Convert an integer of any type, also of numpy and torch. Raises InputError for other values or out of range."""
+    try:
+        number = int(value)
+        exact = not isinstance(value, str | bytes | bool) and number == value
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        exact = False
+    if not exact:
+        raise InputError(f"{name}={value!r} must be a whole number; try 1")
+    if not low <= number <= high:
+        rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise InputError(f"{name}={number} must be {rule}; try {min(max(number, low), high)}")
+    return number

@@ -1,4 +1,4 @@
-"""A second pass at a larger size: the image is enlarged, then image to image adds the detail."""
+"""Generate at the model's size, enlarge the image, and add detail with image to image (high-resolution fix)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from latentdiff.models.esrgan import RRDBNet
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
 
 PIXEL, LATENT = "lanczos", "latent"
-FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator", "source_prompt")  # arguments
+FIRST_PASS_ONLY = ("height", "width", "latents", "edit", "generator", "source_prompt")  # arguments of the call
 
 
 @dataclass(frozen=True)
 class Hires:
-    """scale: of both sides. strength, steps: of the second pass; steps None are those of the first.
+    """Options of the second pass. scale: factor of both sides. steps: those of the first pass if None.
 
-    upscaler: `lanczos`, `latent` (bicubic, between latents) or an ESRGAN file. Raises InputError.
+    upscaler: `lanczos`, `latent` (bicubic interpolation of latents) or an ESRGAN file. Raises InputError.
     """
 
     scale: float = 2.0
@@ -32,28 +32,28 @@ class Hires:
 
     def __post_init__(self) -> None:
         if not 1 < self.scale <= 8:
-            raise InputError(f"hires={self.scale:g} must be over 1 and at most 8; try 2")
+            raise InputError(f"hires={self.scale:g} must be greater than 1 and at most 8; try 2")
         if not 0 <= self.strength <= 1:
             raise InputError(f"hires_strength={self.strength:g} must be from 0 to 1; try 0.6")
 
     @property
     def latent(self) -> bool:
-        """Whether latents are enlarged rather than pixels."""
+        """Whether latents are enlarged instead of pixels."""
         return self.upscaler == LATENT
 
     def load_upscaler(self, device: torch.device) -> RRDBNet | None:
-        """The network that enlarges, if one does. Raises CheckpointError."""
+        """Load the ESRGAN network, if the upscaler is one. Raises CheckpointError."""
         if self.upscaler in (PIXEL, LATENT):
             return None
         return load_upscaler(Path(self.upscaler), device, self.allow_pickle)
 
     def enlarged_size(self, size: Sequence[int], unit: int) -> tuple[int, int]:
-        """Two sides at the scale, rounded to multiples of `unit`."""
+        """Both sides times the scale, rounded to multiples of `unit`."""
         first, second = (max(round(side * self.scale / unit), 1) * unit for side in size)
         return first, second
 
     def enlarge(self, images: Any, unit: int, network: RRDBNet | None) -> Any:
-        """Latents [B, C, h, w] for the upscaler `latent`, else a list of PIL images, at the size of the second pass.
+        """Enlarge images to the size of the second pass: latents [B, C, h, w] with `latent`, else a list of PIL images.
 
         unit: pixels per latent along each side.
         """
@@ -62,26 +62,28 @@ class Hires:
         return [upscale(image, self.enlarged_size(image.size, unit), network) for image in images]
 
     def second_pass(self, arguments: Mapping[str, Any], enlarged: Any) -> dict[str, Any]:
-        """The arguments of the second call. arguments: of the first."""
+        """The arguments of the second call, from those of the first."""
         second = {name: value for name, value in arguments.items() if name not in FIRST_PASS_ONLY}
         second |= {"image": enlarged, "strength": self.strength}
         return second if self.steps is None else second | {"num_inference_steps": self.steps}
 
 
 def check_hires(arguments: Mapping[str, Any]) -> None:
-    """Raise InputError for arguments of the first call that a second pass does not go with."""
+    """Raise InputError for arguments of the first call that cannot be combined with a second pass."""
     if arguments.get("mask_image") is not None:
-        raise InputError("hires= does not go with a mask; use only_masked= to paint an area at the model's size")
+        raise InputError(
+            "hires= cannot be combined with a mask; use only_masked= to repaint an area at the model's size"
+        )
 
 
 def generate_hires(pipe: LatentDiffusionPipeline, hires: Hires, **arguments: Any) -> PipelineOutput:
-    """Call the pipeline twice. arguments: of its call, without a mask. Raises InputError and CheckpointError."""
+    """Call the pipeline for both passes. arguments: of its call, without a mask. Raises InputError, CheckpointError."""
     check_hires(arguments)
     network = hires.load_upscaler(pipe.device)
     wanted = arguments.pop("output_type", "pil")
     first = pipe(**arguments, output_type="latent" if hires.latent else "pil")
     if first.stopped:
-        raise InputError("the callback stopped the first pass of hires=; leave hires out to keep its images")
+        raise InputError("the callback stopped the first pass of hires=; omit hires= to keep its images")
     enlarged = hires.enlarge(first.images, pipe.vae.config.downscale, network)
     times = arguments.pop("num_images_per_prompt", 1)
     for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"):

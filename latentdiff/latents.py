@@ -31,26 +31,26 @@ def encode_pixels(vae: VAE, pixels: Tensor) -> Tensor:
 
     z = encode_tiled(encode, pixels.to(weight), vae.config.downscale)
     if not torch.isfinite(z).all():
-        raise NonFiniteError(f"the VAE made latents that are not finite in {weight.dtype}; use dtype='float32'")
+        raise NonFiniteError(f"the VAE's latents are not finite in {weight.dtype}; use dtype='float32'")
     return z
 
 
 def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
     """Decode scaled latents [B, C, h, w] and apply `convert` to the pixels [B, 3, H, W], one part at a time.
 
-    convert: takes float32 pixels in [-1, 1], which it may modify. Raises NonFiniteError.
+    convert: a function of float32 pixels in [-1, 1], which it may modify in place. Raises NonFiniteError.
     """
     dtype = next(vae.parameters()).dtype
     z, factor = (latents / vae.config.scaling_factor).to(dtype), vae.config.downscale
 
     def decode(part: Tensor) -> Tensor:
-        with torch.autocast(part.device.type, enabled=False):  # the caller's: some decoders overflow in half precision
+        with torch.autocast(part.device.type, enabled=False):  # some decoders overflow in half precision
             return vae.decode(part)
 
     made: Tensor | None = None
     for images, rows, pixels in decode_parts(decode, z, factor):
         if not torch.isfinite(pixels).all():
-            raise NonFiniteError(f"the VAE made pixels that are not finite in {dtype}; use dtype='float32'")
+            raise NonFiniteError(f"the VAE's pixels are not finite in {dtype}; use dtype='float32'")
         part = convert(pixels.clamp_(-1, 1))
         if made is None:
             made = part.new_empty(len(z), part.shape[1], factor * z.shape[-2], factor * z.shape[-1])
@@ -62,14 +62,14 @@ def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor
 def to_output(
     vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None, seamless: str = ""
 ) -> Any:
-    """Latents [B, C, h, w] as `PipelineOutput.images`; edited images are pasted back, in 8 bits.
+    """Decode latents [B, C, h, w] to `PipelineOutput.images`; edited images are pasted back with 8 bits per channel.
 
-    seamless: axes along which the decoder sees the opposite side beyond an edge.
+    seamless: axes along which latents are padded with the opposite side before decoding.
     """
     if output_type == "latent":
         return latents
     if canvases is not None and all(canvas.mask is None for canvas in canvases):
-        canvases = None  # all of each image was painted
+        canvases = None  # there is nothing to paste back
     if canvases is None and output_type != "pil":
         pixels = _decode_around(vae, latents, _unit, seamless)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
@@ -100,7 +100,7 @@ def _bytes(pixels: Tensor) -> Tensor:
 
 
 class FiniteWatch:
-    """Records after each step whether all latents are finite, without synchronising until `check`."""
+    """A callback that records whether all latents are finite, and does not synchronise the device until `check`."""
 
     def __init__(self, callback: Callback | None) -> None:
         self.callback = callback

@@ -30,7 +30,7 @@ class LoadedModel:
     """The networks of a model on one device. Loading, adapting, moving and saving are not thread-safe."""
 
     def __init__(self, parts: Components, device: torch.device, dtype: torch.dtype | None) -> None:
-        """dtype: of all weights; None keeps those of a model in training as they are and computes in float32."""
+        """dtype: of all weights; None keeps the dtypes of a model in training, and computes in float32."""
         reads, predicts = parts.denoiser.config.in_channels, parts.denoiser.config.out_channels
         tasks: dict[int, Task] = {predicts: "generate", 2 * predicts + 1: "inpaint", 2 * predicts: "edit"}
         if reads not in tasks:
@@ -67,16 +67,16 @@ class LoadedModel:
         allow_pickle: bool = False,
         **diffusers_names: Any,
     ) -> Self:
-        """Open a diffusers folder, a single file, a hub id, or without an argument the bundled model.
+        """Open a diffusers folder, a single file, a hub id, or by default the bundled model.
 
         device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16, float16. optimize: "auto" replaces layers
-        by faster ones for this machine; "off" keeps the plain modules, for inspection, changes or gradients; "compile"
-        uses torch.compile, which takes minutes at the first call for each size and reads a disk cache after that.
+        with faster ones for this machine; "off" keeps the plain modules, for inspection, modification or gradients;
+        "compile" uses torch.compile, which takes minutes at the first call for each size and is cached on disk.
         approximate: names of `runtime.approximate`, which trade accuracy for speed. low_memory: weights stay in their
-        files and are mapped at each call, one block at a time; they cannot be changed or saved then.
+        files and are mapped at each call, one block at a time; they can then be neither changed nor saved.
         vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`. diffusers_names:
-        `torch_dtype`, and arguments of diffusers that change nothing here (`diffusers_names.open_arguments`).
-        Raises CheckpointError or InputError. A local path opens no connection.
+        `torch_dtype`, and arguments of diffusers that have no effect here (`diffusers_names.open_arguments`).
+        Raises CheckpointError or InputError. A local path does not access the network.
         """
         options = choose_options(optimize, approximate, low_memory)
         chosen_device = options.device(device)
@@ -95,7 +95,7 @@ class LoadedModel:
     ) -> str:
         """Load a LoRA file or folder in addition to those in use; returns its name, by default that of the file.
 
-        weight: for U-Net and text encoders, or a pair of both. Warns of layers that this model does not have.
+        weight: for U-Net and text encoders, or a pair. Warns of layers that this model does not have.
         Raises CheckpointError for a file that is damaged or belongs to another kind of model.
         """
         self._refuse_low_memory()
@@ -103,15 +103,17 @@ class LoadedModel:
         if lora.unmatched:
             count, first = len(lora.unmatched), lora.unmatched[0][:80]
             total = count + len(lora.deltas)
-            warnings.warn(f"{lora.path}: {count} of {total} layers match nothing here, {first} first", stacklevel=2)
+            warnings.warn(
+                f"{lora.path}: {count} of {total} layers do not exist in this model, for example {first}", stacklevel=2
+            )
         self._loras.add(lora, weight)
         self._apply_loras(set(lora.deltas))
         return lora.name
 
     def set_adapters(self, weights: Mapping[str, Weight]) -> None:
-        """Set the weights of the loaded LoRAs: a number, or a pair for U-Net and text encoders; others become 0.
+        """Set the weights of the loaded LoRAs: a number, or a pair for U-Net and text encoders; the others become 0.
 
-        A layer that no LoRA changes any more has the base model's weights to the bit. Raises InputError.
+        A layer that no LoRA changes has exactly the base model's weights. Raises InputError.
         """
         checked = self._loras.check_weights(weights)
         before = self._loras.weights
@@ -148,7 +150,7 @@ class LoadedModel:
         """Raise InputError if a prompt names a LoRA that is not loaded."""
         for name in names:
             if name not in self.adapters:
-                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it by load_lora() or --lora"
+                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it with load_lora() or --lora"
                 raise InputError(f"the prompt names <lora:{name}>, which is not loaded; {known}")
 
     def check_adapters(self, weights: Mapping[str, tuple[float, float]]) -> None:
@@ -158,7 +160,7 @@ class LoadedModel:
                 raise InputError(f"the prompt names <lora:{name}> at {pair}; call set_adapters() for it first")
 
     def _apply_loras(self, keys: set[Key]) -> None:
-        """Recompute the weights of these layers; only they are restored to plain layers and optimised again."""
+        """Recompute the weights of these layers; only these are restored to plain layers and optimised again."""
         if not keys:
             return
         names = {name for part, name in keys if part == "unet"}
@@ -186,7 +188,7 @@ class LoadedModel:
 
     @contextmanager
     def _plain(self) -> Iterator[Components]:
-        """The components with plain layers; changes to their weights apply from the next call on."""
+        """The components with plain layers, whose weights may be changed; they are optimised again afterwards."""
         self._refuse_low_memory()
         restore(self.denoiser)
         restore(self.vae)
@@ -203,14 +205,14 @@ class LoadedModel:
     def _refuse_low_memory(self) -> None:
         if self.options.low_memory:
             raise InputError(
-                f"low_memory=True leaves the weights in {self.folder}; open the model without it to change or save them"
+                f"low_memory=True keeps the weights in {self.folder}; open the model without it to change or save them"
             )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `diffusers.StableDiffusionPipeline.from_pretrained` opens; it must not exist yet."""
+        """Write a new folder that `diffusers.StableDiffusionPipeline.from_pretrained` can open."""
         folder = Path(folder)
         if folder.exists():
-            raise InputError(f"{folder} exists; name a new folder, or remove it first")
+            raise InputError(f"{folder} exists; choose a new folder, or remove it first")
         partial = partial_path(folder)
         try:
             with self._plain() as parts:
@@ -221,7 +223,7 @@ class LoadedModel:
 
     @property
     def folder(self) -> Path | None:
-        """The folder or file that the model was opened from; None for a model created in memory."""
+        """The folder or file of the model; None for a model created in memory."""
         return None if self.source is None else self.source.path
 
     @property
@@ -231,7 +233,7 @@ class LoadedModel:
 
     @property
     def size_numbers(self) -> int:
-        """How many sizes and scores the U-Net reads beside the text: 6 for SDXL, 5 for its refiner, else none."""
+        """The number of sizes and scores that the U-Net reads: 6 for SDXL, 5 for its refiner, else 0."""
         config = self.denoiser.config
         if config.addition_embed_type is None:
             return 0
@@ -240,7 +242,7 @@ class LoadedModel:
         return int(numbers // config.addition_time_embed_dim)
 
     def runtime_report(self) -> list[str]:
-        """Execution options, device, precision, and which layers were replaced by fast ones, or why not."""
+        """Execution options, device, precision, and which layers were replaced with fast ones, or why not."""
         lines = [f"optimize={self.options.optimize}, device={self.device}, dtype={self.dtype}"]
         lines += [f"denoiser: {line}" for line in describe_layers(self.denoiser)]
         return [*lines, *(f"vae: {line}" for line in describe_layers(self.vae))]

@@ -32,8 +32,8 @@ from latentdiff.text.prompt_inputs import ImagePrompts, Texts
 class PipelineOutput:
     """`images`: a list of PIL images, float32 [B, H, W, 3] in [0, 1] for "np", [B, 3, H, W] for "pt", or latents.
 
-    `seeds`: what each image was drawn from; empty where nothing was drawn. `stopped`: a callback ended sampling early,
-    and the images are what the model predicted until then. `variation_seeds`: of the noise that was mixed in, if any.
+    `seeds`: the seed of each image; empty if no noise was drawn. `stopped`: whether a callback ended sampling early;
+    the images are then the last predictions of the model. `variation_seeds`: seeds of the noise mixed in, if any.
     """
 
     images: Any
@@ -47,7 +47,7 @@ class LatentDiffusionPipeline(LoadedModel):
 
     @property
     def limits(self) -> ModelLimits:
-        """What the arguments of a call depend on."""
+        """The properties of the model that the arguments of a call are checked against."""
         return ModelLimits(
             self.schedule, self.generation, self.denoiser.latent_channels, self.vae.config.downscale, self.default_size,
             self.task, len(self.text.encoders), self.text.max_clip_skip, self.size_numbers,
@@ -88,28 +88,30 @@ class LatentDiffusionPipeline(LoadedModel):
         source_prompt: str | Sequence[str] | None = None,
         **diffusers_names: Any,
     ) -> PipelineOutput:
-        """Make `num_images_per_prompt` images of each prompt.
+        """Generate `num_images_per_prompt` images for each prompt.
 
-        num_inference_steps, guidance_scale, sampler: the model's own (`self.generation`) when None. spacing: one of
-        `spacings.SPACINGS`, the model's own when None.
+        num_inference_steps, guidance_scale, sampler, spacing: the model's defaults (`self.generation`, `self.schedule`)
+        if None; spacing is one of `sampling.spacings.SPACINGS`.
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
-        these fractions of all, 0 clean and 1 noise. seed: image k is drawn from seed + k, or from seed[k], by its own
-        generator; random when None. latents: [B, C, H/f, W/f] noise to start from instead.
-        variation_strength: mix the noise of image k with that of variation_seed + k (random when None) by this, from 0
-        to 1, while all images are drawn from one seed.
-        image: start from it (paths, PIL, arrays, tensors; one for all prompts or one for each), at its own size unless
-        height and width are given; `strength` of the steps run, 0.8 when None, and 1 ignores it. mask_image: repaint
-        where it is white, and strength is 1 when None. edit: how both are used. source_prompt: what the image shows;
-        `ddim` then starts from the noise that makes the image with this prompt (inversion), at strength 1 when None.
-        tile: evaluate the network in overlapping tiles of this many pixels a side, for large images. seamless: x, y or
-        x,y; opposite edges fit. callback: called with a `StepInfo` after each step; returns True to stop.
-        prompt_2, negative_prompt_2: what the second of two text encoders reads, the same as the first when None.
-        prompt_syntax: "a1111" reads weights, schedules and `<lora:name:0.8>` as docs/prompts.md says, "plain" reads
-        text as it is. clip_skip: layers of the text encoders left out, as in diffusers.
-        denoising_start, denoising_end: run a part of the steps, between these fractions of them, as `refiner.py` does;
-        the first starts from `image` as it is, without adding noise.
+        these fractions of the schedule, where 0 is clean and 1 is noise.
+        seed: image k uses seed + k, or seed[k], in a generator of its own; random if None. latents: [B, C, H/f, W/f]
+        initial noise, instead of a seed.
+        variation_strength: interpolate from the noise of the seed, which all images then share, to the noise of
+        variation_seed + k (random if None), from 0 to 1.
+        image: the input image (paths, PIL images, arrays or tensors; one for all prompts or one per prompt). The output
+        has its size unless height and width are given. strength: the fraction of the steps to run; 0.8 if None, and 1
+        ignores the image. mask_image: repaint the white area; strength is then 1 if None. edit: further options for
+        both. source_prompt: a description of the input image; sampling then starts from the noise that `ddim` turns
+        into this image with this description (inversion), with a strength of 1 if None.
+        tile: evaluate the network in overlapping tiles with sides of this many pixels, for large images. seamless: x, y
+        or x,y; makes opposite edges match. callback: called with a `StepInfo` after each step; returns True to stop.
+        prompt_2, negative_prompt_2: prompts for the second of two text encoders; those of the first if None.
+        prompt_syntax: "a1111" parses weights, schedules and `<lora:name:0.8>` (docs/prompts.md), "plain" reads the text
+        literally. clip_skip: the number of final layers of the text encoders to skip, as in diffusers.
+        denoising_start, denoising_end: run only the steps between these fractions of the schedule, as `refiner` does;
+        with denoising_start, no noise is added to `image`.
         diffusers_names: `generator`, `callback_on_step_end`, and for SDXL the fields of `SizeConditioning`.
-        Raises InputError for arguments that cannot be used, NonFiniteError when a number overflows.
+        Raises InputError for invalid arguments, and NonFiniteError if latents or pixels overflow.
         """
         if output_type not in (known := ("pil", "np", "pt", "latent")):
             raise InputError(f"output_type={output_type!r} is unknown; {did_you_mean(output_type, known)}")
@@ -138,7 +140,7 @@ class LatentDiffusionPipeline(LoadedModel):
 
     @torch.no_grad()
     def start(self, inputs: Inputs) -> list[Row]:
-        """The rows of a call before their first step, one per image: noise drawn, prompts encoded."""
+        """Draw the noise and encode the prompts of a call; returns one row per image, before its first step."""
         factor, generators = self.vae.config.downscale, [generator_for(seed) for seed in inputs.seeds]
         shape = torch.Size([self.denoiser.latent_channels, inputs.height // factor, inputs.width // factor])
         latents = inputs.latents
@@ -169,7 +171,7 @@ class LatentDiffusionPipeline(LoadedModel):
         return edit_rows(rows, inputs.canvases, strength, self.vae, self.task)
 
     def _inverted(self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts) -> list[Row]:
-        """Rows that stand at clean images, at the noise from which their source prompts make these images."""
+        """DDIM inversion: move rows of clean images to the noise from which their source prompts reproduce them."""
         described = self.start(replace(inputs, prompts=sources, guidance=None, canvases=None))
         plan = inverse_plan(inputs.plan)
         denoiser = self._guided(described, self.denoiser, tile=inputs.tile, axes=inputs.seamless)
@@ -181,7 +183,7 @@ class LatentDiffusionPipeline(LoadedModel):
     def sample_rows(
         self, rows: Sequence[Row], inputs: Inputs, callback: Callback | None = None
     ) -> tuple[list[Row], Tensor]:
-        """Step rows of one call to the end of their plan, or until the callback stops; and the last x0 [B, C, h, w]."""
+        """Run the remaining steps, unless the callback stops early; returns the rows and the last x0 [B, C, h, w]."""
         network = for_one_run(self.denoiser, self.options.approximate, self.options.every)
         watch = FiniteWatch(callback)
         denoiser = self._guided(rows, network, tile=inputs.tile, axes=inputs.seamless)
@@ -193,17 +195,19 @@ class LatentDiffusionPipeline(LoadedModel):
     def step(
         self, rows: Sequence[Row], batch: int | None = None, tile: int | None = None, axes: str = ""
     ) -> tuple[list[Row], Tensor]:
-        """Advance rows of one latent shape by one step, each at its own position of its own plan.
+        """Advance rows of equal latent shapes by one step, each at its own position in its own plan.
 
-        batch: network evaluations are padded to this many, so that a row is computed to the same bits whichever rows
-        share its batch. tile, axes: as in `Inputs`, the same for all rows. Returns the rows after the step, and the
-        predicted x0 [B, C, h, w]. Raises InputError for rows that cannot share a batch, are finished, or belong to
-        another model.
+        batch: pad the batch to this many network evaluations, so that the result of a row is bit-identical whichever
+        rows share its batch. tile, axes: as `tile` and `seamless` of `Inputs`, the same for all rows. Returns the next
+        rows and the predicted x0 [B, C, h, w]. Raises InputError for rows that cannot share a batch, that are finished,
+        or that belong to another model.
         """
         wanted = self.denoiser.latent_channels
         for row in rows:
             if (found := len(row.state.latents)) != wanted:
-                raise InputError(f"a row has {found} latent channels, this model {wanted}; step it by its own pipeline")
+                raise InputError(
+                    f"a row has {found} latent channels and this model {wanted}; use the pipeline that made it"
+                )
         states, x0 = step(self._guided(rows, self.denoiser, batch, tile, axes), [row.state for row in rows])
         return [replace(row, state=state) for row, state in zip(rows, states, strict=True)], x0
 
@@ -216,7 +220,7 @@ class LatentDiffusionPipeline(LoadedModel):
         return keep_known(bounded(wrapped_around(guided, axes), self.schedule.config), rows)
 
     def encode(self, prompt: str, options: PromptOptions | None = None) -> Conditioning:
-        """One row of conditioning, of a prompt without schedules and AND."""
+        """One row of conditioning for a prompt without schedules or AND."""
         return self.prompts.encode([prompt], options or PromptOptions())
 
     def _unconditional(self, negative: Texts | None, inputs: Inputs) -> PromptConditioning:
@@ -233,14 +237,14 @@ class LatentDiffusionPipeline(LoadedModel):
         canvases: Sequence[Canvas] | None = None,
         axes: str = "",
     ) -> Any:
-        """Latents [B, C, h, w] decoded to what `output_type` names, and pasted into their canvases, if any.
+        """Decode latents [B, C, h, w], convert them to `output_type`, and paste them into their canvases, if any.
 
-        axes: along which opposite edges fit. Raises NonFiniteError.
+        axes: the axes along which opposite edges match. Raises NonFiniteError.
         """
         return to_output(self.vae, latents, output_type, canvases, axes)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
+        """Decode latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""
         return decode_latents(self.vae, latents)
 
 

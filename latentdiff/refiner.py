@@ -1,4 +1,4 @@
-"""Two models in one run: a base model removes most of the noise, a refiner the rest (Podell et al. 2023, sec. 2.5)."""
+"""Sample with two models: a base model for the first steps, a refiner for the rest (Podell et al. 2023, sec. 2.5)."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from latentdiff.sampling.wrapped_denoiser import parse_axes
 from latentdiff.text.prompt_syntax import take_lora_tags
 
 SWITCH = 0.8
-# Arguments that belong to the start of a run, to its end, or to the base model's second text encoder.
+# Arguments for the start of a run, for its end, or for the second text encoder of the base model.
 BASE_ONLY = (
     *TARGETS, "image", "strength", "edit", "height", "width", "latents", "generator", "num_images_per_prompt",
     "prompt_2", "negative_prompt_2", "variation_seed", "variation_strength",
@@ -22,11 +22,11 @@ BASE_ONLY = (
 def generate_refined(
     pipe: LatentDiffusionPipeline, refiner: LatentDiffusionPipeline, switch: float = SWITCH, **arguments: Any
 ) -> PipelineOutput:
-    """Call `pipe` for this fraction of the noise levels and `refiner` for the rest; the VAE of `pipe` decodes.
+    """Run the steps before the fraction `switch` with `pipe`, and the others with `refiner`; `pipe` decodes.
 
-    arguments: of a call, with the aesthetic scores of the refiner. The refiner reads the first prompt without its LoRA
-    tags, and draws the noise that the base model would have drawn. Raises InputError for models whose latents or noise
-    levels differ, and for arguments that cannot be used.
+    arguments: of a call, including the aesthetic scores for the refiner. The refiner reads `prompt` without LoRA tags,
+    and draws the same noise as the base model would. Raises InputError for models with different latents or noise
+    schedules, and for invalid arguments.
     """
     _check_pair(pipe, refiner)
     if not 0 < switch < 1:
@@ -46,16 +46,16 @@ def generate_refined(
 
 
 def _sampling(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The settings that both models share, which are the base model's where none are given."""
+    """The sampling settings of both models, with the defaults of the base model."""
     settings = pipe.generation.model_dump() | {"spacing": pipe.schedule.config.timestep_spacing}
     settings |= {name: value for name, value in arguments.items() if name in settings and value is not None}
     if settings["sampler"] == "lcm" and arguments.get("spacing") is None:
-        settings["spacing"] = None  # which has levels of its own
+        settings["spacing"] = None  # LCM has its own levels
     return settings
 
 
 def _texts(arguments: dict[str, Any], count: int) -> dict[str, Any]:
-    """The prompts and negative prompts of the refiner, one for each of `count` images."""
+    """The prompts and negative prompts of the refiner, one per image."""
     found: dict[str, Any] = {}
     for name in ("prompt", "negative_prompt"):
         texts = arguments.get(name)
@@ -71,7 +71,7 @@ def _texts(arguments: dict[str, Any], count: int) -> dict[str, Any]:
 def _check_pair(pipe: LatentDiffusionPipeline, refiner: LatentDiffusionPipeline) -> None:
     """Raise InputError unless both models denoise the same latents by the same schedule."""
     if {pipe.task, refiner.task} != {"generate"}:
-        raise InputError("a refiner does not go with checkpoints that read an image; use text-to-image models")
+        raise InputError("a refiner cannot be combined with a checkpoint that reads an image; use text-to-image models")
     base, other = pipe.vae.config, refiner.vae.config
     facts = {
         "the number of latent channels": (pipe.denoiser.latent_channels, refiner.denoiser.latent_channels),

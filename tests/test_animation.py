@@ -80,9 +80,9 @@ def test_batches_that_exist_are_not_made(pipe: LatentDiffusionPipeline) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": PROMPTS[:1]}, "an animation needs two prompts"),
-        ({"prompts": ["a AND b", "c"]}, "cannot have AND or schedules"),
-        ({"prompts": ["a", "[b:c:0.5]"]}, "cannot have AND or schedules"),
+        ({"prompts": PROMPTS[:1]}, "an animation requires two prompts"),
+        ({"prompts": ["a AND b", "c"]}, "cannot contain AND or schedules"),
+        ({"prompts": ["a", "[b:c:0.5]"]}, "cannot contain AND or schedules"),
         ({"frames": 0}, "frames=0 must be at least 1"),
         ({"frames": 10**6}, "more than 100000"),
         ({"seed": [1]}, "seed has 1 numbers for 2 images"),
@@ -167,16 +167,16 @@ def test_recipes_of_animations_are_for_animate(words: list[object], capsys: pyte
     assert "use latentdiff animate --recipe" in capsys.readouterr().err
     assert run("generate", PROMPTS[0], "--steps", 1, "--model", words[1], "-o", "one.png") == 0
     assert run("animate", "--recipe", "one.png", "-o", "x.webp") == 2
-    assert "is not an animation; generate --recipe takes it" in capsys.readouterr().err
+    assert "is not an animation; use latentdiff generate --recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "b", "-o", "x.jpg"], "-o x.jpg must end in one of .webp, .gif, .png, .mp4"),
-        (["a", "-o", "x.webp"], "an animation needs two prompts"),
-        (["-o", "x.webp"], "no prompt was given"),
-        (["a", "b", "--seed", "one", "-o", "x.webp"], "--seed one: write a whole number"),
+        (["a", "-o", "x.webp"], "an animation requires two prompts"),
+        (["-o", "x.webp"], "there is no prompt"),
+        (["a", "b", "--seed", "one", "-o", "x.webp"], "--seed one: write one whole number"),
         (["a", "b", "--seed", "1,2,3", "-o", "x.webp"], "seed has 3 numbers for 2 images"),
         (["a", "b", "--fps", "80", "-o", "x.gif"], "--fps 80 must be from 0.1 to 50 for .gif"),
         (["a", "b", "-o", "gone/x.webp"], "the folder gone does not exist"),

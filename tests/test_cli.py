@@ -84,12 +84,12 @@ def test_the_recipe_stores_execution_options_and_the_command_line_overrides_it(
     assert ways == [("off", True), ("off", True), ("auto", False)]
     capsys.readouterr()
     assert make("--from-image", first, "-o", again, "--approximate", "reuse, int8") == 2
-    undo = f"--optimize auto --no-low-memory undoes what {first} holds"
+    undo = f"--optimize auto --no-low-memory overrides the setting of {first}"
     assert undo in (error := capsys.readouterr().err) and "['reuse', 'int8']" in error and error.count("\n") == 1
     assert make("--from-image", other, "-o", first, "--approximate", " reuse ,") == 0
     capsys.readouterr()
     assert make("--from-image", first, "-o", again, "--optimize", "off") == 2
-    assert f'--approximate "" undoes what {first} holds' in capsys.readouterr().err
+    assert f'--approximate "" overrides the setting of {first}' in capsys.readouterr().err
     assert make("--from-image", first, "-o", again, "--optimize", "off", "--approximate", "") == 0
     assert read_recipe(again).approximate == () and read_recipe(again).optimize == "off"
 
@@ -136,7 +136,7 @@ def test_low_memory_generates_the_same_picture_and_the_bar_shows_peak_memory(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "x.png"], "no prompt was given"),
+        (["-o", "x.png"], "there is no prompt"),
         ([PROMPT, "-o", "x.tiff"], "must end in one of .png, .webp, .jpg, .jpeg; try x.png"),
         ([PROMPT, "-o", "nowhere/x.png"], "the folder nowhere does not exist"),
         ([PROMPT, "-o", "folder.png"], "is a folder"),
@@ -151,8 +151,11 @@ def test_low_memory_generates_the_same_picture_and_the_bar_shows_peak_memory(
         ([PROMPT, "-o", "x.png", "--optimize", "turbo", "--model", "gone"], "known: auto, compile, off"),
         ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
         ([PROMPT, "-o", "x.png", "--model", "."], "give a folder that a pipeline was saved to"),
-        ([PROMPT, "-o", "x.png", "--low-memory", "--lora", "x"], "--low-memory does not go with --lora"),
-        ([PROMPT, "-o", "x.png", "--low-memory", "--embedding", "x"], "--low-memory does not go with --embedding"),
+        ([PROMPT, "-o", "x.png", "--low-memory", "--lora", "x"], "--low-memory cannot be combined with --lora"),
+        (
+            [PROMPT, "-o", "x.png", "--low-memory", "--embedding", "x"],
+            "--low-memory cannot be combined with --embedding",
+        ),
         ([PROMPT, "-o", "x.png", "--low-memory", "--device", "meta"], "low_memory=True runs on the CPU"),
         (["-o", "x.png", "--from-image", "gone.png"], "does not exist"),
         (["-o", "x.png", "--from-image", "plain.png"], "holds no recipe"),
@@ -240,10 +243,10 @@ def test_a_model_other_than_that_of_the_recipe_is_an_error(
     )
     linked.unlink()
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
-    assert f"was made by {linked}, which is not here; name it by --model" in capsys.readouterr().err
+    assert f"was made with {linked}, which does not exist here; pass its path with --model" in capsys.readouterr().err
     linked.symlink_to(xl_folder)
     assert run("generate", "--from-image", tmp_path / "a.png", "-o", tmp_path / "b.png", monkeypatch=monkeypatch) == 2
-    assert "was made by model" in capsys.readouterr().err
+    assert "was made with model" in capsys.readouterr().err
     assert not (tmp_path / "b.png").exists()
 
 
@@ -266,4 +269,4 @@ def test_auto_batch_requires_a_single_process(
 ) -> None:
     words = ["train", ROOT / "configs" / "emoji" / "vae.yaml", "--auto-batch", "--num-processes", 2]
     assert run(*words, monkeypatch=monkeypatch) == 2
-    assert "--auto-batch is for one process" in capsys.readouterr().err
+    assert "--auto-batch requires a single process" in capsys.readouterr().err

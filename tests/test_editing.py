@@ -267,17 +267,17 @@ def test_threads_with_different_jobs(pipe: LatentDiffusionPipeline) -> None:
     ("change", "message"),
     [
         ({"strength": 1.7}, "strength=1.7 must be from 0"),
-        ({"mask_image": mask_of((0, 0, 0, 0))}, "mask_image is all black"),
+        ({"mask_image": mask_of((0, 0, 0, 0))}, "mask_image is completely black"),
         ({"mask_image": mask_of((1, 1, 9, 9), 16, 16)}, "mask_image is 16x16 and the image 32x16"),
-        ({"image": None, "strength": 0.5}, "strength= is only used with an input image"),
-        ({"image": None, "mask_image": mask_of((1, 1, 9, 9))}, "mask_image= is only used with an input image"),
+        ({"image": None, "strength": 0.5}, "strength= requires an input image"),
+        ({"image": None, "mask_image": mask_of((1, 1, 9, 9))}, "mask_image= requires an input image"),
         ({"image": Image.new("L", (100_000, 2))}, "side of 100000 pixels"),
         ({"image": 3}, "image=3 is not an image"),
         ({"image": []}, "empty"),
         ({"image": "nowhere.png"}, "nowhere.png cannot be read"),
         ({"image": np.zeros((4, 4, 7), np.uint8)}, r"shape \[4, 4, 7\]"),
         ({"image": np.full((4, 4, 3), 3.0)}, "values from 3 to 3"),
-        ({"edit": EditOptions(only_masked=4)}, "only_masked=4 needs a mask"),
+        ({"edit": EditOptions(only_masked=4)}, "only_masked=4 requires a mask"),
     ],
 )
 def test_invalid_edits_are_errors(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:

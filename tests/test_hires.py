@@ -151,6 +151,6 @@ def test_what_is_out_of_range(change: dict[str, Any], message: str, pipe: Latent
 
 
 def test_hires_out_of_range() -> None:
-    with pytest.raises(InputError, match="hires=9 must be over 1"):
+    with pytest.raises(InputError, match="hires=9 must be greater than 1"):
         Hires(9)
     assert parse_axes("y, x") == "xy"

@@ -136,7 +136,7 @@ def test_a_model_stores_its_default_sampling_settings(model_folder: Path, tmp_pa
     assert LatentDiffusionPipeline.from_pretrained(folder).generation == GenerationConfig()
 
 
-def test_a_local_path_opens_no_socket(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_does_not_open_a_socket(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
@@ -178,7 +178,7 @@ def test_a_prompt_over_the_token_limit_names_the_lost_words(pipe: LatentDiffusio
     ("change", "message"),
     [
         ({"prompt": []}, r"prompt=\[\] is empty"),
-        ({"prompt": [1]}, "holds 1, which is not a string"),
+        ({"prompt": [1]}, "contains 1, which is not a string"),
         ({"height": 15}, "height=15 must be a multiple of 2; try 14 or 16"),
         ({"sampler": "eulr"}, "did you mean 'euler'"),
         ({"num_inference_steps": 0}, r"num_inference_steps=0 \(--steps\) must be from 1 to 1000"),
@@ -193,7 +193,7 @@ def test_a_prompt_over_the_token_limit_names_the_lost_words(pipe: LatentDiffusio
         ({"height": 16.5}, "height=16.5 must be a whole number"),
         ({"prompt": "a \ud800"}, "half a surrogate pair"),
         ({"negative_prompt": ["a", "b"]}, "2 texts for 1 prompts"),
-        ({"latents": torch.zeros(1, 4, 4, 4)}, "must be"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"shape \[1, 4, 4, 4\], which must be"),
         ({"output_type": "pli"}, "did you mean 'pil'"),
     ],
 )
@@ -281,7 +281,7 @@ def test_rows_of_another_model_or_size_are_refused(pipe: LatentDiffusionPipeline
     with pytest.raises(InputError, match="cannot share a batch"):
         pipe.step([row, larger])
     other = replace(row, state=replace(row.state, latents=torch.zeros(8, 8, 8)))
-    with pytest.raises(InputError, match="a row has 8 latent channels, this model 4; step it by its own pipeline"):
+    with pytest.raises(InputError, match="a row has 8 latent channels and this model 4; use the pipeline that made it"):
         pipe.step([other])
 
 

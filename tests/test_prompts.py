@@ -143,7 +143,7 @@ def test_lora_tags_set_weights_for_one_call(model_folder: Path, tmp_path: Path) 
     assert torch.equal(tagged, pipe("a cat ", **CALL).images) and not torch.equal(tagged, without_tag)
     pipe.unload_lora()
     assert torch.equal(pipe("a cat", **CALL).images, before)
-    with pytest.raises(InputError, match="the prompt names <lora:one>, which is not loaded; load it by load_lora"):
+    with pytest.raises(InputError, match="the prompt names <lora:one>, which is not loaded; load it with load_lora"):
         pipe("a cat <lora:one>", **CALL)
 
 

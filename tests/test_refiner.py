@@ -147,18 +147,22 @@ def test_the_refiner_alone_reads_a_score(refiner: Any) -> None:
 @pytest.mark.parametrize(
     ("which", "change", "message"),
     [
-        ("base", {"aesthetic_score": 7}, r"aesthetic_score= \(--aesthetic-score\) is for SDXL's refiner"),
+        ("base", {"aesthetic_score": 7}, r"aesthetic_score= \(--aesthetic-score\) is only for SDXL's refiner"),
         ("refiner", {"target_size": (8, 8)}, "target_size= .* is not read by SDXL's refiner"),
-        ("sd", {"original_size": (8, 8)}, r"original_size= \(--original-size\) is for Stable Diffusion XL"),
+        ("sd", {"original_size": (8, 8)}, r"original_size= \(--original-size\) is only for Stable Diffusion XL"),
         ("base", {"original_size": (8, 0)}, "original_size=0 must be"),
         ("base", {"crops_coords_top_left": 4}, r"crops_coords_top_left=4 must be a pair, top and left"),
         ("refiner", {"aesthetic_score": float("nan")}, "aesthetic_score=nan must be a finite number"),
         ("base", {"denoising_end": 1.0}, "denoising_end=1.0 must be between 0 and 1; try 0.8"),
-        ("base", {"denoising_end": 0.01}, "denoising_end=0.01 leaves no step before it, of 4"),
-        ("base", {"denoising_end": 0.999}, "denoising_end=0.999 leaves no step after it, of 4"),
-        ("base", {"denoising_start": 0.5}, "denoising_start= is only used with an input image"),
+        ("base", {"denoising_end": 0.01}, "denoising_end=0.01 leaves none of 4 steps before it"),
+        ("base", {"denoising_end": 0.999}, "denoising_end=0.999 leaves none of 4 steps after it"),
+        ("base", {"denoising_start": 0.5}, "denoising_start= requires an input image"),
         ("base", {"denoising_start": 0.5, "denoising_end": 0.3, "image": torch.zeros(1, 4, 8, 8)}, "must be below"),
-        ("base", {"denoising_start": 0.5, "strength": 0.3, "image": torch.zeros(1, 4, 8, 8)}, "both say where"),
+        (
+            "base",
+            {"denoising_start": 0.5, "strength": 0.3, "image": torch.zeros(1, 4, 8, 8)},
+            "both set the first step",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(

@@ -1,4 +1,4 @@
-"""`latentdiff animate`: from prompts or seeds to an animation, in batches that continue after an interruption."""
+"""`latentdiff animate`: generate the frames between prompts or seeds, and write an animation; can be resumed."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import latentdiff
 from latentdiff.animation import animate, frame_count
 from latentdiff.cli.drawing import PIPELINE_NAMES
 from latentdiff.cli.generate import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
-from latentdiff.cli.kept import is_kept, kept_path
+from latentdiff.cli.image_cache import cached_path, is_cached
 from latentdiff.cli.progress import preview_file
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
@@ -29,7 +29,7 @@ NOT_SETTINGS = {"animation", "prompt", "seed", "model_hash", "hashes", "version"
 
 @dataclass(frozen=True)
 class AnimationRequest:
-    """The options. given: those that were typed, under the names of `Recipe`; frames, fps and seeds where typed."""
+    """The options of the command. given: those on the command line, with the names of `Recipe`."""
 
     output: Path
     prompts: list[str]
@@ -44,15 +44,15 @@ class AnimationRequest:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`7` or `7,8,9`. Raises InputError."""
+    """Parse `7` or `7,8,9`. Raises InputError."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise InputError(f"--seed {text}: write a whole number, or one for each prompt, as 7,8,9") from error
+        raise InputError(f"--seed {text}: write one whole number, or one per prompt, for example 7,8,9") from error
 
 
 def run(request: AnimationRequest) -> None:
-    """Make the frames that are missing, and write the animation. Raises InputError."""
+    """Generate the missing frames, and write the animation. Raises InputError."""
     old = None if request.recipe is None else _read(request.recipe)
     was = old.animation if old else None
     frames = request.frames or (was.frames if was else FRAMES)
@@ -65,7 +65,7 @@ def run(request: AnimationRequest) -> None:
     settings = USUAL | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
     opened = open_pipeline(request.device, settings)
     if old is not None and not request.given.keys() & MODEL_NAMES and old.model_hash != opened.same["model_hash"]:
-        raise InputError(f"{request.recipe} was made by another model ({old.model_hash}); name it by --model")
+        raise InputError(f"{request.recipe} was made with another model ({old.model_hash}); pass it with --model")
     model = opened.pipe.generation.model_dump()
     settings = {"steps": model.pop("num_inference_steps")} | model | settings
     side = opened.pipe.default_size
@@ -74,7 +74,7 @@ def run(request: AnimationRequest) -> None:
     animation = AnimationRecipe(prompts=tuple(prompts), seeds=tuple(seeds), frames=frames)
 
     def recipe(**changes: Any) -> Recipe:
-        """Of a frame, or of the animation."""
+        """The recipe of a frame, or of the animation."""
         own = animation.model_copy(update=changes)
         return Recipe.model_validate(same | {"prompt": prompts[0], "seed": seeds[0], "animation": own.model_dump()})
 
@@ -86,9 +86,9 @@ def run(request: AnimationRequest) -> None:
 def _make_frames(
     pipe: Any, recipes: Sequence[Recipe], settings: dict[str, Any], request: AnimationRequest
 ) -> list[Path]:
-    """The files of all frames, after those that are missing have been made."""
-    paths = [kept_path(request.output, "frames", recipe) for recipe in recipes]
-    done = {index for index, path in enumerate(paths) if is_kept(path, recipes[index])}
+    """Generate the missing frames; returns the files of all frames."""
+    paths = [cached_path(request.output, "frames", recipe) for recipe in recipes]
+    done = {index for index, path in enumerate(paths) if is_cached(path, recipes[index])}
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     animation, preview = recipes[0].animation, preview_file(pipe, request.preview, PREVIEW_EVERY)
     assert animation is not None
@@ -103,11 +103,11 @@ def _make_frames(
 
 
 def _key_frames(request: AnimationRequest, was: AnimationRecipe | None) -> tuple[list[str], list[int]]:
-    """A prompt and a seed for each key frame. One prompt goes with every seed, and prompt k with one seed plus k."""
+    """A prompt and a seed for each key frame; a single prompt is used with every seed."""
     prompts = request.prompts or list(was.prompts if was else ())
     seeds = request.seeds or list(was.seeds if was else ())
     if not prompts:
-        raise InputError("no prompt was given; write two or more in quotes")
+        raise InputError("there is no prompt; write two or more in quotes")
     if len(prompts) == 1:
         prompts = prompts * max(len(seeds), 1)
     one = None if not seeds else seeds[0] if len(seeds) == 1 else seeds
@@ -117,7 +117,7 @@ def _key_frames(request: AnimationRequest, was: AnimationRecipe | None) -> tuple
 def _read(path: Path) -> Recipe:
     recipe = read_recipe(path)
     if recipe.animation is None:
-        raise InputError(f"{path} is not an animation; generate --recipe takes it")
+        raise InputError(f"{path} is not an animation; use latentdiff generate --recipe")
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""Draw the images of one `generate` batch by batch, and write each with its recipe."""
+"""Generate the images of one command batch by batch, and write each with its recipe."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ DONE = {"flag": "flagged", "blur": "blurred", "refuse": "refused"}
 
 @dataclass
 class Opened:
-    """A pipeline with its additions, what the recipe says of them, and a second pipeline that refines its images."""
+    """A pipeline with its additions, their entries in recipes (`same`), and an optional refiner."""
 
     pipe: Any
     same: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A pipeline and what all images have in common. settings: of the call, under the names of `Recipe`."""
+    """A pipeline and everything that all images share. settings: of the call, with the names of `Recipe`."""
 
     opened: Opened
     settings: dict[str, Any]
@@ -42,7 +42,7 @@ class Drawing:
     checker: ContentChecker | None = None
 
     def draw(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
-        """The images of a batch; called twice where there is a second pass. Raises InputError with the line."""
+        """Generate the images of a batch, with second pass or refiner if any. Errors name the line of the prompt."""
         from latentdiff.hires import generate_hires
         from latentdiff.refiner import generate_refined
 
@@ -57,7 +57,7 @@ class Drawing:
         return images
 
     def write(self, picture: Picture, image: Image.Image) -> bool:
-        """Write an image with its recipe and print its path; False where the content checker refuses it."""
+        """Write an image with its recipe and print its path; returns False if the content checker refuses it."""
         checked = None if self.checker is None else self.checker([image])[0]
         found: dict[str, Any] = {}
         if self.checker is not None and checked is not None:
@@ -73,7 +73,7 @@ class Drawing:
         return True
 
     def check(self, batch: Sequence[Picture]) -> None:
-        """Raise InputError, with the line at fault, for what the pipeline would refuse."""
+        """Raise InputError, naming the line, for arguments that the pipeline would refuse."""
         from latentdiff.inputs import read_inputs
         from latentdiff.inputs.size_conditioning import SCORES, SIZE_NAMES
 
@@ -92,7 +92,7 @@ class Drawing:
             raise InputError(f"{batch[0].place}{error}") from error
 
     def exists(self, picture: Picture) -> bool:
-        """Whether the file holds this image. Raises InputError for one with another recipe, or none."""
+        """Whether the file of this image exists. Raises InputError if it has a different recipe, or none."""
         if not picture.path.exists():
             return False
         found, wanted = read_recipe(picture.path).model_dump(), self.recipe(picture).model_dump()
@@ -101,14 +101,14 @@ class Drawing:
             if found[name] != wanted[name]:
                 raise InputError(
                     f"{picture.path} exists and was made with {name}={shorten(found[name])}, not "
-                    f"{shorten(wanted[name])}; remove it, or name another place with -o"
+                    f"{shorten(wanted[name])}; remove it, or choose another output with -o"
                 )
         return True
 
     def recipe(self, picture: Picture, image: Image.Image | None = None, found: dict[str, Any] | None = None) -> Recipe:
-        """Of an image; without one, that of a file that will be written (its size as far as it is known).
+        """The recipe of an image, or if None of a file that is still to be written, as far as its size is known.
 
-        found: what the content checker says of the image.
+        found: the result of the content checker.
         """
         settings = self.settings | picture.settings
         same = settings | self.editing.recipe | self.hires_recipe | self.opened.same
@@ -117,7 +117,7 @@ class Drawing:
         return Recipe.model_validate(same | own | self._size(settings, image))
 
     def _arguments(self, batch: Sequence[Picture]) -> dict[str, Any]:
-        """Of the pipeline's call: a batch differs in texts and seeds only."""
+        """The arguments of the pipeline's call; images of a batch differ only in texts and seeds."""
         settings = [self.settings | picture.settings for picture in batch]
         call = {PIPELINE_NAMES.get(name, name): value for name, value in settings[0].items()}
         for name in OF_EACH:
@@ -126,9 +126,9 @@ class Drawing:
         return call | self.editing.arguments | {"prompt": [picture.prompt for picture in batch]}
 
     def _size(self, settings: dict[str, Any], image: Image.Image | None) -> dict[str, int]:
-        """The image's, with only_masked the crop's, with hires that of the first pass."""
-        whole = not self.editing.arguments or self.editing.recipe.get("only_masked") is not None
-        if whole or image is None:
+        """The size in the recipe: the image's, with only_masked the crop's, and with hires that of the first pass."""
+        from_settings = not self.editing.arguments or self.editing.recipe.get("only_masked") is not None
+        if from_settings or image is None:
             return {side: settings.get(side) or self.opened.pipe.default_size for side in SIZES}
         scale = 1 if self.hires is None else self.hires.scale
         return {"height": round(image.height / scale), "width": round(image.width / scale)}

@@ -1,4 +1,4 @@
-"""Options of `generate` that need an input image or a second pass."""
+"""The options of `generate` for an input image and for a second pass."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from latentdiff.recipe import Found
 OPTION_NAMES = (
     "fit", "extend", "mask_grow", "mask_blur", "mask_fill", "only_masked", "paste_back", "image_guidance_scale",
 )  # fmt: skip
-"""The fields of `images.edit.EditOptions`, which are those of `Recipe` too."""
+"""Fields of `images.edit.EditOptions`; `Recipe` has the same names."""
 CALL_NAMES = ("strength", "source_prompt")
-"""Arguments of the pipeline's call under the same names."""
+"""Arguments of the pipeline's call with the same names."""
 EDIT_NAMES = (*OPTION_NAMES, *CALL_NAMES)
 INVERTED = "ddim"
 HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
@@ -23,19 +23,19 @@ HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
 
 @dataclass(frozen=True)
 class Editing:
-    """arguments: of the pipeline's call. recipe: what the recipe says of the input."""
+    """arguments: for the pipeline's call. recipe: entries of the recipe about the input."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_extend(text: str) -> dict[str, int]:
-    """`left=64,top=32` as pixels by edge. Raises InputError."""
+    """Parse `left=64,top=32` to pixels by edge. Raises InputError."""
     edges: dict[str, int] = {}
     for word in filter(None, text.replace(" ", "").split(",")):
         edge, _, number = word.partition("=")
         if edge not in EDGES or not number.isdecimal():
-            raise InputError(f"--extend {text}: write pixels by edge, as left=64,top=32")
+            raise InputError(f"--extend {text}: write the pixels of each edge, for example left=64,top=32")
         edges[edge] = int(number)
     return edges
 
@@ -43,7 +43,7 @@ def parse_extend(text: str) -> dict[str, int]:
 def take_editing(
     image: Path | None, mask: Path | None, settings: dict[str, Any], given: dict[str, Any], found: Found | None
 ) -> Editing:
-    """Take the options of editing out of the settings, and read the files. Raises InputError."""
+    """Remove the editing options from the settings, and read the input files. Raises InputError."""
     from latentdiff.images.edit import EditOptions
     from latentdiff.images.reading import read_images, read_masks
 
@@ -51,18 +51,20 @@ def take_editing(
     was = {} if found is None else found.settings
     if image is None:
         if used := [name for name in EDIT_NAMES if name in given] + ["mask"] * (mask is not None):
-            raise InputError(f"--{used[0].replace('_', '-')} needs an input image; name it by --image")
+            raise InputError(f"--{used[0].replace('_', '-')} requires an input image; pass it with --image")
         if "image_hash" in was:
-            raise InputError("the recipe is of an edited image, and files do not hold their input; name it by --image")
+            raise InputError(
+                "the recipe is that of an edited image and does not contain the input; pass it with --image"
+            )
         return Editing()
     if mask is None and "mask_hash" in was and not chosen.get("extend"):
-        raise InputError("the recipe is of an inpainted image, and files do not hold the mask; name it by --mask")
+        raise InputError("the recipe is that of an inpainted image and does not contain the mask; pass it with --mask")
     files = {"image": image, "mask": mask}
     hashes = {f"{name}_hash": _hash(path) for name, path in files.items() if path is not None}
     for name, value in hashes.items():
         if name in was and was[name] != value:
             other = name.removesuffix("_hash")
-            print(f"warning: the recipe was made from another {other} ({was[name]}, not {value})", file=sys.stderr)
+            print(f"warning: the recipe was made with a different {other} ({was[name]}, not {value})", file=sys.stderr)
     called = {name: chosen.pop(name) for name in CALL_NAMES if name in chosen}
     if "source_prompt" in called:
         settings.setdefault("sampler", INVERTED)  # rather than the model's
@@ -73,13 +75,13 @@ def take_editing(
 
 
 def take_hires(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Take the options of a second pass out of the settings: a `Hires` or None, and what the recipe says of it."""
+    """Remove the options of a second pass from the settings; returns a `Hires` or None, and its recipe entries."""
     from latentdiff.hires import Hires
 
     chosen = {name: value for name in HIRES_NAMES if (value := settings.pop(name, None)) is not None}
     if "hires" not in chosen:
         if chosen:
-            raise InputError(f"--{next(iter(chosen)).replace('_', '-')} needs a second pass; add --hires 2")
+            raise InputError(f"--{next(iter(chosen)).replace('_', '-')} requires a second pass; add --hires 2")
         return None, {}
     options = {name.removeprefix("hires_"): value for name, value in chosen.items() if name != "hires"}
     return Hires(chosen["hires"], **options, allow_pickle=bool(settings.get("allow_pickle"))), chosen

@@ -1,4 +1,4 @@
-"""`latentdiff env`: the machine, the versions and the layers in use, for bug reports."""
+"""`latentdiff env`: print the machine, versions and layers in use, for bug reports."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safeten
 
 
 def run(model: str | None, how: dict[str, Any]) -> None:
-    """Print everything, the layers of `model` last. how: arguments of `from_pretrained`.
+    """Print the environment and the layers of `model`. how: arguments of `from_pretrained`.
 
     Raises CheckpointError for a model that cannot be opened.
     """
@@ -33,7 +33,7 @@ def environment() -> Iterator[str]:
     yield f"latentdiff {latentdiff.__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield f"processor: {platform.machine()} with {', '.join(sorted(capabilities())) or 'unknown capabilities'}"
-    yield f"kernels: {kernel_variant() or 'none, torch computes everything'}"
+    yield f"kernels: {kernel_variant() or 'none, PyTorch computes everything'}"
     for name, missing in variants().items():
         yield f"  {name}: {'this processor lacks ' + ', '.join(missing) if missing else 'runs here'}"
     yield f"device auto: {device}, dtype auto: {pick_dtype('auto', device)}"

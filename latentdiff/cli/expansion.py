@@ -1,4 +1,4 @@
-"""`--expand` and `--wildcards`: what wildcards and variants in prompts become."""
+"""`--expand` and `--wildcards`: replace wildcards and variants in prompts."""
 
 import re
 import sys
@@ -15,26 +15,26 @@ SYNTAX = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/*-]+?__")
 
 @dataclass(frozen=True)
 class Expansion:
-    """A random choice for each image, or an image of each combination. wildcards: None leaves prompts as they are."""
+    """A random choice per image, or one image per combination. wildcards: None does not change prompts."""
 
     mode: str
     wildcards: Any = None
 
     def texts(self, prompt: str) -> list[str]:
-        """The prompts that one prompt stands for. Raises InputError."""
+        """All combinations of a prompt, or the prompt itself if choices are random. Raises InputError."""
         expands = self.wildcards is not None and self.mode == COMBINATORIAL
         texts: list[str] = self.wildcards.all(prompt) if expands else [prompt]
         return texts
 
     def text(self, prompt: str, seed: int) -> str:
-        """The prompt of one image. Raises InputError."""
+        """The prompt of one image, with the random choices of its seed. Raises InputError."""
         expands = self.wildcards is not None and self.mode == RANDOM
         text: str = self.wildcards.draw(prompt, seed) if expands else prompt
         return text
 
 
 def read_expansion(mode: str | None, folder: Path | None) -> Expansion:
-    """--wildcards alone chooses at random. Raises InputError, also where dynamicprompts is not installed."""
+    """Validate both options; the default mode is random. Raises InputError, also if dynamicprompts is missing."""
     if mode is None and folder is None:
         return Expansion(RANDOM)
     if mode not in (None, RANDOM, COMBINATORIAL):
@@ -43,13 +43,13 @@ def read_expansion(mode: str | None, folder: Path | None) -> Expansion:
         from latentdiff.text.wildcards import Wildcards
     except ImportError as error:
         raise InputError(
-            f'wildcards need a package that is not installed ({error.name}); pip install "latentdiff[wildcards]"'
+            f'wildcards require the package {error.name}, which is not installed; pip install "latentdiff[wildcards]"'
         ) from error
     return Expansion(mode or RANDOM, Wildcards(folder))
 
 
 def warn_of_syntax(prompts: Iterable[str]) -> None:
-    """Say once on stderr that wildcards and variants are read as text."""
+    """Warn once if a prompt contains wildcards or variants, which are not replaced without an option."""
     found = next((match[0] for prompt in prompts if (match := SYNTAX.search(prompt))), None)
     if found is not None:
-        print(f"warning: {shorten(found)} in the prompt is read as text; --expand random chooses", file=sys.stderr)
+        print(f"warning: {shorten(found)} in the prompt is not replaced; use --expand random", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`latentdiff generate`: from options, or the recipe in an image, to image files."""
+"""`latentdiff generate`: read the options and an optional recipe, generate images, and write their files."""
 
 import sys
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ NOT_SETTINGS = (
 
 @dataclass(frozen=True)
 class Request:
-    """The options. `given` holds those that were typed, under the names of `Recipe`."""
+    """The options of the command. given: those on the command line, with the names of `Recipe`."""
 
     output: Path
     prompts: list[str]
@@ -53,7 +53,7 @@ class Request:
 
 
 def run(request: Request) -> None:
-    """Check everything that can be checked, then load the model, generate the images and write them."""
+    """Validate the request, load the model, generate the images and write them. Raises InputError."""
     found = read_any(request.recipe) if request.recipe else None
     if request.num_images < 1:
         raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
@@ -92,15 +92,15 @@ def _pictures(request: Request, settings: dict[str, Any], found: Found | None) -
     common = request.num_images, settings, expansion
     if request.prompts_file is not None:
         if request.prompts:
-            raise InputError(f"{request.prompts[0]!r} and --prompts are both given; leave one of them out")
+            raise InputError(f"the prompt {request.prompts[0]!r} cannot be combined with --prompts; omit one of them")
         lines = read_prompts_file(request.prompts_file)
         pictures = pictures_of_lines(request.output, lines, *common, request.prompts_file)
     else:
         if request.processes is not None:
-            raise InputError(f"--num-processes {request.processes} is for --prompts FILE; leave it out")
+            raise InputError(f"--num-processes {request.processes} requires --prompts FILE; omit it")
         prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
         if not prompts:
-            raise InputError("no prompt was given; write one in quotes, or name a file with --prompts or --recipe")
+            raise InputError("there is no prompt; write one in quotes, or pass --prompts FILE or --recipe FILE")
         pictures = pictures_of_prompts(request.output, prompts, *common)
     if expansion.wildcards is None and request.recipe is None:
         warn_of_syntax(picture.prompt for picture in pictures)
@@ -112,26 +112,26 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
         if not request.output.is_dir():
             check_writable_parent(request.output)
         if request.output.exists() and not request.output.is_dir():
-            raise InputError(f"-o {request.output} is a file; name a folder, or end the name in .png")
+            raise InputError(f"-o {request.output} is a file; pass a folder, or a name that ends in .png")
     else:
         for picture in pictures:
             check_writable_parent(picture.path)
     if request.preview:
         check_writable_parent(request.preview)
         if request.safety in ("blur", "refuse"):
-            raise InputError(f"--preview shows images before --safety {request.safety} checks them; leave out one")
+            raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
     if request.processes:
         check_devices(request.processes)
 
 
 def _draw(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
-    """Returns how many images were written: those that the content checker does not refuse."""
+    """Generate and write the images; returns the number written, without those that the content checker refuses."""
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
         groups = batches(pictures, drawing.settings, request.batch_size or len(pictures))
-        for batch in groups[1:]:  # before the first is drawn
+        for batch in groups[1:]:  # before the first is generated
             drawing.check(batch)
         written = 0
         for batch in groups:
@@ -142,17 +142,19 @@ def _draw(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
 
 
 def _settings(request: Request, found: Found | None) -> dict[str, Any]:
-    """What was typed, else what the recipe says, else defaults. Says on stderr what a recipe cannot give."""
+    """The settings: command line, then recipe, then defaults. Prints the settings of a recipe that cannot be used."""
     if found and "animation" in found.settings:
         raise InputError(f"{request.recipe} is an animation or a frame of one; use latentdiff animate --recipe")
     old = {} if found is None else {k: v for k, v in found.settings.items() if k not in NOT_SETTINGS}
     if found and found.dropped:
         print(f"not carried over from {found.program}: {', '.join(found.dropped)}", file=sys.stderr)
     if found and found.recipe is None and request.image is None and old.pop("strength", None) is not None:
-        print("the image was made from another one; name that by --image to start from it", file=sys.stderr)
-    for name in ("model", "vae", "unet", "refiner"):  # a picture may come from anywhere: it starts no download
+        print("the image was made from an input image; pass that with --image to use it", file=sys.stderr)
+    for name in ("model", "vae", "unet", "refiner"):  # a recipe from an unknown source must not start a download
         if old.get(name) and name not in request.given and not Path(old[name]).exists():
-            raise InputError(f"{request.recipe} was made by {old[name]}, which is not here; name it by --{name}")
+            raise InputError(
+                f"{request.recipe} was made with {old[name]}, which does not exist here; pass its path with --{name}"
+            )
     usual = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
     settings: dict[str, Any] = usual | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
@@ -160,7 +162,7 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
 
 
 def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
-    """Open the model that settings name, and its additions; what belongs to these is taken out of the settings."""
+    """Open the model and the additions named in the settings; removes their entries from the settings."""
     from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.pipeline import LatentDiffusionPipeline
@@ -191,7 +193,7 @@ def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
 
 
 def _check_model(request: Request, found: Found, opened: Opened) -> None:
-    """Raise InputError unless the model is that of our recipe."""
+    """Raise InputError if the recipe has the hash of another model."""
     from latentdiff.checkpoints.lora_file import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.recipe.model_hash import hash_before_0_2
@@ -202,21 +204,21 @@ def _check_model(request: Request, found: Found, opened: Opened) -> None:
     additions += [find_learned(Path(file)) for file in opened.same["embeddings"]]
     if found.recipe.model_hash != hash_before_0_2(opened.pipe.source.path, *additions):
         raise InputError(
-            f"{request.recipe} was made by model {found.recipe.model_hash}, {opened.same['model'] or 'bundled'} is "
-            f"{opened.same['model_hash']}; name the model by --model"
+            f"{request.recipe} was made with model {found.recipe.model_hash}, {opened.same['model'] or 'bundled'} is "
+            f"{opened.same['model_hash']}; pass the model with --model"
         )
 
 
 def _check_together(request: Request, settings: dict[str, Any]) -> None:
-    """Raise InputError for what does not go together; where a recipe holds half of it, say what undoes that."""
+    """Raise InputError for options that exclude each other, also if one of them is from the recipe."""
     from latentdiff.runtime.options import choose_options
 
-    def check(asked: dict[str, Any]) -> None:
-        choose_options(**{key: asked.get(key, value) for key, value in DEFAULT_OPTIONS.items()})
-        added = [key.removesuffix("s") for key in ("loras", "embeddings") if asked.get(key)]
-        if added and asked.get("low_memory"):
+    def check(values: dict[str, Any]) -> None:
+        choose_options(**{key: values.get(key, value) for key, value in DEFAULT_OPTIONS.items()})
+        added = [key.removesuffix("s") for key in ("loras", "embeddings") if values.get(key)]
+        if added and values.get("low_memory"):
             raise InputError(
-                f"--low-memory does not go with --{added[0]}, which changes weights; leave one of them out"
+                f"--low-memory cannot be combined with --{added[0]}, which changes weights; omit one of them"
             )
 
     check(request.given)
@@ -227,4 +229,4 @@ def _check_together(request: Request, settings: dict[str, Any]) -> None:
         if not held:
             raise
         undo = " ".join(UNDO[key] for key in held)
-        raise InputError(f"{error}; {undo} undoes what {request.recipe} holds") from error
+        raise InputError(f"{error}; {undo} overrides the setting of {request.recipe}") from error

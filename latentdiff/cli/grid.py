@@ -1,4 +1,4 @@
-"""`latentdiff grid`: one prompt at every pair of two settings, or the images of a folder, on one labelled sheet."""
+"""`latentdiff grid`: one labelled sheet of a prompt with varied settings, or of the images of a folder."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tqdm import tqdm
 import latentdiff
 from latentdiff.cli.drawing import PIPELINE_NAMES
 from latentdiff.cli.generate import DEFAULT_OPTIONS, open_pipeline
-from latentdiff.cli.kept import is_kept, kept_path
+from latentdiff.cli.image_cache import cached_path, is_cached
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.decoding import FORMATS
@@ -30,7 +30,7 @@ SUFFIXES = tuple(f".{name.lower()}" for name in (*FORMATS, "jpg", "tif"))
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and its values."""
+    """A setting and its values along one side of the grid."""
 
     name: str
     values: list[Any]
@@ -41,28 +41,28 @@ class Axis:
 
 
 def parse_axis(text: str, option: str) -> Axis:
-    """`steps=5,10,20`. Raises InputError for unknown settings and values of another type."""
+    """Parse `steps=5,10,20`. Raises InputError for unknown settings and for values of the wrong type."""
     name, equals, values = text.partition("=")
     key = name.strip().replace("-", "_")
     if key not in AXES:
-        raise InputError(f"{option} {text}: {key!r} is not a setting of a grid; {did_you_mean(key, AXES)}")
+        raise InputError(f"{option} {text}: {key!r} cannot be varied in a grid; {did_you_mean(key, AXES)}")
     words = [word.strip() for word in values.split(",") if word.strip()]
     if not equals or not words:
-        raise InputError(f"{option} {text}: write a setting and its values, as steps=5,10,20")
+        raise InputError(f"{option} {text}: write a setting and its values, for example steps=5,10,20")
     try:
         return Axis(key, [AXES[key](word) for word in words])
     except ValueError as error:
-        raise InputError(f"{option} {text}: {key} takes numbers, as {key}=1,2,3") from error
+        raise InputError(f"{option} {text}: the values of {key} are numbers; write for example {key}=1,2,3") from error
 
 
 def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: dict[str, Any]) -> None:
-    """Generate the cells that are missing, and write the sheet. Raises InputError."""
+    """Generate the missing cells, and write the sheet. Raises InputError."""
     across, down = parse_axis(x, "--x"), None if y is None else parse_axis(y, "--y")
     if down is not None and down.name == across.name:
         raise InputError(f"--x and --y are both {down.name}; choose two settings")
     count = len(across.values) * (1 if down is None else len(down.values))
     if count > MOST_CELLS:
-        raise InputError(f"the grid has {count} cells, more than {MOST_CELLS}; give fewer values")
+        raise InputError(f"the grid has {count} cells, more than {MOST_CELLS}; use fewer values")
     check_writable_parent(output)
     _check_png(output)
     settings = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "seed": 0} | DEFAULT_OPTIONS | given
@@ -86,7 +86,7 @@ def _call(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(pipe: Any, settings: dict[str, Any], across: Axis, down: Axis | None) -> None:
-    """Raise InputError for a cell that the pipeline would refuse, before any is generated."""
+    """Raise InputError for a cell that the pipeline would refuse."""
     from latentdiff.inputs import read_inputs
 
     try:
@@ -97,12 +97,12 @@ def _check(pipe: Any, settings: dict[str, Any], across: Axis, down: Axis | None)
 
 
 def _draw(opened: Any, settings: dict[str, Any], output: Path, bar: Any) -> Image.Image:
-    """The image of these settings, from its file if that has the same recipe."""
+    """Generate the image of a cell, or read it from its file if that has the same recipe."""
     side = opened.pipe.default_size
     sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
     recipe = Recipe.model_validate({**opened.same, **settings, **sizes, "version": latentdiff.__version__})
-    path = kept_path(output, "cells", recipe)
-    if is_kept(path, recipe):
+    path = cached_path(output, "cells", recipe)
+    if is_cached(path, recipe):
         bar.update()
         return read_images(path)[0]
     image: Image.Image = opened.pipe(**_call(settings)).images[0]
@@ -117,10 +117,10 @@ def contact(folder: Path, output: Path, columns: int, side: int) -> None:
     check_writable_parent(output)
     _check_png(output)
     if not folder.is_dir():
-        raise InputError(f"--folder {folder} is not a folder; name one with images")
+        raise InputError(f"--folder {folder} is not a folder; pass a folder of images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path != output)
     if not paths:
-        raise InputError(f"--folder {folder} has no images; name one with {', '.join(SUFFIXES)} files")
+        raise InputError(f"--folder {folder} contains no images; pass a folder with {', '.join(SUFFIXES)} files")
     images = []
     for path in paths:
         image = read_images(path)[0]

@@ -34,7 +34,7 @@ def _image(path: Path) -> Iterator[str]:
         if value not in (None, (), False, {}):
             yield f"{key}: {value}"
     if found.dropped:
-        yield f"without counterpart here: {', '.join(found.dropped)}"
+        yield f"not supported here: {', '.join(found.dropped)}"
 
 
 def _training_run(run: RunFolder) -> Iterator[str]:
@@ -48,14 +48,14 @@ def _training_run(run: RunFolder) -> Iterator[str]:
     yield f"{run.path}: a run of task {config.task}{method}, at step {step} of {config.optim.max_steps}"
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
     if losses:
-        yield f"loss: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+        yield f"loss: {losses[0]:.4g} at the start, {losses[-1]:.4g} at the end"
     saved = run.checkpoints()
     yield f"checkpoints: {len(saved)}, the newest {saved[0].name}" if saved else "checkpoints: none"
     yield f"model: {run.model}" if run.model.is_dir() else "model: not written yet"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The valid rows of a log: the last line may be incomplete."""
+    """The valid rows of a log, whose last line may be incomplete."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -1,4 +1,4 @@
-"""A command in several processes on this machine: as torchrun starts them, or some beside this one."""
+"""Run a command in several processes on this machine: with torchrun's agent, or as children of this process."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ def launch(processes: int, auto_batch: bool) -> NoReturn:
     Raises InputError for more processes than GPUs, and with `auto_batch`.
     """
     if auto_batch:
-        raise InputError(f"--auto-batch is for one process; lower the batch size, or leave out {OPTION}")
+        raise InputError(f"--auto-batch requires a single process; lower the batch size, or omit {OPTION}")
     check_devices(processes)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,12 +30,12 @@ def launch(processes: int, auto_batch: bool) -> NoReturn:
 
     words = ["--standalone", "--nproc-per-node", str(processes), "-m", "latentdiff", *_without_option(sys.argv[1:])]
     sys.stdout.flush()
-    logging.disable(logging.CRITICAL)  # of the agent: how it ended its processes
+    logging.disable(logging.CRITICAL)  # the agent's report on how its processes ended
     try:
         run(parse_args(words))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        raise SystemExit(code if code > 0 else 128 - code) from None  # negative: the number of a signal
+        raise SystemExit(code if code > 0 else 128 - code) from None  # negative: minus the number of a signal
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval) from None
     raise SystemExit(0)
@@ -47,11 +47,13 @@ def check_devices(processes: int) -> None:
 
     devices = torch.cuda.device_count()
     if 0 < devices < processes:
-        raise InputError(f"{OPTION} {processes} is over the {devices} GPUs of this machine; give {devices} or fewer")
+        raise InputError(
+            f"{OPTION} {processes} is more than the {devices} GPUs of this machine; use {devices} or fewer"
+        )
 
 
 def local_device(device: str) -> str:
-    """The GPU of this process among those of a launcher, where no other is named."""
+    """The GPU of this process if a launcher started it and no GPU is named; else the device as given."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
@@ -60,10 +62,10 @@ def local_device(device: str) -> str:
 
 @contextmanager
 def started_processes(processes: int) -> Iterator[None]:
-    """Run this command in other processes too, with torchrun's variables, and wait for them at the end.
+    """Run this command in `processes` processes, of which this is the first, and wait for the others at the end.
 
-    This process is the first. One that a launcher started starts none. Raises InputError when another one fails; all
-    are stopped when this one is.
+    They have torchrun's variables. If a launcher started this process, no others are started. Raises InputError if
+    another process fails; all are stopped when this one is.
     """
     if processes == 1 or "RANK" in os.environ:
         yield
@@ -87,7 +89,7 @@ def started_processes(processes: int) -> Iterator[None]:
 
 
 def _start(rank: int, processes: int, threads: int, stack: ExitStack) -> tuple[subprocess.Popen[str], IO[str]]:
-    """Start a process, which is stopped at the end of `stack` if it still runs; returns it and its stderr."""
+    """Start a process, which is terminated when `stack` closes; returns it and its stderr."""
     errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
     environment = os.environ | {name: str(value) for name, value in names.items()}

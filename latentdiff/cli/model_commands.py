@@ -12,8 +12,8 @@ from latentdiff.cli.root import app
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Model folder, single file, or hub id.")],
-    target: Annotated[Path, typer.Argument(help="What to write: a new folder, or a new .safetensors file.")],
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [default: as stored]")] = None,
+    target: Annotated[Path, typer.Argument(help="New folder, or new .safetensors file.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [default: as stored]")] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="diffusers or single-file. [default: by the target's name]")
     ] = None,
@@ -23,7 +23,7 @@ def convert(
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
 ) -> None:
-    """Convert a model between diffusers' folders and single files, without changing a weight."""
+    """Convert a model between diffusers' folders and single files; the weights are not changed."""
     from latentdiff.cli.convert import run
 
     how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
@@ -40,7 +40,7 @@ def info(
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
 ) -> None:
-    """Print what a file or folder is: family, parts, precision; a LoRA's rank; an image's recipe; a run's state."""
+    """Describe a model, LoRA, embedding, image or training run."""
     from latentdiff.cli.info import run
 
     run(target, given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle))
@@ -58,25 +58,27 @@ def serve(
     ] = None,
     upscaler: Annotated[list[Path] | None, typer.Option(help="ESRGAN file, or NAME=PATH; repeatable.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need a key.")
+        str, typer.Option(help="Address to listen on; other machines can only connect with a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     key: Annotated[
-        str | None, typer.Option(help="Key that clients must send; better in the variable LATENTDIFF_KEY.")
+        str | None, typer.Option(help="Key that clients must send; the variable LATENTDIFF_KEY is safer.")
     ] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Web page that may call the server; repeatable.")
+        list[str] | None, typer.Option(help="Origin of a web page that may call the server; repeatable.")
     ] = None,
     exact_batch: Annotated[
-        int | None, typer.Option(help="Pad batches to this many evaluations: the same bits under any load. Try 8.")
+        int | None,
+        typer.Option(help="Pad batches to this many evaluations, for bit-identical images under any load. Try 8."),
     ] = None,
     memory_limit: Annotated[
-        float | None, typer.Option(help="GiB of weights held at once; others are reloaded.")
+        float | None,
+        typer.Option(help="GiB of weights in memory; models beyond it are unloaded and loaded again when needed."),
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="Offer fine-tuning at /train, on pictures below this folder or uploaded ones.")
+        Path | None, typer.Option(help="Enable fine-tuning at /train, with images from this folder or uploaded ones.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that keeps the fine-tunes of /train.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder for the runs of /train.")] = Path("runs"),
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
@@ -86,15 +88,18 @@ def serve(
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
     safety: Annotated[
-        str | None, typer.Option(help="What a content checker does with images that it finds: flag, blur or refuse.")
+        str | None,
+        typer.Option(help="Check the content of images, and flag, blur or refuse nudity. [default: no check]"),
     ] = None,
-    max_queue: Annotated[int | None, typer.Option(min=1, help="Images that may wait. [default: 128]")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of an image. [default: 4194304]")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of an image. [default: 150]")] = None,
-    max_images: Annotated[int | None, typer.Option(min=1, help="Images of a request. [default: 16]")] = None,
-    deadline: Annotated[float | None, typer.Option(min=1, help="Seconds for a request. [default: 600]")] = None,
+    max_queue: Annotated[int | None, typer.Option(min=1, help="Most images that may wait. [default: 128]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Most pixels of an image. [default: 4194304]")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps of an image. [default: 150]")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Most images of a request. [default: 16]")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=1, help="Time limit of a request in seconds. [default: 600]")
+    ] = None,
 ) -> None:
-    """Serve models over HTTP: a web page, and the APIs of OpenAI and AUTOMATIC1111."""
+    """Serve models over HTTP: a web page and the APIs of OpenAI and AUTOMATIC1111."""
     from latentdiff.cli.serve import Request, run
 
     limits = given(queue=max_queue, pixels=max_pixels, steps=max_steps, images=max_images, deadline=deadline)
@@ -128,7 +133,7 @@ def env(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
 ) -> None:
-    """Print versions, processor, kernels, precision, caches and replaced layers, for bug reports."""
+    """Print versions, processor, kernels, caches and replaced layers, for bug reports."""
     from latentdiff.cli.env import run
 
     how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)

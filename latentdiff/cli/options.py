@@ -1,4 +1,4 @@
-"""Options of all commands that open a model, and parsing of `--lora`."""
+"""Options shared by the commands that open a model, and parsing of `--lora`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +11,16 @@ Model = Annotated[
     str | None,
     typer.Option(help="Model folder, .safetensors, .ckpt, or hub id owner/name[@revision]. [default: the bundled one]"),
 ]
-Vae = Annotated[str | None, typer.Option("--vae", help="VAE to use instead: file, folder or hub id.")]
-Unet = Annotated[str | None, typer.Option("--unet", help="U-Net to use instead: file (GGUF too), folder or hub id.")]
-Variant = Annotated[str | None, typer.Option(help="Variant of a folder's files, like fp16. [default: the plain ones]")]
+Vae = Annotated[str | None, typer.Option("--vae", help="Replaces the model's VAE: file, folder or hub id.")]
+Unet = Annotated[
+    str | None, typer.Option("--unet", help="Replaces the model's U-Net: file (also GGUF), folder or hub id.")
+]
+Variant = Annotated[
+    str | None, typer.Option(help="Variant of the files in a folder, for example fp16. [default: none]")
+]
 Prediction = Annotated[
     str | None,
-    typer.Option("--prediction-type", help="epsilon or v_prediction, instead of what the model says."),
+    typer.Option("--prediction-type", help="epsilon or v_prediction. [default: from the model's files]"),
 ]
 AllowPickle = Annotated[
     bool | None, typer.Option("--allow-pickle", help="Read tensors of .ckpt, .pt and .bin files; no code is run.")
@@ -33,14 +37,14 @@ NAMES = ("vae", "unet", "variant", "prediction_type", "allow_pickle")
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were typed."""
+    """The options that are on the command line: all that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def parse_lora(text: str) -> tuple[str, float, float]:
-    """`FILE[:unet[:text]]` as (file, weight for the U-Net, weight for the text encoders); one number is for both.
+    """Parse `FILE[:unet[:text]]` to (file, weight for the U-Net, weight for the text encoders); one number sets both.
 
-    A colon that no number follows belongs to the file, as in `C:\\loras\\a.safetensors`. Raises InputError.
+    A colon without a number after it is part of the file name, as in `C:\\loras\\a.safetensors`. Raises InputError.
     """
     path, weights = text, list[float]()
     while len(weights) < 2 and not Path(path).exists():
@@ -53,6 +57,6 @@ def parse_lora(text: str) -> tuple[str, float, float]:
             break
         path, weights = head, [number, *weights]
     if not path or not all(abs(weight) < 1e4 for weight in weights):
-        raise InputError(f"--lora {text}: write FILE, FILE:0.8 or FILE:0.8:0.5 (U-Net, text encoder)")
+        raise InputError(f"--lora {text} must be FILE, FILE:0.8 or FILE:0.8:0.5 (weights for U-Net and text encoders)")
     unet = weights[0] if weights else 1.0
     return path, unet, weights[1] if len(weights) == 2 else unet

@@ -1,4 +1,4 @@
-"""The images of one `generate`: their files, prompts, seeds and own settings, and batches of one shape."""
+"""The images that one command generates: their files, prompts, seeds and settings, grouped into batches."""
 
 import json
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from latentdiff.recipe.files import FORMATS
 from latentdiff.sampling.seeds import seeds_per_image
 from latentdiff.text.prompt_syntax import take_lora_tags
 
-FIRST_SEED = 0  # of a file of prompts without --seed: a command that continues makes the same images
+FIRST_SEED = 0  # for a file of prompts without --seed, so that repeating the command gives the same images
 OF_EACH = ("negative_prompt", "prompt_2", "negative_prompt_2", *SEED_NAMES)
-"""What the images of a batch may differ in, beside the prompt: all have it or none."""
+"""Settings, besides the prompt, in which the images of a batch may differ; either all have one or none."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image to make. settings: its seeds, and what its line sets. place: of the line, for messages."""
+    """One image to generate. settings: its seeds and the options of its line. place: the line, for messages."""
 
     path: Path
     prompt: str
@@ -32,9 +32,9 @@ class Picture:
 def pictures_of_prompts(
     output: Path, prompts: list[str], num_images: int, settings: dict[str, Any], expansion: Expansion
 ) -> list[Picture]:
-    """`apple.png` for one image, `apple-1.png`, `apple-2.png`, … for several; image k is drawn from seed + k.
+    """Pictures named `apple.png`, or `apple-1.png`, `apple-2.png`, … if there are several; image k has seed + k.
 
-    Takes the seeds out of the settings. Raises InputError for other formats and seeds that are too large.
+    Removes the seeds from the settings. Raises InputError for other formats and for seeds that are too large.
     """
     check_suffix(output)
     texts = [text for prompt in prompts for text in expansion.texts(prompt) for _ in range(num_images)]
@@ -55,10 +55,10 @@ def pictures_of_lines(
     expansion: Expansion,
     file: Path,
 ) -> list[Picture]:
-    """`012.png` for line 12 in a folder, `apple-012.png` beside others; `012-1.png`, `012-2.png` for several images.
+    """Pictures named `012.png` for line 12, or `apple-012.png` if the output is a file; several add `-1`, `-2`, ….
 
-    Image k of the file is drawn from seed + k, and image k of a line that has a seed from that + k. Takes the seeds out
-    of the settings. Raises InputError.
+    Image k of the file has seed + k; image k of a line with a seed of its own has that seed + k. Removes the seeds from
+    the settings. Raises InputError.
     """
     digits, pictures = len(str(lines[-1].number)), list[Picture]()
     first = {name: settings.pop(name) for name in SEED_NAMES if settings.get(name) is not None}
@@ -81,10 +81,10 @@ def pictures_of_lines(
 
 
 def _seeds(settings: dict[str, Any], count: int) -> list[dict[str, int]]:
-    """The seeds of `count` images: from one on, or with a variation one seed and from one of the mixed noise on."""
+    """Consecutive seeds of `count` images; with a variation, one seed for all and consecutive seeds of its noise."""
     strength, other = settings.get("variation_strength"), settings.get("variation_seed")
     if strength is None and other is not None:
-        raise InputError(f"variation_seed={other} needs variation_strength (--variation-strength); try 0.1")
+        raise InputError(f"variation_seed={other} requires variation_strength (--variation-strength); try 0.1")
     seeds = seeds_per_image(settings.get("seed"), count, step=1 if strength is None else 0)
     if strength is None:
         return [{"seed": seed} for seed in seeds]
@@ -93,7 +93,7 @@ def _seeds(settings: dict[str, Any], count: int) -> list[dict[str, int]]:
 
 
 def makes_folder(output: Path) -> bool:
-    """Whether the images of a file of prompts go into a folder of this name, rather than beside it."""
+    """Whether the output is a folder for the images of a file of prompts, rather than the beginning of their names."""
     return output.suffix.lower() not in FORMATS
 
 
@@ -102,9 +102,9 @@ def _path(output: Path, name: str) -> Path:
 
 
 def batches(pictures: Sequence[Picture], same: dict[str, Any], size: int) -> list[list[Picture]]:
-    """At most `size` images that differ in their texts and seeds only; they do not depend on which images exist.
+    """Batches of at most `size` images that differ only in texts and seeds, regardless of which images exist already.
 
-    Raises InputError for LoRA tags that cannot be read.
+    Raises InputError for LoRA tags that cannot be parsed.
     """
     groups: dict[str, list[Picture]] = {}
     for picture in pictures:
@@ -117,7 +117,7 @@ def batches(pictures: Sequence[Picture], same: dict[str, Any], size: int) -> lis
 
 
 def _shape(picture: Picture, settings: dict[str, Any]) -> str:
-    """Equal for images of one batch: everything but texts, of which only the LoRAs that they name count."""
+    """A key that is equal for images that can share a batch: all settings except texts, and the LoRAs in the texts."""
     texts = [picture.prompt, settings.get("prompt_2") or ""]
     loras = [take_lora_tags(text)[1] for text in texts] if settings.get("prompt_syntax") != "plain" else []
     values = {name: settings[name] is not None if name in OF_EACH else settings[name] for name in sorted(settings)}

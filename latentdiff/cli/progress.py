@@ -1,4 +1,4 @@
-"""What is seen while images are sampled: a progress bar, and a preview file."""
+"""Progress while images are sampled: a bar, and a preview file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ LONGEST_SIDE = 512  # pixels of a preview
 
 
 class Progress:
-    """Moves a bar by the steps of the pipeline, and calls `then` after each."""
+    """A callback that updates a progress bar after each step, and then calls `then`."""
 
     def __init__(self, bar: Any, then: Callable[[StepInfo], None] | None = None) -> None:
         self.bar, self.then = bar, then
@@ -27,7 +27,7 @@ class Progress:
 
 
 class PreviewFile:
-    """A PNG of the predicted images side by side, replaced after every `every` steps and after the last."""
+    """A callback that writes a PNG of the predicted images after every `every` steps and after the last."""
 
     def __init__(self, path: Path, every: int, pipe: Any) -> None:
         self.path, self.every, self.previewer = path, every, Previewer(pipe)
@@ -44,7 +44,7 @@ class PreviewFile:
         partial = partial_path(self.path)
         try:
             sheet.save(partial, format="PNG", compress_level=1)
-            partial.replace(self.path)  # a reader never sees half a file; nothing waits for the disk
+            partial.replace(self.path)  # atomic for readers, without waiting for the disk
         finally:
             partial.unlink(missing_ok=True)
 

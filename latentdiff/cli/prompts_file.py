@@ -1,4 +1,4 @@
-"""Files of prompts: one per line with options after it, as A1111's script reads them, or one JSON object per line."""
+"""Read files of prompts: one per line, followed by options as in A1111's script, or one JSON object per line."""
 
 import json
 import re
@@ -27,7 +27,7 @@ A1111_NAMES = {
 
 
 class LineOptions(Config):
-    """What a line may set, under the names of `Recipe`; the rest is the same for the whole file."""
+    """The options that a line may set, with the names of `Recipe`; all others are the same for the complete file."""
 
     prompt: str
     negative_prompt: str | None = None
@@ -49,7 +49,7 @@ class LineOptions(Config):
 
 @dataclass(frozen=True)
 class PromptLine:
-    """number: of the line, from 1. settings: what the line sets beside the prompt and the number of images."""
+    """One line of a file. number: from 1. settings: its options, except the prompt and the number of images."""
 
     number: int
     prompt: str
@@ -58,7 +58,7 @@ class PromptLine:
 
 
 def read_prompts_file(path: Path) -> list[PromptLine]:
-    """The lines that are not empty and do not begin with `#`. Raises InputError, which names the line."""
+    """Read the lines that are not empty and do not begin with `#`. Raises InputError naming the line."""
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= MAX_FILE else b""
@@ -83,7 +83,7 @@ def read_prompts_file(path: Path) -> list[PromptLine]:
 
 
 def _from_text(text: str) -> dict[str, Any]:
-    """`a red apple --steps 20 --negative_prompt "blue, green"`; the prompt may be an option too, as A1111 has it."""
+    """Parse `a red apple --steps 20 --negative_prompt "blue, green"`; the prompt may be an option, as in A1111."""
     match = OPTION.search(text)
     prompt = text[: match.start()].strip() if match else text
     found: dict[str, Any] = {"prompt": prompt} if prompt else {}
@@ -127,7 +127,7 @@ def _line(number: int, found: dict[str, Any]) -> PromptLine:
         raise InputError(_explain(error.errors()[0])) from error
     settings = checked.model_dump(exclude_none=True)
     for name in SEED_NAMES:
-        if settings.get(name) == -1:  # A1111's random seed
+        if settings.get(name) == -1:  # random in A1111
             del settings[name]
     settings |= _spacing(settings.pop("spacing", None))
     settings = _sampler(settings.pop("sampler", None)) | settings
@@ -135,7 +135,7 @@ def _line(number: int, found: dict[str, Any]) -> PromptLine:
 
 
 def _sampler(name: str | None) -> dict[str, str]:
-    """One of our samplers, or A1111's label, which may end in the schedule's."""
+    """A sampler by its name, or by A1111's label, which may end in the label of a spacing."""
     if name is None or name in SAMPLERS:
         return {} if name is None else {"sampler": name}
     sampler, spacing = find_sampler(name)
@@ -143,7 +143,7 @@ def _sampler(name: str | None) -> dict[str, str]:
 
 
 def _spacing(name: str | None) -> dict[str, str]:
-    """One of our spacings, or A1111's label; its "Automatic" is the model's own."""
+    """A spacing by its name, or by A1111's label; "Automatic" is the model's default."""
     spacing = name if name is None or name in SPACINGS else find_scheduler(name)
     return {} if spacing is None else {"spacing": spacing}
 

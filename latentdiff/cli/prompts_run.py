@@ -1,4 +1,4 @@
-"""`generate --prompts`: the missing images of a file, in batches, by one process or several."""
+"""`generate --prompts`: generate the missing images of a file of prompts, in one or several processes."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ from latentdiff.cli.launch import started_processes
 from latentdiff.cli.pictures import Picture, batches, makes_folder
 from latentdiff.cli.progress import preview_file
 
-BATCH = 4  # images at once, where --batch-size is not given
+BATCH = 4  # the default of --batch-size
 
 
 def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
-    """Check all lines and all files that exist, then draw what is missing; returns how many images were refused.
+    """Check all lines and all existing files, then generate the missing images; returns how many were refused.
 
-    A batch that lacks one image is drawn whole, so that an image has the same bits whatever existed before, and
-    whichever process draws it. Raises InputError.
+    A batch with a missing image is generated completely, so that an image is bit-identical regardless of which files
+    existed before and which process generates it. Raises InputError.
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", request.processes or 1))
     groups = batches(pictures, drawing.settings, request.batch_size or BATCH)

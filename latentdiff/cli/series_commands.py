@@ -1,4 +1,4 @@
-"""Commands that make series of images: animations, and grids of settings."""
+"""The commands `animate` and `grid`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,12 +26,12 @@ from latentdiff.cli.root import app
 @app.command()
 def animate(
     output: Annotated[Path, typer.Option("--output", "-o", help="WebP, GIF, PNG or MP4 to write.")],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What the key frames show.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts of the key frames.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames from one prompt to the next. [default: 16]")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second. [default: 12]")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second. [default: 12]")] = None,
     seed: Annotated[
         str | None,
-        typer.Option(help="Prompt k is drawn from seed + k, or from the k-th of several, as 7,8,9. [default: random]"),
+        typer.Option(help="Prompt k uses seed + k, or the k-th of several: 7,8,9. [default: random]"),
     ] = None,
     model: Model = None,
     negative_prompt: NegativePrompt = None,
@@ -42,9 +42,13 @@ def animate(
     height: Side = None,
     width: Side = None,
     lora: Loras = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Frames at once.")] = 8,
-    recipe: Annotated[Path | None, typer.Option(help="Take what is not given from this animation's recipe.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="PNG that shows the unfinished frames, rewritten often.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames sampled together.")] = 8,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Animation whose recipe supplies the options that are not given.")
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="PNG with previews of the unfinished frames, updated during sampling.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     vae: Vae = None,
@@ -53,7 +57,7 @@ def animate(
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
 ) -> None:
-    """Animate from prompt to prompt, or from seed to seed; frames that exist are not generated again."""
+    """Generate an animation between prompts or between seeds; existing frames are not generated again."""
     from latentdiff.cli.animate import AnimationRequest, parse_seeds, run
 
     options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
@@ -68,18 +72,22 @@ def animate(
 @app.command()
 def grid(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
-    prompt: Annotated[str | None, typer.Argument(help="What to draw in every cell.")] = None,
-    x: Annotated[str | None, typer.Option("--x", help="Setting across, as steps=5,10,20.")] = None,
-    y: Annotated[str | None, typer.Option("--y", help="Setting down, as sampler=ddim,dpmpp_2m.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Instead: a contact sheet of this folder's images.")] = None,
-    columns: Annotated[int, typer.Option(min=1, help="Of a contact sheet.")] = 6,
-    side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of its images.")] = 160,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt of all cells.")] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Setting of the columns, for example steps=5,10,20.")] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", help="Setting of the rows, for example sampler=ddim,dpmpp_2m.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Make a contact sheet of the images in this folder instead.")
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Columns of a contact sheet.")] = 6,
+    side: Annotated[int, typer.Option(min=16, max=1024, help="Longest side of its images in pixels.")] = 160,
     model: Model = None,
     negative_prompt: NegativePrompt = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="[default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="[default: the model's]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every cell. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all cells. [default: 0]")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     vae: Vae = None,
@@ -88,7 +96,7 @@ def grid(
     prediction_type: Prediction = None,
     allow_pickle: AllowPickle = None,
 ) -> None:
-    """Compare settings, or the images of a folder, on one labelled sheet; cells that exist are not generated again."""
+    """Compare settings, or the images of a folder, on one labelled sheet; existing cells are not generated again."""
     from latentdiff.cli.grid import contact, run
     from latentdiff.errors import InputError
 
@@ -96,7 +104,9 @@ def grid(
         contact(folder, output, columns, side)
         return
     if prompt is None or x is None:
-        raise InputError("a grid needs a prompt and --x, as --x steps=5,10,20; a contact sheet needs --folder")
+        raise InputError(
+            "a grid requires a prompt and --x, for example --x steps=5,10,20; a contact sheet requires --folder"
+        )
     options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
     more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
     more |= {"prediction_type": prediction_type, "allow_pickle": allow_pickle}

@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 MAX_PIXELS = 64 * 1024 * 1024
 BYTES_PER_PIXEL = 16  # at the peak of decode(): four RGBA copies while transparency is flattened
 BYTES_PER_OPAQUE_PIXEL = 8  # the decoded and the rotated image
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow knows more, some of which run other programs
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # others of Pillow may run external programs
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # the ancillary chunks that decide the pixels
+PNG_CHUNKS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")  # the ancillary chunks that affect the pixels
 ROWS = 64
 
 
 def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
-    """The first frame as RGB: rotated by its EXIF orientation, flattened onto `background`, 16 bits reduced to 8.
+    """Decode the first frame to 8-bit RGB, rotated by its EXIF orientation, with transparency on a `background`.
 
     Raises InputError naming the file if it is not an image, is truncated, or has more than 64 million pixels.
     """
@@ -32,12 +32,12 @@ def decode(data: bytes, name: str, background: str = "white") -> Image.Image:
 
 
 def decode_mask(data: bytes, name: str) -> Image.Image:
-    """The first frame of a mask as `mask_of` reads it. Raises InputError as `decode` does."""
+    """Decode the first frame of a mask and apply `mask_of`. Raises InputError as `decode` does."""
     return _read(data, name, lambda opened: mask_of(_loaded(opened, name)))
 
 
 def count_frames(data: bytes, name: str) -> int:
-    """How many frames a file holds: 1 unless it is animated. Raises InputError."""
+    """The number of frames: 1 unless the file is animated. Raises InputError."""
     return _read(data, name, lambda opened: getattr(opened, "n_frames", 1))
 
 
@@ -47,7 +47,7 @@ def measure(data: bytes, name: str) -> tuple[int, int]:
 
 
 def memory_needed(data: bytes, name: str) -> int:
-    """Bytes that `decode` takes for this file at its peak, without decoding it. Raises InputError."""
+    """The peak memory of `decode` for this file in bytes, without decoding it. Raises InputError."""
 
     def estimate(opened: Image.Image) -> int:
         opaque = opened.mode in ("L", "RGB") and not opened.has_transparency_data
@@ -57,13 +57,13 @@ def memory_needed(data: bytes, name: str) -> int:
 
 
 def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Result:
-    """`use` of the opened file. PNG metadata that Pillow refuses for its size is removed, since no pixel needs it."""
+    """Open a file and return `use` of it, if necessary without PNG metadata that is too large for Pillow."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             return use(opened)
     except InputError:
         raise
-    except Exception as error:  # Pillow passes on what its readers raise for damaged bytes, struct.error for one
+    except Exception as error:  # Pillow's readers raise many types for damaged bytes, such as struct.error
         shorter = _without_png_metadata(data)
         if isinstance(error, ValueError) and len(shorter) < len(data):
             return _read(shorter, name, use)
@@ -82,7 +82,7 @@ def _loaded(opened: Image.Image, name: str) -> Image.Image:
 
 
 def _displayed_size(opened: Image.Image) -> tuple[int, int]:
-    """Width and height after EXIF orientation. For TIFF, Pillow swaps the sides itself, so the tags are read."""
+    """Width and height after EXIF orientation; for TIFF from the tags, since Pillow has already swapped the sides."""
     width, height = opened.size
     if opened.format == "TIFF":
         tags = opened.tag_v2  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def _without_png_metadata(data: bytes) -> bytes:
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """The grey levels of a mask: its alpha channel if any pixel is transparent, else its brightness."""
+    """Convert a mask to grey levels: its alpha channel if any pixel is transparent, else its brightness."""
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.histogram()[255] < alpha.width * alpha.height:
@@ -125,9 +125,9 @@ def to_rgb(image: Image.Image, background: str) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] of 16-bit, 32-bit or floating-point values, a block of rows at a time to bound the memory."""
+    """Convert 16-bit, 32-bit or floating-point values to uint8 [H, W], in blocks of rows to bound the memory."""
     top = 65535.0
-    if values.dtype.kind != "u":  # without a stated range: the smallest usual one that holds all values
+    if values.dtype.kind != "u":  # the range is not stated: choose the smallest usual one that contains all values
         highest = np.fmax.reduce(values, axis=None)
         top = 1.0 if highest <= 1 else 255.0 if highest <= 255 else 65535.0
     scaled = np.empty(values.shape, dtype=np.uint8)
@@ -143,5 +143,5 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image to float32 [3, H, W] in [-1, 1]."""
+    """Convert an RGB image to float32 [3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(127.5).sub_(1)

@@ -1,4 +1,4 @@
-"""What editing does in pixels: the image at the output's size, its mask, the crop to paint, and pasting it back."""
+"""Editing in pixel space: fit an input image and its mask to the output, crop, and paste the result back."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from latentdiff.images.reading import to_tensor
 
 Fill = Literal["original", "noise", "blur"]
 FILLS = ("original", "noise", "blur")
-MAX_SIDE = 8192  # pixels of an output whose size is that of the input
+MAX_SIDE = 8192  # pixels of an output that has the size of the input
 
 
 @dataclass(frozen=True)
 class EditOptions:
-    """How an image and its mask are used.
+    """Options for an input image and its mask.
 
-    fit: how the image is brought to the output's size, see `fit_to`. extend: pixels to paint beyond edges, as
-    {"left": 64}. mask_grow: pixels that the mask grows by. mask_blur: standard deviation in pixels of its soft edge.
-    mask_fill: what the masked area starts from, its own pixels, noise, or its surroundings blurred into it.
-    only_masked: paint only the masked area and this many pixels around it, at the model's size. paste_back: restore the
-    input's pixels where the soft mask is 0. image_guidance_scale: InstructPix2Pix's second guidance.
-    Raises InputError.
+    fit: how the image is fitted to the output size, see `fit_to`. extend: pixels to add at the edges (outpainting),
+    for example {"left": 64}. mask_grow: pixels to enlarge the mask by. mask_blur: standard deviation in pixels of its
+    soft edge. mask_fill: initial content of the masked area: its own pixels, noise, or a smooth continuation of the
+    surroundings. only_masked: repaint only the masked area, with this many pixels around it, at the model's size.
+    paste_back: restore the input's pixels where the soft mask is 0. image_guidance_scale: the image guidance of
+    InstructPix2Pix. Raises InputError.
     """
 
     fit: Fit = "cover"
@@ -45,7 +45,7 @@ class EditOptions:
                 raise InputError(f"{name}={value!r} is unknown; {did_you_mean(str(value), known)}")
         for edge, pixels in self.extend.items():
             if edge not in EDGES:
-                raise InputError(f"extend has {edge!r}; {did_you_mean(edge, EDGES)}")
+                raise InputError(f"extend={edge!r} is not an edge; {did_you_mean(edge, EDGES)}")
             _within(f"extend {edge}", pixels, MAX_SIDE)
         for name, limit in (("mask_grow", 1024), ("mask_blur", 256), ("image_guidance_scale", 100)):
             _within(name, getattr(self, name), limit)
@@ -60,11 +60,11 @@ def _within(name: str, value: Any, limit: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """One image being edited: `image` at the output's size, and the part of it that is painted.
+    """An input image at the output size, and the part of it to repaint.
 
-    mask: black and white, at the output's size; edge: the same with a soft edge. box: the part that is painted, None
-    for all. size: width and height that it is painted at.
-    latents: [C, h, w], scaled, of an image that is given as such; `image` is then blank.
+    mask: black and white, at the output size. edge: the mask with a soft edge. box: the part that is sampled; None for
+    the complete image. size: width and height at which it is sampled. latents: scaled latents [C, h, w], if the input
+    is given as latents; `image` is then blank.
     """
 
     image: Image.Image
@@ -78,25 +78,25 @@ class Canvas:
     latents: Tensor | None = None
 
     def pixels(self) -> Tensor:
-        """What is painted on, float32 [3, h, w] in [-1, 1]."""
+        """The pixels to encode, float32 [3, h, w] in [-1, 1]."""
         part = self.image if self.box is None else self.image.resize(self.size, Image.Resampling.LANCZOS, self.box)
         pixels = to_tensor(part) * 2 - 1
         return fill_from_surroundings(pixels, self.mask_pixels()) if self.blur_fill else pixels
 
     def mask_pixels(self) -> Tensor:
-        """float32 [1, h, w]: 1 where the image is repainted."""
+        """The mask at the sampled size, float32 [1, h, w]: 1 where the image is repainted."""
         assert self.mask is not None
         if self.box is None:
             return to_tensor(self.mask)
         return to_tensor(binary(self.mask.resize(self.size, Image.Resampling.BILINEAR, self.box)))
 
     def paste(self, painted: Image.Image) -> Image.Image:
-        """The output: what was painted, and the input's pixels around it where the options keep them."""
+        """Combine the decoded image with the input's pixels, as the options require; returns the output."""
         if self.box is not None:
             left, top, right, bottom = self.box
-            whole = self.image.copy()
-            whole.paste(painted.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
-            painted = whole
+            complete = self.image.copy()
+            complete.paste(painted.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+            painted = complete
         if self.edge is None or not (self.paste_back or self.box):
             return painted
         return Image.composite(painted, self.image, self.edge)
@@ -110,10 +110,10 @@ def make_canvas(
     multiple: int,
     default_side: int,
 ) -> Canvas:
-    """Prepare an image and its mask.
+    """Prepare an input image and its mask.
 
-    size: width and height to paint at; where None, the image's own rounded down to a multiple, or with `only_masked`
-    the model's. Raises InputError.
+    size: width and height; a side of None is the image's, rounded down to a multiple, or with `only_masked` the default
+    side. Raises InputError.
     """
     if mask is not None:
         mask = check_mask(mask, image)
@@ -131,20 +131,20 @@ def make_canvas(
 
 def _own_side(own: int, multiple: int) -> int:
     if own > MAX_SIDE:
-        raise InputError(f"the image has a side of {own} pixels, more than {MAX_SIDE}; give height= and width=")
+        raise InputError(f"the image has a side of {own} pixels, more than {MAX_SIDE}; pass height= and width=")
     return max(own // multiple, 1) * multiple
 
 
 def _mask_at(mask: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     found = binary(fit_to(mask, size, fit))
     if found.getbbox() is None:
-        raise InputError(f"mask_image has nothing white left at {size[0]}x{size[1]}; grow it by mask_grow")
+        raise InputError(f"mask_image has no white area at {size[0]}x{size[1]}; enlarge it with mask_grow")
     return found
 
 
 def _masked_canvas(image: Image.Image, mask: Image.Image | None, size: tuple[int, int], options: EditOptions) -> Canvas:
     if mask is None:
-        raise InputError(f"only_masked={options.only_masked} needs a mask; give mask_image= (--mask)")
+        raise InputError(f"only_masked={options.only_masked} requires a mask; pass mask_image= (--mask)")
     mask = grow(mask, options.mask_grow)
     edge = soft_edge(mask, options.mask_blur)
     box = crop_around(edge, math.ceil(options.only_masked or 0), size[0] / size[1])
@@ -156,7 +156,7 @@ def _fills(options: EditOptions) -> tuple[bool, bool, bool]:
 
 
 def extend(image: Image.Image, mask: Image.Image | None, edges: Mapping[str, int]) -> tuple[Image.Image, Image.Image]:
-    """A larger canvas for outpainting, and the mask of what is new beside what was masked."""
+    """Enlarge an image for outpainting; returns it, and a mask of the new area and the masked area."""
     around = {edge: int(pixels) for edge, pixels in edges.items()}
     inner = Image.new("L", image.size, 0) if mask is None else mask
     wider = pad(image, **around)
@@ -166,7 +166,7 @@ def extend(image: Image.Image, mask: Image.Image | None, edges: Mapping[str, int
 
 
 def per_image(images: Sequence[Any], prompts: int, name: str) -> list[Any]:
-    """One for each prompt, from one for all or as many as prompts. Raises InputError."""
+    """Repeat a single image for every prompt. Raises InputError unless there is one image, or one per prompt."""
     if len(images) not in (1, prompts):
-        raise InputError(f"{name} has {len(images)} images for {prompts} prompts; give one, or one for each prompt")
+        raise InputError(f"{name} has {len(images)} images for {prompts} prompts; pass one, or one per prompt")
     return list(images) * (prompts if len(images) == 1 else 1)

@@ -1,4 +1,4 @@
-"""Arrange images in a grid."""
+"""Arrange images in a grid without labels."""
 
 import numpy as np
 import torch

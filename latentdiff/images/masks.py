@@ -1,4 +1,4 @@
-"""Masks for inpainting: validation, growing, blurring, cropping and filling."""
+"""Masks for inpainting: validate, grow, blur, crop and fill."""
 
 import math
 
@@ -11,7 +11,7 @@ from latentdiff.errors import InputError
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, the last two exclusive."""
-SAME_ASPECT = 0.02  # relative difference of width / height that rounding explains
+SAME_ASPECT = 0.02  # largest relative difference of width / height, which rounding can cause
 
 
 def binary(mask: Image.Image) -> Image.Image:
@@ -20,16 +20,16 @@ def binary(mask: Image.Image) -> Image.Image:
 
 
 def check_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
-    """The mask in black and white at the image's size. Raises InputError for another aspect ratio or an empty mask."""
+    """Resize a mask to the image, in black and white. Raises InputError for another aspect ratio or an empty mask."""
     ratio = mask.width * image.height / (mask.height * image.width)
     if abs(math.log(ratio)) > SAME_ASPECT:
         raise InputError(
             f"mask_image is {mask.width}x{mask.height} and the image {image.width}x{image.height}; "
-            "give a mask of the image's aspect ratio"
+            "use a mask with the aspect ratio of the image"
         )
     found = binary(binary(mask).resize(image.size))
     if found.getbbox() is None:
-        raise InputError("mask_image is all black, so nothing would be repainted; make the area to repaint white")
+        raise InputError("mask_image is completely black; make the area to repaint white")
     return found
 
 
@@ -74,7 +74,7 @@ def _widen(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
 def fill_from_surroundings(pixels: Tensor, mask: Tensor) -> Tensor:
     """Fill the masked area of pixels [3, H, W] smoothly from its border: pull-push (Gortler et al. 1996, sec. 3.4).
 
-    mask: [1, H, W], 1 where pixels are unknown. Where all are, they become grey (0).
+    mask: [1, H, W], 1 where pixels are unknown. If all are unknown, they become grey (0).
     """
     known = 1 - mask
     height, width = pixels.shape[-2:]
@@ -88,5 +88,5 @@ def fill_from_surroundings(pixels: Tensor, mask: Tensor) -> Tensor:
 
 
 def to_latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """[1, H, W] to [1, H/f, W/f]: 1 for every latent that covers a masked pixel."""
+    """Reduce a mask [1, H, W] to [1, H/f, W/f]: 1 for every latent that covers a masked pixel."""
     return torch.nn.functional.max_pool2d(mask, factor)

@@ -1,4 +1,4 @@
-"""Images as callers pass them (files, bytes, PIL, numpy, torch, or lists of these) to PIL images."""
+"""Convert images in any supported form (paths, bytes, PIL, numpy, torch, or lists of these) to PIL images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
 
 def read_images(value: ImageInput | Sequence[ImageInput], name: str = "image") -> list[Image.Image]:
-    """RGB images. Arrays and tensors hold bytes, or floating-point values from 0 to 1.
+    """Read RGB images. Arrays and tensors contain uint8 values, or floating-point values from 0 to 1.
 
     Raises InputError for anything else, for animations, for more than `MAX_PIXELS` pixels, and for files that cannot be
     read.
@@ -26,7 +26,7 @@ def read_images(value: ImageInput | Sequence[ImageInput], name: str = "image") -
 
 
 def read_masks(value: ImageInput | Sequence[ImageInput], name: str = "mask_image") -> list[Image.Image]:
-    """Masks as images of mode L, 255 where the image is repainted: a transparent mask's alpha, else its brightness."""
+    """Read masks as images of mode L, 255 where the image is repainted: a transparent mask's alpha, else brightness."""
     return _read(value, name, decode_mask, mask_of)
 
 
@@ -38,7 +38,7 @@ def _read(
 ) -> list[Image.Image]:
     if isinstance(value, list | tuple):
         if not value:
-            raise InputError(f"{name}={value!r} is empty; give at least one image")
+            raise InputError(f"{name}={value!r} is empty; pass at least one image")
         return [image for one in value for image in _read(one, name, from_bytes, from_image)]
     if isinstance(value, Image.Image):
         if value.width * value.height > MAX_PIXELS:
@@ -51,9 +51,9 @@ def _read(
     elif isinstance(value, bytes):
         data = value
     else:
-        raise InputError(f"{name}={shorten(value)} is not an image; give a path, PIL image, array or tensor")
+        raise InputError(f"{name}={shorten(value)} is not an image; pass a path, PIL image, array or tensor")
     if (frames := count_frames(data, name)) > 1:
-        raise InputError(f"{name} is an animation of {frames} frames; save one frame as a picture of its own")
+        raise InputError(f"{name} is an animation of {frames} frames; save one frame as an image file")
     return [from_bytes(data, name)]
 
 
@@ -75,21 +75,23 @@ def _from_numbers(values: np.ndarray | Tensor, name: str) -> list[Image.Image]:
     batch = values[None] if values.ndim == 3 else values
     if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
         raise InputError(
-            f"{name} has shape {list(values.shape)}; give [H, W, 3] arrays or [3, H, W] tensors, or batches of them"
+            f"{name} has shape {list(values.shape)}; pass [H, W, 3] arrays or [3, H, W] tensors, or batches of them"
         )
     if batch.dtype.kind == "f":
         low, high = float(batch.min()), float(batch.max())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"{name} has values from {low:g} to {high:g}; floating-point images go from 0 to 1")
+            raise InputError(
+                f"{name} has values from {low:g} to {high:g}; floating-point images must be from 0 to 1; rescale them"
+            )
         batch = np.round(batch * 255).astype(np.uint8)
     elif batch.dtype == bool:
         batch = batch.astype(np.uint8) * 255
     elif batch.dtype != np.uint8:
-        raise InputError(f"{name} has dtype {batch.dtype}; give uint8, or floating-point values from 0 to 1")
+        raise InputError(f"{name} has dtype {batch.dtype}; pass uint8, or floating-point values from 0 to 1")
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in batch]
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """float32 [C, H, W] in [0, 1]."""
+    """Convert an image to float32 [C, H, W] in [0, 1]."""
     array = torch.from_numpy(np.array(image))
     return (array[None] if array.ndim == 2 else array.permute(2, 0, 1)).float().div_(255)

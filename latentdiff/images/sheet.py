@@ -1,4 +1,4 @@
-"""Sheets of labelled images: grids of settings, and contact sheets of folders."""
+"""Draw sheets of labelled images: grids of settings, and contact sheets of folders."""
 
 from collections.abc import Sequence
 

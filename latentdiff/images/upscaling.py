@@ -14,8 +14,8 @@ from latentdiff.images.reading import to_tensor
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.models.tiled_decode import cuts
 
-TILE, OVERLAP = 256, 32  # pixels a side of the input
-OLD_NAMES = {  # ESRGAN's own files; B is the number of blocks
+TILE, OVERLAP = 256, 32  # input pixels along each side
+OLD_NAMES = {  # of tensors in the original ESRGAN files
     r"model\.0\.(.*)": r"conv_first.\1",
     r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(.*)": r"body.\1.rdb\2.conv\3.\4",
     r"model\.1\.sub\.\d+\.(weight|bias)": r"conv_body.\1",
@@ -32,7 +32,7 @@ PREFIXES = ("params_ema.", "params.", "module.")
 
 
 def load_upscaler(file: Path, device: torch.device, allow_pickle: bool = False) -> RRDBNet:
-    """An RRDBNet of scale 2 or 4 from a file of ESRGAN or Real-ESRGAN. Raises CheckpointError."""
+    """Load an ESRGAN or Real-ESRGAN file with a scale of 2 or 4. Raises CheckpointError."""
     opened = open_tensor_file(file, allow_pickle)
     names = {_our_name(name): name for name in opened.shapes if name.startswith(_prefix(opened.shapes))}
     shapes = {ours: opened.shapes[theirs] for ours, theirs in names.items()}
@@ -50,7 +50,7 @@ def load_upscaler(file: Path, device: torch.device, allow_pickle: bool = False) 
 
 
 def _prefix(names: Mapping[str, object]) -> str:
-    """The prefix of the averaged weights, if a file has both."""
+    """The prefix of the weights to read: the averaged ones, if a file has both."""
     return next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in names)), "")
 
 
@@ -65,7 +65,7 @@ def _our_name(name: str) -> str:
 
 @torch.no_grad()
 def upscale(image: Image.Image, size: tuple[int, int], network: RRDBNet | None = None) -> Image.Image:
-    """Resize to `size` (width, height): with the network in tiles, if there is one, then with Lanczos."""
+    """Resize to `size` (width, height): first with the network, tile by tile, if there is one, then with Lanczos."""
     if network is not None:
         image = _through(network, image)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Input images of a call as canvases, one for each image that it makes."""
+"""Prepare the input images of a call: one canvas for each output image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ ImageInputs = ImageInput | Sequence[ImageInput]
 
 
 def input_images(image: ImageInputs, latent_channels: int) -> list[Any]:
-    """PIL images, or the latents [C, h, w] of a batch that is given as tensors of as many channels."""
+    """Read input images as PIL images; tensors with the channels of the latents are returned as latents [C, h, w]."""
     parts = list(image) if isinstance(image, Tensor) and image.ndim == 4 else image
     is_latents = isinstance(parts, list) and all(isinstance(one, Tensor) and one.ndim == 3 for one in parts)
     if is_latents and latent_channels not in (1, 3) and {len(one) for one in parts} == {latent_channels}:  # type: ignore[arg-type, union-attr]
@@ -24,7 +24,7 @@ def input_images(image: ImageInputs, latent_channels: int) -> list[Any]:
 
 
 def spread(prompt: str | Sequence[str], images: Sequence[Any] | None) -> str | Sequence[str]:
-    """One prompt for several images is a prompt for each of them."""
+    """Repeat a single prompt for each of several input images."""
     return [prompt] * len(images) if isinstance(prompt, str) and images is not None and len(images) > 1 else prompt
 
 
@@ -39,7 +39,7 @@ def make_canvases(
     model: ModelLimits,
     denoising_start: float | None = None,
 ) -> list[Canvas] | None:
-    """One canvas per output, of one size; outputs of the same image and mask share one."""
+    """One canvas per output image, all of one size; outputs with the same image and mask share a canvas."""
     if model.task != "generate" and (images is None or (mask_image is None) == (model.task == "inpaint")):
         needs = (
             "image= and mask_image= (--image, --mask)"
@@ -52,7 +52,7 @@ def make_canvases(
         unused = {"mask_image": mask_image, "strength": strength, "edit": edit}
         unused["denoising_start"] = denoising_start
         if given := [name for name, value in unused.items() if value is not None]:
-            raise InputError(f"{given[0]}= is only used with an input image; pass image= (--image), or leave it out")
+            raise InputError(f"{given[0]}= requires an input image; pass image= (--image), or omit it")
         return None
     masks = [None] if mask_image is None else read_masks(mask_image)
     if isinstance(images[0], Tensor):
@@ -73,9 +73,9 @@ def make_canvases(
 def _latent_canvases(
     latents: list[Tensor], mask: Any, edit: EditOptions | None, count: int, times: int, model: ModelLimits
 ) -> list[Canvas]:
-    """Canvases of images that are given as scaled latents, at their own size."""
+    """Canvases for input images given as scaled latents, at their own size."""
     if mask is not None or edit is not None:
-        raise InputError("image= is a tensor of latents, which take no mask_image= and edit=; give an image")
+        raise InputError("mask_image= and edit= cannot be used with latents as image=; pass an image instead")
     height, width = (model.downscale * side for side in latents[0].shape[-2:])
     blank = Image.new("RGB", (width, height))
     made = [Canvas(blank, (width, height), latents=one.float()) for one in latents]

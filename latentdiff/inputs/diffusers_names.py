@@ -1,4 +1,4 @@
-"""Arguments with diffusers' names: accepted if their meaning is the same, otherwise an error names ours."""
+"""Arguments with diffusers' names: accepted if they mean the same here; otherwise an error names the alternative."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.sampling.samplers import StepInfo
 
-OURS = {  # Call arguments of diffusers that have no equivalent here, and what to use instead.
+OURS = {  # Arguments of diffusers that are not accepted, and what to use instead.
     "timesteps": "num_inference_steps= and spacing=",
     "sigmas": "num_inference_steps= and spacing=",
     "guidance_rescale": "guidance_interval=, which prevents over-saturation in another way",
@@ -23,14 +23,15 @@ OURS = {  # Call arguments of diffusers that have no equivalent here, and what t
     "cache_dir": "the environment variable HF_HOME",
     "scheduler": "sampler= and spacing= in the call",
     "device_map": "device=",
-    "custom_pipeline": "an issue that says what it does",
+    "custom_pipeline": "an issue that describes what it does",
 }
 
 
 def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
     """Convert `generator` to seeds and `callback_on_step_end` to a callback.
 
-    images: the number of images of the call. Raises InputError for any other name, and if the meanings differ.
+    images: the number of images of the call. Raises InputError for other names, and for values that would not have the
+    same effect as in diffusers.
     """
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -48,7 +49,7 @@ def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
 def open_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Convert `torch_dtype` to dtype, and accept options of diffusers that are always in effect here.
 
-    Raises InputError for any other name.
+    Raises InputError for other names.
     """
     found: dict[str, Any] = {}
     always = {"safety_checker": None, "use_safetensors": True, "local_files_only": None, "feature_extractor": None}
@@ -66,7 +67,7 @@ def dtype_name(dtype: str | torch.dtype) -> str:
 
 
 def _seeds(generators: torch.Generator | Sequence[torch.Generator], images: int) -> list[int]:
-    """The seeds of unused CPU generators, one per image; these seeds give the same noise."""
+    """The seeds of unused CPU generators, one per image, which give the same noise."""
     many = [generators] if isinstance(generators, torch.Generator) else list(generators)
     if len(many) != images:
         raise InputError(f"generator= has {len(many)} generators for {images} images; use one per image, or seed=")
@@ -89,5 +90,5 @@ def _callback(function: Callable[..., Any]) -> Callable[[StepInfo], bool | None]
 
 def _unknown(name: str, accepted: Sequence[str]) -> InputError:
     if name in OURS:
-        return InputError(f"{name}= is diffusers' name; here use {OURS[name]}")
+        return InputError(f"{name}= is an argument of diffusers; use {OURS[name]} here")
     return InputError(f"{name}= is not an argument; {did_you_mean(name, [*accepted, *OURS])}")

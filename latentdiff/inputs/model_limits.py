@@ -1,4 +1,4 @@
-"""What the arguments of a pipeline call depend on."""
+"""The properties of a model that the arguments of a pipeline call are checked against."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,15 +7,16 @@ from latentdiff.config.model import GenerationConfig
 from latentdiff.sampling.schedule import Schedule
 
 Task = Literal["generate", "inpaint", "edit"]
-"""What a network reads beside latents: nothing, a mask and the masked image, or the image (InstructPix2Pix)."""
+"""Inputs of a U-Net besides latents: none, a mask and the masked image, or the image (InstructPix2Pix)."""
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """The schedule and usual settings of a model, its latents' channels, and sizes in pixels.
+    """The schedule, default settings and sizes of a model.
 
-    downscale: pixels per latent along each side; sides are multiples of it. default_size: pixels a side. text_encoders:
-    how many. max_clip_skip: of their layers. size_numbers: that the U-Net reads beside the text, for SDXL.
+    downscale: pixels per latent along each side; image sides are multiples of it. default_size: default side in pixels.
+    text_encoders: their number. max_clip_skip: the most layers that can be skipped. size_numbers: the number of sizes
+    and scores that SDXL's U-Nets read; 0 for other models.
     """
 
     schedule: Schedule

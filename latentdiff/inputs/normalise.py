@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from latentdiff.denoiser import Guidance
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, check_integer
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
 from latentdiff.inputs.inversion import check_invertible, read_sources
@@ -17,25 +17,25 @@ from latentdiff.inputs.model_limits import ModelLimits, Task
 from latentdiff.inputs.size_conditioning import read_sizes
 from latentdiff.sampling.denoising_range import part_of
 from latentdiff.sampling.samplers import Plan, plan
-from latentdiff.sampling.seeds import seeds_per_image, whole
+from latentdiff.sampling.seeds import seeds_per_image
 from latentdiff.sampling.variations import Variation, read_variation
 from latentdiff.sampling.wrapped_denoiser import parse_axes
 from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
 
-STRENGTH = 0.8  # of image to image, where a call names none; inpainting's is 1
+STRENGTH = 0.8  # the default of image to image; that of inpainting is 1
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A checked call. prompts and seeds: one per image.
+    """The validated arguments of a call. prompts, seeds: one per image.
 
-    latents: [B, C, h, w] to start from, None to draw them. guidance: None samples without. canvases: the edited images,
-    one per output; None makes images from noise. tile: latents a side of the parts that are evaluated. seamless: axes
-    along which opposite edges fit. variation: noise that is mixed into the noise that the images start from. sources:
-    what the edited images show, from whose inversion sampling starts; None starts from noise that is added to them.
-    time_ids: SDXL's numbers for prompts and for negative prompts. timesteps: of the whole run, of which the plan may be
-    a part. draws_before: for an image that another model began, how often each generator drew noise in steps before the
-    plan. omitted: steps that strength leaves out before the first of timesteps.
+    latents: initial noise [B, C, h, w]; None draws it. guidance: None samples without guidance. canvases: the input
+    images, one per output; None generates from noise alone. tile: side in latents of the tiles that are evaluated.
+    seamless: the axes along which opposite edges match. variation: the noise to mix into the initial noise. sources:
+    descriptions of the input images, for their inversion; None adds noise to the images instead. time_ids: the numbers
+    that SDXL reads, for prompts and for negative prompts. timesteps: those of the complete run, of which the plan may
+    be a part. draws_before: if another model ran the steps before the plan, how often each generator drew noise in
+    them. omitted: the number of steps that strength skips before the first of `timesteps`.
     """
 
     prompts: ImagePrompts
@@ -58,14 +58,14 @@ class Inputs:
 
     @property
     def drawn_from(self) -> list[int]:
-        """The seeds of the images whose noise depends on them."""
+        """The seeds, if any noise is drawn from them."""
         draws_start = self.latents is None and self.draws_before is None
         draws = draws_start or any(update.noise for update in self.plan.table)
         return self.seeds if draws else []
 
     @property
     def varied_by(self) -> list[int]:
-        """The seeds of the noise that is mixed in."""
+        """The seeds of the noise that is mixed in; empty without a variation."""
         return self.variation.seeds if self.variation else []
 
 
@@ -101,14 +101,14 @@ def read_inputs(
     sizes: Mapping[str, Any] | None = None,
     source_prompt: str | Sequence[str] | None = None,
 ) -> Inputs:
-    """Check the arguments of a pipeline call. Raises InputError, which names the value, the rule and what to do."""
+    """Validate the arguments of `LatentDiffusionPipeline.__call__`. Raises InputError."""
     images = None if image is None else input_images(image, model.latent_channels)
     texts = texts_per_image(spread(prompt, images), "prompt", num_images_per_prompt)
     beside = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
     negatives, seconds, negative_seconds = (
         texts_beside(value, name, len(texts), num_images_per_prompt) for name, value in beside.items()
     )
-    options = read_options(prompt_syntax, whole(clip_skip or 0, "clip_skip"), model.max_clip_skip)
+    options = read_options(prompt_syntax, check_integer(clip_skip or 0, "clip_skip"), model.max_clip_skip)
     sides = _side(width, "width", model), _side(height, "height", model)
     canvases = make_canvases(
         images, mask_image, strength, edit, sides, len(texts), num_images_per_prompt, model, denoising_start
@@ -119,7 +119,7 @@ def read_inputs(
     width, height = (model.default_size if side is None else side for side in sides)
     usual = model.generation
     steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
-    steps = whole(steps, "num_inference_steps")
+    steps = check_integer(steps, "num_inference_steps")
     scale = usual.guidance_scale if guidance_scale is None else guidance_scale
     if latents is not None:
         shape = (len(texts), model.latent_channels, height // model.downscale, width // model.downscale)
@@ -167,7 +167,7 @@ def read_inputs(
 def _plans(
     plan_without: Callable[[int], Plan], omitted: int, start: float | None, end: float | None, model: ModelLimits
 ) -> tuple[Plan, Plan]:
-    """The plan without the first `omitted` steps, and the part of it between denoising_start and denoising_end."""
+    """The plan without its first `omitted` steps, and the part of it between denoising_start and denoising_end."""
     complete = plan_without(omitted)
     if start is None and end is None:
         return complete, complete
@@ -175,7 +175,7 @@ def _plans(
 
 
 def _draws_before(complete: Plan, used: Plan) -> int:
-    """How often noise was drawn in the steps of a run before the plan that goes on with it."""
+    """How often a generator draws noise in the steps of `complete` that precede `used`."""
     first = complete.timesteps.index(used.timesteps[0])
     return sum(bool(update.noise) for update in complete.table[:first])
 
@@ -183,53 +183,53 @@ def _draws_before(complete: Plan, used: Plan) -> int:
 def _check_range(
     start: float | None, end: float | None, strength: float | None, mask_image: ImageInputs | None, model: ModelLimits
 ) -> None:
-    """Raise InputError for what a part of the steps does not go with."""
+    """Raise InputError for arguments that cannot be combined with denoising_start or denoising_end."""
     name = "denoising_end" if start is None else "denoising_start"
     if start is None and end is None:
         return
     if model.task != "generate" or mask_image is not None:
-        raise InputError(f"{name}= does not go with masks and checkpoints that read an image; leave it out")
+        raise InputError(f"{name}= cannot be used with a mask or with a checkpoint that reads an image; omit it")
     if start is not None and strength is not None:
-        raise InputError("strength= and denoising_start= both say where the steps begin; leave one of them out")
+        raise InputError("strength= and denoising_start= both set the first step; omit one of them")
 
 
 def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
-    """The text of each image. Raises InputError when there is none, and for anything that is not a string."""
+    """The text of each image. Raises InputError if there is none, and for values that are not strings."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
-        raise InputError(f"{name}={prompts!r} is empty; give at least one")
+        raise InputError(f"{name}={prompts!r} is empty; pass at least one prompt")
     for value in prompts:
         if not isinstance(value, str):
-            raise InputError(f"{name} holds {value!r}, which is not a string; give strings")
+            raise InputError(f"{name} contains {value!r}, which is not a string; pass strings")
         if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"{name}={ascii(value)[:80]} holds half a surrogate pair, which is not text; remove it")
-    times = whole(times, "num_images_per_prompt", 1)
+            raise InputError(f"{name}={ascii(value)[:80]} contains half a surrogate pair, not a character; remove it")
+    times = check_integer(times, "num_images_per_prompt", 1)
     return [value for value in prompts for _ in range(times)]
 
 
 def texts_beside(value: str | Sequence[str] | None, name: str, count: int, times: int) -> list[str | None]:
-    """A further text for each of `count` images. Raises InputError when there are not as many as prompts."""
+    """An additional text for each of `count` images. Raises InputError unless there is one, or one per prompt."""
     if value is None:
         return [None] * count
     texts: list[str | None] = [*texts_per_image(value, name, times)]
     if isinstance(value, str):
         return texts[:1] * count
     if len(texts) != count:
-        raise InputError(f"{name} has {len(texts) // times} texts for {count // times} prompts; give as many")
+        raise InputError(f"{name} has {len(texts) // times} texts for {count // times} prompts; pass one per prompt")
     return texts
 
 
 def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """float32. Raises InputError for another shape."""
+    """Convert to float32. Raises InputError for another shape."""
     if latents.shape != shape:
-        raise InputError(f"latents are {list(latents.shape)} and must be {list(shape)}; draw them with torch.randn")
+        raise InputError(f"latents= has shape {list(latents.shape)}, which must be {list(shape)}; use torch.randn")
     return latents.float()
 
 
 def _side(value: int | None, name: str, model: ModelLimits) -> int | None:
     if value is None:
         return None
-    factor, side = model.downscale, whole(value, name, 1)
+    factor, side = model.downscale, check_integer(value, name, 1)
     if side % factor:
         low = max(factor, side // factor * factor)
         raise InputError(f"{name}={side} must be a multiple of {factor}; try {low} or {low + factor}")
@@ -252,7 +252,7 @@ def _tile(tile: int | None, model: ModelLimits) -> int | None:
     if tile is None:
         return None
     _refuse_channels("tile", model)
-    side = whole(tile, "tile", 8 * model.downscale)
+    side = check_integer(tile, "tile", 8 * model.downscale)
     if side % model.downscale:
         raise InputError(f"tile={side} must be a multiple of {model.downscale}; try {model.default_size}")
     return side // model.downscale
@@ -267,11 +267,11 @@ def _seamless(axes: str | None, model: ModelLimits) -> str:
 
 def _refuse_channels(name: str, model: ModelLimits) -> None:
     if model.task != "generate":
-        raise InputError(f"{name}= is not for checkpoints that read an image; use a text-to-image model")
+        raise InputError(f"{name}= cannot be used with a checkpoint that reads an image; use a text-to-image model")
 
 
 def _strength(strength: float | None, canvases: list[Canvas] | None, task: Task) -> float:
-    """How much of the plan runs; 1 for images from noise. Raises InputError."""
+    """The fraction of the steps to run; 1 without an input image. Raises InputError."""
     if canvases is None or task == "edit":
         if strength is not None:
             raise InputError("strength= is not used by image-editing checkpoints; see EditOptions.image_guidance_scale")

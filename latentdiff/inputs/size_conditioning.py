@@ -1,14 +1,13 @@
-"""The numbers that SDXL's U-Nets read beside the text: sizes, a crop, and an aesthetic score for the refiner."""
+"""Size conditioning of SDXL's U-Nets: sizes and a crop, and for the refiner an aesthetic score."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from latentdiff.errors import InputError
-from latentdiff.sampling.seeds import whole
+from latentdiff.errors import InputError, check_integer
 
-SIZES, REFINER_SIZES = 6, 5  # numbers that SDXL's base model and its refiner read
+SIZES, REFINER_SIZES = 6, 5  # how many numbers SDXL's base model and its refiner read
 LARGEST = 2**16  # pixels
 
 Pair = tuple[int, int]
@@ -16,9 +15,9 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """Podell et al. 2023, sec. 2.2, under diffusers' names: (height, width) and (top, left) in pixels.
+    """Podell et al. 2023, sec. 2.2, with diffusers' names: (height, width) and (top, left) in pixels.
 
-    Sizes are those of the image where they are None; negative ones and the negative crop are then the others.
+    Sizes default to that of the image, and negative values to their positive counterparts.
     """
 
     original_size: Pair | None = None
@@ -31,7 +30,7 @@ class SizeConditioning:
     negative_aesthetic_score: float = 2.5
 
     def time_ids(self, size: Pair, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The numbers for a prompt and for its negative prompt. size: of the image; count: that the U-Net reads."""
+        """The numbers for a prompt and for its negative prompt. size: of the image; count: how many the U-Net reads."""
         original, target = self.original_size or size, self.target_size or size
         crop = self.crops_coords_top_left or (0, 0)
         negative = self.negative_original_size or original, self.negative_crops_coords_top_left or crop
@@ -46,9 +45,9 @@ SCORES = tuple(name for name in SIZE_NAMES if "score" in name)
 
 
 def read_sizes(given: Mapping[str, Any], count: int) -> SizeConditioning:
-    """Check the values of some of `SIZE_NAMES`. count: the numbers that the U-Net reads, 0 for other families.
+    """Validate values for some of `SIZE_NAMES`. count: how many numbers the U-Net reads, 0 for other families.
 
-    Raises InputError for a value out of range, and for a number that the model does not read.
+    Raises InputError for a value out of range, and for a value that the model does not read.
     """
     known = {name: value for name, value in given.items() if value is not None}
     for name in known:
@@ -58,13 +57,13 @@ def read_sizes(given: Mapping[str, Any], count: int) -> SizeConditioning:
 
 
 def _not_read(name: str, count: int) -> str | None:
-    """Why a model that reads `count` numbers does not read this one."""
+    """The reason why a model that reads `count` numbers does not read this value, or None if it does."""
     if count == 0:
-        return "is for Stable Diffusion XL, and this model reads no sizes; omit it"
+        return "is only for Stable Diffusion XL, and this model reads no sizes; omit it"
     if name in SCORES and count == SIZES:
-        return "is for SDXL's refiner, and this model reads no score; name a refiner (--refiner), or omit it"
+        return "is only for SDXL's refiner, and this model reads no score; add a refiner (--refiner), or omit it"
     if name in TARGETS and count == REFINER_SIZES:
-        return "is not read by SDXL's refiner, which reads an aesthetic score in its place; omit it"
+        return "is not read by SDXL's refiner, which reads an aesthetic score instead; omit it"
     return None
 
 
@@ -76,4 +75,4 @@ def _checked(name: str, value: Any) -> Any:
     if not isinstance(value, tuple | list) or len(value) != 2:
         rule = "top and left of the crop" if "crops" in name else "height and width"
         raise InputError(f"{name}={value!r} must be a pair, {rule} in pixels; try (1024, 1024)")
-    return tuple(whole(number, name, 0 if "crops" in name else 1, LARGEST) for number in value)
+    return tuple(check_integer(number, name, 0 if "crops" in name else 1, LARGEST) for number in value)

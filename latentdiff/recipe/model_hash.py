@@ -39,7 +39,7 @@ def hash_model(model: ModelSource | Path, *additions: Path) -> str:
 
 
 def hash_before_0_2(folder: Path, *additions: Path) -> str:
-    """The hash in recipes from versions before 0.2: over the names and bytes of all safetensors files."""
+    """The hash in recipes of versions before 0.2, over the names and bytes of all safetensors files."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
     for path in sorted(folder.glob("*/*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
@@ -73,7 +73,7 @@ def _read_cache() -> dict[str, str]:
 
 
 def _write_cache(hashes: dict[str, str]) -> None:
-    """Keep the newest entries. If the cache cannot be written, files are hashed again next time."""
+    """Write the newest entries. If this fails, the files are hashed again next time."""
     newest: Iterable[tuple[str, str]] = list(hashes.items())[-KEPT:]
     try:
         path = cache_folder() / CACHE

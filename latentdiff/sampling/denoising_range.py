@@ -1,4 +1,4 @@
-"""Parts of a sampling plan between two fractions, by which one model continues what another began."""
+"""Parts of a sampling plan between two fractions, so that one model can continue the sampling of another."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from latentdiff.sampling.samplers import Plan
 def part_of(whole: Plan, skipping: Callable[[int], Plan], total: int, start: float | None, end: float | None) -> Plan:
     """The steps of `whole` from `start` to `end`, as diffusers' `denoising_start` and `denoising_end` divide them.
 
-    A fraction f stands for the timestep (1 - f) T: the steps that start there or above come before it. skipping: the
-    plan without its first steps; earlier predictions of x0 are those of another model and not read. Raises InputError
-    for fractions outside 0 and 1, and for those that leave no step on one side.
+    A fraction f corresponds to the timestep (1 - f) T: steps from that timestep or a higher one come before it.
+    skipping: returns the plan without a number of its first steps, which does not use their predictions of x0.
+    Raises InputError for fractions outside (0, 1), and for fractions that leave no step on one side.
     """
     for name, value in (("denoising_start", start), ("denoising_end", end)):
         if value is not None and not 0 < value < 1:
             raise InputError(f"{name}={value} must be between 0 and 1; try 0.8")
     if start is not None and end is not None and start >= end:
-        raise InputError(f"denoising_start={start} must be below denoising_end={end}; give a smaller one")
+        raise InputError(f"denoising_start={start} must be below denoising_end={end}; decrease it")
     part = whole
     if start is not None:
         part = skipping(_count_before(whole, "denoising_start", start, total))
@@ -35,15 +35,15 @@ def _timestep(fraction: float, total: int) -> int:
 
 
 def _count_before(plan: Plan, name: str, fraction: float, total: int) -> int:
-    """How many steps of a plan come before a fraction. Raises InputError unless some do, and some do not."""
+    """The number of steps before a fraction of a plan. Raises InputError if no step is before it, or none after it."""
     steps = sorted(set(plan.timesteps))
     before = sum(timestep >= _timestep(fraction, total) for timestep in steps)
     if before in (0, len(steps)):
         which = "before" if before == 0 else "after"
-        raise InputError(f"{name}={fraction} leaves no step {which} it, of {len(steps)}; use more steps, or try 0.8")
+        raise InputError(f"{name}={fraction} leaves none of {len(steps)} steps {which} it; use more steps, or try 0.8")
     return before
 
 
 def _until(plan: Plan, count: int) -> Plan:
-    """The first `count` evaluations, which end at the level that the next one would start from."""
+    """The first `count` evaluations of a plan."""
     return Plan(plan.timesteps[:count], plan.alphas[: count + 1], plan.sigmas[: count + 1], plan.table[:count])

@@ -1,4 +1,4 @@
-"""Interpolation between draws of noise."""
+"""Spherical interpolation of noise."""
 
 import math
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def slerp(first: Tensor, second: Tensor, t: float) -> Tensor:
-    """Spherical interpolation (Shoemake 1985) of two tensors of one shape, each taken as one vector; t from 0 to 1.
+    """Spherical interpolation (Shoemake 1985) of two tensors of equal shape, each treated as one vector; t from 0 to 1.
 
-    Unlike the mean of two draws, what is between them has the norm of a draw. Parallel vectors are mixed linearly.
+    Unlike the mean of two samples of noise, the result has the norm of a sample. Parallel vectors are interpolated
+    linearly.
     """
     cosine = torch.nn.functional.cosine_similarity(first.flatten().double(), second.flatten().double(), dim=0)
     angle = math.acos(min(max(float(cosine), -1.0), 1.0))

@@ -1,4 +1,4 @@
-"""Variations of an image: the noise it starts from, mixed with that of other seeds."""
+"""Variations of an image: its initial noise, interpolated with the noise of other seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from latentdiff.sampling.seeds import generator_for, seeds_per_image
 
 @dataclass(frozen=True)
 class Variation:
-    """seeds: of the noise that is mixed in, one per image. strength: from 0, the image itself, to 1, another image."""
+    """seeds: of the noise to mix in, one per image. strength: from 0, the same image, to 1, a different one."""
 
     seeds: list[int]
     strength: float
 
     def mix(self, noise: Tensor) -> Tensor:
-        """Noise [B, C, h, w] with that of the seeds mixed in, row by row."""
+        """Interpolate noise [B, C, h, w] with the noise of the seeds, row by row."""
         others = draw_noise([generator_for(seed) for seed in self.seeds], noise.shape[1:], noise)
         return torch.stack([slerp(one, other, self.strength) for one, other in zip(noise, others, strict=True)])
 
@@ -28,13 +28,13 @@ class Variation:
 def read_variation(
     seed: int | Sequence[int] | None, strength: float | None, count: int, latents: Tensor | None
 ) -> Variation | None:
-    """None where neither is given; image k mixes in the noise of seed + k, or of random seeds. Raises InputError."""
+    """Validate a variation; None if there is none. Image k uses seed + k, or random seeds. Raises InputError."""
     if strength is None:
         if seed is not None:
-            raise InputError(f"variation_seed={seed} needs variation_strength= (--variation-strength); try 0.1")
+            raise InputError(f"variation_seed={seed} requires variation_strength= (--variation-strength); try 0.1")
         return None
     if not 0 <= strength <= 1:
-        raise InputError(f"variation_strength={strength} must be from 0, the same image, to 1, another one; try 0.1")
+        raise InputError(f"variation_strength={strength} must be from 0 (the same image) to 1 (another image); try 0.1")
     if latents is not None:
-        raise InputError("variation_strength= mixes noise that is drawn from seeds; leave it out, or latents=")
+        raise InputError("variation_strength= applies to noise drawn from seeds; omit it or latents=")
     return Variation(seeds_per_image(seed, count, "variation_seed"), float(strength))

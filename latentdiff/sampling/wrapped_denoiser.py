@@ -1,4 +1,4 @@
-"""Denoisers that evaluate large latents in tiles, or latents with periodic borders for seamless images."""
+"""Wrap a denoiser to evaluate large latents in tiles, or latents with periodic borders for seamless images."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from latentdiff.errors import InputError
 from latentdiff.models.tiled_decode import cuts
 from latentdiff.sampling.samplers import Denoiser, Levels
 
-OVERLAP = 4  # a tile shares this fraction of its side with its neighbours, one over it
-MARGIN = 16  # latents that a wrapped image is continued by on each side
+OVERLAP = 4  # neighbouring tiles overlap by 1 / OVERLAP of their side
+MARGIN = 16  # latents of padding on each side
 
 AXES = {"x": 3, "y": 2}
 
@@ -19,7 +19,7 @@ AXES = {"x": 3, "y": 2}
 def in_tiles(denoiser: Denoiser, side: int) -> Denoiser:
     """Evaluate overlapping tiles of `side` latents, and blend x0 (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
 
-    The memory is that of one tile. Latents that fit into one tile are evaluated directly.
+    Needs the memory of one tile. Latents that fit into one tile are evaluated directly.
     """
 
     def tiled(latents: Tensor, levels: Levels) -> Tensor:

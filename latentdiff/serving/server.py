@@ -12,10 +12,11 @@ from fastapi import Request
 from PIL import Image
 
 from latentdiff.checkpoints.lora_stack import weight_pair
+from latentdiff.errors import check_integer
 from latentdiff.hires import Hires
 from latentdiff.inputs import read_inputs
 from latentdiff.inputs.model_limits import ModelLimits
-from latentdiff.sampling.seeds import GENERATOR_SEEDS, whole
+from latentdiff.sampling.seeds import GENERATOR_SEEDS
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import DeadlineError, NotFoundError, as_serving_error
 from latentdiff.serving.files import ResultFiles
@@ -109,7 +110,7 @@ class Server:
         check = self.limits.check
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
-        check("images", whole(images, "images", 1), self.limits.images)
+        check("images", check_integer(images, "images", 1), self.limits.images)
         model = self.engine.models.find(model)
         usual = await self.model_limits(model, images)
         if variation_strength == 0:

@@ -157,7 +157,7 @@ def test_a_lora_without_matching_layers_is_an_error_and_unmatched_layers_are_a_w
     renamed = {key.replace("unet.mid_block", "unet.far"): value for key, value in state.items()}
     save_file(renamed, tmp_path / "part.safetensors")
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
-    with pytest.warns(UserWarning, match=r"of \d+ layers match nothing here, unet\.far"):
+    with pytest.warns(UserWarning, match=r"of \d+ layers do not exist in this model, for example unet\.far"):
         pipe.load_lora(tmp_path / "part.safetensors")
 
 

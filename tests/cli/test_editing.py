@@ -81,11 +81,11 @@ def test_the_recipe_of_an_enlarged_image_makes_it_again(
 def test_what_a_recipe_does_not_hold_is_named(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert generate(model_folder, "--image", "in.webp", "--mask", "mask.png", "-o", "a.png") == 0
     assert generate(model_folder, "--recipe", "a.png", "-o", "b.png") == 2
-    assert "files do not hold their input; name it by --image" in capsys.readouterr().err
+    assert "does not contain the input; pass it with --image" in capsys.readouterr().err
     assert generate(model_folder, "--recipe", "a.png", "--image", "in.webp", "-o", "b.png") == 2
-    assert "files do not hold the mask; name it by --mask" in capsys.readouterr().err
+    assert "does not contain the mask; pass it with --mask" in capsys.readouterr().err
     assert generate(model_folder, "--recipe", "a.png", "--image", "a.png", "--mask", "mask.png", "-o", "b.png") == 0
-    assert "was made from another image" in capsys.readouterr().err
+    assert "was made with a different image" in capsys.readouterr().err
 
 
 def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -107,16 +107,16 @@ def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mask", "mask.png"], "--mask needs an input image"),
-        (["--strength", "0.5"], "--strength needs an input image"),
-        (["--mask-blur", "2"], "--mask-blur needs an input image"),
+        (["--mask", "mask.png"], "--mask requires an input image"),
+        (["--strength", "0.5"], "--strength requires an input image"),
+        (["--mask-blur", "2"], "--mask-blur requires an input image"),
         (["--image", "gone.png"], "gone.png cannot be read"),
         (["--image", "in.webp", "--strength", "1.7"], "strength=1.7 must be from 0"),
-        (["--image", "in.webp", "--mask", "black.png"], "mask_image is all black"),
+        (["--image", "in.webp", "--mask", "black.png"], "mask_image is completely black"),
         (["--image", "in.webp", "--fit", "covr"], "did you mean 'cover'"),
-        (["--image", "in.webp", "--extend", "up=3"], "--extend up=3: write pixels by edge"),
-        (["--hires-steps", "3"], "--hires-steps needs a second pass; add --hires 2"),
-        (["--hires", "1"], "hires=1 must be over 1"),
+        (["--image", "in.webp", "--extend", "up=3"], "--extend up=3: write the pixels of each edge"),
+        (["--hires-steps", "3"], "--hires-steps requires a second pass; add --hires 2"),
+        (["--hires", "1"], "hires=1 must be greater than 1"),
         (["--hires", "2", "--upscaler", "gone.safetensors"], "gone.safetensors is missing or damaged"),
         (["--seamless", "w"], "seamless='w' must be x, y or x,y"),
         (["--image", "in.webp", "--height", "15"], "height=15 must be a multiple of 2"),

@@ -89,13 +89,13 @@ def test_a_contact_sheet_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "message"),
     [
         (["x", "--x", "step=1,2"], "did you mean 'steps'"),
-        (["x", "--x", "seed=abc"], "seed takes numbers, as seed=1,2,3"),
+        (["x", "--x", "seed=abc"], "the values of seed are numbers; write for example seed=1,2,3"),
         (["x", "--x", "steps"], "write a setting and its values"),
         (["x", "--x", "steps=1", "--y", "steps=2"], "are both steps"),
-        (["x"], "a grid needs a prompt and --x"),
+        (["x"], "a grid requires a prompt and --x"),
         (["x", "--x", "seed=" + ",".join(map(str, range(500)))], "has 500 cells"),
         (["--folder", "gone"], "is not a folder"),
-        (["--folder", "."], "has no images"),
+        (["--folder", "."], "contains no images"),
     ],
 )
 def test_mistakes(

@@ -117,5 +117,5 @@ def test_lora_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a:2").mkdir()
     assert parse_lora("a:2") == ("a:2", 1.0, 1.0) and parse_lora("a:2:0.5") == ("a:2", 0.5, 0.5)
     for wrong in ("a:nan", "a:1e9"):
-        with pytest.raises(InputError, match="write FILE, FILE:"):
+        with pytest.raises(InputError, match="must be FILE, FILE:"):
             parse_lora(wrong)

@@ -119,7 +119,7 @@ def test_nothing_is_overwritten(folder: Path, model_folder: Path, capsys: pytest
     [
         ("a cat --step 9", "prompts.txt, line 7: 'step' is not an option of a line; did you mean 'steps'?"),
         ("a cat --height 21", "prompts.txt, line 7: height=21 must be a multiple of 2"),
-        ("a --subseed 3", "prompts.txt, line 7: variation_seed=3 needs variation_strength"),
+        ("a --subseed 3", "prompts.txt, line 7: variation_seed=3 requires variation_strength"),
         ("a <lora:x>", "prompts.txt, line 7: the prompt names <lora:x>, which is not loaded"),
         ("a <lora:x:y>", "prompts.txt, line 7: <lora:x:y> has the weight 'y'"),
         ("a --prompt_2 b", "prompts.txt, line 7: prompt_2 is for models with two text encoders"),
@@ -141,9 +141,9 @@ def test_a_bad_line_stops_the_command_before_anything_is_drawn(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a cat", "--prompts", "prompts.txt", "-o", "out"], "'a cat' and --prompts are both given"),
-        (["a cat", "-o", "a.png", "--num-processes", "2"], "--num-processes 2 is for --prompts FILE"),
-        (["--prompts", "prompts.txt", "-o", "prompts.txt"], "-o prompts.txt is a file; name a folder"),
+        (["a cat", "--prompts", "prompts.txt", "-o", "out"], "the prompt 'a cat' cannot be combined with --prompts"),
+        (["a cat", "-o", "a.png", "--num-processes", "2"], "--num-processes 2 requires --prompts FILE"),
+        (["--prompts", "prompts.txt", "-o", "prompts.txt"], "-o prompts.txt is a file; pass a folder"),
         (["--prompts", "prompts.txt", "-o", "no/out"], "the folder no does not exist"),
         (["--prompts", "none.txt", "-o", "out"], "--prompts none.txt cannot be read"),
     ],
@@ -217,7 +217,7 @@ def test_variants_are_text_with_a_warning_unless_expanded(
     folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert generate(model_folder, "a {red|green} cat", "-o", "x.png") == 0
-    assert "warning: '{red|green}' in the prompt is read as text; --expand random chooses" in capsys.readouterr().err
+    assert "warning: '{red|green}' in the prompt is not replaced; use --expand random" in capsys.readouterr().err
     assert read_recipe(Path("x.png")).prompt == "a {red|green} cat"
     assert generate(model_folder, "a {red|green} cat", "-o", "x.png", "--expand", "combinational") == 2
     assert "did you mean 'combinatorial'?" in capsys.readouterr().err

@@ -76,16 +76,18 @@ def test_a_recipe_starts_no_download(
     write_image(Image.new("RGB", (16, 16)), Recipe.model_validate(made | {name: "owner/name"}), tmp_path / "x.png")
     monkeypatch.setattr("latentdiff.checkpoints.hub.download", lambda *_: pytest.fail("the hub was searched"))
     assert run(monkeypatch, "--recipe", tmp_path / "x.png", "-o", tmp_path / "y.png") == 2
-    assert f"was made by owner/name, which is not here; name it by --{name}" in capsys.readouterr().err
+    assert (
+        f"was made with owner/name, which does not exist here; pass its path with --{name}" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--refiner-switch", 0.5], "--refiner-switch needs a second model; name it by --refiner"),
-        (["--refiner", "x", "--hires", 2], "--refiner does not go with --hires"),
+        (["--refiner-switch", 0.5], "--refiner-switch requires a refiner; pass it with --refiner"),
+        (["--refiner", "x", "--hires", 2], "--refiner cannot be combined with --hires"),
         (["--refiner", "missing.safetensors"], "missing.safetensors does not exist"),
-        (["--aesthetic-score", 7], "aesthetic_score= (--aesthetic-score) is for SDXL's refiner"),
+        (["--aesthetic-score", 7], "aesthetic_score= (--aesthetic-score) is only for SDXL's refiner"),
         (["--original-size", 0, 8], "original_size=0 must be"),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_pipeline_moves(pipe: LatentDiffusionPipeline) -> None:
     ("arguments", "message"),
     [
         ({"generator": torch.Generator(), "num_images_per_prompt": 2}, "1 generators for 2 images"),
-        ({"guidance_rescale": 0.7}, "guidance_rescale= is diffusers' name; here use guidance_interval="),
+        ({"guidance_rescale": 0.7}, "guidance_rescale= is an argument of diffusers; use guidance_interval="),
         ({"generatr": 1}, "did you mean 'generator'"),
     ],
 )
@@ -79,5 +79,7 @@ def test_from_pretrained_accepts_redundant_arguments_and_rejects_the_others_by_n
     assert (
         open_(model_folder, safety_checker=None, use_safetensors=True, torch_dtype="bfloat16").dtype == torch.bfloat16
     )
-    with pytest.raises(InputError, match="scheduler= is diffusers' name; here use sampler= and spacing= in the call"):
+    with pytest.raises(
+        InputError, match="scheduler= is an argument of diffusers; use sampler= and spacing= in the call here"
+    ):
         open_(model_folder, scheduler=object())

@@ -108,7 +108,7 @@ def test_changing_or_saving_offloaded_weights_is_an_error(model_folder: Path, tm
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for call in (pipe.load_lora, pipe.load_textual_inversion, pipe.save_pretrained):
         with pytest.raises(
-            InputError, match=r"low_memory=True leaves the weights in .*; open the model without it"
+            InputError, match=r"low_memory=True keeps the weights in .*; open the model without it"
         ) as caught:
             call(tmp_path / "x")
         assert "\n" not in str(caught.value)

@@ -83,11 +83,11 @@ def test_the_second_pass_of_hires_varies_as_the_first(pipe: LatentDiffusionPipel
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variation_seed": 3}, "variation_seed=3 needs variation_strength="),
+        ({"variation_seed": 3}, "variation_seed=3 requires variation_strength="),
         ({"variation_strength": 1.2}, "variation_strength=1.2 must be from 0"),
         ({"variation_strength": 0.1, "variation_seed": -1}, "variation_seed=-1 must be from 0"),
         ({"variation_strength": 0.1, "variation_seed": [1, 2]}, "variation_seed has 2 numbers for 1 images"),
-        ({"variation_strength": 0.1, "latents": torch.zeros(1, 4, 8, 8)}, "leave it out, or latents="),
+        ({"variation_strength": 0.1, "latents": torch.zeros(1, 4, 8, 8)}, "omit it or latents="),
     ],
 )
 def test_what_cannot_be_varied(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:

@@ -102,7 +102,7 @@ def test_an_interrupt_between_the_passes_gives_the_first_image(make_engine: Make
 
 def test_a_second_pass_of_a_masked_image_is_refused(make_engine: MakeEngine) -> None:
     masked = with_hires(Hires(2), settings={"image": PICTURE, "mask_image": MASK})
-    with pytest.raises(InputError, match="does not go with a mask"):
+    with pytest.raises(InputError, match="cannot be combined with a mask"):
         make_engine(start=False).submit(masked)
 
 
@@ -148,7 +148,7 @@ def test_our_own_api_takes_a_second_pass(make_live: MakeLive, esrgan: Path) -> N
     ("change", "status", "words"),
     [
         ({"hires_strength": 0.5}, 400, "hires_strength needs a second pass; set hires to 2"),
-        ({"hires": 9}, 400, "hires=9 must be over 1 and at most 8"),
+        ({"hires": 9}, 400, "hires=9 must be greater than 1 and at most 8"),
         ({"hires": 2, "upscaler": "blunt"}, 404, "upscaler='blunt' is unknown"),
         ({"hires": 8, "width": 512, "height": 512}, 400, "second pass=16777216 is above this server's limit"),
         ({"hires": 2, "hires_steps": 1000}, 400, "hires_steps=1000 is above this server's limit of 150"),
@@ -228,7 +228,7 @@ def test_fields_left_out_come_from_an_infotext(live: Live) -> None:
         ({"enable_hr": True, "hr_sampler_name": "DDIM"}, "hr_sampler_name is not supported"),
         ({"enable_hr": True, "hr_checkpoint_name": "other"}, "hr_checkpoint_name is not supported"),
         ({"enable_hr": True, "hr_resize_x": 32, "hr_resize_y": 48}, "change the shape of 16x16"),
-        ({"enable_hr": True, "hr_scale": 1000}, "hires=1000 must be over 1 and at most 8"),
+        ({"enable_hr": True, "hr_scale": 1000}, "hires=1000 must be greater than 1 and at most 8"),
         ({"firstphase_width": 8}, "firstphase_width is not supported"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w is not supported"),
         ({"refiner_checkpoint": "sdxl"}, "refiner_checkpoint is not supported"),
