@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from latentdiff.checkpoints.folder import load_weights, read_vae_config, write_model
 from latentdiff.config.train import VAETrainConfig
@@ -84,6 +85,7 @@ class AutoencoderTask:
         self.module = AutoencoderModule(config)
         data = config.data.model_copy(update={"prefix": "a picture"})  # captions are not used, but rows must have one
         rows, held_out = read_parts(data, measure=True)
+        self.collate = default_collate
         self.data = CaptionedImages(rows, data)
         step = max(1, len(held_out) // HELD_OUT)
         shown = held_out[::step][:HELD_OUT]

@@ -21,8 +21,8 @@ from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.devices import CPU, on_device, send_conditioning
 from latentdiff.training.frozen import release, weights_of
+from latentdiff.training.noise import NoisyBatch
 from latentdiff.training.processes import process_state
-from latentdiff.training.rng import Draws
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import Samples
 from latentdiff.training.task import Share, reason
@@ -46,15 +46,12 @@ class DenoiserModule(nn.Module):
         self.config = config
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """batch: `mean`, `std` [B, C, h, w] of the VAE, `caption` B strings, `weight` and `draw` [B]."""
-        mean, draws = batch["mean"], Draws(self.config.run.seed, batch["draw"])
-        latents = self.scale * (mean + batch["std"] * draws.normal(mean))
-        noise = draws.normal(mean) + self.config.noise_offset * draws.normal(mean[:, :, :1, :1])
-        total = self.schedule.config.num_train_timesteps
-        timesteps = draws.timesteps(total, self.config.timestep_power)
-        dropped = draws.uniform() < self.config.caption_dropout
-        captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
-        return {"loss": (self.loss(latents, noise, timesteps, captions) * batch["weight"]).mean()}
+        """batch: `mean`, `std` of the VAE, `posterior_noise`, `noise` [B, C, h, w], `caption` B strings, `timesteps`
+        on the CPU and `weight` [B].
+        """
+        x0 = self.scale * (batch["mean"] + batch["std"] * batch["posterior_noise"])
+        loss = self.loss(x0, batch["noise"], batch["timesteps"], batch["caption"])
+        return {"loss": (loss * batch["weight"]).mean()}
 
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
         """Weighted squared error of the prediction for each picture: [B]. timesteps: on the CPU, like the schedule."""
@@ -117,6 +114,7 @@ class DenoiserTask:
             release(network)
         load()
         self.module = DenoiserModule(parts, config, cache or parts.text)
+        self.collate = NoisyBatch(config, parts.schedule.config.num_train_timesteps)
 
     def _networks_to_release(self) -> list[tuple[nn.Module, NetworkFiles]]:
         """Parked networks that would take memory between evaluations for nothing: where the CPU is the run's device.

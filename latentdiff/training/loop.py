@@ -32,6 +32,7 @@ from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
 from latentdiff.transfer import send
 
+ON_CPU = ("draw", "timesteps")  # random numbers are generated on the CPU, and the schedule's tables are there
 LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in a row that overflowed
 
 
@@ -104,6 +105,8 @@ class Run:
             self.task.data,  # type: ignore[arg-type]
             batch_sampler=self.sampler,
             num_workers=self.config.data.num_workers,
+            collate_fn=self.task.collate,
+            pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # starting a loader must not advance the global one
         )
         return iter(loader)
@@ -137,9 +140,9 @@ class Run:
         return {name: value.detach().float() for name, value in losses.items()}
 
     def _send(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Move the batch to the device, except the draws, since random numbers are generated on the CPU."""
+        """Move the batch to the device, except what is used on the CPU."""
         device = self.accelerator.device
-        return {k: send(v, device) if isinstance(v, Tensor) and k != "draw" else v for k, v in batch.items()}
+        return {k: send(v, device) if isinstance(v, Tensor) and k not in ON_CPU else v for k, v in batch.items()}
 
     def log_losses(self, losses: dict[str, Tensor], bar: Any) -> None:
         self.refuse_non_finite()

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): orthogonalised momentum for matrices, AdamW for all other weights."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,49 +26,56 @@ class Muon(torch.optim.Optimizer):
         loss = None if closure is None else closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = self._orthogonal if group["orthogonal"] else self._adam
-            for p, update in updates(parameters, group):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+            if not parameters:
+                continue
+            updates = (self._orthogonal if group["orthogonal"] else self._adam)(parameters, group)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
         return loss
 
-    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Orthogonalise matrices of one shape in one batch, which is faster than one by one."""
+        moments = dict(zip(parameters, self._nesterov(parameters, group["momentum"]), strict=True))
         shapes: dict[torch.Size, list[Tensor]] = {}
         for p in parameters:
             shapes.setdefault(p.shape, []).append(p)
+        updates: dict[Tensor, Tensor] = {}
         for alike in shapes.values():
-            moments = [self._nesterov(p, group["momentum"]) for p in alike]
             # The order of a kernel's columns does not matter: that of its memory layout (channels last) needs no copy.
-            stack = torch.stack([m.movedim(1, -1).bfloat16() for m in moments])
+            stack = torch.stack([moments[p].movedim(1, -1).bfloat16() for p in alike])
             scale = ADAM_RMS * math.sqrt(max(stack[0].flatten(1).shape))
-            updates = orthogonalize(stack.flatten(2)).view_as(stack).movedim(-1, 2)
-            for p, update in zip(alike, updates, strict=True):
-                yield p, update.to(p.dtype) * scale
+            orthogonal = orthogonalize(stack.flatten(2)).view_as(stack).movedim(-1, 2)
+            updates |= {p: update.to(p.dtype) * scale for p, update in zip(alike, orthogonal, strict=True)}
+        return [updates[p] for p in parameters]
 
-    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        assert p.grad is not None
-        state["momentum"].lerp_(p.grad, 1 - momentum)
-        return torch.lerp(p.grad, state["momentum"], momentum)
+    def _nesterov(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+        moments = [self._state(p, momentum=p)["momentum"] for p in parameters]
+        torch._foreach_lerp_(moments, gradients(parameters), 1 - momentum)
+        return list(torch._foreach_lerp(gradients(parameters), moments, momentum))
 
-    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        for p in parameters:
-            assert p.grad is not None
-            yield p, self._adam_update(p, p.grad, group)
-
-    def _adam_update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        state["step"] += 1
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """AdamW's updates of all parameters at once: a GPU is otherwise waiting for the launches of small kernels."""
+        states = [self._state(p, step=torch.zeros(()), exp_avg=p, exp_avg_sq=p) for p in parameters]
+        steps = [state["step"].add_(1).item() for state in states]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        grads = gradients(parameters)
         first, second = group["betas"]
-        state["exp_avg"].lerp_(grad, 1 - first)
-        state["exp_avg_sq"].lerp_(grad.square(), 1 - second)
-        step = state["step"].item()
-        mean, square = state["exp_avg"] / (1 - first**step), state["exp_avg_sq"] / (1 - second**step)
-        return mean / (square.sqrt() + group["eps"])
+        torch._foreach_lerp_(means, grads, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - second)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - second**step for step in steps]))
+        torch._foreach_add_(roots, group["eps"])
+        return list(torch._foreach_div(torch._foreach_div(means, [1 - first**step for step in steps]), roots))
+
+    def _state(self, p: Tensor, **shapes: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter, which begins as zeros like `shapes`."""
+        state = self.state[p]
+        if not state:
+            state |= {name: torch.zeros_like(shape) for name, shape in shapes.items()}
+        return state
+
+
+def gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -46,8 +46,7 @@ class Data(Protocol):
 class Task(Protocol):
     """The part of training that differs between a VAE, a text encoder and a denoiser.
 
-    `module(batch)` returns named scalar losses, of which `loss` is minimised. A batch has the fields of the data's
-    items and `draw` [B].
+    `collate(items)` is a batch, and `module(batch)` returns named scalar losses, of which `loss` is minimised.
     """
 
     @property
@@ -55,6 +54,9 @@ class Task(Protocol):
 
     @property
     def data(self) -> Data: ...
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of the data's items; called by the loader, in its processes if it has any."""
 
     def evaluate(self, rank: int, world: int) -> Share:
         """This process's share of the held-out metrics and samples, computed with the averaged weights."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from latentdiff.checkpoints.folder import write_text_encoder
@@ -57,6 +58,7 @@ class TextEncoderTask:
         tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
         self.text = text_config(config, tokenizer)
         self.module = ContrastiveModule(CLIPModel(clip_config(config, self.text)), tokenizer)
+        self.collate = default_collate
         self.data = CaptionedImages(rows, config.data)
         held_out = held_out[:JUDGED]
         self.captions = [row.captions[0] for row in held_out]
