@@ -1,4 +1,4 @@
-// What the kernels for AMX share: the state that a thread needs to use tiles, and sums in tiles.
+// Code shared by the AMX kernels: the tile configuration of a thread, and sums in tile registers.
 
 #pragma once
 
@@ -6,11 +6,11 @@
 
 namespace {
 
-// Compilers do not all know that tiles are loaded from memory: what was written before must be there.
+// A compiler barrier: some compilers do not know that tile instructions read and write memory.
 inline void written() { asm volatile("" ::: "memory"); }
 
-// All eight tiles as 16 rows of 64 bytes while it lives, all but the last with fewer if asked for; then as the thread had
-// them.
+// Configures the tile registers with rows of 64 bytes: tiles 0 to 6 with `rows` rows, tile 7 with 16. The destructor
+// restores the previous configuration of the thread.
 class Tiles {
   public:
     explicit Tiles(int64_t rows = TILE) {
@@ -38,7 +38,7 @@ class Tiles {
     alignas(64) uint8_t before_[64];
 };
 
-// Sums [rows * TILE, PANEL] are tiles 0 to 2 * rows - 1 while products are added to them: from zero, or on from memory.
+// The sums [rows * TILE, PANEL] are in tiles 0 to 2 * rows - 1 during accumulation. `fresh`: start from zero, not memory.
 template <int rows>
 void begin_sums(const float* sums, bool fresh) {
     constexpr int64_t bytes = PANEL * sizeof(float);

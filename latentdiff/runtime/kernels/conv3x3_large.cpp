@@ -1,8 +1,8 @@
-// 3x3 convolutions in bfloat16 on AMX for maps of many pixels.
+// 3x3 convolutions in bfloat16 on AMX for feature maps with many pixels.
 //
-// All images are one line of places: a place of zeros before each row of pixels, a row of them before each image. Then
-// a tap is a shift by as many places everywhere, borders included; what comes out between the rows is dropped. A block
-// of places stays in the second cache, each 32 of its channels apart, while the weights pass by it panel after panel.
+// All images form one sequence of places, with a zero place before each row of pixels and a row of zeros before each
+// image. A tap is then the same shift everywhere, also at the borders; results at zero places are discarded. A block of
+// places stays in the L2 cache, separately for each 32 channels, while it is multiplied by one panel after another.
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
@@ -11,19 +11,19 @@
 
 namespace {
 
-constexpr int64_t TAPS = 9, GROUP = 3 * TILE;  // places whose sums are in tiles at once
+constexpr int64_t TAPS = 9, GROUP = 3 * TILE;  // GROUP: places whose sums are in tile registers
 constexpr int64_t SUMS = GROUP * PANEL;
-constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB, and 0.2 MB of a panel
+constexpr int64_t MOST_PLACES = 24 * GROUP, MOST_DEPTHS = 10;  // of a block: 0.8 MB and 0.2 MB of a panel
 
 struct Convolution {
     int64_t threads, images, height, width, depths, columns;
     const bits *x, *weight, *bias, *residual;  // weight: [columns / PANEL, depths, TAPS, 2, TILE, DEPTH]
     bits* out;
     int64_t line() const { return width + 1; }
-    int64_t reach() const { return line() + 1; }  // of the taps, both ways
+    int64_t reach() const { return line() + 1; }  // of the taps, in both directions
     int64_t places() const { return images * (height + 1) * line() - reach(); }  // from the first pixel to the last
 
-    // The pixels at the places from `first` on, -1 for zeros.
+    // The pixel index of `count` places from `first` on; -1 for zero places.
     void locate(int64_t first, const Buffer<int64_t>& pixels, int64_t count) const {
         int64_t x = first % line(), y = first / line() % (height + 1), image = first / line() / (height + 1);
         for (int64_t i = 0; i < count; ++i) {
@@ -35,7 +35,7 @@ struct Convolution {
     }
 };
 
-// Channels of the places whose pixels are listed: to [depths, pixels, DEPTH].
+// Copies the channels of the listed pixels to [depths, pixels, DEPTH].
 void pack(const Convolution& c, const int64_t* pixels, int64_t count, int64_t depth, int64_t depths, bits* to) {
     for (int64_t i = 0; i < count; ++i, to += DEPTH) {
         const bits* from = c.x + (pixels[i] * c.depths + depth) * DEPTH;
@@ -46,13 +46,13 @@ void pack(const Convolution& c, const int64_t* pixels, int64_t count, int64_t de
     }
 }
 
-// tap[i]: where the rows of a tap begin; depths lie `stride` apart.
+// at[i]: the offset of the rows that tap i reads. stride: the distance between depths.
 struct Taps {
     int64_t at[TAPS], stride;
 };
 
-// sums [GROUP, PANEL] (+)= GROUP places from `left` on, times `depths` of a panel.
-void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t depths, bool fresh, Ahead ahead,
+// Adds GROUP places from `left` on, times `depths` of a panel, to sums [GROUP, PANEL].
+void accumulate(const bits* left, const Taps& taps, const bits* weight, int64_t depths, bool fresh, Prefetcher ahead,
                 float* sums) {
     written();
     begin_sums<3>(sums, fresh);
@@ -82,11 +82,11 @@ void write(const Convolution& c, const float* sums, const int64_t* pixels, int64
     const Columns columns{c.columns, panel * PANEL, c.bias, c.residual, c.out};
     for (int64_t i = 0; i < GROUP; ++i) {
         if (pixels[i] >= 0) columns.write(sums + i * PANEL, pixels[i]);
-        if (more && pixels[i + GROUP] >= 0) columns.ask(pixels[i + GROUP]);
+        if (more && pixels[i + GROUP] >= 0) columns.prefetch(pixels[i + GROUP]);
     }
 }
 
-// A block of places and some panels of the weights: what one thread does at a time, and its memory.
+// The product of a block of places with some panels, which one thread computes, and its buffers.
 class Block {
   public:
     Block(const Convolution& c, int64_t places, int64_t panels)
@@ -115,7 +115,7 @@ class Block {
         const bits* next = weight + c.depths * TAPS * PANEL_BITS;
         const int64_t lines = more ? divide_up(PANEL, groups) : 0, steps = depths * TAPS;
         for (int64_t group = 0; group < groups; ++group, own += once ? 0 : SUMS) {
-            const Ahead ahead{next + group * lines * steps * LINE, next + steps * PANEL_BITS, lines};
+            const Prefetcher ahead{next + group * lines * steps * LINE, next + steps * PANEL_BITS, lines};
             accumulate(left.get() + group * GROUP * DEPTH, taps, weight, depths, depth == 0, ahead, own);
             if (depth + depths == c.depths) write(c, own, pixels.get() + c.reach() + group * GROUP, panel, group + 1 < groups);
         }
@@ -123,9 +123,9 @@ class Block {
 
     const Convolution& c;
     int64_t groups, count;
-    Buffer<int64_t> pixels;  // of the places, and of those that taps reach around them
+    Buffer<int64_t> pixels;  // of the places, and of the surrounding places that the taps read
     int64_t chunk;
-    bool once;  // whether sums are whole after one look at the block
+    bool once;  // whether one pass over the block completes the sums
     Buffer<bits> left;
     Buffer<float> sums;
     Taps taps;
@@ -147,7 +147,7 @@ void convolve(const Convolution& c) {
 
 }  // namespace
 
-// x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it, as `convolution_bf16`.
+// 3x3 convolution of x [images, height, width, depth] with one pixel of zero padding, as `convolution_bf16`.
 EXPORT void large_convolution_bf16(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t depth,
                                    int64_t columns, const void* x, const void* weight, const void* bias,
                                    const void* residual, void* out) {

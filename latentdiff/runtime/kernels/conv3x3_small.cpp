@@ -1,8 +1,8 @@
-// 3x3 convolutions in bfloat16 on AMX for maps of few pixels.
+// 3x3 convolutions in bfloat16 for feature maps with few pixels, on AMX or AVX-512 BF16.
 //
-// There the weights are many and the rows few, so that what counts is to read each weight once, in the order it lies in,
-// and to keep the rows near. A panel is 32 columns of the weights; its part for some depths stays in the second cache
-// while all rows pass by it, and the next part is asked for.
+// With many weights and few rows, each weight should be read once and sequentially, while the rows stay in the cache. A
+// panel is 32 columns of the weights. Its part for some depths stays in the L2 cache while it is multiplied by all rows,
+// and the next part is prefetched.
 
 #if defined(__AVX512BF16__)
 
@@ -17,14 +17,14 @@ namespace {
 
 constexpr int64_t SUMS = PANEL * PANEL;  // two tiles of rows by one panel
 constexpr int64_t TAPS = 9;
-constexpr int64_t NEAR = 256 * 1024;     // bytes of rows that are to stay in the second cache beside a panel
+constexpr int64_t ROW_BYTES = 256 * 1024;  // of rows, which share the L2 cache with a panel
 
-// The rows of a product: `images` of `rows`, each row in pieces of DEPTH; each tap reads them from another place.
+// The left operand: `rows` rows in each of `images`, in pieces of DEPTH values. tap: the offset at which a tap reads.
 struct Left {
     const bits* data;
     int64_t images, rows, image_stride, depth_stride;
     int64_t tap[TAPS];
-    int64_t tiles() const { return divide_up(rows, TILE); }  // of an image; the last two may overlap
+    int64_t tiles() const { return divide_up(rows, TILE); }  // per image; the last two may overlap
     int64_t start(int64_t tile) const { return smaller(tile % tiles() * TILE, rows - TILE); }
     const bits* at(int64_t tile) const { return data + tile / tiles() * image_stride + start(tile) * DEPTH; }
     int64_t place(int64_t tile) const { return tile / tiles() * rows + start(tile); }
@@ -40,10 +40,10 @@ struct Product {
     const bits* part(int64_t panel, int64_t depth) const { return weight + (panel * depths + depth) * TAPS * PANEL_BITS; }
 };
 
-// sums [PANEL, PANEL] (+)= two tiles of rows times `depths` of a panel.
+// Adds two tiles of rows times `depths` of a panel to sums [PANEL, PANEL], which start from zero if `fresh`.
 #if defined(__AMX_BF16__)
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
-                Ahead ahead, float* sums) {
+                Prefetcher ahead, float* sums) {
     written();
     begin_sums<2>(sums, fresh);
     for (int64_t depth = 0; depth < depths; ++depth, first += left.depth_stride, second += left.depth_stride)
@@ -62,9 +62,9 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
     written();
 }
 #else
-constexpr int64_t ROWS = 8;  // whose sums are in registers at once
+constexpr int64_t ROWS = 8;  // rows whose sums are in registers
 
-// sums [ROWS, PANEL] += rows times one depth of a panel, all taps. What is at `next` is asked for meanwhile.
+// Adds rows times one depth of a panel, for all taps, to sums [ROWS, PANEL], and prefetches `next`.
 void accumulate_rows(const Left& left, const bits* rows, const bits* weight, const bits* next, float* sums) {
     floats own[ROWS][2];
 #pragma GCC unroll 8
@@ -91,9 +91,9 @@ void accumulate_rows(const Left& left, const bits* rows, const bits* weight, con
     }
 }
 
-// A depth's part of the panel stays in the first cache while all rows pass by it, and the next part is asked for.
+// One depth of the panel stays in the L1 cache while it is multiplied by all rows; the next depth is prefetched.
 void accumulate(const Left& left, const bits* first, const bits* second, const bits* weight, int64_t depths, bool fresh,
-                Ahead, float* sums) {
+                Prefetcher, float* sums) {
     const int64_t count = second == first ? TILE : PANEL;
     if (fresh) memset(sums, 0, SUMS * sizeof(float));
     for (int64_t depth = 0; depth < depths; ++depth, weight += TAPS * PANEL_BITS) {
@@ -106,17 +106,17 @@ void accumulate(const Left& left, const bits* first, const bits* second, const b
 }
 #endif
 
-// A tile's rows of sums, with bias and residual, into the answer.
+// Adds bias and residual to the sums of a tile, and writes them.
 void write(const Product& p, const float* sums, int64_t tile, int64_t panel) {
     const Columns columns{p.columns, panel * PANEL, p.bias, p.residual, p.out};
     for (int64_t row = 0; row < TILE; ++row) columns.write(sums + row * PANEL, p.left.place(tile) + row);
 }
 
-// One thread's panels and rows: items from `begin` to `end`, an item being a panel and one of `splits` parts of the blocks.
+// The work of one thread: items [begin, end), each of which is a panel and one of `splits` parts of the blocks of rows.
 void multiply(const Product& p, int64_t begin, int64_t end, int64_t splits) {
     const int64_t tiles = p.left.images * p.left.tiles(), blocks = divide_up(tiles, 2), share = divide_up(blocks, splits);
     const int64_t of_depth = TAPS / 3 * p.left.images * p.left.rows * DEPTH * sizeof(bits);
-    const int64_t chunk = smaller(larger<int64_t>(NEAR / of_depth, 1), p.depths);
+    const int64_t chunk = smaller(larger<int64_t>(ROW_BYTES / of_depth, 1), p.depths);
     const bool once = chunk == p.depths;
     const Buffer<float> sums((once ? 1 : (end - begin) * share) * SUMS);
 #if defined(__AMX_BF16__)
@@ -136,7 +136,7 @@ void multiply(const Product& p, int64_t begin, int64_t end, int64_t splits) {
                 const int64_t offset = depth * p.left.depth_stride;
                 const bits *first = p.left.at(one) + offset, *second = p.left.at(two) + offset;
                 const int64_t steps = depths * TAPS;
-                const Ahead ahead{next + (block - from) * lines * steps * LINE, next + steps * PANEL_BITS, lines};
+                const Prefetcher ahead{next + (block - from) * lines * steps * LINE, next + steps * PANEL_BITS, lines};
                 accumulate(p.left, first, second, weight, depths, depth == 0, ahead, own);
                 if (depth + depths < p.depths) continue;
                 write(p, own, one, panel);
@@ -153,8 +153,9 @@ void multiply(const Product& p) {
                     [&](int64_t begin, int64_t end) { multiply(p, begin, end, splits); });
 }
 
-// A map [images, height, width, depth], each DEPTH of its channels apart, thrice: moved right, as it is and moved left by
-// one, zeros coming in; with a row of zeros above and below. Then a row of a tap lies behind the row before it.
+// Copies a map [images, height, width, depth] three times, shifted right by one pixel, unshifted and shifted left, with
+// zeros at the borders and a row of zeros above and below, separately for each DEPTH channels. The rows that a tap reads
+// are then contiguous.
 void spread(int64_t threads, const bits* x, int64_t images, int64_t height, int64_t width, int64_t depths, bits* to) {
     const int64_t line = width * DEPTH, copy = (height + 2) * line;
     const __m512i zero = _mm512_setzero_si512();
@@ -184,7 +185,7 @@ void spread(int64_t threads, const bits* x, int64_t images, int64_t height, int6
 
 }  // namespace
 
-// x [images, height, width, depth] under 3x3 kernels, one pixel of zeros around it. At least 16 pixels an image.
+// 3x3 convolution of x [images, height, width, depth] with one pixel of zero padding; images have at least 16 pixels.
 EXPORT void convolution_bf16(int64_t threads, int64_t images, int64_t height, int64_t width, int64_t depth, int64_t columns,
                              const void* x, const void* weight, const void* bias, const void* residual, void* out) {
     const int64_t depths = depth / DEPTH, line = width * DEPTH, copy = (height + 2) * line;

@@ -1,4 +1,4 @@
-// Single values of the kernels that compilers turn into vector code: bfloat16 and float are computed in float.
+// Operations on single values in loops that compilers vectorise: bfloat16 and float, computed in float.
 
 #pragma once
 
@@ -23,7 +23,7 @@ inline float load(bfloat16 value) {
 
 inline float load(float value) { return value; }
 
-inline void store(bfloat16& target, float value) {  // to the nearest, ties to even
+inline void store(bfloat16& target, float value) {  // rounds to nearest, ties to even
     uint32_t bits;
     memcpy(&bits, &value, 4);
     target.bits = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
@@ -31,8 +31,8 @@ inline void store(bfloat16& target, float value) {  // to the nearest, ties to e
 
 inline void store(float& target, float value) { target = value; }
 
-// e^x to a relative 2e-7, in operations that compilers turn into vector code: 2^whole by the exponent's bits, 2^rest,
-// |rest| <= 1/2, by its Taylor polynomial.
+// e^x with a relative error of 2e-7, in operations that compilers can vectorise: 2^whole is written to the exponent bits,
+// and 2^rest with |rest| <= 1/2 is a Taylor polynomial.
 inline float exponential(float x) {
     const float power = smaller(larger(x * 1.44269504f, -126.0f), 126.0f);
     const float whole = nearbyintf(power), rest = (power - whole) * 0.693147181f;
@@ -46,7 +46,7 @@ inline float exponential(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// Phi(x), the normal distribution's, by Abramowitz & Stegun (1964), 7.1.26: within 1e-7. Its density goes to `density`.
+// The cumulative normal distribution Phi(x) (Abramowitz & Stegun 1964, 7.1.26) with an error of 1e-7, and its density.
 inline float normal(float x, float& density) {
     const float bell = exponential(-0.5f * x * x), t = 1.0f / (1.0f + 0.231641888f * fabsf(x));
     const float series = 0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f)));

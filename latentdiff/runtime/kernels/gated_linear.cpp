@@ -1,8 +1,8 @@
-// A linear layer and the GEGLU (Shazeer 2020) that follows it, in bfloat16 with AVX-512 BF16, so that only the gated half
-// of the layer's output is written. linear.cpp does the same on AMX.
+// A linear layer followed by GEGLU (Shazeer 2020), in bfloat16 with AVX-512 BF16. Only the gated half of the layer's
+// output is written. linear.cpp is the version for AMX.
 //
-// The sums of a few rows by one panel, 16 columns of values and their 16 gates, stay in registers over the whole depth.
-// A chunk of rows and a panel stay in the second cache: all panels are multiplied by a chunk before the next chunk.
+// The sums of a few rows with one panel (16 columns of values and their 16 gates) stay in registers for the complete
+// depth. A chunk of rows and a panel fit the L2 cache: a chunk is multiplied by all panels before the next chunk.
 
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 
@@ -11,9 +11,9 @@
 
 namespace {
 
-constexpr int64_t NEAR = 384 * 1024;  // bytes of rows that are to stay in the second cache beside a panel
-constexpr int64_t AHEAD = 2;          // depths of the weights that are prefetched
-constexpr int64_t SHARES = 8;         // of the work, for each thread
+constexpr int64_t CHUNK_BYTES = 384 * 1024;  // of a chunk of rows, which shares the L2 cache with a panel
+constexpr int64_t AHEAD = 2;                 // prefetch distance in the weights, in depths
+constexpr int64_t SHARES = 8;                // parts of the work per thread
 
 struct GatedLinear {
     int64_t threads, rows, depths, width;
@@ -23,7 +23,7 @@ struct GatedLinear {
     int64_t panels() const { return width / TILE; }
 };
 
-// The sums [ROWS, 2] of rows by a panel.
+// Computes the sums [ROWS, 2] of rows with a panel.
 template <int ROWS>
 inline void accumulate(const bits* x, int64_t stride, const bits* weight, int64_t depths, floats (&sums)[ROWS][2]) {
     const bits* rows[ROWS];
@@ -53,8 +53,8 @@ inline void accumulate(const bits* x, int64_t stride, const bits* weight, int64_
 
 const Gelu gelu;
 
-// Rows from `begin` to `end` by panels from `first` to `last`, ROWS at a time; where these do not divide all rows, the last
-// ROWS overlap others.
+// Multiplies rows [begin, end) by panels [first, last), ROWS at a time. If ROWS does not divide the number of rows, the
+// last ROWS overlap the previous ones.
 template <int ROWS>
 void multiply(const GatedLinear& p, int64_t begin, int64_t end, int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
@@ -76,11 +76,12 @@ void multiply(const GatedLinear& p, int64_t begin, int64_t end, int64_t first, i
     }
 }
 
-// Threads share chunks of rows by groups of panels, in an order in which all of them read the same weights at about a time.
+// Distributes chunks of rows times groups of panels over the threads, in an order in which all threads read the same
+// weights at about the same time.
 template <int ROWS>
 void multiply(const GatedLinear& p) {
     const int64_t blocks = divide_up(p.rows, ROWS);
-    const int64_t near = larger<int64_t>(1, NEAR / (ROWS * p.stride() * int64_t{sizeof(bits)}));
+    const int64_t near = larger<int64_t>(1, CHUNK_BYTES / (ROWS * p.stride() * int64_t{sizeof(bits)}));
     const int64_t chunks = divide_up(blocks, near);
     const int64_t groups = smaller(p.panels(), divide_up(p.threads == 1 ? 1 : SHARES * p.threads, chunks));
     parallel_for(p.threads, chunks * groups, [&](int64_t i) {
@@ -92,12 +93,12 @@ void multiply(const GatedLinear& p) {
 
 }  // namespace
 
-// value * gelu(gate), [rows, columns / 2].
+// Writes value * gelu(gate), [rows, columns / 2].
 EXPORT void gated_linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                               const void* bias, void* out) {
     const GatedLinear p{threads, rows, depth / DEPTH, columns / 2, static_cast<const bits*>(x), static_cast<const bits*>(weight),
                         static_cast<const bits*>(bias), static_cast<bits*>(out)};
-    const bool few = rows < 256 && rows % 12 != 0;  // whose remainder counts
+    const bool few = rows < 256 && rows % 12 != 0;  // the remainder is a considerable part of the work
     if (rows >= 12 && !(few && rows % 8 == 0)) multiply<12>(p);
     else if (rows >= 8) multiply<8>(p);
     else if (rows >= 4) multiply<4>(p);

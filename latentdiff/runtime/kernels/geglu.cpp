@@ -4,7 +4,7 @@
 
 namespace {
 
-// function(row) for each row.
+// Calls function(row) for each row.
 template <typename Function>
 void parallel_rows(int64_t threads, int64_t rows, const Function& function) {
     parallel_ranges(threads, rows, 1, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// GELU (Hendrycks & Gimpel 2016) of 16 numbers at once, to a good deal more than bfloat16 holds.
+// GELU (Hendrycks & Gimpel 2016) of 16 values at once, more accurate than bfloat16 can represent.
 
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace {
 
-// The normal distribution's integral from 0 to |x| is a cubic between any two of 33 places, from its value and slope
-// there (Hermite): within 2e-6. From the last place on it is 1/2.
+// The integral of the normal density from 0 to |x|: cubic Hermite interpolation between 33 nodes, with an error of 2e-6;
+// 1/2 beyond the last node.
 class alignas(64) Gelu {
   public:
     Gelu() {

@@ -1,4 +1,4 @@
-// GroupNorm (Wu & He 2018) with the SiLU that may follow it, forward and backward, for bfloat16 and float.
+// GroupNorm (Wu & He 2018), optionally followed by SiLU, forward and backward, for bfloat16 and float.
 
 #include "elements.h"
 
@@ -10,8 +10,8 @@ struct Shape {
     int64_t width() const { return channels / groups; }
 };
 
-// How threads share the work: each takes whole pictures, which fit its cache, so that several readings of one cost little
-// more than the first; or where pictures are few, one after another, each in equal parts of its pixels.
+// The division of the work among threads: each thread computes complete images, which fit its cache, so that further
+// passes over an image cost little. If there are fewer images than threads, the threads share the pixels of each image.
 struct Division {
     explicit Division(const Shape& shape)
         : threads(shape.threads), batch(shape.batch), parts(shape.batch < shape.threads ? shape.threads : 1) {
@@ -19,22 +19,22 @@ struct Division {
         pixels = shape.pixels / parts;
     }
 
-    // function(n) for each picture.
+    // Calls function(n) for each image.
     template <typename Function>
-    void pictures(const Function& function) const {
+    void each_image(const Function& function) const {
         parallel_for(parts > 1 ? 1 : threads, batch, function);
     }
 
-    // function(i) for each part of a picture.
+    // Calls function(i) for each part of an image.
     template <typename Function>
     void each_part(const Function& function) const {
         parallel_for(parts > 1 ? threads : 1, parts, function);
     }
 
-    int64_t threads, batch, parts, pixels;  // pixels: of a part
+    int64_t threads, batch, parts, pixels;  // parts: per image; pixels: per part
 };
 
-// Sums over a group's channels, divided by its number of values, written to each of the channels.
+// Replaces each channel's sum by the average of its group.
 void average_groups(const Shape& shape, float* sums) {
     const float count = static_cast<float>(shape.pixels * shape.width());
     for (int64_t first = 0; first < shape.channels; first += shape.width()) {
@@ -44,7 +44,7 @@ void average_groups(const Shape& shape, float* sums) {
     }
 }
 
-// Of `pixels` pixels from x on: each channel's mean, and the sum of the squared distances from it.
+// Computes the mean of each channel, and the sum of squared deviations from it, over `pixels` pixels.
 template <typename T>
 void moments(int64_t pixels, int64_t channels, const T* x, float* mean, float* squares) {
     memset(mean, 0, channels * sizeof(float));
@@ -59,8 +59,8 @@ void moments(int64_t pixels, int64_t channels, const T* x, float* mean, float* s
         }
 }
 
-// From the moments of equal parts [parts, 2, channels] to the groups' mean and 1 / deviation, by the law of total variance;
-// `shift` moves a channel's mean.
+// Combines the moments of equal parts [parts, 2, channels] to the mean and reciprocal deviation of each group, by the law of
+// total variance. shift: added to the mean of each channel.
 void merge(const Shape& shape, int64_t parts, const float* moments, const float* shift, float eps, float* mean, float* rstd) {
     const int64_t channels = shape.channels;
     const float pixels = static_cast<float>(shape.pixels / parts);
@@ -79,7 +79,7 @@ void merge(const Shape& shape, int64_t parts, const float* moments, const float*
     for (int64_t c = 0; c < channels; ++c) rstd[c] = 1.0f / sqrtf(rstd[c] + eps);
 }
 
-// y = x * scale + offset, channel by channel, and SiLU where asked for.
+// y = x * scale + offset per channel, optionally followed by SiLU.
 template <bool silu, typename T>
 void apply(int64_t pixels, int64_t channels, const T* x, const float* scale, const float* offset, T* y) {
     for (int64_t p = 0; p < pixels; ++p)
@@ -90,14 +90,14 @@ void apply(int64_t pixels, int64_t channels, const T* x, const float* scale, con
         }
 }
 
-// Of x plus `shift` [batch, channels], where there is one. write(n, first, pixels, scale, offset) is told, for `pixels` pixels
-// of picture n from `first` on, what each channel is multiplied by and what is added.
+// Computes the statistics of x plus the optional `shift` [batch, channels], and calls write(n, first, pixels, scale, offset)
+// for ranges of pixels of image n, with a factor and an offset per channel.
 template <typename T, typename Write>
 void group_norm(const Shape& shape, const T* x, const float* shift, const float* weight, const float* bias, float eps,
                 float* mean, float* rstd, Write write) {
     const Division work(shape);
     const int64_t channels = shape.channels, parts = work.parts, size = work.pixels * channels;
-    work.pictures([&](int64_t n) {
+    work.each_image([&](int64_t n) {
         const Buffer<float> sums(2 * parts * channels), scale(channels), offset(channels);
         const T* from = x + n * parts * size;
         const float* moved = shift ? shift + n * channels : nullptr;
@@ -125,8 +125,8 @@ void group_norm_forward(const Shape& shape, const T* x, const float* shift, cons
     group_norm(shape, x, shift, weight, bias, eps, mean, rstd, write);
 }
 
-// GroupNorm and SiLU to whole numbers from 0 to 255, round(SiLU * steps + zero), inside a frame of one pixel that is left as
-// it is. `steps`: a channel's, [channels].
+// GroupNorm and SiLU with uint8 output, round(SiLU * steps + zero), with a border of one pixel that is not written.
+// steps: [channels].
 template <typename T>
 void group_norm_silu_int8(const Shape& shape, int64_t width, const T* x, const float* shift, const float* weight,
                           const float* bias, float eps, const float* steps, float zero, uint8_t* y) {
@@ -148,13 +148,12 @@ void group_norm_silu_int8(const Shape& shape, int64_t width, const T* x, const f
     group_norm(shape, x, shift, weight, bias, eps, statistics.get(), statistics.get() + shape.batch * channels, write);
 }
 
-// What a picture's gradients need of the forward pass, channel by channel.
+// The values of the forward pass that the gradients of an image need, per channel.
 struct Channels {
     const float *mean, *rstd, *weight, *bias;
 };
 
-// The gradient before the SiLU goes to `du`, and the sums over these pixels that are the weight's and the bias's to
-// `dweight` and `dbias`.
+// Computes the gradient of the input of SiLU, `du`, and the sums of the gradients of weight and bias over these pixels.
 template <bool silu, typename T>
 void before_silu(int64_t pixels, int64_t channels, const T* x, const T* dy, const Channels& of, float* du, float* dweight,
                  float* dbias) {
@@ -175,7 +174,7 @@ void before_silu(int64_t pixels, int64_t channels, const T* x, const T* dy, cons
         }
 }
 
-// The gradient of x from `du`, and from the groups' averages of weight * dbias and weight * dweight.
+// Computes the gradient of x from `du` and from the averages of weight * dbias and weight * dweight over each group.
 template <typename T>
 void before_norm(int64_t pixels, int64_t channels, const T* x, const float* du, const Channels& of, const float* from_bias,
                  const float* from_weight, T* dx) {
@@ -187,13 +186,13 @@ void before_norm(int64_t pixels, int64_t channels, const T* x, const float* du, 
         }
 }
 
-// dweight and dbias are those of each picture, [batch, channels].
+// dweight, dbias: per image, [batch, channels].
 template <bool silu, typename T>
 void group_norm_backward(const Shape& shape, const T* x, const T* dy, const float* weight, const float* bias, const float* mean,
                          const float* rstd, T* dx, float* dweight, float* dbias) {
     const Division work(shape);
     const int64_t channels = shape.channels, parts = work.parts, size = work.pixels * channels;
-    work.pictures([&](int64_t n) {
+    work.each_image([&](int64_t n) {
         const Buffer<float> du(parts * size), sums(2 * parts * channels), a(channels), b(channels);
         const int64_t start = n * parts * size;
         const Channels of{mean + n * channels, rstd + n * channels, weight, bias};

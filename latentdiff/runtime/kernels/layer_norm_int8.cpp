@@ -1,10 +1,10 @@
-// LayerNorm (Ba et al. 2016) of bfloat16 rows, written as whole numbers for a product on 8 bits.
+// LayerNorm (Ba et al. 2016) of bfloat16 rows with uint8 output, for 8-bit products.
 
 #include "elements.h"
 
 namespace {
 
-// A row [width]: round(LayerNorm(x) * steps + zero), within 0 and 255.
+// One row [width]: round(LayerNorm(x) * steps + zero), clamped to 0 and 255.
 void layer_norm_int8(int64_t width, const bfloat16* x, const float* weight, const float* bias, float eps, const float* steps,
                      float zero, uint8_t* y) {
     float sum = 0, squares = 0;

@@ -1,8 +1,8 @@
-// Linear layers in bfloat16 on AMX, of any number of rows, and with them 1x1 convolutions of channels-last maps.
+// Linear layers in bfloat16 on AMX for any number of rows, and 1x1 convolutions of channels-last feature maps.
 //
-// As many panels of the weights as the second cache holds stay there while the rows pass by, two or three tiles of
-// them at a time; these stay in the first cache, past which the panels are loaded. Sums become an answer while the next
-// are summed: tiles and vectors only work at once where their instructions alternate.
+// As many panels of the weights as fit stay in the L2 cache while they are multiplied by all rows, two or three tiles of
+// rows at a time. These tiles stay in the L1 cache; panels are loaded past it. The output of the previous sums is written
+// during the accumulation of the next ones: tile and vector units only run in parallel if their instructions alternate.
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
@@ -12,12 +12,12 @@
 
 namespace {
 
-constexpr int64_t MOST_TILES = 3;  // of rows whose sums are in tiles at once
+constexpr int64_t MOST_TILES = 3;  // tiles of rows whose sums are in tile registers
 constexpr int64_t SUMS = MOST_TILES * TILE * PANEL;
-constexpr int64_t NEAR = 840 * 1024;         // bytes of weights that are to stay in the second cache
-constexpr int64_t NEAREST = 40;              // tiles of rows, 1 kB each, that are to stay in the first
-constexpr int64_t LEAST = 10;                // panels that are worth a pass over the rows
-constexpr int64_t BLOCK = 16;                // groups of rows that are worth one over the weights
+constexpr int64_t WEIGHT_BYTES = 840 * 1024;  // of weights that stay in the L2 cache
+constexpr int64_t ROW_TILES = 40;             // of 1 kB each, that stay in the L1 cache
+constexpr int64_t LEAST_PANELS = 10;          // for which a pass over the rows is worthwhile
+constexpr int64_t BLOCK = 16;                 // groups of rows for which a pass over the weights is worthwhile
 
 enum class Epilogue { plain, adding, gated };
 
@@ -29,13 +29,13 @@ struct Linear {
     int64_t tiles() const { return divide_up(rows, TILE); }  // the last two may overlap
     int64_t start(int64_t tile) const { return smaller(tile * TILE, larger<int64_t>(0, rows - TILE)); }
     const bits* at(int64_t tile) const { return x + start(tile) * depths * DEPTH; }
-    // Tiles of rows in a group, and how many depths of them are met before the next panel comes.
-    int64_t group() const { return 3 * depths <= NEAREST ? 3 : 2; }
-    int64_t piece() const { return divide_up(depths, divide_up(depths, NEAREST / group())); }
+    // The tiles of rows in a group, and the depths that are multiplied before the next panel.
+    int64_t group() const { return 3 * depths <= ROW_TILES ? 3 : 2; }
+    int64_t piece() const { return divide_up(depths, divide_up(depths, ROW_TILES / group())); }
     int64_t groups() const { return divide_up(tiles(), group()); }
 };
 
-// Tiles of rows: where they begin, among the rows and in memory.
+// A group of tiles: their first rows, and the addresses of these.
 struct Group {
     int64_t tiles = 0, start[MOST_TILES] = {};
     const bits* at[MOST_TILES] = {};
@@ -48,7 +48,7 @@ struct Group {
     }
 };
 
-// Sums [tiles * TILE, PANEL] on their way to an answer, a row at each step.
+// Writes sums [tiles * TILE, PANEL] to the output, one row per step, with bias and epilogue.
 template <Epilogue epilogue>
 class Finish {
   public:
@@ -72,7 +72,7 @@ class Finish {
         __m512 right = _mm512_add_ps(_mm512_load_ps(sums_ + TILE), second_);
         ++row_;
         sums_ += PANEL;
-        _mm_prefetch(p_.out + place + COLUMNS, _MM_HINT_T1);  // where the next panel's columns go
+        _mm_prefetch(p_.out + place + COLUMNS, _MM_HINT_T1);  // the columns of the next panel
         if constexpr (epilogue == Epilogue::gated) {
             const __m256bh gated = _mm512_cvtneps_pbh(_mm512_mul_ps(left, gelu_(right)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p_.out + place), (__m256i)gated);
@@ -91,18 +91,18 @@ class Finish {
     }
 
   private:
-    static constexpr int64_t COLUMNS = epilogue == Epilogue::gated ? TILE : PANEL;  // that a panel's sums become
+    static constexpr int64_t COLUMNS = epilogue == Epilogue::gated ? TILE : PANEL;  // of the output, per panel
 
     const Linear& p_;
     const Gelu& gelu_;
     int64_t width_, row_ = 0, rows_ = 0, column_ = 0;
     Group group_;
     const float* sums_ = nullptr;
-    __m512 first_ = _mm512_setzero_ps(), second_ = _mm512_setzero_ps();  // the bias
+    __m512 first_ = _mm512_setzero_ps(), second_ = _mm512_setzero_ps();  // bias
 };
 
-// sums [tiles * TILE, PANEL] (+)= rows, which lie `stride` bytes apart, times `depths` of a panel. Calls `meanwhile` after each
-// product, `further` at each depth.
+// Adds rows, `stride` bytes apart, times `depths` of a panel to sums [tiles * TILE, PANEL]. Calls `meanwhile` after each
+// product, and `further` at each depth.
 template <int tiles, typename Meanwhile, typename Further>
 void accumulate(const Group& rows, int64_t stride, const bits* weight, int64_t depth, int64_t depths, float* sums,
                 Meanwhile meanwhile, Further further) {
@@ -144,17 +144,18 @@ void accumulate(const Group& rows, int64_t stride, const bits* weight, int64_t d
     written();
 }
 
-// What one thread does: the groups of rows from `first` on by the panels from `begin` on. Panels that stay near are met by one
-// group after the other; where too few would, a piece of more of them is, by a block of groups whose sums wait for the next.
+// The work of one thread: groups of rows [first, last) times panels [begin, end). A chunk of panels that stays in the cache
+// is multiplied by one group after another. If too few complete panels fit, a piece (some depths) of more panels is
+// multiplied by a block of groups, whose sums are completed by the following pieces.
 template <Epilogue epilogue>
 class Share {
   public:
     Share(const Linear& p, const Gelu& gelu, int64_t first, int64_t last, int64_t begin, int64_t end)
         : p(p), first(first), last(last), begin(begin), end(end), piece(p.piece()), finish(p, gelu) {
-        const int64_t part = last - first > BLOCK ? 1 : 2;  // few rows would wait for the first panels: less of them
-        const int64_t near = NEAR / part / (p.panel_size() * 2), least = smaller(end - begin, LEAST / part);
-        block = near < least ? BLOCK : 1;
-        chunk = divide_up(end - begin, divide_up(end - begin, larger(near, least)));
+        const int64_t part = last - first > BLOCK ? 1 : 2;  // with few rows, loading the first panels would take too long
+        const int64_t fitting = WEIGHT_BYTES / part / (p.panel_size() * 2), least = smaller(end - begin, LEAST_PANELS / part);
+        block = fitting < least ? BLOCK : 1;
+        chunk = divide_up(end - begin, divide_up(end - begin, larger(fitting, least)));
         slots = piece == p.depths ? 2 : block * chunk + 1;
         sums.allocate(slots * SUMS);
     }
@@ -178,15 +179,15 @@ class Share {
                 rows = {p.at(next), p.at(next + p.group()), more ? divide_up(p.group() * TILE, count) : 0};
                 const Group now(p, g * p.group());
                 for (int64_t i = 0; i < count; ++i) {
-                    ask(panel + i, depth, turn, turns);
+                    prefetch_weights(panel + i, depth, turn, turns);
                     add(now, panel + i, depth, sums.get() + (slot + (g - group) * count + i) % slots * SUMS);
                 }
             }
         slot = (slot + (groups - group) * count) % slots;
     }
 
-    // A part of what comes next in this panel's place.
-    void ask(int64_t panel, int64_t depth, int64_t turn, int64_t turns) {
+    // Prefetches a part of the weights that follow this panel in the cache.
+    void prefetch_weights(int64_t panel, int64_t depth, int64_t turn, int64_t turns) {
         const bool on = block > 1 && depth + piece < p.depths;
         const bits* next = on ? weight(panel, depth + piece) : weight(panel + chunk, block > 1 ? 0 : depth);
         const int64_t lines = on || panel + chunk < end ? divide_up(PANEL, turns) : 0;
@@ -207,18 +208,18 @@ class Share {
 
     const Linear& p;
     int64_t first, last, begin, end;
-    int64_t piece;         // depths of a panel that are met at once
-    int64_t chunk, block;  // panels and groups that take turns
-    int64_t slots;         // for sums: of all of these and of one that is being finished, or where they are whole at once, 2
-    int64_t slot = 0;      // that is next
+    int64_t piece;         // depths of a panel per pass
+    int64_t chunk, block;  // panels and groups of rows per pass
+    int64_t slots;         // buffers for sums: 2, or if several passes complete them, block * chunk + 1
+    int64_t slot = 0;      // the next of these
     Buffer<float> sums;
     Finish<epilogue> finish;
-    Ahead rows{}, weights{};
+    Prefetcher rows{}, weights{};
 };
 
 const Gelu gelu;
 
-// Threads share the rows as long as each has enough of them to read all weights for, then the panels too.
+// Distributes the rows over the threads, and the panels too if there are not enough rows for every thread.
 template <Epilogue epilogue>
 void multiply(const Linear& p) {
     const int64_t groups = p.groups(), panels = p.columns / PANEL, threads = p.threads;
@@ -236,7 +237,7 @@ void multiply(const Linear& p) {
 
 }  // namespace
 
-// x [rows, depth] times weights, plus bias [columns] and residual [rows, columns] where they are.
+// x [rows, depth] times weights, plus the optional bias [columns] and residual [rows, columns].
 EXPORT void linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                             const void* bias, const void* residual, void* out) {
     const Linear p{threads, rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),
@@ -246,8 +247,8 @@ EXPORT void linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t co
     else multiply<Epilogue::plain>(p);
 }
 
-// value * gelu(gate) (Shazeer 2020), [rows, columns / 2]. TILE columns of values and as many of gates take turns in the
-// weights; the bias [columns] has all values first.
+// value * gelu(gate) (Shazeer 2020), [rows, columns / 2]. In the weights, TILE columns of values alternate with TILE columns
+// of gates; in the bias [columns], all values come first.
 EXPORT void gated_linear_bf16(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                                   const void* bias, void* out) {
     const Linear p{threads, rows, depth / DEPTH, columns, static_cast<const bits*>(x), static_cast<const bits*>(weight),

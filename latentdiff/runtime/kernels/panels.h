@@ -1,5 +1,5 @@
-// Weights in panels of 32 columns, which the products in bfloat16 read in the order they lie in, and what is done to a
-// panel's sums afterwards.
+// The weight layout of the bfloat16 products: panels of 32 columns, which are read sequentially; and writing the sums of
+// a panel to the output.
 
 #pragma once
 
@@ -8,15 +8,15 @@
 
 namespace {
 
-constexpr int64_t TILE = 16;   // rows of a tile, and its columns of 32 bits
-constexpr int64_t DEPTH = 32;  // bfloat16 in a row of a tile: what one product sums over
+constexpr int64_t TILE = 16;   // rows of a tile, and its 32-bit columns
+constexpr int64_t DEPTH = 32;  // bfloat16 values in a row of a tile, over which one product sums
 constexpr int64_t TILE_BITS = TILE * DEPTH;
-constexpr int64_t PANEL = 2 * TILE;            // columns of weights that lie together
-constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // of one depth and tap
-constexpr int64_t LINE = 64 / sizeof(bits);    // of the cache
+constexpr int64_t PANEL = 2 * TILE;            // columns of a panel
+constexpr int64_t PANEL_BITS = PANEL * DEPTH;  // values of a panel for one depth and tap
+constexpr int64_t LINE = 64 / sizeof(bits);    // values in a cache line
 
-// What is read later, asked for meanwhile: `lines` of the cache at each step.
-struct Ahead {
+// Prefetches [at, end) during other work: `lines` cache lines per step.
+struct Prefetcher {
     const bits *at, *end;
     int64_t lines;
     void step() {
@@ -29,20 +29,20 @@ inline __m512 widen(const bits* from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
 }
 
-// A panel's columns of an answer [rows, columns], from column `first` on; bias and residual may be missing.
+// The columns of a panel in the output [rows, columns], which begin at column `first`; bias and residual are optional.
 struct Columns {
     int64_t columns, first;
     const bits *bias, *residual;
     bits* out;
 
-    // What `write` will read and write.
-    void ask(int64_t row) const {
+    // Prefetches the memory that `write` accesses.
+    void prefetch(int64_t row) const {
         const int64_t place = row * columns + first;
         _mm_prefetch(out + place, _MM_HINT_T1);
         if (residual) _mm_prefetch(residual + place, _MM_HINT_T1);
     }
 
-    // One row of sums, with bias and residual.
+    // Adds bias and residual to a row of sums, and writes it.
     void write(const float* sums, int64_t row) const {
         const int64_t place = row * columns + first;
         __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + TILE);

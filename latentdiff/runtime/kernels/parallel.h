@@ -1,4 +1,4 @@
-// Threads, and memory for one piece of work. C headers only, so that any compiler links the kernels without a C++ library.
+// Parallel loops and aligned buffers. Only C headers, so that the kernels link without a C++ standard library.
 
 #pragma once
 
@@ -30,7 +30,7 @@ constexpr int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1)
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 
-// `count` values on a line of the cache; freed with the object. Where there is no memory the process ends, as in operator new.
+// `count` values, aligned to a cache line and freed by the destructor. Aborts if there is not enough memory.
 template <typename T>
 class Buffer {
   public:
@@ -69,7 +69,7 @@ inline void take_shares(void* data) {
     }
 }
 
-// function(i) for each i below `count`, in any order, on at most `threads` threads.
+// Calls function(i) for each i below `count`, in any order, on at most `threads` threads.
 template <typename Function>
 void parallel_for(int64_t threads, int64_t count, const Function& function) {
     Work work{[](const void* f, int64_t i) { (*static_cast<const Function*>(f))(i); }, &function, count, 0};
@@ -78,10 +78,10 @@ void parallel_for(int64_t threads, int64_t count, const Function& function) {
     else run_on_threads(threads, take_shares, &work);
 }
 
-// Ranges of 0 to `count`, some for each thread: function(begin, end).
+// Divides 0 to `count` into up to `per_thread` ranges per thread, and calls function(begin, end) for each.
 template <typename Function>
-void parallel_ranges(int64_t threads, int64_t count, int64_t a_thread, const Function& function) {
-    const int64_t shares = smaller(threads == 1 ? 1 : threads * a_thread, count);
+void parallel_ranges(int64_t threads, int64_t count, int64_t per_thread, const Function& function) {
+    const int64_t shares = smaller(threads == 1 ? 1 : threads * per_thread, count);
     parallel_for(threads, shares, [&](int64_t i) { function(i * count / shares, (i + 1) * count / shares); });
 }
 

@@ -1,5 +1,5 @@
-// Work on several threads: on Linux those of the OpenMP runtime that torch has loaded, so that both share one set of
-// threads; where there is none, threads that live as long as the work.
+// Runs work on several threads: on Linux those of the OpenMP runtime that PyTorch has loaded, so that both share one
+// thread pool; otherwise on threads that are created for the work.
 
 #include "parallel.h"
 

@@ -66,12 +66,12 @@ inline words splat_pair(const bits* from) {
     return splat(word);
 }
 
-// NaN in `a` is kept by both.
+// Both keep a NaN in `a`.
 inline floats at_least(floats a, float limit) { return a < splat(limit) ? splat(limit) : a; }
 
 inline floats maximum(floats a, floats b) { return a < b ? b : a; }
 
-// The first `count` lanes, at most all of them; zeros in the others. Memory behind them is not touched.
+// Loads the first `count` lanes, and zeros in the others. Memory behind them is not accessed.
 inline words load_first(const void* from, int64_t count) {
     if (count >= LANES) return load(static_cast<const uint32_t*>(from));
 #if defined(__AVX512F__)
@@ -100,7 +100,7 @@ inline void store_first(void* to, words value, int64_t count) {
 #endif
 }
 
-// Lanes of a and b in turn: of their first halves, and of their second halves.
+// Interleaves the lanes of a and b: of their first halves, and of their second halves.
 #if defined(__AVX512F__)
 #define ZIP(a, b, first)                                                                                              \
     __builtin_shufflevector(a, b, first, first + 16, first + 1, first + 17, first + 2, first + 18, first + 3,         \
@@ -113,7 +113,7 @@ inline void store_first(void* to, words value, int64_t count) {
 #define ZIP(a, b, first) __builtin_shufflevector(a, b, first, first + 4, first + 1, first + 5)
 #endif
 
-// rows[i][j] becomes rows[j][i]: each round of perfect shuffles moves one bit of the row's number into the lane's.
+// Transposes rows[i][j] to rows[j][i]; each round of perfect shuffles moves one bit of the row index to the lane index.
 inline void transpose(words (&rows)[LANES]) {
     words other[LANES];
 #pragma GCC unroll 4
@@ -128,12 +128,12 @@ inline void transpose(words (&rows)[LANES]) {
     }
 }
 
-// A word of two bfloat16: the first in its low half.
+// A word with two bfloat16 values, the first in the low half.
 inline floats low(words pair) { return (floats)(pair << 16); }
 
 inline floats high(words pair) { return (floats)(pair & 0xffff0000u); }
 
-// Rounded to the nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 inline words round_pair(floats low, floats high) {
 #if defined(__AVX512BF16__)
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
@@ -149,7 +149,7 @@ inline words round_pair(floats low, floats high) {
 #endif
 }
 
-// What one lane multiplies at a time: a float, or where there is an instruction for it two bfloat16.
+// The operand of one lane: a float, or two bfloat16 values if the processor has an instruction for their product.
 struct Single {
     static constexpr int VALUES = 1;
     static constexpr uint32_t ONES = 0x3f800000;
