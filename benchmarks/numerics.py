@@ -13,7 +13,7 @@ from benchmarks.machine import device_option
 from benchmarks.report import table, write
 from latentdiff.checkpoints.folder import load_weights
 from latentdiff.checkpoints.hub import locate
-from latentdiff.config.model import GenerationConfig
+from latentdiff.config.generation import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
 from latentdiff.metrics.evaluate import evaluate

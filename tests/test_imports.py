@@ -29,7 +29,8 @@ WITHIN = {  # the order inside a folder, where it has one
         "prompt_encoder", "wildcards",
     ],
     "inputs": [
-        "model_limits", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise", "__init__",
+        "model_limits", "texts", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise",
+        "__init__",
     ],
 }  # fmt: skip
 

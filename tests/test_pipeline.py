@@ -17,7 +17,7 @@ import torch
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.folder import GENERATION
 from latentdiff.checkpoints.hub import bundled_model
-from latentdiff.config.model import GenerationConfig
+from latentdiff.config.generation import GenerationConfig
 from latentdiff.denoiser import Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.inputs import read_inputs

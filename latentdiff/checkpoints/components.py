@@ -25,7 +25,8 @@ from latentdiff.checkpoints.single_file import read_contents, single_file_source
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.tensor_files import open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
-from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, UNetConfig, side_multiple
+from latentdiff.config.generation import GenerationConfig
+from latentdiff.config.model import IdentityVAEConfig, UNetConfig, side_multiple
 from latentdiff.errors import CheckpointError
 from latentdiff.files import write_json
 from latentdiff.models.conditioning import DenoisingNetwork

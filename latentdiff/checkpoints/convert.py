@@ -18,7 +18,8 @@ from latentdiff.checkpoints.single_file import source_of
 from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TYPES, TensorFile, tensor_reader
 from latentdiff.checkpoints.tensor_locations import Readers, TensorLocation, read_tensor
-from latentdiff.config.model import GenerationConfig, IdentityVAEConfig
+from latentdiff.config.generation import GenerationConfig
+from latentdiff.config.model import IdentityVAEConfig
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path, write_json
 

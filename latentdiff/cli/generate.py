@@ -1,17 +1,19 @@
 """`latentdiff generate`: read the options and an optional recipe, generate images, and write their files."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from latentdiff.cli.drawing import Drawing, Opened
-from latentdiff.cli.editing import take_editing, take_hires
+from latentdiff.cli.editing import parse_extend, take_editing, take_hires
 from latentdiff.cli.expansion import read_expansion, warn_of_syntax
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.options import NAMES as OPEN_NAMES
+from latentdiff.cli.options import parse_lora
 from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
@@ -28,6 +30,12 @@ NOT_SETTINGS = (
     "prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash", "refiner_hash", "safety", "safety_score",
     "flagged",
 )  # fmt: skip
+PARSED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # options with a syntax of their own, by name: settings
+    "lora": ("loras", lambda texts: tuple(map(parse_lora, texts))),
+    "embedding": ("embeddings", tuple),
+    "approximate": ("approximate", lambda text: [name for name in map(str.strip, text.split(",")) if name]),
+    "extend": ("extend", parse_extend),
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,18 @@ class Request:
     preview_every: int = 5
     prompts_file: Path | None = None
     batch_size: int | None = None
-    processes: int | None = None
+    num_processes: int | None = None
     expand: str | None = None
     wildcards: Path | None = None
     safety: str | None = None
+
+
+def read_request(options: dict[str, Any]) -> Request:
+    """The request for the options of the command; those that are not None and not fields of it are `given`."""
+    request = {field.name: options[field.name] for field in fields(Request) if field.name in options}
+    given = {name: value for name, value in options.items() if name not in request and value not in (None, [])}
+    given |= {key: parse(given.pop(name)) for name, (key, parse) in PARSED.items() if name in given}
+    return Request(**request | {"prompts": request["prompts"] or [], "given": given})
 
 
 def run(request: Request) -> None:
@@ -96,8 +112,8 @@ def _pictures(request: Request, settings: dict[str, Any], found: Found | None) -
         lines = read_prompts_file(request.prompts_file)
         pictures = pictures_of_lines(request.output, lines, *common, request.prompts_file)
     else:
-        if request.processes is not None:
-            raise InputError(f"--num-processes {request.processes} requires --prompts FILE; omit it")
+        if request.num_processes is not None:
+            raise InputError(f"--num-processes {request.num_processes} requires --prompts FILE; omit it")
         prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
         if not prompts:
             raise InputError("there is no prompt; write one in quotes, or pass --prompts FILE or --recipe FILE")
@@ -120,8 +136,8 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
         check_writable_parent(request.preview)
         if request.safety in ("blur", "refuse"):
             raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
-    if request.processes:
-        check_devices(request.processes)
+    if request.num_processes:
+        check_devices(request.num_processes)
 
 
 def _draw(drawing: Drawing, pictures: list[Picture], request: Request) -> int:

@@ -17,8 +17,6 @@ from latentdiff.cli.options import (
     Unet,
     Vae,
     Variant,
-    given,
-    parse_lora,
 )
 from latentdiff.cli.root import app
 
@@ -218,68 +216,7 @@ def generate(
     ] = None,
 ) -> None:
     """Generate images from prompts, or from an image."""
-    from latentdiff.cli.editing import parse_extend
-    from latentdiff.cli.generate import Request, run
+    options = dict(locals())
+    from latentdiff.cli.generate import read_request, run
 
-    options = {
-        "negative_prompt": negative_prompt,
-        "prompt_2": prompt_2,
-        "negative_prompt_2": negative_prompt_2,
-        "prompt_syntax": prompt_syntax,
-        "clip_skip": clip_skip,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "guidance_interval": guidance_interval,
-        "seed": seed,
-        "variation_seed": variation_seed,
-        "variation_strength": variation_strength,
-        "height": height,
-        "width": width,
-        "sampler": sampler,
-        "spacing": spacing,
-        "eta": eta,
-        "dtype": dtype,
-        "optimize": optimize,
-        "approximate": None if approximate is None else [n for n in map(str.strip, approximate.split(",")) if n],
-        "low_memory": low_memory,
-        "model": model,
-        "loras": tuple(map(parse_lora, lora)) if lora else None,
-        "embeddings": tuple(embedding) if embedding else None,
-        "vae": vae,
-        "unet": unet,
-        "variant": variant,
-        "prediction_type": prediction_type,
-        "allow_pickle": allow_pickle,
-        "strength": strength,
-        "source_prompt": source_prompt,
-        "fit": fit,
-        "mask_grow": mask_grow,
-        "mask_blur": mask_blur,
-        "mask_fill": mask_fill,
-        "only_masked": only_masked,
-        "paste_back": paste_back,
-        "extend": None if extend is None else parse_extend(extend),
-        "image_guidance_scale": image_guidance_scale,
-        "tile": tile,
-        "seamless": seamless,
-        "hires": hires,
-        "hires_strength": hires_strength,
-        "hires_steps": hires_steps,
-        "upscaler": upscaler,
-        "refiner": refiner,
-        "refiner_switch": refiner_switch,
-        "aesthetic_score": aesthetic_score,
-        "negative_aesthetic_score": negative_aesthetic_score,
-        "original_size": original_size,
-        "crops_coords_top_left": crops_coords_top_left,
-        "target_size": target_size,
-        "negative_original_size": negative_original_size,
-        "negative_crops_coords_top_left": negative_crops_coords_top_left,
-        "negative_target_size": negative_target_size,
-    }
-    run(
-        Request(
-            output, prompts or [], num_images, device, recipe, given(**options), image, mask, preview, preview_every,
-            prompts_file, batch_size, num_processes, expand, wildcards, safety,
-        )
-    )  # fmt: skip
+    run(read_request(options))

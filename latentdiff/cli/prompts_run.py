@@ -20,7 +20,7 @@ def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request)
     A batch with a missing image is generated completely, so that an image is bit-identical regardless of which files
     existed before and which process generates it. Raises InputError.
     """
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", request.processes or 1))
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", request.num_processes or 1))
     groups = batches(pictures, drawing.settings, request.batch_size or BATCH)
     for batch in groups:
         drawing.check(batch)

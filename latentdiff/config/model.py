@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from latentdiff.config.fields import (
     Channels,
@@ -290,15 +290,3 @@ class CLIPTextConfig(ModelConfig):
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         return {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "quantization_config": (None,)}
-
-
-class GenerationConfig(ModelConfig):
-    """`generation_config.json`, as in transformers: a model's default sampling settings."""
-
-    num_inference_steps: PositiveInt = 25
-    guidance_scale: float = 5.0
-    sampler: str = "ddim"
-
-    def with_given(self, **given: Any) -> Self:
-        """A copy in which the given settings that are not None replace the defaults."""
-        return self.model_copy(update={key: value for key, value in given.items() if value is not None})

@@ -1,13 +1,10 @@
 """DDIM inversion: find the noise from which the deterministic sampler reproduces a given image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from latentdiff.errors import InputError
 from latentdiff.sampling.samplers import Plan, Update
-from latentdiff.text.prompt_inputs import ImagePrompts, read_prompts
-from latentdiff.text.prompt_syntax import AND
 
 ITERATIONS = 3  # per level; on the bundled model, 1 gives a PSNR of 33 to 37 dB, 2 give 45 to 51, 3 give 54 to 60
 SAMPLERS = ("ddim", "euler")  # two names of the same method
@@ -42,17 +39,6 @@ def _undo(alpha: float, sigma: float, cleaner_alpha: float, cleaner_sigma: float
         raise InputError("source_prompt= needs two steps from pure noise; increase num_inference_steps (--steps)")
     ratio = sigma / cleaner_sigma
     return Update(ratio, 0.0, (-cleaner_alpha * ratio, 0.0, 0.0, 0.0), 0.0, False)
-
-
-def read_sources(texts: Sequence[str], prompts: ImagePrompts, text_encoders: int) -> ImagePrompts:
-    """Parse the prompts that describe the input images, with the options of `prompts`. Raises InputError."""
-    none = [None] * len(texts)
-    sources = read_prompts(texts, none, none, none, prompts.options, text_encoders)
-    if sources.loras:
-        raise InputError(f"source_prompt contains <lora:{next(iter(sources.loras))}>; use LoRA tags only in the prompt")
-    if prompts.options.syntax != "plain" and any(AND.search(text) for text in texts):
-        raise InputError("AND cannot be used in source_prompt; remove it, or write the word in lower case")
-    return replace(sources, loras=prompts.loras)
 
 
 def check_invertible(sampler: str, eta: float, has_image: bool, others: Mapping[str, Any]) -> None:

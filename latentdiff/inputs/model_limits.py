@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from latentdiff.config.model import GenerationConfig
+from latentdiff.config.generation import GenerationConfig
 from latentdiff.sampling.schedule import Schedule
 
 Task = Literal["generate", "inpaint", "edit"]

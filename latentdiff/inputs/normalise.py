@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,16 @@ from latentdiff.denoiser import Guidance
 from latentdiff.errors import InputError, check_integer
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
-from latentdiff.inputs.inversion import check_invertible, read_sources
+from latentdiff.inputs.inversion import check_invertible
 from latentdiff.inputs.model_limits import ModelLimits, Task
 from latentdiff.inputs.size_conditioning import read_sizes
+from latentdiff.inputs.texts import prompts_per_image, sources_per_image
 from latentdiff.sampling.denoising_range import part_of
 from latentdiff.sampling.samplers import Plan, plan
 from latentdiff.sampling.seeds import seeds_per_image
 from latentdiff.sampling.variations import Variation, read_variation
 from latentdiff.sampling.wrapped_denoiser import parse_axes
-from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
+from latentdiff.text.prompt_inputs import ImagePrompts, read_options
 
 STRENGTH = 0.8  # the default of image to image; that of inpainting is 1
 
@@ -103,53 +104,41 @@ def read_inputs(
 ) -> Inputs:
     """Validate the arguments of `LatentDiffusionPipeline.__call__`. Raises InputError."""
     images = None if image is None else input_images(image, model.latent_channels)
-    texts = texts_per_image(spread(prompt, images), "prompt", num_images_per_prompt)
-    beside = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
-    negatives, seconds, negative_seconds = (
-        texts_beside(value, name, len(texts), num_images_per_prompt) for name, value in beside.items()
-    )
+    times = check_integer(num_images_per_prompt, "num_images_per_prompt", 1)
     options = read_options(prompt_syntax, check_integer(clip_skip or 0, "clip_skip"), model.max_clip_skip)
+    others = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
+    prompts = prompts_per_image(spread(prompt, images), others, times, options, model.text_encoders)
+    count, usual, sources = len(prompts.positives), model.generation, None
     sides = _side(width, "width", model), _side(height, "height", model)
-    canvases = make_canvases(
-        images, mask_image, strength, edit, sides, len(texts), num_images_per_prompt, model, denoising_start
-    )
+    canvases = make_canvases(images, mask_image, strength, edit, sides, count, times, model, denoising_start)
     _check_range(denoising_start, denoising_end, strength, mask_image, model)
     if canvases is not None:
         sides = canvases[0].size
     width, height = (model.default_size if side is None else side for side in sides)
-    usual = model.generation
-    steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
-    steps = check_integer(steps, "num_inference_steps")
-    scale = usual.guidance_scale if guidance_scale is None else guidance_scale
     if latents is not None:
-        shape = (len(texts), model.latent_channels, height // model.downscale, width // model.downscale)
+        shape = (count, model.latent_channels, height // model.downscale, width // model.downscale)
         latents = check_latents(latents, shape)
     if source_prompt is not None:
         _refuse_channels("source_prompt", model)
         sampler, strength = sampler or "ddim", 1.0 if strength is None else strength
-        without = {"mask_image": mask_image, "latents": latents, "variation_strength": variation_strength}
-        without |= {"denoising_start": denoising_start, "denoising_end": denoising_end}
-        check_invertible(sampler, eta, images is not None, without)
+        excluded = {"mask_image": mask_image, "latents": latents, "variation_strength": variation_strength}
+        excluded |= {"denoising_start": denoising_start, "denoising_end": denoising_end}
+        check_invertible(sampler, eta, images is not None, excluded)
+        sources = sources_per_image(source_prompt, prompts, times, model.text_encoders)
     strength = 1.0 if denoising_start is not None else _strength(strength, canvases, model.task)
-    guidance = _guidance(scale, guidance_interval, model)
-    if guidance is not None and model.task == "edit":
-        guidance = replace(guidance, image_scale=(edit or EditOptions()).image_guidance_scale)
-    variation = read_variation(variation_seed, variation_strength, len(texts), latents)
+    variation = read_variation(variation_seed, variation_strength, count, latents)
+    steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
+    steps = check_integer(steps, "num_inference_steps")
     omitted = steps - int(steps * strength)
     plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
     complete, used = _plans(plan_without, omitted, denoising_start, denoising_end, model)
-    prompts = read_prompts(texts, negatives, seconds, negative_seconds, options, model.text_encoders)
-    sources = None
-    if source_prompt is not None:
-        given = texts_beside(source_prompt, "source_prompt", len(texts), num_images_per_prompt)
-        sources = read_sources([text or "" for text in given], prompts, model.text_encoders)
     return Inputs(
         prompts=prompts,
-        seeds=seeds_per_image(seed, len(texts), step=0 if variation else 1),
+        seeds=seeds_per_image(seed, count, step=0 if variation else 1),
         height=height,
         width=width,
         plan=used,
-        guidance=guidance,
+        guidance=_guidance(guidance_scale, guidance_interval, edit, model),
         latents=latents,
         canvases=canvases,
         strength=strength,
@@ -193,32 +182,6 @@ def _check_range(
         raise InputError("strength= and denoising_start= both set the first step; omit one of them")
 
 
-def texts_per_image(prompt: str | Sequence[str], name: str, times: int) -> list[str]:
-    """The text of each image. Raises InputError if there is none, and for values that are not strings."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise InputError(f"{name}={prompts!r} is empty; pass at least one prompt")
-    for value in prompts:
-        if not isinstance(value, str):
-            raise InputError(f"{name} contains {value!r}, which is not a string; pass strings")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"{name}={ascii(value)[:80]} contains half a surrogate pair, not a character; remove it")
-    times = check_integer(times, "num_images_per_prompt", 1)
-    return [value for value in prompts for _ in range(times)]
-
-
-def texts_beside(value: str | Sequence[str] | None, name: str, count: int, times: int) -> list[str | None]:
-    """An additional text for each of `count` images. Raises InputError unless there is one, or one per prompt."""
-    if value is None:
-        return [None] * count
-    texts: list[str | None] = [*texts_per_image(value, name, times)]
-    if isinstance(value, str):
-        return texts[:1] * count
-    if len(texts) != count:
-        raise InputError(f"{name} has {len(texts) // times} texts for {count // times} prompts; pass one per prompt")
-    return texts
-
-
 def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Convert to float32. Raises InputError for another shape."""
     if latents.shape != shape:
@@ -236,19 +199,23 @@ def _side(value: int | None, name: str, model: ModelLimits) -> int | None:
     return side
 
 
-def _guidance(scale: float, interval: tuple[float, float], model: ModelLimits) -> Guidance | None:
-    """None for a scale of 1 or less, which means no guidance, as in diffusers."""
+def _guidance(
+    scale: float | None, interval: tuple[float, float], edit: EditOptions | None, model: ModelLimits
+) -> Guidance | None:
+    """None for a scale of 1 or less, which means no guidance, as in diffusers. edit: has InstructPix2Pix's scale."""
+    scale = model.generation.guidance_scale if scale is None else scale
     if not math.isfinite(scale):
         raise InputError(f"guidance_scale={scale} must be a finite number; try {model.generation.guidance_scale:g}")
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
     total = model.schedule.config.num_train_timesteps
-    return Guidance(scale, low * total, high * total) if scale > 1 else None
+    image_scale = (edit or EditOptions()).image_guidance_scale if model.task == "edit" else 1.0
+    return Guidance(scale, low * total, high * total, image_scale) if scale > 1 else None
 
 
 def _tile(tile: int | None, model: ModelLimits) -> int | None:
-    """In latents. Raises InputError."""
+    """The side of a tile in latents. Raises InputError."""
     if tile is None:
         return None
     _refuse_channels("tile", model)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentdiff.config.model import GenerationConfig
+from latentdiff.config.generation import GenerationConfig
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError

@@ -21,7 +21,8 @@ from latentdiff.checkpoints.folder import load_weights, read_vae_config
 from latentdiff.checkpoints.lora import add_lora, save_lora
 from latentdiff.checkpoints.source import ModelSource, OpenOptions
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
-from latentdiff.config.model import GenerationConfig, IdentityVAEConfig, side_multiple
+from latentdiff.config.generation import GenerationConfig
+from latentdiff.config.model import IdentityVAEConfig, side_multiple
 from latentdiff.config.train import FineTuneConfig, TextTrainConfig, TrainConfig, UNetTrainConfig, VAETrainConfig
 from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from latentdiff.config.model import GenerationConfig
+from latentdiff.config.generation import GenerationConfig
 from latentdiff.config.schedule import CLASSES, LEVELS_ONLY, ONLY, SAMPLED, ScheduleConfig
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.sampling.samplers import SAMPLERS, plan

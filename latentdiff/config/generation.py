@@ -1,0 +1,19 @@
+"""The default sampling settings of a model, `generation_config.json`."""
+
+from typing import Any, Self
+
+from pydantic import PositiveInt
+
+from latentdiff.config.fields import ModelConfig
+
+
+class GenerationConfig(ModelConfig):
+    """A model's default sampling settings, in a file with the name that transformers uses for those of its models."""
+
+    num_inference_steps: PositiveInt = 25
+    guidance_scale: float = 5.0
+    sampler: str = "ddim"
+
+    def with_given(self, **given: Any) -> Self:
+        """A copy in which the given settings that are not None replace the defaults."""
+        return self.model_copy(update={key: value for key, value in given.items() if value is not None})
