@@ -1,4 +1,4 @@
-"""`python -m latentdiff`."""
+"""The entry point of `python -m latentdiff`."""
 
 from latentdiff.cli import main
 

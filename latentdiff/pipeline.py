@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.denoiser import GuidedDenoiser, Network, NetworkDenoiser, Row, bounded, keep_known
-from latentdiff.edit_rows import edit_rows
 from latentdiff.errors import InputError, did_you_mean
+from latentdiff.image_to_image import start_from_images
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs import Inputs, read_inputs
 from latentdiff.inputs.canvases import ImageInputs, input_images, spread
@@ -166,9 +166,11 @@ class LatentDiffusionPipeline(LoadedModel):
         if inputs.canvases is None:
             return rows
         if inputs.sources is not None:
-            return self._inverted(edit_rows(rows, inputs.canvases, None, self.vae, self.task), inputs, inputs.sources)
+            return self._inverted(
+                start_from_images(rows, inputs.canvases, None, self.vae, self.task), inputs, inputs.sources
+            )
         strength = inputs.strength if inputs.draws_before is None else None
-        return edit_rows(rows, inputs.canvases, strength, self.vae, self.task)
+        return start_from_images(rows, inputs.canvases, strength, self.vae, self.task)
 
     def _inverted(self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts) -> list[Row]:
         """DDIM inversion: move rows of clean images to the noise from which their source prompts reproduce them."""

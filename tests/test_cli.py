@@ -158,7 +158,7 @@ def test_low_memory_generates_the_same_picture_and_the_bar_shows_peak_memory(
         ),
         ([PROMPT, "-o", "x.png", "--low-memory", "--device", "meta"], "low_memory=True runs on the CPU"),
         (["-o", "x.png", "--from-image", "gone.png"], "does not exist"),
-        (["-o", "x.png", "--from-image", "plain.png"], "holds no recipe"),
+        (["-o", "x.png", "--from-image", "plain.png"], "contains no recipe"),
         (["-o", "x.png", "--from-image", "text.png"], "not a readable PNG"),
         (["-o", "x.png", "--from-image", "odd.png"], "its recipe is damaged"),
         ([PROMPT, "-o", "x.png", "--approximate", "reuse,reus"], "approximate='reus' is unknown; did you mean 'reuse'"),

@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
-    "errors", "files", "transfer",
+    "errors", "files", "device_transfer",
     "config", "models", "sampling", "score", "text", "checkpoints", "denoiser", "images", "safety", "runtime",
-    "latents", "inputs", "edit_rows", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
+    "latents", "inputs", "image_to_image", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
     "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {

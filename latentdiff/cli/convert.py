@@ -1,4 +1,4 @@
-"""`latentdiff convert`."""
+"""`latentdiff convert`: write a model as a folder or a single file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from latentdiff.runtime import DTYPES
 
 
 def run(source: str, target: Path, dtype: str | None, form: str | None, how: dict[str, Any]) -> None:
-    """Write the model; without a format, a single file where the target ends like one and else a folder."""
+    """Convert a model. By default, the target is a single file if it has a suffix, else a folder."""
     chosen = form or ("single-file" if target.suffix else "diffusers")
     if chosen not in FORMATS:
         raise InputError(f"--format {chosen} is unknown; {did_you_mean(chosen, FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype} is unknown; {did_you_mean(dtype, DTYPES)}")
     if chosen == "diffusers" and target.exists():
-        raise InputError(f"{target} exists; name a new folder")
+        raise InputError(f"{target} exists; choose a new folder")
     check_writable_parent(target)
     model = open_model(source, OpenOptions(**how))
     for note in [*model.notes, *convert(model, target, chosen, None if dtype is None else DTYPES[dtype])]:

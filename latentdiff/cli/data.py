@@ -1,4 +1,4 @@
-"""`latentdiff data check`."""
+"""`latentdiff data check`: check a dataset and print the result."""
 
 import json
 from typing import Any

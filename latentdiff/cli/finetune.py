@@ -1,4 +1,4 @@
-"""`latentdiff finetune`."""
+"""`latentdiff finetune`: plan a run, train, and print how to use the result."""
 
 from pathlib import Path
 from typing import Any

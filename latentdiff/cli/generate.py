@@ -8,16 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from latentdiff.cli.drawing import Drawing, Opened
-from latentdiff.cli.editing import parse_extend, take_editing, take_hires
+from latentdiff.cli.edit_options import parse_extend, take_editing, take_hires
 from latentdiff.cli.expansion import read_expansion, warn_of_syntax
+from latentdiff.cli.image_generator import ImageGenerator, Opened
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.cli.options import parse_lora
 from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
-from latentdiff.cli.refining import take_refiner
+from latentdiff.cli.refiner_options import take_refiner
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.recipe import Found, read_any
@@ -89,13 +89,13 @@ def run(request: Request) -> None:
         opened.same |= refining.recipe(opened.refiner, old)
     usual = opened.pipe.generation.model_dump()
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
-    drawing = Drawing(opened, settings, editing, hires, hires_recipe, checker)
+    generator = ImageGenerator(opened, settings, editing, hires, hires_recipe, checker)
     if request.prompts_file is None:
-        refused = len(pictures) - _draw(drawing, pictures, request)
+        refused = len(pictures) - _generate(generator, pictures, request)
     else:
-        from latentdiff.cli.prompts_run import draw_in_batches
+        from latentdiff.cli.prompts_run import generate_missing
 
-        refused = draw_in_batches(drawing, pictures, request)
+        refused = generate_missing(generator, pictures, request)
     if refused:
         raise InputError(
             f"{refused} of {len(pictures)} images were refused by the content checker and not written; "
@@ -140,20 +140,20 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
         check_devices(request.num_processes)
 
 
-def _draw(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
+def _generate(generator: ImageGenerator, pictures: list[Picture], request: Request) -> int:
     """Generate and write the images; returns the number written, without those that the content checker refuses."""
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
-        preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
-        groups = batches(pictures, drawing.settings, request.batch_size or len(pictures))
+        preview = preview_file(generator.opened.pipe, request.preview, request.preview_every)
+        groups = batches(pictures, generator.settings, request.batch_size or len(pictures))
         for batch in groups[1:]:  # before the first is generated
-            drawing.check(batch)
+            generator.check(batch)
         written = 0
         for batch in groups:
-            images = drawing.draw(batch, Progress(bar, preview))
-            written += sum(drawing.write(*pair) for pair in zip(batch, images, strict=True))
-        bar.set_postfix(memory=f"{peak_memory(drawing.opened.pipe.device) / 2**30:.1f}G")
+            images = generator.generate(batch, Progress(bar, preview))
+            written += sum(generator.write(*pair) for pair in zip(batch, images, strict=True))
+        bar.set_postfix(memory=f"{peak_memory(generator.opened.pipe.device) / 2**30:.1f}G")
     return written
 
 

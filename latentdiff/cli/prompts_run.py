@@ -5,8 +5,8 @@ import sys
 
 from tqdm import tqdm
 
-from latentdiff.cli.drawing import Drawing
 from latentdiff.cli.generate import Request
+from latentdiff.cli.image_generator import ImageGenerator
 from latentdiff.cli.launch import started_processes
 from latentdiff.cli.pictures import Picture, batches, makes_folder
 from latentdiff.cli.progress import preview_file
@@ -14,17 +14,17 @@ from latentdiff.cli.progress import preview_file
 BATCH = 4  # the default of --batch-size
 
 
-def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request) -> int:
+def generate_missing(generator: ImageGenerator, pictures: list[Picture], request: Request) -> int:
     """Check all lines and all existing files, then generate the missing images; returns how many were refused.
 
     A batch with a missing image is generated completely, so that an image is bit-identical regardless of which files
     existed before and which process generates it. Raises InputError.
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", request.num_processes or 1))
-    groups = batches(pictures, drawing.settings, request.batch_size or BATCH)
+    groups = batches(pictures, generator.settings, request.batch_size or BATCH)
     for batch in groups:
-        drawing.check(batch)
-    done = {picture.path for picture in pictures if drawing.exists(picture)}
+        generator.check(batch)
+    done = {picture.path for picture in pictures if generator.exists(picture)}
     if done and rank == 0:
         print(f"{len(done)} of {len(pictures)} images exist and are kept", file=sys.stderr)
     if len(done) == len(pictures):
@@ -35,12 +35,12 @@ def draw_in_batches(drawing: Drawing, pictures: list[Picture], request: Request)
     total = sum(picture.path not in done for batch in own for picture in batch)
     label = "images" if processes == 1 else f"images of process 1 of {processes}"
     hidden, refused = True if rank else None, 0
-    preview = preview_file(drawing.opened.pipe, request.preview, request.preview_every)
+    preview = preview_file(generator.opened.pipe, request.preview, request.preview_every)
     with started_processes(processes), tqdm(desc=label, total=total, disable=hidden, file=sys.stderr) as bar:
         for batch in own:
-            images = drawing.draw(batch, preview)
+            images = generator.generate(batch, preview)
             for picture, image in zip(batch, images, strict=True):
                 if picture.path not in done:
-                    refused += not drawing.write(picture, image)
+                    refused += not generator.write(picture, image)
                     bar.update()
     return refused

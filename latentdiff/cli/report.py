@@ -1,4 +1,4 @@
-"""`latentdiff report`."""
+"""`latentdiff report`: write the report of a training run again."""
 
 from pathlib import Path
 

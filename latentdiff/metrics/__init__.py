@@ -5,7 +5,7 @@ from latentdiff.metrics.evaluate import Evaluation, evaluate
 from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.inception_score import class_score
-from latentdiff.metrics.kernel import kernel_distance
+from latentdiff.metrics.kid import kernel_distance
 from latentdiff.metrics.prdc import density_coverage, precision_recall
 from latentdiff.metrics.reconstruction import psnr, reconstruct, ssim
 from latentdiff.metrics.wasserstein import sliced_wasserstein

@@ -8,7 +8,7 @@ from torch import Tensor
 from latentdiff.metrics.alignment import alignment, precision_at
 from latentdiff.metrics.frechet import frechet_distance
 from latentdiff.metrics.inception_score import class_score
-from latentdiff.metrics.kernel import kernel_distance
+from latentdiff.metrics.kid import kernel_distance
 from latentdiff.metrics.prdc import density_coverage, precision_recall
 from latentdiff.metrics.wasserstein import texture_distance
 

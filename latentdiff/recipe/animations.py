@@ -20,23 +20,23 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".mp4": ("MP4", {}),
 }
-FASTEST = {"GIF": 50.0, "WEBP": 1000.0, "PNG": 1000.0, "MP4": 240.0}  # frames a second that the format can state
-CONSTANT_QUALITY = "18"  # of x264, where 0 is lossless and 51 the worst
+FASTEST = {"GIF": 50.0, "WEBP": 1000.0, "PNG": 1000.0, "MP4": 240.0}  # frames per second that the format can represent
+CONSTANT_QUALITY = "18"  # x264's scale: 0 is lossless, 51 the worst
 
 
 def check_animation(path: Path, fps: float) -> None:
-    """Raise InputError unless an animation of this speed can be written under this name."""
+    """Raise InputError unless the format of the suffix supports animations with this frame rate."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"-o {path} must end in one of {', '.join(FORMATS)}; try {path.stem or 'animation'}.webp")
     kind, _ = FORMATS[path.suffix.lower()]
     if not 0.1 <= fps <= FASTEST[kind]:
         raise InputError(f"--fps {fps:g} must be from 0.1 to {FASTEST[kind]:g} for {path.suffix}; try 12")
     if kind == "MP4" and find_spec("av") is None:
-        raise InputError(f'-o {path} needs PyAV; pip install "latentdiff[video]", or write .webp, .gif or .png')
+        raise InputError(f'-o {path} requires PyAV; pip install "latentdiff[video]", or write .webp, .gif or .png')
 
 
 def write_animation(frames: Iterable[Image.Image], recipe: Recipe, path: Path, fps: float) -> None:
-    """Save frames of one size, which repeat for ever (MP4: once). Raises InputError when the file cannot be written."""
+    """Save frames of equal size; all formats but MP4 repeat. Raises InputError if the file cannot be written."""
     kind, options = FORMATS[path.suffix.lower()]
     rest = iter(frames)
     first = next(rest)
@@ -50,11 +50,11 @@ def write_animation(frames: Iterable[Image.Image], recipe: Recipe, path: Path, f
             others = rest if kind == "GIF" else list(rest)  # Pillow reads those of other formats twice
             first.save(partial, format=kind, save_all=True, append_images=others, **times, **options, **metadata)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); free space or name another place") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); free space or choose another file") from error
 
 
 def _write_mp4(first: Image.Image, rest: Iterable[Image.Image], recipe: Recipe, path: Path, fps: float) -> None:
-    """H.264 in the colours that players read, with the recipe as the comment."""
+    """Encode H.264 in the pixel format that players support, with the recipe as the comment."""
     import av
 
     with av.open(str(path), "w") as container:

@@ -6,12 +6,12 @@ from typing import Any
 from latentdiff.recipe.names import COMFYUI_SCHEDULES
 from latentdiff.sampling.samplers import SAMPLERS
 
-MOST_LINKS = 64  # followed from one input
+MOST_LINKS = 64  # the length of a path through the graph
 KNOWN_NODES = {"CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode", "SaveImage"}
 
 
 def parse_comfyui(text: str) -> tuple[dict[str, Any], list[str]] | None:
-    """Settings under the names of `Recipe`, and what has no counterpart; None for another kind of text."""
+    """Parse to settings with the names of `Recipe`, and unsupported settings; None for another kind of text."""
     try:
         graph = json.loads(text)
     except (ValueError, RecursionError):
@@ -62,12 +62,12 @@ def _is_node(node: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number that fits 64 bits; integers keep all digits."""
+    """The value if it is a finite number within 64 bits, else None; integers are not converted to float."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _upstream(nodes: dict[str, Any], link: Any, name: str) -> Any:
-    """The first value with this name when following a link [node, slot] upwards, or None."""
+    """Follow a link [node, slot] upstream to the first value with this name, or None."""
     for _ in range(MOST_LINKS):
         if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
             return None

@@ -7,23 +7,23 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path
+from latentdiff.recipe.embedded_text import OURS, UTF16
 from latentdiff.recipe.infotext import write_infotext
 from latentdiff.recipe.schema import Recipe
-from latentdiff.recipe.texts import OURS, UTF16
 
 CHUNK = "latentdiff"
-MAX_EXIF = 65_000  # bytes: a JPEG holds EXIF in one segment of 16-bit length
+MAX_EXIF = 65_000  # bytes: the EXIF segment of a JPEG has a 16-bit length
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
-"""How files of a suffix are written; all but JPEG keep every pixel."""
+"""Pillow's format and options for each suffix; all except JPEG are lossless."""
 
 
 def check_suffix(path: Path) -> None:
-    """Raise InputError unless images can be written under this name."""
+    """Raise InputError unless the suffix is that of a supported format."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"-o {path} must end in one of {', '.join(FORMATS)}; try {path.stem or 'image'}.png")
 
@@ -40,7 +40,7 @@ def write_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
         with atomic_path(path) as partial:
             image.save(partial, format=kind, **options, **metadata)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); free space or name another place") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); free space or choose another file") from error
 
 
 def image_metadata(kind: str, recipe: Recipe, width: int, height: int) -> dict[str, Any]:
@@ -58,5 +58,5 @@ def image_metadata(kind: str, recipe: Recipe, width: int, height: int) -> dict[s
     fields[ExifTags.Base.UserComment] = UTF16 + text.encode("utf-16-be")
     fields[ExifTags.Base.MakerNote] = OURS + recipe.model_dump_json().encode()
     if kind == "JPEG" and len(exif.tobytes()) > MAX_EXIF:
-        raise InputError(f"the recipe does not fit into a JPEG, which holds {MAX_EXIF} bytes; write a .png or .webp")
+        raise InputError(f"the recipe is larger than the {MAX_EXIF} bytes of a JPEG's metadata; write a .png or .webp")
     return {"exif": exif}

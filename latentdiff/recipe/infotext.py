@@ -9,14 +9,14 @@ from latentdiff.recipe.names import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHED
 from latentdiff.recipe.schema import Recipe
 
 PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
-LEAST_PAIRS = 3  # of the last line, for it to be settings rather than a part of the prompt
+LEAST_PAIRS = 3  # with fewer pairs, the last line is part of the prompt
 NEGATIVE = "Negative prompt:"
 
 
 def write_infotext(recipe: Recipe, width: int, height: int) -> str:
-    """What A1111, Civitai and sd-parsers read. width, height: of the image that is written.
+    """Write the text that A1111, Civitai and sd-parsers read. width, height: of the image file.
 
-    The version is never a bare number: A1111 would turn on what old versions of its own did.
+    The version is not a plain number, for which A1111 would enable the behaviour of its own old versions.
     """
     labels = {ours: label for label, ours in A1111_SAMPLERS.items()}
     schedules = {ours: label for label, ours in A1111_SCHEDULES.items()}
@@ -40,7 +40,7 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Tiling": True if recipe.seamless else None,
         "Mask blur": recipe.mask_blur if recipe.mask_hash else None,
         "Eta": recipe.eta or None,
-        "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # A1111 counts from the last layer on
+        "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # A1111 counts the last layer as 1
         "Hashes": json.dumps(recipe.hashes) if recipe.hashes else None,
         "Version": f"latentdiff {recipe.version}",
     }
@@ -55,7 +55,7 @@ def _quoted(key: str, value: Any) -> str:
 
 
 def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
-    """Settings under the names of `Recipe`, and the pairs that have no counterpart; None for another kind of text."""
+    """Parse to settings with the names of `Recipe`, and unsupported pairs; None for another kind of text."""
     *lines, last = text.strip().split("\n")
     pairs = {key.strip(): _unquoted(value.strip()) for key, value in PAIR.findall(last)}
     if len(pairs) < LEAST_PAIRS:
@@ -77,9 +77,9 @@ def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
     ):
         _take(pairs, key, settings, name, convert)
     if "Hires upscale" in pairs and (strength := settings.pop("strength", None)) is not None:
-        pairs["Denoising strength"] = strength  # of the second pass
+        pairs["Denoising strength"] = strength  # belongs to the second pass
     if "variation_strength" not in settings and (other := settings.pop("variation_seed", None)) is not None:
-        pairs["Variation seed"] = other  # without effect
+        pairs["Variation seed"] = other  # has no effect without a strength
     _take_size(pairs, settings)
     _take_sampler(pairs, settings)
     for key in ("Version", "Hashes", "Lora hashes", "TI hashes", "RNG"):
@@ -95,7 +95,7 @@ def _unquoted(value: str) -> str:
 
 
 def _take(pairs: dict[str, Any], key: str, settings: dict[str, Any], name: str, convert: Any) -> None:
-    """Move a value that converts; another stays among what cannot be carried over."""
+    """Move a value from `pairs` to `settings`, if it can be converted."""
     try:
         settings[name] = convert(pairs[key])
     except (KeyError, ValueError):
@@ -110,7 +110,7 @@ def _take_size(pairs: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _take_sampler(pairs: dict[str, Any], settings: dict[str, Any]) -> None:
-    """A sampler's label may end in its schedule's, as versions before 1.9 wrote it."""
+    """Read sampler and schedule; before version 1.9, the label of the schedule followed that of the sampler."""
     label, schedule = pairs.get("Sampler", ""), pairs.get("Schedule type", "Automatic")
     if label not in A1111_SAMPLERS and (match := re.fullmatch(r"(.*) (Karras|Exponential)", label)):
         label, schedule = match.groups()

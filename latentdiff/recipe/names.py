@@ -10,7 +10,7 @@ A1111_SAMPLERS = {
     "DPM++ 2M SDE": "dpmpp_2m_sde",
     "LCM": "lcm",
 }
-"""A1111's labels to ours; the label of one of ours without an entry is its own name."""
+"""Our names by A1111's labels; samplers without an entry are labelled with our name."""
 
 A1111_SCHEDULES = {
     "Uniform": "linspace",
@@ -23,7 +23,7 @@ A1111_SCHEDULES = {
     "DDIM": "leading",
 }
 A1111_AUTOMATIC = {"ddim": "leading", "dpmpp_2m": "karras", "dpmpp_2m_sde": "exponential", "lcm": None}
-"""What "Automatic" means for a sampler; `linspace` for the others."""
+"""The spacing that "Automatic" stands for with each sampler; `linspace` with others."""
 
 COMFYUI_SCHEDULES = {
     "normal": "linspace",

@@ -1,4 +1,4 @@
-"""Read the recipe in an image file of any supported program. Paths in the metadata are not opened here."""
+"""Read the recipe in an image file of any supported program; does not open the paths in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +8,17 @@ from pydantic import ValidationError
 
 from latentdiff.errors import InputError
 from latentdiff.recipe.comfyui import parse_comfyui
+from latentdiff.recipe.embedded_text import read_texts
 from latentdiff.recipe.files import CHUNK
 from latentdiff.recipe.infotext import parse_infotext
 from latentdiff.recipe.schema import Recipe
-from latentdiff.recipe.texts import read_texts
 
 
 @dataclass(frozen=True)
 class Found:
-    """Settings with the field names of `Recipe`, the program that wrote them, and settings without a counterpart.
+    """A recipe as read. settings: with the field names of `Recipe`. dropped: settings that are not supported.
 
-    recipe: only for files of latentdiff.
+    program: the one that wrote the file. recipe: only for files of latentdiff.
     """
 
     settings: dict[str, Any]
@@ -28,7 +28,7 @@ class Found:
 
 
 def read_any(path: Path) -> Found:
-    """The recipe of latentdiff, A1111 or ComfyUI. Raises InputError for a file without one, or a damaged one."""
+    """Read a recipe of latentdiff, A1111 or ComfyUI. Raises InputError if there is none, or it is damaged."""
     texts = read_texts(path)
     if CHUNK in texts:
         recipe = _ours(texts[CHUNK], path)
@@ -37,14 +37,14 @@ def read_any(path: Path) -> Found:
         if name in texts and (parsed := parse(texts[name])) is not None:
             settings, dropped = parsed
             return Found(settings, program, dropped)
-    raise InputError(f"{path} holds no recipe; give an image that latentdiff, A1111 or ComfyUI wrote, not a copy")
+    raise InputError(f"{path} contains no recipe; use an original file of latentdiff, A1111 or ComfyUI")
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Our recipe in an image file. Raises InputError for a file without one, or a damaged one."""
+    """Read a recipe of latentdiff. Raises InputError if there is none, or it is damaged."""
     found = read_any(path)
     if found.recipe is None:
-        raise InputError(f"{path} was made by {found.program}, not latentdiff; generate --recipe takes it")
+        raise InputError(f"{path} was made by {found.program}, not latentdiff; only generate --recipe can read it")
     return found.recipe
 
 

@@ -23,11 +23,11 @@ class AnimationRecipe(BaseModel):
 class Recipe(BaseModel):
     """Everything an image depends on. `model_hash` covers the model, LoRAs and embeddings (see `model_hash`).
 
-    image_hash, mask_hash: SHA-256 of the input's and the mask's file, 16 digits; their paths are not kept. hashes: the
-    first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which sites find them. original_size
-    to negative_aesthetic_score: the fields of `SizeConditioning`. refiner_hash: as model_hash.
-    safety, safety_score, flagged: what the content checker was to do, and what it found.
-    prompt_syntax: recipes before version 0.2 have none, since prompts were read as text.
+    image_hash, mask_hash: the first 16 digits of the SHA-256 of the input files, whose paths are not stored. hashes:
+    the first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which model sites identify them.
+    original_size to negative_aesthetic_score: the fields of `SizeConditioning`. refiner_hash: like model_hash. safety,
+    safety_score, flagged: the action and the result of the content checker. prompt_syntax: missing in recipes before
+    version 0.2, which had no prompt syntax.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.sampling.sampler_tables import (
     ddim_table,
@@ -17,7 +18,6 @@ from latentdiff.sampling.sampler_tables import (
 )
 from latentdiff.sampling.schedule import Grid, Schedule
 from latentdiff.sampling.spacings import SPACINGS
-from latentdiff.transfer import send
 
 EARLIER = 3  # x0 predictions that a row may read beside the current one
 

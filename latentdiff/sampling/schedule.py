@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError
 from latentdiff.sampling.spacings import SIGMA_GRIDS, timestep_grid
-from latentdiff.transfer import send
 
 LEAST_SIGNAL = 1e-8  # of alpha before any rescaling; below it, predictions of x0 overflow
 

@@ -12,12 +12,12 @@ from torch.utils.data import default_collate
 from latentdiff.checkpoints.folder import load_weights, read_vae_config, write_model
 from latentdiff.config.train import VAETrainConfig
 from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
+from latentdiff.device_transfer import send
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.training.losses import PatchDiscriminator, discriminator_loss, gradient_loss
 from latentdiff.training.processes import process_state
 from latentdiff.training.rng import Draws
 from latentdiff.training.task import Share
-from latentdiff.transfer import send
 
 HELD_OUT = 64
 SHOWN = 16

@@ -16,6 +16,7 @@ from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
+from latentdiff.device_transfer import send
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
 from latentdiff.text.conditioning import TextConditioner
@@ -27,7 +28,6 @@ from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import Samples
 from latentdiff.training.task import Share, reason
 from latentdiff.training.text_cache import TextCache
-from latentdiff.transfer import send
 
 HELD_OUT = 128
 SHOWN = 6

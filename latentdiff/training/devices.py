@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from latentdiff.device_transfer import send
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.transfer import send
 
 CPU = torch.device("cpu")
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from latentdiff.config.train import FineTuneConfig, RunConfig, TrainConfig, VAETrainConfig
 from latentdiff.data.batches import Batches
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
@@ -30,7 +31,6 @@ from latentdiff.training.sharding import ShardedEMA, copy_to_shard, refuse_anoth
 from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
-from latentdiff.transfer import send
 
 ON_CPU = ("draw", "timesteps")  # random numbers are generated on the CPU, and the schedule's tables are there
 LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in a row that overflowed

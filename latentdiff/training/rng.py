@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentdiff.transfer import send
+from latentdiff.device_transfer import send
 
 GOLDEN = 0.6180339887498949
 

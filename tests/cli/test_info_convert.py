@@ -45,7 +45,7 @@ def test_other_files_are_named(run: Any, model_folder: Path, tmp_path: Path) -> 
         ([*generate, model_folder / "text_encoder"], "is a text encoder, not a model; give the whole model"),
         ([*generate, model_folder, "--lora", tmp_path / "unet.safetensors"], "is a U-Net, not a LoRA"),
         ([*generate, model_folder, "--lora", "C:\\a.safetensors"], "a.safetensors does not exist; give a LoRA file"),
-        (["convert", model_folder, tmp_path], f"{tmp_path} exists; name a new folder"),
+        (["convert", model_folder, tmp_path], f"{tmp_path} exists; choose a new folder"),
     ):
         code, _, error = run(*words)
         assert code == 2 and message in error and error.count("\n") == 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from latentdiff.cli import main
-from latentdiff.cli.drawing import Drawing
+from latentdiff.cli.image_generator import ImageGenerator
 from latentdiff.cli.launch import started_processes
 from latentdiff.errors import InputError
 from latentdiff.pipeline import LatentDiffusionPipeline
@@ -109,7 +109,7 @@ def test_nothing_is_overwritten(folder: Path, model_folder: Path, capsys: pytest
     assert "out/3-1.png exists and was made with guidance_scale=5.0, not 2.0; remove it" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(folder / "out" / "4.png")
     assert generate(model_folder, "--prompts", "prompts.txt", "-o", "out") == 2
-    assert "4.png holds no recipe" in capsys.readouterr().err
+    assert "4.png contains no recipe" in capsys.readouterr().err
     unchanged = {path: path.read_bytes() for path in before if path.exists() and path.name != "4.png"}
     assert unchanged.items() <= before.items() and not (folder / "out" / "1.png").exists()
 
@@ -159,13 +159,13 @@ def test_images_of_one_shape_share_a_batch(
     folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: list[list[str]] = []
-    draw = Drawing.draw
+    generate_batch = ImageGenerator.generate
 
-    def recorded(self: Drawing, batch: Any, callback: Any) -> Any:
+    def recorded(self: ImageGenerator, batch: Any, callback: Any) -> Any:
         drawn.append([picture.path.name for picture in batch])
-        return draw(self, batch, callback)
+        return generate_batch(self, batch, callback)
 
-    monkeypatch.setattr(Drawing, "draw", recorded)
+    monkeypatch.setattr(ImageGenerator, "generate", recorded)
     assert generate(model_folder, "--prompts", "prompts.txt", "-o", "a.webp", "--batch-size", 2) == 0
     assert drawn == [["a-1.webp", "a-5.webp"], ["a-3-1.webp", "a-3-2.webp"], ["a-4.webp"], ["a-6.webp"]]
     assert capsys.readouterr().out.split() == [name for batch in drawn for name in batch]

@@ -188,12 +188,12 @@ def test_a_text_of_50_megabytes_is_refused(text: bytes, tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[:33] + text + data[33:])
-    with pytest.raises(InputError, match="a text in it has more than 1048576 bytes"):
+    with pytest.raises(InputError, match="an embedded text is larger than 1048576 bytes"):
         read_recipe(tmp_path / "a.png")
 
 
 def test_a_recipe_too_large_for_a_jpeg(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not fit into a JPEG.*write a \.png"):
+    with pytest.raises(InputError, match=r"is larger than the 65000 bytes of a JPEG.*write a \.png"):
         write_image(picture(), RECIPE.model_copy(update={"prompt": "x" * 40_000}), tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []
 
@@ -202,11 +202,11 @@ def test_a_recipe_too_large_for_a_jpeg(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"no image", "not a readable PNG, JPEG, WebP or GIF"),
-        (b"\x89PNG\r\n\x1a\n", "holds no recipe"),
+        (b"\x89PNG\r\n\x1a\n", "contains no recipe"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"iTXt", b"latentdiff\0\0\0\0\0{}"), "its recipe is damaged at prompt"),
         (b"\x89PNG\r\n\x1a\n" + chunk(b"iTXt", b"latentdiff\0\0\0\0\0[" + b"[" * 9999), "its recipe is damaged"),
-        (b"\x89PNG\r\n\x1a\n" + chunk(b"zTXt", b"latentdiff\0\0abc"), "a text in it is damaged"),
-        (b"\x89PNG\r\n\x1a\n" + chunk(b"iTXt", b"latentdiff\0\0"), "a text in it is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"zTXt", b"latentdiff\0\0abc"), "an embedded text is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"iTXt", b"latentdiff\0\0"), "an embedded text is truncated"),
     ],
 )
 def test_files_that_cannot_be_read(data: bytes, message: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row
+from latentdiff.device_transfer import send
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
@@ -26,7 +27,6 @@ from latentdiff.runtime.optimize import prepare
 from latentdiff.sampling.samplers import Levels, SamplerState, plan, sample
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.training.devices import send_conditioning
-from latentdiff.transfer import send
 from tests.small import small_text_encoder, small_tokenizer, small_unet_config, small_vae_config
 
 CUDA = torch.device("cuda:0")

@@ -28,7 +28,7 @@ class Source:
     channels: Tensor | None
 
 
-def edit_rows(
+def start_from_images(
     rows: Sequence[Row], canvases: Sequence[Canvas], strength: float | None, vae: VAE, task: Task
 ) -> list[Row]:
     """Make rows of pure noise start from their input images. Each image is encoded once.
@@ -37,7 +37,10 @@ def edit_rows(
     """
     device = rows[0].state.latents.device
     sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}
-    return [_edit_row(row, sources[canvas], canvas, strength, task) for row, canvas in zip(rows, canvases, strict=True)]
+    return [
+        _start_from_image(row, sources[canvas], canvas, strength, task)
+        for row, canvas in zip(rows, canvases, strict=True)
+    ]
 
 
 def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Source:
@@ -58,7 +61,7 @@ def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Sourc
     return Source(latents * scale, mask, torch.cat([mask, masked * scale]))
 
 
-def _edit_row(row: Row, source: Source, canvas: Canvas, strength: float | None, task: Task) -> Row:
+def _start_from_image(row: Row, source: Source, canvas: Canvas, strength: float | None, task: Task) -> Row:
     if source.channels is not None:
         row = _with_channels(row, source.channels, task)
     if task == "edit":

@@ -1,4 +1,4 @@
-"""Read texts in image files without decoding pixels, with limits on their size."""
+"""Read the texts embedded in image files, without decoding pixels and with limits on their size."""
 
 import zlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from latentdiff.errors import InputError
 from latentdiff.images.decoding import PNG_SIGNATURE
 
 MAX_TEXT = 1024 * 1024  # bytes of one text
-MAX_FILE = 512 * 1024 * 1024  # bytes of a file that is not a PNG, which Pillow may hold in memory
+MAX_FILE = 512 * 1024 * 1024  # bytes of a file that is not a PNG, which Pillow may read completely
 FORMATS = ("JPEG", "WEBP", "GIF")
 OURS = b"latentdiff\0"  # begins the maker note of JPEG and WebP files
 UTF16 = b"UNICODE\0"
@@ -20,9 +20,9 @@ PROGRAM_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)  # ComfyUI writes "prom
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts by their names in PNG files: `latentdiff`, `parameters`, `prompt`.
+    """Read the texts of any format, with the names that they have in PNG files: `latentdiff`, `parameters`, `prompt`.
 
-    Raises InputError for a file that is not an image, and for texts over `MAX_TEXT`.
+    Raises InputError for a file that is not an image, and for texts larger than `MAX_TEXT`.
     """
     if path.suffix.lower() == ".mp4":
         return _mp4_texts(path)
@@ -31,7 +31,7 @@ def read_texts(path: Path) -> dict[str, str]:
             if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
                 return dict(_png_texts(file, path))
         if path.stat().st_size > MAX_FILE:
-            raise InputError(f"{path} has more than {MAX_FILE} bytes; give a smaller file")
+            raise InputError(f"{path} is larger than {MAX_FILE} bytes; use a smaller file")
         with Image.open(path, formats=FORMATS) as image:
             return _gif_texts(image) if image.format == "GIF" else _exif_texts(image, path)
     except FileNotFoundError as error:
@@ -39,7 +39,7 @@ def read_texts(path: Path) -> dict[str, str]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: not a readable PNG, JPEG, WebP or GIF ({error}); name another file") from error
+        raise InputError(f"{path}: not a readable PNG, JPEG, WebP or GIF ({error}); use another file") from error
 
 
 def _png_texts(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
@@ -66,7 +66,7 @@ def _png_text(kind: bytes, rest: bytes, path: Path) -> str:
     packed = rest[:1] == b"\1"
     fields = rest[2:].split(b"\0", 2)  # language, translated name, text
     if len(fields) < 3:
-        raise InputError(f"{path}: a text in it is damaged (cut short); name another file")
+        raise InputError(f"{path}: an embedded text is truncated; use another file")
     text = fields[2]
     return (_inflate(text, path) if packed else text).decode("utf-8", "replace")
 
@@ -76,7 +76,7 @@ def _inflate(data: bytes, path: Path) -> bytes:
     try:
         text = unpacker.decompress(data, MAX_TEXT + 1)
     except zlib.error as error:
-        raise InputError(f"{path}: a text in it is damaged ({error}); name another file") from error
+        raise InputError(f"{path}: an embedded text is damaged ({error}); use another file") from error
     _check_size(len(text), path)
     return text
 
@@ -105,16 +105,16 @@ def _gif_texts(image: Image.Image) -> dict[str, str]:
 
 
 def _mp4_texts(path: Path) -> dict[str, str]:
-    """Of the comment that `animations.py` writes."""
+    """The text in the comment that `animations.py` writes."""
     if find_spec("av") is None:
-        raise InputError(f'{path} needs PyAV to be read; pip install "latentdiff[video]"')
+        raise InputError(f'reading {path} requires PyAV; pip install "latentdiff[video]"')
     import av
 
     try:
         with av.open(str(path)) as container:
             comment = container.metadata.get("comment", "")
-    except (OSError, ValueError) as error:  # PyAV's errors are one or the other
-        raise InputError(f"{path}: not a readable MP4 ({error}); name another file") from error
+    except (OSError, ValueError) as error:  # the bases of PyAV's errors
+        raise InputError(f"{path}: not a readable MP4 ({error}); use another file") from error
     _check_size(len(comment), path)
     name, _, text = comment.partition(":")
     return {"latentdiff": text} if name == "latentdiff" else {}
@@ -122,4 +122,4 @@ def _mp4_texts(path: Path) -> dict[str, str]:
 
 def _check_size(length: int, path: Path) -> None:
     if length > MAX_TEXT:
-        raise InputError(f"{path}: a text in it has more than {MAX_TEXT} bytes; name a file with its own metadata")
+        raise InputError(f"{path}: an embedded text is larger than {MAX_TEXT} bytes; use a file with smaller metadata")

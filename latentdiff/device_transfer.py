@@ -1,4 +1,4 @@
-"""Copies from the CPU to a device that no computation waits for."""
+"""Asynchronous copies from the CPU to a device."""
 
 import torch
 from torch import Tensor

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 import latentdiff
-from latentdiff.cli.editing import Editing
+from latentdiff.cli.edit_options import Editing
 from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
@@ -31,7 +31,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ImageGenerator:
     """A pipeline and everything that all images share. settings: of the call, with the names of `Recipe`."""
 
     opened: Opened
@@ -41,7 +41,7 @@ class Drawing:
     hires_recipe: dict[str, Any]
     checker: ContentChecker | None = None
 
-    def draw(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
+    def generate(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
         """Generate the images of a batch, with second pass or refiner if any. Errors name the line of the prompt."""
         from latentdiff.hires import generate_hires
         from latentdiff.refiner import generate_refined
