@@ -69,6 +69,7 @@ def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
     opened = open_tensor_file(file, allow_pickle)
     if (kind := read_contents(file, opened).kind) != "no model":
         raise CheckpointError(f"{file} is {kind}, not a LoRA; pass models by --model, --vae or --unet")
+    configs = _peft_configs(file, opened.metadata)
     grouped: dict[str, dict[str, str]] = {}
     for key in opened.shapes:
         name, kind = _split(key, file)
@@ -76,7 +77,6 @@ def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
         if kind in kinds:
             raise CheckpointError(f"{file}: {kinds[kind][:80]} and {key[:80]} are the same tensor; remove one of them")
         kinds[kind] = key
-    configs = _peft_configs(file, opened.metadata)
     deltas = {}
     for name, kinds in grouped.items():
         if not is_complete(set(kinds)):
@@ -123,24 +123,35 @@ def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[s
 
 
 def _peft_configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """peft's settings by component; those of an adapter folder, which has one component, have an empty name."""
+    """peft's settings by component; the name is empty for settings that state no component and apply to all layers."""
     found: dict[str, dict[str, Any]] = {}
     config_file = file.parent / PEFT_CONFIG
     if file.name == PEFT_FILE and config_file.is_file():
         found[""] = found["base_model"] = read_json(config_file)
+        _check_config(found[""], str(config_file))
     if (text := metadata.get(HEADER_CONFIG)) is not None:
-        try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: {HEADER_CONFIG} in its header is not JSON ({str(error)[:80]})") from error
-        if not isinstance(parsed, dict):
-            raise CheckpointError(f"{file}: {HEADER_CONFIG} holds {type(parsed).__name__}, not settings by name")
-        for key, value in parsed.items():
-            part, _, setting = key.partition(".")
-            if part in PARTS and setting:
-                found.setdefault(part, {})[setting] = value
-    for part, config in found.items():
-        _check_config(config, f"{file}: {part}" if part else str(config_file))
+        where = f"{file}: {HEADER_CONFIG}"
+        by_part = _header_configs(text, where)
+        for part, config in by_part.items():
+            _check_config(config, f"{file}: {part}" if part else where)
+        found |= by_part
+    return found
+
+
+def _header_configs(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """The settings that diffusers stores in a file's header: with a part as prefix, or without for a U-Net alone."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} in its header is not JSON ({str(error)[:80]})") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{where} holds {type(parsed).__name__}, not settings by name")
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in parsed.items():
+        part, dot, setting = key.partition(".")
+        if dot and part not in PARTS:
+            raise CheckpointError(f"{where} has settings of {part[:40]!r}; only {', '.join(PARTS)} are supported")
+        found.setdefault(part if dot else "", {})[setting if dot else key] = value
     return found
 
 

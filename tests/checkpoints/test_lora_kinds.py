@@ -201,6 +201,8 @@ def test_tensors_are_applied_or_refused_by_name(
         ({"unet.bias": "all"}, "bias='all' is not supported"),
         ({"unet.init_lora_weights": "pissa"}, "'pissa' changed the base weights"),
         ({"unet.peft_type": "VERA"}, "peft_type='VERA' is not supported"),
+        ({"r": 2, "bias": "all"}, "lora_adapter_metadata.bias='all' is not supported"),
+        ({"transformer.r": 2}, "has settings of 'transformer'; only unet, text_encoder, text_encoder_2 are supported"),
     ],
 )
 def test_settings_are_applied_or_refused_by_name(
@@ -230,6 +232,31 @@ def test_diffusers_metadata_is_applied_as_diffusers_does(
     ours = pipeline(model_folder)
     ours.load_lora(tmp_path)
     assert torch.allclose(weight(ours.denoiser, LAYER), theirs.unet.get_submodule(LAYER).base_layer.weight, atol=1e-5)
+
+
+def test_settings_of_a_u_net_saved_alone_have_no_prefix(model_folder: Path, tmp_path: Path) -> None:
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(model_folder / "unet")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False, use_rslora=True, alpha_pattern={LAYER: 32}
+    )
+    theirs.add_adapter(config)
+    theirs.save_lora_adapter(tmp_path)
+    assert json.loads(_metadata(tmp_path / FILE)["lora_adapter_metadata"])["use_rslora"] is True
+    theirs.fuse_lora()
+    ours = pipeline(model_folder)
+    ours.load_lora(tmp_path)
+    for name in (LAYER, LAYER.replace("attn1", "attn2")):
+        assert torch.allclose(weight(ours.denoiser, name), theirs.get_submodule(name).base_layer.weight, atol=1e-5)
+
+
+def test_a_folder_s_setting_is_named_before_the_tensors_that_it_explains(model_folder: Path, tmp_path: Path) -> None:
+    model = peft.get_peft_model(
+        diffusers.UNet2DConditionModel.from_pretrained(model_folder / "unet"),
+        peft.LoraConfig(target_modules=["to_q"], modules_to_save=["conv_out"]),
+    )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json.modules_to_save=\['conv_out'\] is not supported"):
+        pipeline(model_folder).load_lora(tmp_path)
 
 
 def _metadata(path: Path) -> dict[str, str]:
