@@ -13,7 +13,7 @@ from torch import Tensor
 from latentdiff.checkpoints.lora_deltas import KINDS, Delta, is_complete, rank_of
 from latentdiff.checkpoints.lora_names import normalise
 from latentdiff.checkpoints.single_file import read_contents
-from latentdiff.checkpoints.tensor_files import READ_ERRORS, damaged, open_tensor_file
+from latentdiff.checkpoints.tensor_files import READ_ERRORS, damaged, open_tensor_file, problem_of
 from latentdiff.errors import CheckpointError
 from latentdiff.files import finished_files, read_json
 
@@ -107,6 +107,9 @@ def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[s
     rank: float | None = rank_of(tensors)
     if alpha is not None and alpha.numel() != 1:
         raise CheckpointError(f"{file}: {name[:80]}.alpha must be one number, not {list(alpha.shape)}")
+    for kind, tensor in tensors.items():
+        if (problem := problem_of(tensor)) is not None:
+            raise CheckpointError(f"{file}: {kind} of {name[:80]} {problem}; use another file")
     if any(tensor.ndim == 0 or 0 in tensor.shape for tensor in tensors.values()):
         raise CheckpointError(f"{file}: a tensor of {name[:80]} is empty; download the file again")
     config = configs.get(name.split(".")[0], configs.get("", None))

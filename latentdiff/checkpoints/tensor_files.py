@@ -45,6 +45,13 @@ class TensorFile:
     metadata: Mapping[str, str]
 
 
+def problem_of(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be part of an adapter or a learned word: integers, or numbers that are not finite."""
+    if not tensor.is_floating_point():
+        return f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
+    return None if tensor.float().isfinite().all() else "holds NaN or infinite numbers; the training failed"
+
+
 def open_tensor_file(file: Path, allow_pickle: bool = False) -> TensorFile:
     """Open by suffix. Raises CheckpointError for a damaged file, and for a pickle unless `allow_pickle`.
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import Components
-from latentdiff.checkpoints.tensor_files import READ_ERRORS, TensorFile, damaged, open_tensor_file
+from latentdiff.checkpoints.tensor_files import READ_ERRORS, TensorFile, damaged, open_tensor_file, problem_of
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import atomic_path
 from latentdiff.text.conditioning import TextConditioner
@@ -98,7 +98,9 @@ def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
     except READ_ERRORS as error:
         raise damaged(file, error) from error
     for key, tensor in tensors.items():
-        if tensor.ndim not in (1, 2) or 0 in tensor.shape or not tensor.is_floating_point():
+        if (problem := problem_of(tensor)) is not None:
+            raise CheckpointError(f"{file}: {key[:80]} {problem}; use another file")
+        if tensor.ndim not in (1, 2) or 0 in tensor.shape:
             raise CheckpointError(f"{file}: {key[:80]} is {list(tensor.shape)}; vectors of a word must be [n, width]")
     rows = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in tensors.items()}
     if not rows:

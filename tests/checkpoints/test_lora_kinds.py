@@ -176,6 +176,8 @@ PAIR = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 32), f"unet.{LAYER}.lora_B.
         ),
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 3)}, "do not fit together"),
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(0, 2)}, "is empty"),
+        ({f"unet.{LAYER}.lora_B.weight": torch.full((32, 2), torch.inf)}, "up of .* holds NaN or infinite numbers"),
+        ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 2).char()}, "up of .* holds int8, not floating-point"),
     ],
 )
 def test_tensors_are_applied_or_refused_by_name(

@@ -136,3 +136,18 @@ def test_tensors_of_other_shapes_are_one_line(shape: tuple[int, ...], model_fold
     save_file({"<toy>": torch.zeros(shape)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="vectors of a word must be"):
         pipeline(model_folder).load_textual_inversion(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(1, 32, dtype=torch.int64), "<toy> holds int64, not floating-point numbers"),
+        (torch.full((1, 32), torch.nan), "<toy> holds NaN or infinite numbers"),
+    ],
+)
+def test_numbers_that_cannot_be_vectors_are_named(
+    values: torch.Tensor, message: str, model_folder: Path, tmp_path: Path
+) -> None:
+    save_file({"<toy>": values}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        pipeline(model_folder).load_textual_inversion(tmp_path / "x.safetensors")
