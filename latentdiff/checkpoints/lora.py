@@ -38,12 +38,16 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
     text_encoder: also to the attention layers of the text encoders.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     def inject(model: nn.Module, targets: tuple[str, ...]) -> None:
         config = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
         )
         inject_adapter_in_model(config, model)
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer) and not dora:  # autocast casts the weights; a cast input would be a copy
+                layer.cast_input_dtype_enabled = False
 
     inject(parts.denoiser, TARGETS)
     for encoder in parts.text.encoders if text_encoder else ():

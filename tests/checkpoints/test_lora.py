@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -57,6 +58,30 @@ def test_merged_equals_trained(model_folder: Path, tmp_path: Path, dora: bool) -
     assert merge_lora(fresh, tmp_path) == layers > 20
     assert (outcome(fresh.denoiser) - outcome(parts.denoiser)).abs().max() < 1e-5
     assert (before - outcome(fresh.denoiser)).abs().max() > 1e-2
+
+
+def test_layers_of_one_input_share_it_for_their_gradients(model_folder: Path) -> None:
+    """In bfloat16 the gradients are the same to the bit as with peft's copies of the input, in less memory."""
+    unet = trained(model_folder).denoiser
+    generator = torch.Generator().manual_seed(5)
+    sample, hidden = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
+    found = []
+    for copies in (False, True):
+        for layer in unet.modules():
+            if isinstance(layer, LoraLayer):
+                assert copies or not layer.cast_input_dtype_enabled
+                layer.cast_input_dtype_enabled = copies
+        saved: list[Tensor] = []
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t),
+        ):
+            out = unet(sample, torch.tensor([3, 700]), Conditioning(hidden))
+        unet.zero_grad()
+        out.float().square().sum().backward()
+        size = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}.values())
+        found.append((size, torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])))
+    assert torch.equal(found[0][1], found[1][1]) and found[0][0] < found[1][0]
 
 
 def test_diffusers_reads_ours_and_makes_the_same_picture(model_folder: Path, tmp_path: Path) -> None:
