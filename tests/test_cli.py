@@ -148,6 +148,7 @@ def test_low_memory_generates_the_same_picture_and_the_bar_shows_peak_memory(
         ([PROMPT, "-o", "x.png", "--dtype", "float61"], "did you mean 'float16'"),
         ([PROMPT, "-o", "x.png", "--device", "gpu"], "device='gpu' is not usable here"),
         ([PROMPT, "-o", "x.png", "--device", "cuda:99"], "device='cuda:99' is not usable here"),
+        ([PROMPT, "-o", "x.png", "--device", "meta"], "device='meta' is not usable here"),
         ([PROMPT, "-o", "x.png", "--optimize", "turbo", "--model", "gone"], "known: auto, compile, off"),
         ([PROMPT, "-o", "x.png", "--model", "no/such/model"], "does not exist"),
         ([PROMPT, "-o", "x.png", "--model", "."], "give a folder that a pipeline was saved to"),

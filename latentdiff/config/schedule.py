@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from latentdiff.config.fields import ModelConfig
-from latentdiff.errors import CheckpointError, did_you_mean
+from latentdiff.errors import CheckpointError, did_you_mean, shorten
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
@@ -121,6 +121,9 @@ class ScheduleConfig(ModelConfig):
             if key in raw and raw[key] not in supported:
                 raise CheckpointError(f"{where}: {key}={raw[key]!r} is not supported; use another checkpoint")
         values = defaults | {key: value for key, value in raw.items() if value is not None}
+        for spacing in SIGMA_SPACINGS:
+            if not isinstance(given := values.get(f"use_{spacing}_sigmas", False), bool):
+                raise CheckpointError(f"{where}: use_{spacing}_sigmas={shorten(given)} must be true or false")
         spacings = [spacing for spacing in SIGMA_SPACINGS if values.get(f"use_{spacing}_sigmas")]
         if len(spacings) > 1:
             raise CheckpointError(f"{where}: use_{spacings[0]}_sigmas and use_{spacings[1]}_sigmas exclude each other")

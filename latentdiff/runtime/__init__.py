@@ -19,7 +19,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without data, such as meta, raises here
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name!r} is not usable here ({str(error).splitlines()[0]}); try cpu") from error
     return device

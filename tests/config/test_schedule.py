@@ -123,6 +123,7 @@ def test_an_unsupported_sampler_must_be_replaced_by_the_user(
         ("DDIMScheduler", {"num_train_timesteps": 10**9}, "num_train_timesteps=1000000000"),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 0}, "shift=0"),
         ("DDIMScheduler", {"beta_start": float("nan")}, "beta_start=nan"),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": "no"}, "use_karras_sigmas='no' must be true or false"),
     ],
 )
 def test_unsupported_keys_are_refused_by_name(name: str, keys: dict[str, Any], message: str) -> None:
