@@ -49,10 +49,9 @@ class RuntimeOptions:
 
     def device(self, name: str) -> torch.device:
         """`pick_device`; disk offload runs on the CPU only. Raises InputError."""
-        device = pick_device("cpu" if self.low_memory and name == "auto" else name)
-        if self.low_memory and device.type != "cpu":
+        if self.low_memory and name.partition(":")[0] not in ("auto", "cpu"):
             raise InputError(f"low_memory=True runs on the CPU, not on device={name!r}; try device='cpu'")
-        return device
+        return pick_device("cpu" if self.low_memory and name == "auto" else name)
 
 
 def choose_options(optimize: str, approximate: Sequence[str] = (), low_memory: bool = False) -> RuntimeOptions:
