@@ -9,6 +9,7 @@
 // above 2^MOST. Where that leaves sums that are too small, the maximum is computed after all.
 
 #include "attention_packing.h"
+#include "softmax_weights.h"
 
 namespace {
 
@@ -16,7 +17,6 @@ constexpr int64_t KEYS = 256;                  // whose weights are computed bef
 constexpr float MOST = 80.0f;                  // powers of two; sums of values have room up to 2^128
 constexpr float FAR = 230.0f;                  // powers of two: a larger bound would leave sums that are too small
 constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of that much, weights below 2^-126 do not matter
-constexpr float LEAST_POWER = -126.0f;
 constexpr float LOG2_E = 1.44269504f;
 
 template <typename Operand, typename Source>
@@ -38,7 +38,7 @@ class Attention : Packing<Operand, Source> {
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t map = i / blocks;
                 Block block{map, i % blocks * QUERIES, keys.get() + map * key_size(), values.get() + map * value_size(),
-                            longest[map], queries.get(), weights.get(), sums.get(), {}, {}};
+                            longest[map], queries.get(), weights.get(), sums.get(), {}, {}, {}, false};
                 attend(block);
             }
         });
@@ -57,22 +57,25 @@ class Attention : Packing<Operand, Source> {
         uint32_t *queries, *weights;
         float* sums;             // [value_rows, QUERIES]
         floats moved[VECTORS];   // what is subtracted from scores
+        floats bias[VECTORS];    // what `weight_pair` adds to scores instead
         floats total[VECTORS];   // of the weights
+        bool bounded;            // whether `moved` is from the bound of the scores, so that these are finite
     };
 
     float slope() const { return p.scale * LOG2_E; }
 
-    // Scores' bounds decide what is subtracted. Returns whether they are near enough.
-    bool pack_queries(Block& block) const {
-        bool near = true;
+    // The scores' bounds decide what is subtracted, where they are near enough.
+    void pack_queries(Block& block) const {
+        block.bounded = true;
         for (int v = 0; v < VECTORS; ++v) {
             float bound[LANES];
             store(bound, pack_rows(p.q, block.map, block.first + v * LANES, p.queries, block.queries + v * depth() * LANES));
             for (int i = 0; i < LANES; ++i) bound[i] = sqrtf(bound[i] * block.longest) * slope();
-            for (int i = 0; i < LANES; ++i) near &= bound[i] <= FAR;
-            block.moved[v] = (at_least(load(bound), MOST) - MOST) / slope();
+            for (int i = 0; i < LANES; ++i) block.bounded &= bound[i] <= FAR;
+            const floats moved = at_least(load(bound), MOST) - MOST;
+            block.moved[v] = moved / slope();
+            block.bias[v] = UNMOVED - moved * STEPS;
         }
-        return near;
     }
 
     // sums [ROWS, VECTORS] = `steps` words of ROWS rows times those of QUERIES columns.
@@ -101,42 +104,43 @@ class Attention : Packing<Operand, Source> {
         multiply(keys, LANES, queries, LANES, depth(), scores);
     }
 
-    // 2^((score - moved) * slope), to what an operand holds: 2^whole by the exponent's bits, 2^rest, |rest| <= 1/2, by a
-    // polynomial of least relative error (1e-4 and 2e-7).
-    floats weight(floats score, floats moved) const {
-        const floats to_whole = splat(12582912.0f);  // 1.5 * 2^23: a sum with it is whole, its low bits are the number
-        const floats distance = at_least(score - moved, LEAST_POWER / slope());
-        const floats shifted = distance * slope() + to_whole, rest = distance * slope() - (shifted - to_whole);
-        floats power;
+#if defined(HAS_WEIGHT_PAIR)
+    // What `weight_pair` reads; the smallest weights are 0.
+    __m512 step(floats score, floats bias) const {
+        return _mm512_max_ps((__m512)(score * (slope() * STEPS) + bias), _mm512_set1_ps(WHOLE));
+    }
+#endif
+
+    // Weights of the scores of Operand::VALUES keys in rows from `row` on, as one word for each of LANES queries.
+    template <bool bounded>
+    words weights(const Block& block, const floats (&scores)[ROWS][VECTORS], int row, int v) const {
+        const floats first = scores[row][v], moved = block.moved[v];
         if constexpr (Operand::VALUES == 2) {
-            power = ((0.0558282f * rest + 0.2401526f) * rest + 0.6931440f) * rest + 0.9999253f;
+            const floats second = scores[row + 1][v];
+#if defined(HAS_WEIGHT_PAIR)
+            if constexpr (bounded) return (words)weight_pair(step(first, block.bias[v]), step(second, block.bias[v]));
+#endif
+            return round_pair(weight<Operand>(first, moved, slope()), weight<Operand>(second, moved, slope()));
         } else {
-            power = ((1.54035e-4f * rest + 1.33336e-3f) * rest + 9.6181291e-3f) * rest + 5.5504109e-2f;
-            power = ((power * rest + 0.24022651f) * rest + 0.69314718f) * rest + 1.0f;
+            return (words)weight<Operand>(first, moved, slope());
         }
-        return (floats)((words)power + ((words)shifted << 23));
     }
 
+    // The bits of a word of which `left` keys and all queries are left.
+    static uint32_t present(int64_t left) { return left >= Operand::VALUES ? ~0u : left == 1 ? 0xffffu : 0u; }
+
     // Weights of ROWS keys from `key` on, added to the total and stored as operands [ROWS / VALUES, QUERIES].
+    template <bool bounded>
     void weigh(const Block& block, int64_t key, uint32_t* to, floats (&total)[VECTORS]) const {
+        const bool last = key + ROWS > p.keys;
         floats scores[ROWS][VECTORS];
         score(block, key, scores);
-#pragma GCC unroll 16
-        for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v)
-                scores[row][v] = weight(scores[row][v], block.moved[v]);
-        }
-        if (key + ROWS > p.keys)
-            for (int64_t row = p.keys - key; row < ROWS; ++row)
-                for (floats& value : scores[row]) value = floats{};
 #pragma GCC unroll 16
         for (int row = 0; row < ROWS; row += Operand::VALUES) {
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) {
-                words word;
-                if constexpr (Operand::VALUES == 2) word = round_pair(scores[row][v], scores[row + 1][v]);
-                else word = (words)scores[row][v];
+                words word = weights<bounded>(block, scores, row, v);
+                if (last) word &= present(p.keys - key - row);
                 total[v] = Operand::dot(total[v], word, splat(Operand::ONES));
                 store(to + (row / Operand::VALUES * VECTORS + v) * LANES, word);
             }
@@ -153,8 +157,11 @@ class Attention : Packing<Operand, Source> {
         for (int64_t first = 0; first < p.keys; first += KEYS) {
             const int64_t end = smaller(p.keys, first + KEYS), count = divide_up(end - first, Operand::VALUES);
             floats total[VECTORS] = {};
-            for (int64_t key = first; key < end; key += ROWS)
-                weigh(block, key, block.weights + (key - first) / Operand::VALUES * QUERIES, total);
+            for (int64_t key = first; key < end; key += ROWS) {
+                uint32_t* to = block.weights + (key - first) / Operand::VALUES * QUERIES;
+                if (block.bounded) weigh<true>(block, key, to, total);
+                else weigh<false>(block, key, to, total);
+            }
             for (int v = 0; v < VECTORS; ++v) block.total[v] += total[v];
             const uint32_t* values = block.values + first / Operand::VALUES * value_rows();
             for (int64_t row = 0; row < value_rows(); row += ROWS) {
@@ -189,9 +196,10 @@ class Attention : Packing<Operand, Source> {
     }
 
     void attend(Block& block) const {
-        const bool near = pack_queries(block);
-        if (near) add_keys(block);
-        if (!near || !enough(block)) {
+        pack_queries(block);
+        if (block.bounded) add_keys(block);
+        if (!block.bounded || !enough(block)) {
+            block.bounded = false;
             look_for_maximum(block);
             add_keys(block);
         }

@@ -73,16 +73,7 @@ void look_for_maximum(const Problem& p, const bits* keys, Block& block) {
     }
 }
 
-// How much 256 (1 + f) is above 256 * 2^f, for f from 0 on in steps of 1/64: the whole numbers that leave the least error.
-alignas(64) constexpr uint8_t BEND[64] = {
-    1, 2, 3, 4, 5, 6, 8, 8, 10, 10, 11, 12, 13, 14, 15, 16, 16, 17, 18, 18, 19, 19, 20, 20, 21, 21, 21, 22, 22, 22, 22, 22,
-    22, 23, 23, 23, 22, 22, 22, 22, 22, 21, 21, 21, 20, 20, 19, 19, 18, 17, 17, 16, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5, 3, 2};
-
 // Scores of QUERIES queries on their way to 2^(score * slope / STEPS), moved, in the layout of the second product.
-//
-// The bits of a bfloat16 2^x, read as a whole number, are 128 (127 + x) where x is whole; between, they are less by what its
-// fraction alone tells (Schraudolph 1999). One fma makes twice that number, rounded, in the low half of a word; a table takes
-// away what it is too much; and half of it, rounded, is the weight: to a relative 0.0019, where rounding alone leaves 0.0017.
 template <bool unmoved>
 class Weights {
   public:
@@ -106,17 +97,12 @@ class Weights {
 
   private:
     __m512i pair(const float* scores, __m512 bias) const {
-        const __m512i to_high_half = _mm512_set4_epi32(0x0d0c0000, 0x09080000, 0x05040000, 0x01000000);
-        const __m512i even = line(scores, bias), odd = line(scores + QUERIES, bias);
-        const __m512i both = _mm512_mask_shuffle_epi8(even, 0xCCCCCCCCCCCCCCCC, odd, to_high_half);
-        const __m512i place = _mm512_srli_epi16(both, 2);
-        const __m512i bend = _mm512_maskz_permutexvar_epi8(0x5555555555555555, place, _mm512_load_si512(BEND));
-        return _mm512_srli_epi16(_mm512_subs_epu16(both, bend), 1);
+        return weight_pair(line(scores, bias), line(scores + QUERIES, bias));
     }
 
-    __m512i line(const float* scores, __m512 bias) const {
+    __m512 line(const float* scores, __m512 bias) const {
         const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores), slope_, bias);
-        return _mm512_castps_si512(unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE)));  // the smallest are 0
+        return unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE));  // the smallest are 0
     }
 
     const Block& block_;

@@ -3,16 +3,14 @@
 #pragma once
 
 #include "amx.h"
+#include "softmax_weights.h"
 
 namespace {
 
 constexpr int64_t QUERIES = 32;       // two tiles of columns
-constexpr float STEPS = 256.0f;       // of a weight from one power of two to the next; bfloat16 has half as many
 constexpr float MOST = 80.0f;         // no weight is above 2^80, so that sums of values have room up to 2^128: values may be 1e-12 to 1e12
 constexpr float FAR = 230.0f;         // powers of two: a bound of scores that is above tells too little
 constexpr float LEAST = 8.0779357e-28f;  // 2^-90: with a sum of that much, weights below 2^-126 do not matter
-constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: a sum with it is a whole number, held in its low bits
-constexpr float UNMOVED = WHOLE + 127 * STEPS + 1;  // half of its low bits, rounded down, are 2^0 in bfloat16
 constexpr bits ONE = 0x3f80;
 
 // [batch, length, heads, dim] inside a larger tensor; the last two are dense.
