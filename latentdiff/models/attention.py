@@ -136,6 +136,8 @@ class SpatialSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = _pixels(self.group_norm(x))
-        out = attention(self.to_q(h), self.to_k(h), self.to_v(h), heads=1)
+        out = self.attend(_pixels(self.group_norm(x)))
         return _map(add(_pixels(x), self.to_out[0], out), x.shape[-2:])
+
+    def attend(self, x: Tensor) -> Tensor:
+        return attention(self.to_q(x), self.to_k(x), self.to_v(x), heads=1)  # [B, H*W, C]

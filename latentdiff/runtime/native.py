@@ -51,7 +51,12 @@ def variants() -> dict[str, tuple[str, ...]]:
 
 def provides(kernel: str) -> bool:
     """Whether the variant in use has this kernel."""
-    return hasattr(load_kernels(), kernel)
+    return _has(load_kernels(), kernel)
+
+
+@cache  # ctypes looks a name that is missing up again each time
+def _has(library: ctypes.CDLL | None, kernel: str) -> bool:
+    return hasattr(library, kernel)
 
 
 def call(name: str, *arguments: Tensor | int | float | None) -> None:
@@ -60,7 +65,7 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
     if kernel.argtypes is None:
         kernel.argtypes = [ctypes.c_int64, *(C_TYPES.get(type(a), ctypes.c_void_p) for a in arguments)]
         kernel.restype = None
-    kernel(torch.get_num_threads(), *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    kernel(torch.get_num_threads(), *[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
 def cache_folder() -> Path:

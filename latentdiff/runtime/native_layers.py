@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentdiff.models.attention import GEGLU, attention
+from latentdiff.models.attention import GEGLU, SpatialSelfAttention, attention
 from latentdiff.models.layers import GroupNormSiLU
 from latentdiff.runtime.native import call, load_kernels, provides
 from latentdiff.runtime.packed import PackedLinear
@@ -83,6 +83,13 @@ def fast_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     sizes = (len(q), heads, q.shape[1], k.shape[1], dim, dim**-0.5)
     call(f"attention_{suffix}", *sizes, q, q_batch, q_row, k, k_batch, k_row, v, v_batch, v_row, out)
     return out
+
+
+class NativeSpatialSelfAttention(Native, SpatialSelfAttention):
+    """The VAE's attention. No gradients, so it is not in NATIVE."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        return fast_attention(self.to_q(x), self.to_k(x), self.to_v(x), heads=1)
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool, spare: bool = False) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.tensor_locations import TensorLocation, map_tensors
-from latentdiff.models.attention import Attention
+from latentdiff.models.attention import Attention, SpatialSelfAttention
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.runtime.native_layers import fast_attention, use_native_kernels
+from latentdiff.runtime.native_layers import NativeSpatialSelfAttention, fast_attention, use_native_kernels
 
 BLOCK_BYTES = 32 * 1024 * 1024
 ALIGNMENT = 64  # bytes
@@ -83,6 +83,8 @@ def _use_kernels(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module) is Attention:
             module.__class__ = KernelAttention
+        elif type(module) is SpatialSelfAttention:
+            module.__class__ = NativeSpatialSelfAttention
         elif name.rpartition(".")[2] == "conv_in":
             module.register_forward_pre_hook(_channels_last)
 

@@ -7,13 +7,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from latentdiff.models.attention import Attention
+from latentdiff.models.attention import Attention, SpatialSelfAttention
+from latentdiff.models.layers import Upsample2D
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime.compiled import Compiled
 from latentdiff.runtime.fused_attention import FusedAttention
+from latentdiff.runtime.fused_upsample import FusedUpsample
 from latentdiff.runtime.int8 import unquantise
 from latentdiff.runtime.memory import map_large_blocks
-from latentdiff.runtime.native_layers import NATIVE
+from latentdiff.runtime.native_layers import NATIVE, NativeSpatialSelfAttention
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, cannot_pack
 from latentdiff.runtime.time_embedding_cache import TimeEmbeddingCache
 
@@ -37,6 +39,8 @@ class FastLayer(Protocol):
 REGISTRY: dict[type[nn.Module], type[FastLayer]] = {
     UNet2DConditionModel: TimeEmbeddingCache,
     Attention: FusedAttention,
+    SpatialSelfAttention: NativeSpatialSelfAttention,
+    Upsample2D: FusedUpsample,
     **cast(dict[type[nn.Module], type[FastLayer]], NATIVE),
     nn.Linear: PackedLinear,
     nn.Conv2d: PackedConv2d,
