@@ -11,14 +11,13 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import Alive
 from benchmarks.networks import SHAPES
 from benchmarks.report import table
-from latentdiff.checkpoints.lora import TARGETS
+from latentdiff.checkpoints.lora import TARGETS, inject_pairs
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
@@ -43,8 +42,7 @@ def calculate(config: UNetConfig, latents: int, batch: int, checkpointing: bool,
     """The need of one step on `batch` pictures."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(config).requires_grad_(False)
-        adapters = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
-        inject_adapter_in_model(adapters, unet)
+        inject_pairs(unet, TARGETS, rank)
     unet.gradient_checkpointing = checkpointing
     with FakeTensorMode(allow_non_fake_inputs=True):
         _on_fake_cpu(unet.train())

@@ -55,3 +55,13 @@ def check_integer(value: Any, name: str, low: float = -math.inf, high: float = m
         rule = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise InputError(f"{name}={number} must be {rule}; try {min(max(number, low), high)}")
     return number
+
+
+def check_number(value: Any, name: str) -> float:
+    """Convert a number of any type, also of numpy and torch. Raises InputError for other values, such as strings."""
+    try:
+        if not isinstance(value, str | bytes | bool):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise InputError(f"{name}={shorten(value)} must be a number")

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: add to a model, and save."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,23 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
 
     text_encoder: also to the attention layers of the text encoders.
     """
+    inject_pairs(parts.denoiser, TARGETS, rank, dora)
+    for encoder in parts.text.encoders if text_encoder else ():
+        inject_pairs(encoder, TEXT_TARGETS, rank, dora)
+
+
+def inject_pairs(model: nn.Module, targets: Sequence[str], rank: int, dora: bool = False) -> None:
+    """Add trainable low-rank pairs to the layers whose names end in `targets`, and freeze all other weights."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    def inject(model: nn.Module, targets: tuple[str, ...]) -> None:
-        config = LoraConfig(
-            r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
-        )
-        inject_adapter_in_model(config, model)
-        for layer in model.modules():
-            if isinstance(layer, LoraLayer) and not dora:  # autocast casts the weights; a cast input would be a copy
-                layer.cast_input_dtype_enabled = False
-
-    inject(parts.denoiser, TARGETS)
-    for encoder in parts.text.encoders if text_encoder else ():
-        inject(encoder, TEXT_TARGETS)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
+    )
+    inject_adapter_in_model(config, model)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and not dora:  # autocast casts the weights; casting the input would copy it
+            layer.cast_input_dtype_enabled = False
 
 
 def save_lora(parts: Components, folder: Path, trigger: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from latentdiff.denoiser import Guidance
-from latentdiff.errors import InputError, check_integer
+from latentdiff.errors import InputError, check_integer, check_number, shorten
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
 from latentdiff.inputs.inversion import check_invertible
@@ -203,10 +203,12 @@ def _guidance(
     scale: float | None, interval: tuple[float, float], edit: EditOptions | None, model: ModelLimits
 ) -> Guidance | None:
     """None for a scale of 1 or less, which means no guidance, as in diffusers. edit: has InstructPix2Pix's scale."""
-    scale = model.generation.guidance_scale if scale is None else scale
+    scale = model.generation.guidance_scale if scale is None else check_number(scale, "guidance_scale")
     if not math.isfinite(scale):
         raise InputError(f"guidance_scale={scale} must be a finite number; try {model.generation.guidance_scale:g}")
-    low, high = interval
+    if len(interval) != 2:
+        raise InputError(f"guidance_interval={shorten(interval)} must be two numbers; try 0.2, 0.8")
+    low, high = (check_number(value, "guidance_interval") for value in interval)
     if not 0 <= low <= high <= 1:
         raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
     total = model.schedule.config.num_train_timesteps
@@ -245,6 +247,6 @@ def _strength(strength: float | None, canvases: list[Canvas] | None, task: Task)
         return 1.0
     if strength is None:
         return STRENGTH if canvases[0].mask is None else 1.0
-    if not 0 <= strength <= 1:
+    if not 0 <= check_number(strength, "strength") <= 1:
         raise InputError(f"strength={strength} must be from 0, which keeps the image, to 1, which ignores it; try 0.6")
     return float(strength)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, check_number
 from latentdiff.sampling.samplers import Plan
 
 
@@ -14,7 +14,7 @@ def part_of(whole: Plan, skipping: Callable[[int], Plan], total: int, start: flo
     Raises InputError for fractions outside (0, 1), and for fractions that leave no step on one side.
     """
     for name, value in (("denoising_start", start), ("denoising_end", end)):
-        if value is not None and not 0 < value < 1:
+        if value is not None and not 0 < check_number(value, name) < 1:
             raise InputError(f"{name}={value} must be between 0 and 1; try 0.8")
     if start is not None and end is not None and start >= end:
         raise InputError(f"denoising_start={start} must be below denoising_end={end}; decrease it")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.device_transfer import send
-from latentdiff.errors import InputError, did_you_mean
+from latentdiff.errors import InputError, check_number, did_you_mean
 from latentdiff.sampling.sampler_tables import (
     ddim_table,
     dpmpp_2m_sde_table,
@@ -96,7 +96,7 @@ def plan(
         raise InputError(f"the model's scheduler: {schedule.config.unsupported}; choose one, as sampler='dpmpp_2m'")
     if sampler not in SAMPLERS:
         raise InputError(f"sampler={sampler!r} is unknown; {did_you_mean(sampler, SAMPLERS)}")
-    if not 0 <= eta <= 1:
+    if not 0 <= check_number(eta, "eta") <= 1:
         raise InputError(f"eta={eta} must be from 0 to 1; 0 is deterministic")
     if eta and sampler != "ddim":
         raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; use that one, or leave eta at 0")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, check_number
 from latentdiff.sampling.interpolation import slerp
 from latentdiff.sampling.samplers import draw_noise
 from latentdiff.sampling.seeds import generator_for, seeds_per_image
@@ -33,7 +33,7 @@ def read_variation(
         if seed is not None:
             raise InputError(f"variation_seed={seed} requires variation_strength= (--variation-strength); try 0.1")
         return None
-    if not 0 <= strength <= 1:
+    if not 0 <= check_number(strength, "variation_strength") <= 1:
         raise InputError(f"variation_strength={strength} must be from 0 (the same image) to 1 (another image); try 0.1")
     if latents is not None:
         raise InputError("variation_strength= applies to noise drawn from seeds; omit it or latents=")
