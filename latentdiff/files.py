@@ -54,14 +54,16 @@ def check_writable_parent(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); shorten its name or name another") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); use a shorter name or another folder"
+        ) from error
     folder = path.parent
     if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first or name another")
+        raise InputError(f"{path}: the folder {folder} does not exist; create it first, or use another")
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file name")
+        raise InputError(f"{path} is a folder; pass a file name")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: the folder {folder} is not writable; change its permissions or name another")
+        raise InputError(f"{path}: the folder {folder} is not writable; change its permissions, or use another")
 
 
 def read_json(path: Path, otherwise: str = "download or save the model again") -> dict[str, Any]:
@@ -75,7 +77,7 @@ def read_json(path: Path, otherwise: str = "download or save the model again") -
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested too deeply for a model's JSON file; {otherwise}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, not keys and values; {otherwise}")
+        raise CheckpointError(f"{path} contains {type(value).__name__} instead of keys and values; {otherwise}")
     return value
 
 

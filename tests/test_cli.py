@@ -189,7 +189,7 @@ def test_errors_print_one_line_and_exit_with_2(
     ("arguments", "message"),
     [
         (["gone.yaml"], "gone.yaml cannot be read"),
-        ([], "no config file was given"),
+        ([], "there is no config file"),
         (["vae.yaml", "--set", "optim.max_step=1"], "did you mean 'max_steps'"),
         (["vae.yaml"], "data/emoji/train does not exist"),
         (["unet.yaml", "--set", "run.output=run"], "vae/model/config.json cannot be read"),
@@ -261,7 +261,7 @@ def test_a_full_disk_is_a_one_line_error(
     words = ["generate", PROMPT, "-o", tmp_path / "x.png", "--model", model_folder]
     assert run(*words, monkeypatch=monkeypatch) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("error: out of memory (DefaultCPU") and "make smaller images" in lines[-1]
+    assert lines[-1].startswith("error: out of memory (DefaultCPU") and "generate smaller images" in lines[-1]
     assert not (tmp_path / "x.png").exists()
 
 

@@ -39,7 +39,7 @@ def test_paths_where_no_file_can_be_created(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["n" * 240 + ".png", "n" * 300 + ".png", "n" * 300 + "/a.png"])
 def test_names_too_long_for_the_temporary_file_are_rejected_before_any_work(path: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="shorten its name"):
+    with pytest.raises(InputError, match="use a shorter name"):
         check_writable_parent(tmp_path / path)
 
 

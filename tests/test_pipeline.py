@@ -126,7 +126,7 @@ def test_a_model_stores_its_default_sampling_settings(model_folder: Path, tmp_pa
     wrong = {
         '{"num_inference_steps": 0}': f"{GENERATION}: num_inference_steps=0",
         '{"sampler": "dppm"}': f"{GENERATION}: sampler='dppm' is unknown; did you mean",
-        "[]": f"{GENERATION} holds list, not keys and values",
+        "[]": f"{GENERATION} contains list instead of keys and values",
     }
     for text, message in wrong.items():
         (folder / GENERATION).write_text(text)
@@ -183,7 +183,7 @@ def test_a_prompt_over_the_token_limit_names_the_lost_words(pipe: LatentDiffusio
         ({"sampler": "eulr"}, "did you mean 'euler'"),
         ({"num_inference_steps": 0}, r"num_inference_steps=0 \(--steps\) must be from 1 to 1000"),
         ({"num_inference_steps": 1001}, r"num_inference_steps=1001 \(--steps\) must be from 1 to 1000"),
-        ({"eta": 0.5, "sampler": "euler"}, "only read by sampler='ddim'"),
+        ({"eta": 0.5, "sampler": "euler"}, "only used by sampler='ddim'"),
         ({"num_images_per_prompt": 0}, "at least 1"),
         ({"seed": -1}, "seed=-1 must be from 0 to"),
         ({"seed": 1.5}, "seed=1.5 must be a whole number"),

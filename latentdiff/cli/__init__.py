@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import Any, NoReturn
 
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
+INTERRUPTED = 130  # Typer's exit code for Ctrl-C
 FIRST_SPEAKS_S = 3
 
 
@@ -34,9 +34,9 @@ def main() -> None:
         _refuse(f"{error}; check the path, its permissions and the free disk space")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
-            _let_first_speak()  # about a process beside this one that closed the connection, the cause is its message
+            _let_first_speak()  # if another process closed the connection, its message states the cause
             raise
-        _refuse(f"out of memory ({str(error)[:120]}); make smaller images, or fewer at once")
+        _refuse(f"out of memory ({str(error)[:120]}); generate smaller images, or fewer in a batch")
     except usage_error as error:
         _explain(error)
     if code == INTERRUPTED:
@@ -51,7 +51,7 @@ def _refuse(problem: str) -> NoReturn:
 
 
 def _let_first_speak() -> None:
-    """Wait in all processes of a launcher but the first, which ends them where it fails too: one of them is enough."""
+    """Wait in all processes except the first, so that only the first reports an error that all processes have."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(FIRST_SPEAKS_S)
 

@@ -85,11 +85,11 @@ def _vae_alone(request: Request) -> Evaluation:
     others = {"generated": request.generated, "judge": request.judge, "metrics": request.metrics, **of_model}
     for name, value in others.items():
         if value is not None:
-            raise InputError(f"--vae reads no --{name.replace('_', '-')}; leave one of the two out")
+            raise InputError(f"--vae cannot be combined with --{name.replace('_', '-')}; omit one of them")
     allow_pickle = bool(request.of_model.get("allow_pickle"))
     vae = build(open_vae(request.vae, OpenOptions(allow_pickle=allow_pickle)), torch.float32)
     if not isinstance(vae, AutoencoderKL):
-        raise InputError(f"{request.vae} is a pixel-space model without a VAE; give another model")
+        raise InputError(f"{request.vae} is a pixel-space model without a VAE; use another model")
     vae.to(pick_device(request.device))
     real = FolderPictures(request.real, read_pictures(request.real), vae.config.sample_size)
     network = feature_network(request.features, request.weights, request.device)
@@ -105,7 +105,7 @@ def _of_folder(request: Request) -> tuple[Pictures, Pictures]:
     assert request.generated is not None
     if request.of_model:
         option = next(iter(request.of_model)).replace("_", "-")
-        raise InputError(f"--{option} belongs to a model, and --generated is a folder; give one of the two")
+        raise InputError(f"--{option} applies to a model and cannot be combined with --generated; omit one of them")
     rows, others = read_pictures(request.generated), read_pictures(request.real)
     resolution = min(short_sides(rows))
     return FolderPictures(request.generated, rows, resolution), FolderPictures(request.real, others, resolution)

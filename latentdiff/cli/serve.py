@@ -1,4 +1,4 @@
-"""`latentdiff serve`: from options to a running server."""
+"""`latentdiff serve`: validate the options and run the server."""
 
 import ipaddress
 import os
@@ -41,7 +41,7 @@ def run(request: Request) -> None:
     key = request.key or os.environ.get(KEY_VARIABLE) or None
     if not _is_local(request.host) and key is None:
         raise InputError(
-            f"--host {request.host} is reachable from other machines and needs a key; set {KEY_VARIABLE} or --key"
+            f"--host {request.host} is reachable from other machines and requires a key; set {KEY_VARIABLE} or --key"
         )
     try:
         import uvicorn
@@ -64,7 +64,7 @@ def run(request: Request) -> None:
     finetunes = None
     if request.train is not None:
         if not request.train.is_dir():
-            raise InputError(f"--train {request.train} is not a folder; make it, or name one that holds pictures")
+            raise InputError(f"--train {request.train} is not a folder; create it, or pass a folder with pictures")
         finetunes = FineTunes(request.train, request.runs)
     start_logging()
     models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
@@ -94,7 +94,7 @@ def _listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise InputError(
-            f"--host {host} --port {port} cannot be used ({error.strerror}); choose another port by --port"
+            f"--host {host} --port {port} cannot be used ({error.strerror}); choose another port with --port"
         ) from error
 
 
@@ -106,7 +106,7 @@ def _is_local(host: str) -> bool:
 
 
 def _named(word: str) -> tuple[str, str]:
-    """NAME=PATH, or a path with its last part as the name."""
+    """Parse NAME=PATH, or a path, whose last part becomes the name."""
     name, equals, path = word.partition("=")
     return (name, path) if equals and name else (Path(word).stem or word, word)
 
@@ -123,5 +123,5 @@ def _named_file(path: Path) -> tuple[str, Path]:
 def _named_upscaler(path: Path) -> tuple[str, Path]:
     name, text = _named(str(path))
     if not (file := Path(text)).is_file():
-        raise InputError(f"--upscaler {file} is not a file; name an ESRGAN file")
+        raise InputError(f"--upscaler {file} is not a file; pass an ESRGAN file")
     return name, file

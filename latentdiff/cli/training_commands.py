@@ -26,9 +26,9 @@ def finetune(
     allow_pickle: AllowPickle = None,
     method: Annotated[str | None, typer.Option(help="lora, dora, full or textual_inversion. [default: lora]")] = None,
     trigger: Annotated[
-        str | None, typer.Option(help="Words put before every caption; with textual_inversion, the word to learn.")
+        str | None, typer.Option(help="Words added before every caption; with textual_inversion, the word to learn.")
     ] = None,
-    init_word: Annotated[str | None, typer.Option(help="The word whose embedding the new word starts from.")] = None,
+    init_word: Annotated[str | None, typer.Option(help="Word whose embedding initialises the new word.")] = None,
     class_prompt: Annotated[
         str | None, typer.Option(help="Prompt of the class to preserve (DreamBooth's prior).")
     ] = None,
@@ -38,7 +38,7 @@ def finetune(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: by the size of the folder]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: by the size of the model]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: by the model and method]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate. [default: by model and method]")] = None,
     resolution: Annotated[int | None, typer.Option(help=RESOLUTION)] = None,
     allow_upscale: Annotated[float | None, typer.Option(help=ALLOW_UPSCALE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of lora and dora. [default: 16]")] = None,
@@ -51,13 +51,14 @@ def finetune(
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     mixed_precision: Annotated[str | None, typer.Option(help="bf16, fp16 or no. [default: bf16]")] = None,
     gradient_accumulation: Annotated[
-        int | None, typer.Option(min=1, help="Batches per step, to fit less memory. [default: 1]")
+        int | None,
+        typer.Option(min=1, help="Batches per step; small batches need less memory. [default: 1]"),
     ] = None,
     caption_dropout: Annotated[
-        float | None, typer.Option(help="Share of captions left empty, for guidance. [default: 0.1]")
+        float | None, typer.Option(help="Fraction of captions replaced by an empty one, for guidance. [default: 0.1]")
     ] = None,
 ) -> None:
-    """Fine-tune a model on a folder of images, which is checked first."""
+    """Check a folder of images, then fine-tune a model on it."""
     from latentdiff.cli.finetune import run
 
     run(
@@ -114,7 +115,7 @@ def train(
         typer.echo(json.dumps(train_config.json_schema(), indent=2))
         return
     if config is None:
-        raise InputError("no config file was given; name a YAML file, configs/ holds examples")
+        raise InputError("there is no config file; pass a YAML file, such as those in configs/")
     from latentdiff.cli.train import run
 
     run(config, set_ or [], resume, skip_bad, auto_batch, num_processes)
@@ -142,19 +143,19 @@ def evaluate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 or less is none. [default: the model's, else 5]")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in generate. [default: the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Sampler, as in generate. [default: the model's]")] = None,
     features: Annotated[str, typer.Option(help="efficientnet-lite0 or clip.")] = "efficientnet-lite0",
     weights: Annotated[str | None, typer.Option(help="Weights of clip: a folder or hub id.")] = None,
     judge: Annotated[str | None, typer.Option(help="CLIP folder, text_encoder run or hub id, for captions.")] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of frechet, kernel, precision-recall, density-coverage, class-score, sliced-wasserstein, alignment, "
-            "retrieval; separated by commas. [default: all that can be computed]"
+            help="Any of frechet, kernel, precision-recall, density-coverage, class-score, sliced-wasserstein, "
+            "alignment, retrieval; separated by commas. [default: all that can be computed]"
         ),
     ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples for each 95 % interval.")] = 100,
-    seed: Annotated[int, typer.Option(help="Image k is drawn from seed + k.")] = 0,
+    seed: Annotated[int, typer.Option(help="Image k uses seed + k.")] = 0,
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write, with numbers and images.")] = None,

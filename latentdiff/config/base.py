@@ -44,7 +44,7 @@ def load_yaml(schema: TypeAdapter[Any], path: Path, overrides: Iterable[str] = (
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())}); correct that line") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path} holds {type(raw).__name__}, not keys and values; see configs/ for examples")
+        raise InputError(f"{path} contains {type(raw).__name__} instead of keys and values; see configs/ for examples")
     for override in overrides:
         _apply(raw, override)
     return validate(schema, raw, str(path))
@@ -82,7 +82,7 @@ def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {did_you_mean(path[-1], _all_keys(schema.json_schema()))}"
-    if first["type"] == "value_error":  # of ours, which says what was wrong
+    if first["type"] == "value_error":  # from our validators, whose message is complete
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     return f"{key}={first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key!r} is missing; add it"

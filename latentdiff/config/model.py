@@ -114,7 +114,7 @@ class UNetConfig(ModelConfig):
         levels = len(self.block_out_channels)
         for key in ("down_block_types", "up_block_types", "num_attention_heads", "transformer_layers_per_block"):
             if len(getattr(self, key)) != levels:
-                raise ValueError(f"{key} needs {levels} entries, one for each of block_out_channels")
+                raise ValueError(f"{key} needs {levels} entries, one per entry of block_out_channels")
         self._check_depths(levels)
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % self.norm_num_groups or width % heads:
@@ -127,7 +127,7 @@ class UNetConfig(ModelConfig):
         reverse = self.reverse_transformer_layers_per_block
         nested = any(isinstance(depth, tuple) for depth in self.transformer_layers_per_block)
         if len(reverse or self.block_out_channels) != levels or (nested and reverse is None):
-            raise ValueError(f"reverse_transformer_layers_per_block={reverse} needs {levels} entries, one a level")
+            raise ValueError(f"reverse_transformer_layers_per_block={reverse} needs {levels} entries, one per level")
         for level in range(levels):
             for depths, count in ((self.down_depths(level), 0), (self.up_depths(level), 1)):
                 if len(depths) != self.layers_per_block + count:

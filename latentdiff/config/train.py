@@ -39,7 +39,7 @@ def check_template(template: str) -> str:
 
 
 def check_colour(colour: str) -> str:
-    """Return `colour`. Raises InputError unless it is a name or a code that Pillow knows."""
+    """Return `colour`. Raises InputError unless it is a name or a code that Pillow supports."""
     try:
         ImageColor.getrgb(colour)
     except ValueError as error:
@@ -55,7 +55,7 @@ class DataConfig(Config):
         `train` is held out if it has at least 20.
     resolution: side of the square in pixels. allow_upscale: the largest factor a picture may be enlarged by.
         max_crop: the largest share of its area that may be cropped.
-    keep: for each column named, the values to train on. skip: names of pictures to leave out.
+    keep: for each named column, the values to train on. skip: names of pictures to exclude.
     caption_template: turns the `{name}` of a class into a caption. prefix: precedes every caption, and is the caption
         of pictures without one. tag_dropout: the probability of dropping each comma-separated part of a caption.
     background: the colour behind transparent pictures.

@@ -52,7 +52,7 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
     """
     folder = _find(Path(path_or_id))
     if folder is None and not _is_hub_id(path_or_id):
-        raise InputError(f"{path_or_id} has no CLIPModel; give its folder, a text_encoder run, or a hub id owner/name")
+        raise InputError(f"{path_or_id} has no CLIPModel; pass its folder, a text_encoder run, or a hub id owner/name")
     place = path_or_id if folder is None else str(folder)
     own = folder is not None and (folder.parent / "tokenizer").is_dir()
     words = str(Path(place).parent / "tokenizer") if own else place
@@ -68,7 +68,7 @@ def open_clip(path_or_id: str, device: torch.device) -> Clip:
         mean, std = (torch.full((3, 1, 1), 0.5),) * 2 if own else _normalisation(place, local)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path_or_id} is not a readable CLIP model ({reason}); give another") from error
+        raise CheckpointError(f"{path_or_id} is not a readable CLIP model ({reason}); use another") from error
     return Clip(model.eval().to(device), tokenizer, mean, std, path_or_id)
 
 
@@ -85,7 +85,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _find(path: Path) -> Path | None:
-    """The folder itself, or `clip/` or `model/clip/` of a run of ours."""
+    """The folder itself, or `clip/` or `model/clip/` of a training run."""
     return next((place for place in (path, path / "clip", path / "model" / "clip") if _is_clip(place)), None)
 
 

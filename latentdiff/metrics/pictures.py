@@ -101,7 +101,7 @@ def read_pictures(path: str | Path) -> list[Row]:
     """The pictures of any source that `open_source` opens, captioned or not. Raises InputError if there are none."""
     rows = read_layout(open_source(path)).rows
     if not rows:
-        raise InputError(f"{path} has no pictures; add some, or give another folder")
+        raise InputError(f"{path} contains no pictures; add some, or use another folder")
     return rows
 
 
@@ -117,7 +117,7 @@ def size_notes(pictures: FolderPictures) -> list[str]:
     where = f"of {len(sides)} pictures in {pictures.path}"
     notes = []
     if enlarged:
-        notes.append(f"{enlarged} {where} are smaller than {resolution} pixels and were enlarged; better remove them")
+        notes.append(f"{enlarged} {where} are smaller than {resolution} pixels and were enlarged; remove them")
     if 0 < reduced < len(sides):
         notes.append(f"{reduced} {where} are larger than {resolution} pixels and were reduced, others were not")
     return notes
@@ -131,7 +131,7 @@ def choose_rows(path: str | Path, count: int | None, seed: int) -> list[Row]:
     rows = read_pictures(path)
     for row in rows:
         if not row.captions:
-            raise InputError(f"{row.where} has no caption; see all such with: latentdiff data check {path}")
+            raise InputError(f"{row.where} has no caption; latentdiff data check {path} lists all of them")
     if count is not None and not 1 <= count <= len(rows):
         raise InputError(f"num={count} must be from 1 to {len(rows)}, the pictures in {path}; try {len(rows)}")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -35,7 +35,7 @@ def ssim(made: Tensor, real: Tensor) -> Tensor:
     Wang et al. 2004, "Image Quality Assessment", eq. 13, K1 = 0.01, K2 = 0.03. Raises InputError for smaller pictures.
     """
     if min(real.shape[-2:]) < WINDOW:
-        raise InputError(f"SSIM needs pictures of {WINDOW} pixels a side, not {min(real.shape[-2:])}; give larger ones")
+        raise InputError(f"SSIM needs sides of {WINDOW} pixels or more, not {min(real.shape[-2:])}; use larger ones")
     _, places = structural_similarity_index_measure(
         made.double(), real.double(), sigma=SIGMA, data_range=255.0, reduction="none", return_full_image=True
     )
@@ -59,7 +59,7 @@ def reconstruct(
     fewer than 2 resamples; NonFiniteError if the VAE's output is NaN or infinite.
     """
     if len(pictures) < LEAST:
-        raise InputError(f"{len(pictures)} pictures are too few to evaluate a VAE; give {LEAST} or more")
+        raise InputError(f"{len(pictures)} pictures are too few to evaluate a VAE; use {LEAST} or more")
     check_resamples(resamples)
     parts: list[Parts] = []
     start = 0
@@ -133,4 +133,5 @@ def _channels(parts: Parts) -> dict[str, Any]:
 def _notes(scale: float, std: float) -> list[str]:
     if abs(std - 1) <= TOLERATED:
         return []
-    return [f"scaling_factor {scale} gives latents a deviation of {std:.3f}, not 1; {scale / std:.5f} would"]
+    better = scale / std
+    return [f"scaling_factor {scale}: the latents have a standard deviation of {std:.3f}, not 1; use {better:.5f}"]

@@ -83,4 +83,4 @@ def _write(path: Path, text: str) -> None:
         with atomic_path(path) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); free space or name another place") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); free space or choose another file") from error

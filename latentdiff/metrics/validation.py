@@ -17,12 +17,12 @@ def as_rows(values: Any, name: str, least: int = 1) -> Tensor:
     if rows.ndim != 2:
         raise InputError(f"{name} has the shape {list(rows.shape)} and must be [pictures, features]; flatten the rest")
     if len(rows) < least:
-        raise InputError(f"{name} has {len(rows)} rows and must have at least {least}; give more pictures")
+        raise InputError(f"{name} has {len(rows)} rows and must have at least {least}; use more pictures")
     finite = torch.isfinite(rows).all(dim=1)
     if not finite.all():
         bad = int((~finite).sum())
         first = int((~finite).nonzero()[0])
-        raise NonFiniteError(f"{name}: {bad} of {len(rows)} rows hold NaN or infinity, first row {first}; look there")
+        raise NonFiniteError(f"{name}: {bad} of {len(rows)} rows contain NaN or infinity; check the first, {first}")
     return rows
 
 
@@ -31,7 +31,7 @@ def as_two(generated: Any, real: Any, least: int = 1) -> tuple[Tensor, Tensor]:
     first, second = as_rows(generated, "generated", least), as_rows(real, "real", least)
     if first.shape[1] != second.shape[1]:
         raise InputError(
-            f"generated has {first.shape[1]} numbers a picture and real {second.shape[1]}; use one network for both"
+            f"generated has {first.shape[1]} features per picture, real has {second.shape[1]}; use one network"
         )
     return first, second
 
@@ -41,6 +41,6 @@ def as_pairs(image: Any, text: Any, least: int = 1) -> tuple[Tensor, Tensor]:
     first, second = as_rows(image, "image", least), as_rows(text, "text", least)
     if first.shape != second.shape:
         raise InputError(
-            f"image is {list(first.shape)} and text {list(second.shape)}; they go in pairs, from one CLIP model"
+            f"image has shape {list(first.shape)} and text {list(second.shape)}; use pairs from one CLIP model"
         )
     return torch.nn.functional.normalize(first), torch.nn.functional.normalize(second)

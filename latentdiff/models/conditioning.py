@@ -15,13 +15,13 @@ _NEW_KEYS = count()
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One row per image of a batch. The tensors must not be written to, since fast layers cache what follows from them.
+    """One row per image of a batch. The tensors must not be modified, since fast layers cache results of them.
 
     hidden: [B, S, D] token states for cross-attention. pooled: [B, P] pooled text, SDXL only. time_ids: [B, 6] original
     size, crop offset and target size in pixels, SDXL only (Podell et al. 2023, sec. 2.2); its refiner reads [B, 5],
     with an aesthetic score in place of the target size.
-    channels: [B, E, h, w] that the network reads beside the latents, for inpainting and editing models only.
-    keys: one per row; rows with the same key have the same content but for channels. New ones where none are given.
+    channels: [B, E, h, w] that inpainting and editing models read in addition to the latents.
+    keys: one per row; rows with equal keys have equal content, except channels. New ones are created if none are given.
     """
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Conditioning:
         return len(self.keys)
 
     def __getitem__(self, rows: slice) -> "Conditioning":
-        """These rows, without a copy."""
+        """The selected rows, without a copy."""
         return Conditioning(**{f.name: _rows(getattr(self, f.name), rows) for f in fields(self)})
 
     def split(self) -> list["Conditioning"]:
@@ -62,7 +62,7 @@ class Conditioning:
         return replace(self, hidden=self.hidden.repeat(1, times, 1), keys=keys)
 
     def zeros_like(self) -> "Conditioning":
-        """Zeros in place of text: SDXL's unconditional row where no negative prompt is given."""
+        """Zeros instead of text: SDXL's unconditional row if there is no negative prompt."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return Conditioning(torch.zeros_like(self.hidden), pooled, self.time_ids)
 
@@ -71,7 +71,7 @@ class Conditioning:
         return replace(self, channels=channels.expand(len(self), *channels.shape))
 
     def with_time_ids(self, *ids: float) -> "Conditioning":
-        """These numbers for every row; without pooled text the network reads none, and nothing changes."""
+        """Set the sizes of all rows; does nothing without pooled text, since the network then reads no sizes."""
         if self.pooled is None:
             return self
         rows = torch.tensor(ids, dtype=torch.float32, device=self.hidden.device).expand(len(self), -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 1024 * 1024  # pixels
-TILE, OVERLAP = 768, 128  # pixels a side
+TILE, OVERLAP = 768, 128  # pixels along each side
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _strips(
 ) -> Iterator[Tensor]:
     """Yield finished rows of an image [1, C, rows, W] from top to bottom; one row of tiles is in memory as float32.
 
-    scale: elements of z per latent along each side; 1 unless z holds pixels.
+    scale: elements of z per latent along each side; 1 unless z contains pixels.
     """
     begun: Tensor | None = None  # the seam with the tiles above
     for row, following in zip(rows, [*rows[1:], None], strict=True):

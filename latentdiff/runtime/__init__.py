@@ -41,10 +41,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def attention_for_training(latents: Tensor) -> AbstractContextManager[None]:
     """The attention kernel whose backward pass is fastest for latents [B, C, h, w].
 
-    On the CPU torch's flash kernel takes a fifth of a training step where pictures are small; two plain matrix
-    products take a tenth (78 against 66 samples a second on the bundled U-Net). Long sequences need the flash kernel.
+    On the CPU, PyTorch's flash kernel takes a fifth of a training step with small pictures; two plain matrix products
+    take a tenth (78 instead of 66 samples per second with the bundled U-Net). Long sequences need the flash kernel.
     """
     if latents.device.type == "cpu" and latents.shape[-2] * latents.shape[-1] <= SHORT_ATTENTION:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # despite its name, it governs the CPU too
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # despite its name, it also applies to the CPU
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()

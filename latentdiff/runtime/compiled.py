@@ -1,4 +1,4 @@
-"""`optimize="compile"`: networks compiled by torch.compile, with a fallback to `"auto"` where compilation fails."""
+"""`optimize="compile"`: networks compiled by torch.compile, with a fallback to `"auto"` if compilation fails."""
 
 import warnings
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Compiled:
         from torch._inductor import config
 
         cache = open_cache(self.device)
-        with config.patch(freezing=False):  # also where the process has set it for other models
+        with config.patch(freezing=False):  # even if the process has set it for other models
             out = self._call(x, *others)
         self.sizes.add(x.shape)
         if cache:

@@ -12,7 +12,7 @@ EVERY = 2
 
 
 class DeepCacheUNet:
-    """A U-Net for the steps of one sampling run, in their order: deep features change little from one to the next.
+    """A U-Net for consecutive steps of one sampling run, between which deep features change little.
 
     Every `every`-th call computes all levels; the others compute only the outermost, around the deep features of the
     last full call. Other conditioning also computes all levels: guidance begins or ends, or the prompt changes.

@@ -38,7 +38,7 @@ def quantise(unet: nn.Module) -> None:
     can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")
     if not can or load_kernels() is None:
         raise InputError(
-            "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' and a C++ compiler; leave it out"
+            "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' and a C++ compiler; omit it"
         )
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D):

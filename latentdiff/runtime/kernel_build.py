@@ -68,7 +68,7 @@ def library_name(variant: Variant, system: str = sys.platform) -> str:
 def compile_variant(variant: Variant, compiler: Sequence[str], target: Path, zig_target: str | None = None) -> None:
     """Compile into `target`; with `zig c++` for the platform `zig_target`.
 
-    Raises OSError or subprocess.CalledProcessError (its `stderr` is text) where the compiler fails.
+    Raises OSError or subprocess.CalledProcessError (its `stderr` is text) if the compiler fails.
     """
     flags = [*FLAGS, *variant.flags]
     if zig_target is not None:

@@ -69,7 +69,7 @@ def call(name: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def cache_folder() -> Path:
-    """`latentdiff` in the user's cache folder (XDG base directories); a new folder per process where there is none."""
+    """`latentdiff` in the user's cache folder (XDG base directories); if there is none, a new folder per process."""
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "latentdiff"
     try:

@@ -19,7 +19,7 @@ from latentdiff.sampling.sampler_tables import (
 from latentdiff.sampling.schedule import Grid, Schedule
 from latentdiff.sampling.spacings import SPACINGS
 
-EARLIER = 3  # x0 predictions that a row may read beside the current one
+EARLIER = 3  # predictions of x0 that a row may use in addition to the current one
 
 
 class Update(NamedTuple):
@@ -93,17 +93,17 @@ def plan(
     Raises InputError for an unknown sampler or spacing, steps out of range, or an eta that the sampler does not use.
     """
     if not sampler:
-        raise InputError(f"the model's scheduler: {schedule.config.unsupported}; choose one, as sampler='dpmpp_2m'")
+        raise InputError(f"the model's scheduler: {schedule.config.unsupported}; use for example sampler='dpmpp_2m'")
     if sampler not in SAMPLERS:
         raise InputError(f"sampler={sampler!r} is unknown; {did_you_mean(sampler, SAMPLERS)}")
     if not 0 <= check_number(eta, "eta") <= 1:
         raise InputError(f"eta={eta} must be from 0 to 1; 0 is deterministic")
     if eta and sampler != "ddim":
-        raise InputError(f"eta={eta} is only read by sampler='ddim', not {sampler!r}; use that one, or leave eta at 0")
+        raise InputError(f"eta={eta} is only used by sampler='ddim', not {sampler!r}; use ddim, or omit eta")
     chosen = SAMPLERS[sampler]
     if spacing and (chosen.spacing or spacing not in SPACINGS):
         known = [chosen.spacing] if chosen.spacing else SPACINGS
-        raise InputError(f"spacing={spacing!r} is not for sampler {sampler!r}; {did_you_mean(spacing, known)}")
+        raise InputError(f"spacing={spacing!r} cannot be used with sampler {sampler!r}; {did_you_mean(spacing, known)}")
     grid = schedule.grid(num_inference_steps, chosen.spacing or spacing, chosen.clean)
     grid = Grid(grid.timesteps[skip:], grid.alphas[skip:], grid.sigmas[skip:])
     if chosen.evaluations == 2:
@@ -126,7 +126,7 @@ class SamplerState:
     """The immutable state of sampling one image; `step` returns the next state.
 
     latents: [C, h, w]. history: the latest predictions of x0, newest first. base: see `sampler_tables`. generator:
-    draws the image's noise on the CPU, so that it is equal on every device.
+    draws the noise of the image on the CPU, so that it is the same on every device.
     """
 
     plan: Plan
@@ -181,9 +181,9 @@ def step(denoiser: Denoiser, states: Sequence[SamplerState]) -> tuple[list[Sampl
     finished states.
     """
     if len(shapes := {tuple(state.latents.shape) for state in states}) != 1:
-        raise InputError(f"latents of shapes {sorted(shapes)} cannot share a batch; step each shape by itself")
+        raise InputError(f"latents of shapes {sorted(shapes)} cannot share a batch; step each shape separately")
     if any(state.finished for state in states):
-        raise InputError("a state at the end of its plan cannot be stepped; take its latents, or start a new one")
+        raise InputError("a state at the end of its plan cannot be stepped; use its latents, or start a new run")
     latents = torch.stack([state.latents for state in states])
     x0 = denoiser(latents, Levels.of(states)).to(latents.dtype)
     bases = [state.latents if state.update.rebase else state.base for state in states]
@@ -198,7 +198,7 @@ def _apply(
     x0: Tensor,
     states: Sequence[SamplerState],
 ) -> Tensor:
-    """Apply the rows of the tables. Terms that no row uses are not computed, and rows without noise draw none."""
+    """Apply the rows of the tables. Terms that no row uses are not computed; rows without noise draw none."""
     out = column([u.latent for u in updates], latents) * latents + column([u.x0[0] for u in updates], x0) * x0
     for lag in range(1, EARLIER + 1):
         factors = [u.x0[lag] for u in updates]
@@ -254,7 +254,7 @@ class StepInfo:
 
 
 Callback = Callable[[StepInfo], bool | None]
-"""Called after each step; True stops the run, None or False lets it go on."""
+"""Called after each step; returns True to stop the run, None or False to continue."""
 
 
 def sample(
@@ -268,7 +268,7 @@ def sample(
     states = list(states)
     lengths, positions = {len(state.plan) for state in states}, {state.position for state in states}
     if len(lengths) != 1 or len(positions) != 1:
-        raise InputError(f"states at {positions} of {lengths} steps do not end together; advance them with step()")
+        raise InputError(f"states at {positions} of {lengths} steps do not end at the same step; use step()")
     x0 = torch.stack([state.latents for state in states])
     while not states[0].finished:
         timestep = states[0].timestep
@@ -278,7 +278,7 @@ def sample(
         latents = torch.stack([state.latents for state in states])
         stop = callback(StepInfo(states[0].position, len(states[0].plan), timestep, latents, x0))
         if stop not in (None, False, True):
-            raise InputError(f"the callback returned {stop!r}; return True to stop, or nothing to go on")
+            raise InputError(f"the callback returned {stop!r}; return True to stop, or None to continue")
         if stop:
             break
     return states, x0

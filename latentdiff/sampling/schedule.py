@@ -162,7 +162,7 @@ class Schedule:
 
     def _log_ratio(self) -> Tensor:
         if self.alphas[-1] == 0 or self.config.prediction_type == "flow":
-            raise InputError("spacings of sigma need some signal at the last timestep; use spacing='trailing'")
+            raise InputError("spacings in sigma require a signal at the last timestep; use spacing='trailing'")
         return (self.sigmas / self.alphas).log()
 
     def _at(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

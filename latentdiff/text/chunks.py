@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from latentdiff.text.prompt_syntax import WeightedText
 from latentdiff.text.tokenizer import CLIPTokenizer
 
-COMMA_BACKTRACK = 20  # tokens: how far before the end of a full chunk a comma may move what follows to the next one
+COMMA_BACKTRACK = 20  # tokens: the largest distance of such a comma from the end of a full chunk
 
 
 @dataclass

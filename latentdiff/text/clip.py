@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from latentdiff.config.model import CLIPTextConfig
 
-OLD_EOS = 2  # what the configs of OpenAI's models say, whose end token is another: the highest there is
+OLD_EOS = 2  # in the configs of OpenAI's models, whose end token is in fact the highest id
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class PromptEncoder:
         """The conditioning of each prompt joined by AND. prompts: one text, or one per encoder.
 
         timesteps: of the evaluations, in descending order; each distinct one is a step for `[from:to:when]`.
-        omitted: steps left out before them, in image to image. As in A1111, steps are counted from the first that runs,
-        and fractions are of all.
+        omitted: the steps that image to image skips before them. As in A1111, steps are counted from the first one that
+        runs, and fractions refer to all steps.
         """
         if options.syntax == "plain" or len(prompts) > 1:
             return (self.scheduled(prompts, timesteps, options, omitted),)

@@ -1,4 +1,4 @@
-"""Validate the prompts of a pipeline call, and take the LoRA tags out of them."""
+"""Validate the prompts of a pipeline call, and extract the LoRA tags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_syntax import AND, SYNTAXES, LoraTag, PromptSyntax, take_lora_tags
 
 Texts = tuple[str, ...]
-"""One text for all text encoders, or one for each."""
+"""One text for all text encoders, or one per encoder."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def read_prompts(
     options: PromptOptions,
     text_encoders: int,
 ) -> ImagePrompts:
-    """Pair the texts of each image, and take the LoRA tags out of the prompts.
+    """Pair the texts of each image, and extract the LoRA tags from the prompts.
 
     Raises InputError for a text for a second encoder if the model has none, for AND combined with such a text, for tags
     in negative prompts, and if the prompts of a call name different LoRAs.
@@ -47,7 +47,7 @@ def read_prompts(
         return ImagePrompts(positives, unconditional, options, {})
     for texts in positives:
         if len(texts) > 1 and any(AND.search(text) for text in texts):
-            raise InputError("AND cannot be used with prompt_2; leave out prompt_2, or write the word in lower case")
+            raise InputError("AND cannot be used with prompt_2; omit prompt_2, or write the word in lower case")
     for negative in unconditional:
         if tags := [tag for text in negative or () for tag in take_lora_tags(text)[1]]:
             raise InputError(f"<lora:{tags[0].name}> is in a negative prompt; move it to the prompt")
@@ -55,7 +55,7 @@ def read_prompts(
     loras = [_weights([tag for _, tags in texts for tag in tags]) for texts in taken]
     if any(weights != loras[0] for weights in loras):
         names = sorted({name for weights in loras for name in weights})
-        raise InputError(f"the prompts use LoRAs differently ({', '.join(names)}); make one call for each")
+        raise InputError(f"the prompts use different LoRAs or weights ({', '.join(names)}); use one call for each")
     return ImagePrompts([tuple(text for text, _ in texts) for texts in taken], unconditional, options, loras[0])
 
 

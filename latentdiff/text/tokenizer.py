@@ -19,7 +19,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 WORD_END = "</w>"
 LENGTH = 77
-NO_LENGTH = 10**6  # transformers writes a number beyond this where no limit was set
+NO_LENGTH = 10**6  # transformers writes a larger number if there is no limit
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 AGAIN = "download or save the model again"
 
@@ -91,7 +91,7 @@ class CLIPTokenizer:
 
     @property
     def comma_token_id(self) -> int | None:
-        """The id of a comma that ends a word; None where the vocabulary has none."""
+        """The id of a comma at the end of a word; None if the vocabulary has none."""
         found: int | None = self._backend.token_to_id("," + WORD_END)
         return found
 
@@ -155,7 +155,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         raise
     except Exception as error:  # tokenizers raises no other
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder} holds no CLIP tokenizer that can be read ({reason}); {AGAIN}") from error
+        raise CheckpointError(f"{folder} contains no readable CLIP tokenizer ({reason}); {AGAIN}") from error
 
 
 def _read(folder: Path) -> CLIPTokenizer:
@@ -177,7 +177,7 @@ def _pairs(folder: Path, tokenizer_json: dict[str, Any]) -> tuple[dict[str, int]
         return tokenizer_json["model"]["vocab"], [(left, right) for left, right in merges]
     files = [folder / "vocab.json", folder / "merges.txt"]
     if not all(file.is_file() for file in files):
-        raise CheckpointError(f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt; {AGAIN}")
+        raise CheckpointError(f"{folder} contains neither tokenizer.json nor vocab.json with merges.txt; {AGAIN}")
     read: tuple[dict[str, int], list[tuple[str, str]]] = BPE.read_file(*map(str, files))
     return read
 

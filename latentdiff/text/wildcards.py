@@ -18,11 +18,11 @@ from latentdiff.errors import InputError, did_you_mean, shorten
 
 MAX_PROMPTS = 10_000  # of one prompt with all combinations
 MAX_LOOKUPS = 200  # of wildcards for one prompt: files can name each other
-MAX_DEPTH = 20  # of braces, for each of which the parser calls itself
+MAX_DEPTH = 20  # of nested braces, since the parser is recursive
 MAX_FILES, MAX_BYTES, MAX_LISTS = 10_000, 64 * 2**20, 100_000
 SUFFIXES = (".txt", ".yaml", ".json")
 
-logging.getLogger("dynamicprompts").setLevel(logging.ERROR)  # what it warns of is an error here, with one line
+logging.getLogger("dynamicprompts").setLevel(logging.ERROR)  # its warnings are errors here
 
 
 class Wildcards:
@@ -84,7 +84,7 @@ class _Manager(WildcardManager):  # type: ignore[misc, unused-ignore]
         if self._lookups > MAX_LOOKUPS:
             raise InputError(f"the prompt reads wildcards more than {MAX_LOOKUPS} times; use fewer")
         if self._folder is None:
-            raise InputError(f"__{wildcard}__ is a wildcard; name the folder of {wildcard}.txt with --wildcards")
+            raise InputError(f"__{wildcard}__ is a wildcard; pass the folder of {wildcard}.txt with --wildcards")
         values = () if ".." in wildcard else super().get_values(wildcard)
         if not values:
             hint = did_you_mean(wildcard, self._names[:50]) if self._names else "the folder has no lists"
@@ -101,7 +101,7 @@ def _depths(prompt: str) -> Iterator[int]:
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, Any]]:
     if not folder.is_dir():
-        raise InputError(f"--wildcards {folder} is not a folder; name one with files such as animal.txt")
+        raise InputError(f"--wildcards {folder} is not a folder; pass a folder with files such as animal.txt")
     root, files, size, lists = folder.resolve(), 0, 0, 0
     for path in _files(folder):
         if not path.resolve().is_relative_to(root):
@@ -124,7 +124,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """In the order of their names; hidden ones and folders that are links are left out."""
+    """Sorted by name, without hidden files and linked folders."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):

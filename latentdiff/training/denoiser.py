@@ -56,7 +56,7 @@ class DenoiserModule(nn.Module):
     def loss(self, x0: Tensor, noise: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
         """Weighted squared error of the prediction for each picture: [B]. timesteps: on the CPU, like the schedule."""
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        height, width = (side * self.downscale for side in x0.shape[-2:])  # SDXL: sizes as trained, uncropped
+        height, width = (side * self.downscale for side in x0.shape[-2:])  # for SDXL: the picture's size, no crop
         text = self.text.embed(captions).with_time_ids(height, width, 0, 0, height, width)
         with attention_for_training(noisy):
             output = self.unet(noisy, send(timesteps, x0.device), send_conditioning(text, x0.device)).float()
@@ -117,9 +117,9 @@ class DenoiserTask:
         self.collate = NoisyBatch(config, parts.schedule.config.num_train_timesteps)
 
     def _networks_to_release(self) -> list[tuple[nn.Module, NetworkFiles]]:
-        """Parked networks that would take memory between evaluations for nothing: where the CPU is the run's device.
+        """Parked networks whose memory is freed between evaluations: only in runs on the CPU.
 
-        Not if the result contains them, nor if they were not read from files.
+        Networks that are part of the result, or that were not read from files, are kept.
         """
         source = self.parts.source
         if process_state().device != CPU or source is None or self.write is write_pipeline:

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def send_conditioning(conditioning: Conditioning, device: torch.device) -> Conditioning:
-    """`transfer.send` for every tensor of a conditioning."""
+    """Apply `send` to every tensor of a conditioning."""
     pooled, ids = conditioning.pooled, conditioning.time_ids
     return replace(
         conditioning,

@@ -17,15 +17,19 @@ from latentdiff.training.processes import process_state
 from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
-SMALL_MODEL, LARGE_MODEL = 256, 768  # by the side of the pictures in pixels
-RATES = {"lora": (3e-4, 1e-4), "full": (1e-4, 1e-5), "textual_inversion": (5e-3, 5e-4)}  # of small and of other models
-OTHER_PROMPTS = ("a red apple", "a cat")  # probably not in the dataset: they show whether the model forgets
+SMALL_MODEL, LARGE_MODEL = 256, 768  # sides of the pictures in pixels
+RATES = {
+    "lora": (3e-4, 1e-4),
+    "full": (1e-4, 1e-5),
+    "textual_inversion": (5e-3, 5e-4),
+}  # for small and for other models
+OTHER_PROMPTS = ("a red apple", "a cat")  # probably not in the dataset, so they show whether the model forgets
 OPTIONS = {
     "folder": "FOLDER",
     "base": "--model",
     "text_encoder": "--train-text",
     "base_options": "how the model is opened",
-}  # others are typed as they are named
+}  # for messages; other names are those of the options
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def plan_finetune(
     """
     if method == "textual_inversion" and not trigger.strip():
         raise InputError(
-            "method=textual_inversion needs a word to learn; give one with --trigger, for example '<my-cat>'"
+            "method=textual_inversion needs a word to learn; pass one with --trigger, for example '<my-cat>'"
         )
     options = given.get("base_options", {})
     limits = read_limits(open_base_model(base, OpenOptions(**options)))
@@ -103,7 +107,7 @@ def plan_finetune(
 
 
 def _settings(method: str, resolution: int, usable: int, processes: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the training itself: those given, else by method, side of the pictures and how many there are."""
+    """The training settings: as given, or else derived from the method, the resolution and the number of pictures."""
     small, inversion = resolution <= SMALL_MODEL, method == "textual_inversion"
     accumulation = given.get("gradient_accumulation", 1)
     batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
@@ -130,7 +134,7 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
 
 def _batch(given: int | None, usual: int, parts: int) -> int:
     """Pictures per step, a multiple of `parts` (processes times accumulation). Raises InputError otherwise."""
-    if given is None or given <= 0:  # which the config refuses
+    if given is None or given <= 0:  # the config rejects the latter
         return given if given is not None else max(1, usual // parts) * parts
     if given % parts:
         raise InputError(

@@ -37,7 +37,7 @@ def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch
 
 
 def release(network: nn.Module) -> None:
-    """Free the weights of a frozen network; each becomes one NaN expanded to its shape, so that using it shows."""
+    """Free the weights of a frozen network; each becomes one NaN expanded to its shape, so that its use is noticed."""
     for p in network.parameters():
         p.data = torch.full((), float("nan"), dtype=p.dtype).expand(p.shape)
 

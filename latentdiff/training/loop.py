@@ -32,8 +32,8 @@ from latentdiff.training.signals import StopSignal
 from latentdiff.training.task import Task, evaluate
 from latentdiff.training.trackers import open_tracker
 
-ON_CPU = ("draw", "timesteps")  # random numbers are generated on the CPU, and the schedule's tables are there
-LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: where 2^16 is after 50 steps in a row that overflowed
+ON_CPU = ("draw", "timesteps")  # used on the CPU, for random numbers and the schedule's tables
+LOWEST_SCALE = 2.0 ** (16 - 50)  # of gradients: 2^16, halved by 50 consecutive overflows
 
 
 class Stopped(SystemExit):
@@ -168,7 +168,7 @@ class Run:
         self.unseen.clear()
         if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() <= LOWEST_SCALE:
             raise NonFiniteError(
-                f"fp16 gradients overflowed in some 50 steps up to {self.progress.step}, which changed nothing; set "
+                f"fp16 gradients overflowed in about 50 steps up to step {self.progress.step}, which were skipped; set "
                 "run.mixed_precision: bf16, or lower optim.learning_rate"
             )
 
@@ -228,7 +228,7 @@ def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
     bar = tqdm(total=config.optim.max_steps, initial=run.progress.step, disable=not main, smoothing=0.05)
     with closing(run.tracker), StopSignal() as request:
         if run.progress.step == 0 and isinstance(config, FineTuneConfig):
-            run.evaluate()  # of the base model, to compare with
+            run.evaluate()  # the base model, for comparison
         while not run.finished:
             losses = run.step()
             bar.update()

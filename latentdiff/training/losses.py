@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 1e-3  # an eighth of a level of 256
+SMALL = 1e-3  # an eighth of the difference between two of 256 levels
 
 
 def gradient_loss(x: Tensor, y: Tensor, exponent: float = 1.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Add the random numbers of a denoiser's training step to a batch, where it is loaded."""
+"""Add the random numbers of a denoiser's training step to a batch, in the process that loads it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -50,7 +50,7 @@ class PictureMetrics:
         self.data = data
         needs = {need for name in choose_metrics(config.names, set(LACKS)) for need in METRICS[name].needs}
         if len(held_out) < config.num:
-            raise InputError(f"metrics.num={config.num} is over the {len(held_out)} held-out pictures; lower it")
+            raise InputError(f"metrics.num={config.num} is more than the {len(held_out)} held-out pictures; lower it")
         self.rows = [held_out[k * len(held_out) // config.num] for k in range(config.num)]
         self.captions = [row.captions[0] for row in self.rows]
         self.device = process_state().device

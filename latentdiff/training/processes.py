@@ -14,7 +14,7 @@ from latentdiff.errors import InputError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)  # how long others wait for the first process, which checks and encodes all pictures
+PATIENCE = timedelta(days=1)  # timeout while the first process checks and encodes all pictures
 
 
 def process_state() -> PartialState:
@@ -47,6 +47,6 @@ def check_launcher(run: RunConfig) -> None:
         requested = os.environ.get(f"ACCELERATE_{name.upper()}", default)
         if requested not in (default, own):
             raise InputError(
-                f"accelerate's {name}={requested} differs from run.{name}={own}; leave it out of the launch command "
+                f"accelerate's {name}={requested} differs from run.{name}={own}; remove it from the launch command "
                 "and its file, or set both to the same value"
             )

@@ -75,11 +75,11 @@ def _read_rows(path: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror}); give the folder of a run, run.output in its config"
+            f"{path} cannot be read ({error.strerror}); pass the folder of a run, which is run.output in its config"
         ) from error
     rows = [row for row in map(_row, lines) if "step" in row]
     if not rows:
-        raise InputError(f"{path} has no figures yet; wait for run.log_every steps")
+        raise InputError(f"{path} contains no values yet; wait for run.log_every steps")
     return rows
 
 

@@ -54,11 +54,11 @@ def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False,
     without it InputError is raised.
     """
     if auto_batch and process_state().num_processes > 1:  # one process would restart while the others wait for it
-        raise InputError("--auto-batch is for one process; lower data.batch_size instead")
+        raise InputError("--auto-batch requires a single process; lower data.batch_size instead")
     check_tracker(config.run.tracker)
     check_launcher(config.run)
     if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
-        raise InputError("mixed_precision=fp16 needs a GPU and this machine has none; use bf16 or no")
+        raise InputError("mixed_precision=fp16 requires a GPU and this machine has none; use bf16 or no")
     folder = RunFolder(config.run.output)
     if process_state().is_main_process:
         folder.write_text(folder.data_check, json.dumps(checked.to_json(), ensure_ascii=False))
@@ -88,7 +88,7 @@ def _fit_and_report(config: TrainConfig, folder: RunFolder, resume: bool) -> Non
     try:
         fit(build_task(config), config, resume)
     except Stopped:
-        with suppress(InputError):  # no figures were logged yet
+        with suppress(InputError):  # if nothing was logged yet
             _write_report(folder)
         raise
     _write_report(folder)
@@ -100,9 +100,9 @@ def _write_report(folder: RunFolder) -> None:
 
 
 def _halved(config: TrainConfig) -> TrainConfig:
-    """Half the batch, twice the accumulation: the same pictures and noise make up each step.
+    """Halve the batch and double the accumulation; each step still has the same pictures and noise.
 
-    Only the text encoder trains differently then: its loss contrasts the captions of one batch.
+    Only text encoder training changes, because its loss contrasts the captions of one batch.
     """
     if config.data.batch_size % 2:
         checkpointing = isinstance(config, DenoiserConfig) and not config.run.gradient_checkpointing

@@ -11,7 +11,7 @@ from latentdiff.files import atomic_path
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files that a run writes, by what they hold."""
+    """The paths of the files that a run writes."""
 
     path: Path
 
@@ -67,7 +67,7 @@ class RunFolder:
             partial.write_text(text, encoding="utf-8")
 
     def check(self, resume: bool, task: str) -> None:
-        """Raise InputError unless the folder is new or empty, or with `resume` holds a run of this task."""
+        """Raise InputError unless the folder is new or empty, or with `resume` contains a run of this task."""
         found = self.checkpoints()
         if resume and found and (other := self._task()) not in (task, None):
             raise InputError(
@@ -77,10 +77,10 @@ class RunFolder:
         if resume and not found:
             raise InputError(f"{self.path} has no checkpoint to resume from; omit --resume to start a run there")
         if found and not resume:
-            raise InputError(f"{found[0]} exists; resume the run with --resume, or give a new run another folder")
+            raise InputError(f"{found[0]} exists; resume the run with --resume, or use another folder for a new run")
         if self.path.is_dir() and not found and not self.data_check.exists() and (others := self._visible()):
             raise InputError(
-                f"{self.path} contains {others[0].name}, which is not part of a run; give a new or empty folder"
+                f"{self.path} contains {others[0].name}, which is not part of a run; use a new or empty folder"
             )
 
     def _task(self) -> str | None:

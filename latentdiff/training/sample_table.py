@@ -11,7 +11,7 @@ from latentdiff.files import finished_files
 from latentdiff.training.samples import Samples, read_samples
 
 EVALUATIONS = 4  # side by side, so that the page needs no scroll bar of its own
-LARGEST = 640  # pixels a side in the page: twice what is shown, for dense screens
+LARGEST = 640  # stored side in pixels: twice the displayed size, for dense screens
 STYLE = """
 .row { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)) }
 .small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 150px), 1fr)) }

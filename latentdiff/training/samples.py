@@ -17,7 +17,7 @@ CHUNK = "captions"  # a JSON list, in a PNG text chunk
 
 @dataclass(frozen=True)
 class Samples:
-    """Images in rows of up to eight, and their captions; no captions where the images have none."""
+    """Images in rows of up to eight, and their captions, if they have any."""
 
     grid: Image.Image
     captions: list[str]
@@ -44,7 +44,7 @@ class Samples:
 
 
 def read_samples(path: Path) -> Samples:
-    """Read a file that `Samples.save` wrote; other PNGs give no captions. Raises OSError for a file that is no PNG."""
+    """Read a file of `Samples.save`; other PNGs have no captions. Raises OSError if the file is not a PNG."""
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
         try:

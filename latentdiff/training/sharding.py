@@ -50,7 +50,7 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
         raise InputError("FSDP 1 is not supported; set fsdp_version: 2, as configs/accelerate/fsdp.yaml does")
     if scalars := [name for name, p in module.named_parameters() if p.requires_grad and p.ndim == 0]:
         raise InputError(f"FSDP cannot shard {scalars[0]}, a scalar; launch with configs/accelerate/ddp.yaml")
-    # accelerate shards on GPUs alone, and in the first run of a process alone; gloo can do it too.
+    # accelerate shards only on GPUs, and only in the first run of a process; gloo supports it too.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trained = [child for child in module.children() if _trains(child)]
     return FullyShardedDataParallelPlugin(
@@ -66,7 +66,7 @@ def _fsdp(module: nn.Module) -> FullyShardedDataParallelPlugin:
 def _deepspeed(config: TrainConfig) -> DeepSpeedPlugin:
     """Weights stay float32, and DeepSpeed's own autocast is used. The run's config overrides the launch file."""
     if on_many_cpus():
-        raise InputError("accelerate runs DeepSpeed on GPUs alone; on the CPU launch with configs/accelerate/fsdp.yaml")
+        raise InputError("accelerate supports DeepSpeed only on GPUs; launch with configs/accelerate/fsdp.yaml")
     stage, precision = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), config.run.mixed_precision
     if stage == 3:
         raise InputError("DeepSpeed's ZeRO 3 is not supported; set zero_stage: 2, or launch with FSDP")

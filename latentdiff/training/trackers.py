@@ -44,14 +44,14 @@ def check_tracker(name: str) -> str:
     if name == "auto":
         return "tensorboard" if find_spec("tensorboard") else "none"
     if name != "none" and not find_spec(name):
-        raise InputError(f'tracker={name!r} needs a package that is missing; pip install "latentdiff[{name}]"')
+        raise InputError(f'tracker={name!r} requires a package that is missing; pip install "latentdiff[{name}]"')
     return name
 
 
 def open_tracker(name: str, output: Path, config: dict[str, Any]) -> Tracker:
     """Start tracking the run in `output`.
 
-    Call it in the main process, after the Accelerator is made, since accelerate's trackers use its state.
+    Call it in the main process, after the Accelerator is created, since accelerate's trackers use its state.
     The environment variables of wandb (WANDB_MODE, WANDB_PROJECT, …) and MLflow (MLFLOW_TRACKING_URI, …) apply.
     Raises InputError if the tracker is unknown, not installed or does not start.
     """
@@ -60,7 +60,7 @@ def open_tracker(name: str, output: Path, config: dict[str, Any]) -> Tracker:
         return Tracker()
     try:
         return STARTS[chosen](output, config)
-    except Exception as error:  # each has its own kinds, for a missing login or an unreachable server
+    except Exception as error:  # each tracker has its own types, for example for a missing login
         reason = " ".join(str(error).split())
         raise InputError(f"tracker={chosen!r} did not start ({reason}); {ADVICE[chosen]}, or use none") from error
 

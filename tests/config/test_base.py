@@ -64,8 +64,8 @@ def test_mistakes_name_the_key_and_the_rule(override: str, message: str) -> None
     [
         (None, "cannot be read"),
         ("a: [", "is not YAML"),
-        ("- 1", "holds list"),
-        ("", "holds NoneType"),
+        ("- 1", "contains list"),
+        ("", "contains NoneType"),
         ("{}", "task=None must be one of finetune"),
     ],
 )

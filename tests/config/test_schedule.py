@@ -104,7 +104,7 @@ def test_an_unsupported_sampler_must_be_replaced_by_the_user(
     config = read(name, **keys)
     assert (config.sampler, config.unsupported) == (sampler, reason)
     if reason:
-        with pytest.raises(InputError, match="choose one, as sampler="):
+        with pytest.raises(InputError, match="use for example sampler="):
             plan(Schedule(config), "", 5)
         assert len(plan(Schedule(config), "dpmpp_2m", 5)) == 5
 

@@ -12,7 +12,7 @@ from latentdiff.metrics.bootstrap import intervals
 def test_alignment_is_the_mean_cosine() -> None:
     image, text = torch.tensor([[2.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 1]])
     assert alignment(image, text) == pytest.approx((1 + 0.5**0.5) / 2)
-    with pytest.raises(InputError, match="go in pairs"):
+    with pytest.raises(InputError, match="use pairs from one CLIP model"):
         alignment(image, text[:1])
 
 

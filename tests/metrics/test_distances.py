@@ -163,9 +163,9 @@ def test_invalid_feature_sets_are_errors(metric: Any) -> None:
         metric(good.view(20, 2, 2), good)
     with pytest.raises(InputError, match="real has 1 rows and must have at least"):
         metric(good, good[:1])
-    with pytest.raises(InputError, match="generated has 3 numbers a picture and real 4"):
+    with pytest.raises(InputError, match="generated has 3 features per picture, real has 4"):
         metric(good[:, :3], good)
     bad = good.clone()
     bad[7, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match="real: 1 of 20 rows hold NaN or infinity, first row 7"):
+    with pytest.raises(NonFiniteError, match="real: 1 of 20 rows contain NaN or infinity; check the first, 7"):
         metric(good, bad)

@@ -129,7 +129,7 @@ def test_the_smallest_generated_picture_sets_the_size_and_other_sizes_are_noted(
     assert found["resolution"] == 32
     assert found["notes"] == [
         f"2 of 20 pictures in {first} are larger than 32 pixels and were reduced, others were not",
-        f"1 of 20 pictures in {second} are smaller than 32 pixels and were enlarged; better remove them",
+        f"1 of 20 pictures in {second} are smaller than 32 pixels and were enlarged; remove them",
         f"1 of 20 pictures in {second} are larger than 32 pixels and were reduced, others were not",
     ]
 
@@ -152,7 +152,7 @@ def test_small_pictures_have_all_metrics_but_textures(tmp_path: Path, run: Run, 
     found = json.loads(out.read_text())["values"]
     assert "frechet_distance" in found and "sliced_wasserstein" not in found
     assert run("--generated", folder, "--real", folder, *OPTIONS, "--metrics", "sliced-wasserstein") == 2
-    assert "needs pictures of 16 pixels or more; give larger ones" in capsys.readouterr().err
+    assert "needs pictures of 16 pixels or more; use larger ones" in capsys.readouterr().err
 
 
 def test_textures_need_no_network(tmp_path: Path, run: Run) -> None:
@@ -215,11 +215,11 @@ def test_a_call_uses_the_settings_stored_in_the_model(tmp_path: Path, run: Run, 
 BAD = {
     "metric": (["--metrics", "frechet,kernal"], "metric 'kernal' is unknown; did you mean 'kernel'?"),
     "features": (["--features", "mean"], "features='mean' is unknown; did you mean 'means'?"),
-    "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; give a CLIP model"),
+    "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; pass a CLIP model"),
     "classes": (["--features", "broken", "--metrics", "class-score"], "'class-score' needs a network that names"),
     "nan": (["--features", "broken"], "generated: features are not finite"),
     "resamples": (["--resamples", 1], "resamples=1 must be at least 2"),
-    "model option": (["--steps", 3], "--steps belongs to a model, and --generated is a folder"),
+    "model option": (["--steps", 3], "--steps applies to a model and cannot be combined with --generated"),
     "seed": (["--seed", -1], "--seed -1 must be from 0"),
     "real": (["--real", "nowhere"], "nowhere does not exist"),
     "place": (["-o", "nowhere/x.json"], "the folder nowhere does not exist"),
@@ -251,7 +251,7 @@ def test_too_few_pictures_and_too_few_captions(
         (["--generated", bare, "--real", empty], "empty holds no pictures"),
         (["--model", model_folder, "--real", bare], "00.png has no caption"),
         (["--model", model_folder, "--real", few, "--num", 6], "num=6 must be from 1 to 5"),
-        (["--generated", few, "--model", model_folder, "--real", bare], "--model belongs to a model"),
+        (["--generated", few, "--model", model_folder, "--real", bare], "--model applies to a model"),
     ]
     for options, message in cases:
         assert run(*options, *OPTIONS) == 2

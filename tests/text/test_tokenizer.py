@@ -169,13 +169,13 @@ def test_the_default_length_is_that_of_clip(length: int | None, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("vocab.json", None, "holds neither tokenizer.json nor vocab.json with merges.txt"),
-        ("merges.txt", None, "holds neither"),
-        ("vocab.json", "{", "holds no CLIP tokenizer that can be read"),
-        ("merges.txt", "a b c d", "holds no CLIP tokenizer that can be read"),
+        ("vocab.json", None, "contains neither tokenizer.json nor vocab.json with merges.txt"),
+        ("merges.txt", None, "contains neither"),
+        ("vocab.json", "{", "contains no readable CLIP tokenizer"),
+        ("merges.txt", "a b c d", "contains no readable CLIP tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json holds list, not keys and values"),
-        ("tokenizer.json", '{"model": {}}', "holds no CLIP tokenizer that can be read"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json contains list instead of keys and values"),
+        ("tokenizer.json", '{"model": {}}', "contains no readable CLIP tokenizer"),
         ("tokenizer.json", "{", "tokenizer.json is not JSON"),
     ],
 )

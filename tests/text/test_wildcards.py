@@ -91,7 +91,7 @@ def test_too_many_combinations(folder: Path) -> None:
 
 
 def test_a_wildcard_without_a_folder_names_the_option() -> None:
-    with pytest.raises(InputError, match=r"__animal__ is a wildcard; name the folder of animal.txt with --wildcards"):
+    with pytest.raises(InputError, match=r"__animal__ is a wildcard; pass the folder of animal.txt with --wildcards"):
         Wildcards().draw("__animal__", 1)
     assert Wildcards().all("{a|b}") == ["a", "b"]
 

@@ -191,7 +191,7 @@ def test_files_that_are_not_of_a_run_are_left_alone(
     (tmp_path / "mine" / "model" / "precious").write_text("x")
     options = ["-o", tmp_path / "mine", "--model", model_folder, "--steps", 1]
     assert run(monkeypatch, "finetune", folder, *options) == 2
-    assert "mine contains model, which is not part of a run; give a new or empty folder" in capsys.readouterr().err
+    assert "mine contains model, which is not part of a run; use a new or empty folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["model", "precious"]
 
 

@@ -90,7 +90,7 @@ def test_a_failing_metric_leaves_the_others(unet_config: Make, tmp_path: Path) -
         ({"names": ["frechett"]}, "did you mean 'frechet'"),
         ({"names": ["alignment"]}, "needs a judge"),
         ({"features": "lpips"}, "features='lpips' is unknown"),
-        ({"num": 17}, r"metrics\.num=17 is over the 16 held-out pictures"),
+        ({"num": 17}, r"metrics\.num=17 is more than the 16 held-out pictures"),
         ({"num": 2}, "frechet needs 4 pictures"),
         ({"judge": "no/such/folder"}, "has no CLIPModel"),
     ],

@@ -182,10 +182,10 @@ def test_files_with_other_content_are_no_error(config: str, data: str, tmp_path:
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; give the folder of a run"):
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read .*; pass the folder of a run"):
         write_report(RunFolder(tmp_path / "gone"))
     write_metrics(tmp_path, "")
-    with pytest.raises(InputError, match="has no figures yet"):
+    with pytest.raises(InputError, match="contains no values yet"):
         write_report(RunFolder(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

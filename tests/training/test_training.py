@@ -283,7 +283,7 @@ def test_auto_batch_is_refused_among_several_processes(
 ) -> None:
     monkeypatch.setattr(training_run, "process_state", lambda: SimpleNamespace(num_processes=2, is_main_process=False))
     config = train_config.validate_python(unet_config(tmp_path / "run", max_steps=1))
-    with pytest.raises(InputError, match="--auto-batch is for one process"):
+    with pytest.raises(InputError, match="--auto-batch requires a single process"):
         training_run.train_checked(config, cast(DataCheck, None), auto_batch=True)
     assert not (tmp_path / "run").exists()
 
