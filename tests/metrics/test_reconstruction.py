@@ -86,7 +86,7 @@ def test_a_lossless_vae(tmp_path: Path) -> None:
     assert len(result.generated["channel_std"]) == 3 and len(result.shown) == 20
     wrong = reconstruct(Keeps(2 / std), real, "keeps", None, resamples=5)  # type: ignore[arg-type]
     assert "frechet_distance" not in wrong.values
-    assert f"deviation of 2.000, not 1; {1 / std:.5f} would" in wrong.notes[0]
+    assert f"deviation of 2.000, not 1; use {1 / std:.5f}" in wrong.notes[0]
     with pytest.raises(InputError, match="resamples=1 must be at least 2; try 100"):
         reconstruct(vae, real, "keeps", resamples=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="3 pictures are too few"):
