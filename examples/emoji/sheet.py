@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ COLUMNS, TRAINED = 8, 28
 
 
 def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | None = None) -> Image.Image:
-    """Arrange pictures of one size in rows, each above its label."""
-    size, footer = images[0].width, 14 if labels else 0
+    """Arrange pictures of one size in rows, each above its label, which has up to two lines."""
+    size = images[0].width
+    wrapped = [textwrap.wrap(label, size // 6)[:2] for label in labels or ()]
+    footer = 14 * max(map(len, wrapped), default=0)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * size, rows * (size + footer)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -36,7 +39,7 @@ def contact_sheet(images: list[Image.Image], columns: int, labels: list[str] | N
         x, y = i % columns * size, i // columns * (size + footer)
         sheet.paste(image, (x, y))
         if labels:
-            draw.text((x + 2, y + size), labels[i][: size // 6], fill="black")
+            draw.multiline_text((x + 2, y + size), "\n".join(wrapped[i]), fill="black", spacing=1)
     return sheet
 
 
