@@ -13,9 +13,8 @@ from latentdiff.files import atomic_path, check_writable_parent
 
 OBJECTS = ("a grinning face", "a woman dancing", "a cat face", "a strawberry cake", "a rocket", "a soccer ball",
            "a guitar", "一本书")  # fmt: skip
-COLOURS = tuple(
-    f"a {colour} car" for colour in ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-)
+COLOURS = ("a red car", "an orange car", "a yellow car", "a green car", "a blue car", "a purple car", "a white car",
+           "a black car")  # fmt: skip
 NUMBERS = ("a banana", "two bananas", "three bananas", "four bananas", "两只猫", "three green apples", "four blue fish",
            "three hearts on a yellow background")  # fmt: skip
 POSITIONS = ("a dog to the left of a tree", "a tree to the left of a dog", "an apple above a car",
