@@ -88,7 +88,7 @@ def _ends(values: list[float], margin: float) -> tuple[float, float]:
 
 def _text(x: float, y: float, anchor: str, content: str, color: str = "currentColor") -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="11" fill="{color}">{escape(content)}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="13" fill="{color}">{escape(content)}</text>'
     )
 
 
@@ -97,7 +97,7 @@ def _legend(title: str, curves: list[Curve]) -> str:
     x, parts = WIDTH - RIGHT, [_text(6, 16, "start", title)]
     for curve in reversed(curves if len(curves) > 1 else []):
         parts.append(_text(x, 16, "end", curve.name, curve.color))
-        x -= 6 * len(curve.name) + 14
+        x -= 7 * len(curve.name) + 14
     return "".join(parts)
 
 

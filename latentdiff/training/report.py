@@ -189,7 +189,9 @@ def _words(value: Any) -> str:
 
 
 def _item(item: Any) -> str:
-    values: Iterable[Any] = item.values() if isinstance(item, dict) else item if isinstance(item, list) else [item]
+    if isinstance(item, dict):  # a finding, whose place ends in its name
+        item = [value for key, value in item.items() if key != "name"]
+    values: Iterable[Any] = item if isinstance(item, list) else [item]
     return ": ".join(map(str, values))
 
 

@@ -83,7 +83,9 @@ def test_everything_is_on_one_page(tmp_path: Path) -> None:
     held_out = [{"step": step, "time": 1e9 + step + 0.5, "held_out_loss": 1 / step} for step in (20, 40)]
     write_metrics(run, line(10), line(20), held_out[0], line(30), line(40), held_out[1])
     (run / "config.yaml").write_text(f"data:\n  batch_size: 8\nsample_prompts: ['{HOSTILE}', 猫]\n", encoding="utf-8")
-    findings = [{"kind": "no caption", "where": f"{k}{HOSTILE}.png", "detail": "add one"} for k in range(9)]
+    findings = [
+        {"kind": "no caption", "where": f"{k}{HOSTILE}.png", "name": "the name", "detail": "add one"} for k in range(9)
+    ]
     data = {"path": "pictures", "pictures": 12, "sizes": [["64x48", 7], ["16x16", 5]], "findings": findings}
     (run / "data.json").write_text(json.dumps(data | {HOSTILE: "\ud800"}))
     grids = {step: Image.effect_noise((24, 16), 50 + step).convert("RGB") for step in range(10, 260, 10)}
@@ -97,7 +99,7 @@ def test_everything_is_on_one_page(tmp_path: Path) -> None:
     assert HOSTILE in page.text and HOSTILE not in page.source and "猫" in page.text
     assert page.charts() == ["loss", "learning rate", "steps per second"]
     assert (fact(page, "pictures"), fact(page, "sizes")) == ("12", "64x48: 7<br>16x16: 5")
-    assert fact(page, "findings").endswith("and 1 more")
+    assert fact(page, "findings").endswith(".png: add one<br>and 1 more") and "the name" not in page.text
     assert (fact(page, "steps"), fact(page, "held-out loss")) == ("40", "0.025, best 0.025 at step 40")
     assert [image["alt"] for image in page.all("img")] == [f"step {step}" for step in (250, 170, 90, 10)]
     for image, step in zip(page.all("img"), (250, 170, 90, 10), strict=True):
