@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.animation import animate, frame_count
-from latentdiff.cli.generate import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
 from latentdiff.cli.image_cache import cached_path, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
+from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
 from latentdiff.cli.progress import preview_file
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent

@@ -1,71 +1,32 @@
 """`latentdiff generate`: read the options and an optional recipe, generate images, and write their files."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from latentdiff.cli.edit_options import parse_extend, take_editing, take_hires
+from latentdiff.cli.edit_options import take_editing, take_hires
 from latentdiff.cli.expansion import read_expansion, warn_of_syntax
-from latentdiff.cli.image_generator import ImageGenerator, Opened
+from latentdiff.cli.image_generator import ImageGenerator
 from latentdiff.cli.launch import check_devices, local_device
-from latentdiff.cli.options import NAMES as OPEN_NAMES
-from latentdiff.cli.options import parse_lora
+from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, Opened, open_pipeline
 from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
+from latentdiff.cli.prompts_run import generate_missing
 from latentdiff.cli.refiner_options import take_refiner
+from latentdiff.cli.request import Request
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.recipe import Found, read_any
 from latentdiff.safety import ContentChecker
 
-MODEL_NAMES = {"model", "loras", "embeddings", *OPEN_NAMES}
-DEFAULT_OPTIONS: dict[str, Any] = {"optimize": "auto", "approximate": (), "low_memory": False}
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
 NOT_SETTINGS = (
     "prompt", "model_hash", "hashes", "version", "image_hash", "mask_hash", "refiner_hash", "safety", "safety_score",
     "flagged",
 )  # fmt: skip
-PARSED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # options with a syntax of their own, by name: settings
-    "lora": ("loras", lambda texts: tuple(map(parse_lora, texts))),
-    "embedding": ("embeddings", tuple),
-    "approximate": ("approximate", lambda text: [name for name in map(str.strip, text.split(",")) if name]),
-    "extend": ("extend", parse_extend),
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of the command. given: those on the command line, with the names of `Recipe`."""
-
-    output: Path
-    prompts: list[str]
-    num_images: int
-    device: str
-    recipe: Path | None
-    given: dict[str, Any]
-    image: Path | None = None
-    mask: Path | None = None
-    preview: Path | None = None
-    preview_every: int = 5
-    prompts_file: Path | None = None
-    batch_size: int | None = None
-    num_processes: int | None = None
-    expand: str | None = None
-    wildcards: Path | None = None
-    safety: str | None = None
-
-
-def read_request(options: dict[str, Any]) -> Request:
-    """The request for the options of the command; those that are not None and not fields of it are `given`."""
-    request = {field.name: options[field.name] for field in fields(Request) if field.name in options}
-    given = {name: value for name, value in options.items() if name not in request and value not in (None, [])}
-    given |= {key: parse(given.pop(name)) for name, (key, parse) in PARSED.items() if name in given}
-    return Request(**request | {"prompts": request["prompts"] or [], "given": given})
 
 
 def run(request: Request) -> None:
@@ -93,8 +54,6 @@ def run(request: Request) -> None:
     if request.prompts_file is None:
         refused = len(pictures) - _generate(generator, pictures, request)
     else:
-        from latentdiff.cli.prompts_run import generate_missing
-
         refused = generate_missing(generator, pictures, request)
     if refused:
         raise InputError(
@@ -175,37 +134,6 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
     settings: dict[str, Any] = usual | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
     return settings
-
-
-def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
-    """Open the model and the additions named in the settings; removes their entries from the settings."""
-    from latentdiff.checkpoints.lora_file import find_lora
-    from latentdiff.checkpoints.textual_inversion import find_learned
-    from latentdiff.pipeline import LatentDiffusionPipeline
-    from latentdiff.recipe.model_hash import file_hash, hash_model
-
-    model, dtype = settings.pop("model", None), settings.pop("dtype", "auto")
-    options = {key: settings.pop(key) for key in DEFAULT_OPTIONS}
-    how = {key: settings.pop(key, None) for key in OPEN_NAMES}
-    allow_pickle = bool(how.pop("allow_pickle"))
-    pipe = LatentDiffusionPipeline.from_pretrained(model, device, dtype, **options, **how, allow_pickle=allow_pickle)
-    loras, embeddings = settings.pop("loras", ()), settings.pop("embeddings", ())
-    for file, *weights in loras:
-        name = Path(file).stem  # as prompts name it
-        name = name if name not in pipe.adapters else f"{name}-{len(pipe.adapters)}"
-        pipe.load_lora(file, name, (weights[0], weights[1]), allow_pickle)
-    for embedding in embeddings:
-        words = pipe.load_textual_inversion(embedding, allow_pickle)
-        print(f"{embedding} teaches {', '.join(words)}", file=sys.stderr)
-    assert pipe.source is not None
-    lora_files = [find_lora(Path(file)) for file, *_ in loras]
-    additions = [*lora_files, *(find_learned(Path(file)) for file in embeddings)]
-    hashes = {} if pipe.source.path.is_dir() else {"model": file_hash(pipe.source.path)[:10]}
-    hashes |= {f"lora:{path.stem}": file_hash(path)[:10] for path in lora_files}
-    same = {"dtype": str(pipe.dtype).removeprefix("torch."), "model": model, "hashes": hashes, **how}
-    same |= {"model_hash": hash_model(pipe.source, *additions), "loras": loras, "embeddings": embeddings}
-    same |= {key: getattr(pipe.options, key) for key in DEFAULT_OPTIONS}
-    return Opened(pipe, same)
 
 
 def _check_model(request: Request, found: Found, opened: Opened) -> None:

@@ -217,6 +217,7 @@ def generate(
 ) -> None:
     """Generate images from prompts, or from an image."""
     options = dict(locals())
-    from latentdiff.cli.generate import read_request, run
+    from latentdiff.cli.generate import run
+    from latentdiff.cli.request import read_request
 
     run(read_request(options))

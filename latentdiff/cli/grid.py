@@ -10,9 +10,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentdiff
-from latentdiff.cli.generate import DEFAULT_OPTIONS, open_pipeline
 from latentdiff.cli.image_cache import cached_path, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
+from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, open_pipeline
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.decoding import FORMATS

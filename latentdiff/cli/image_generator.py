@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 import latentdiff
 from latentdiff.cli.edit_options import Editing
+from latentdiff.cli.open_pipeline import Opened
 from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
@@ -19,15 +20,6 @@ from latentdiff.sampling.samplers import Callback
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
 SIZES = {"height", "width"}
 DONE = {"flag": "flagged", "blur": "blurred", "refuse": "refused"}
-
-
-@dataclass
-class Opened:
-    """A pipeline with its additions, their entries in recipes (`same`), and an optional refiner."""
-
-    pipe: Any
-    same: dict[str, Any] = field(default_factory=dict)
-    refiner: Any = None
 
 
 @dataclass(frozen=True)

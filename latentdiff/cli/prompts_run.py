@@ -5,11 +5,11 @@ import sys
 
 from tqdm import tqdm
 
-from latentdiff.cli.generate import Request
 from latentdiff.cli.image_generator import ImageGenerator
 from latentdiff.cli.launch import started_processes
 from latentdiff.cli.pictures import Picture, batches, makes_folder
 from latentdiff.cli.progress import preview_file
+from latentdiff.cli.request import Request
 
 BATCH = 4  # the default of --batch-size
 
