@@ -43,6 +43,7 @@ def create_app(server: Server) -> FastAPI:
             await asyncio.to_thread(stop_all, server.finetunes, STOP_SECONDS)
         await asyncio.to_thread(server.engine.queue.drain, DRAIN_SECONDS)
         await asyncio.to_thread(server.engine.close)
+        server.worker.close()
         server.files.close()
 
     app = FastAPI(

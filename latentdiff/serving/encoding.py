@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -16,16 +17,16 @@ from latentdiff.recipe.schema import Recipe
 from latentdiff.safety import blurred
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.job import Job, JobImage
-from latentdiff.serving.models import ModelStore
+from latentdiff.serving.models import ModelSpec, ModelStore
 
 Format = Literal["png", "jpeg", "webp"]
 QUALITY = 90
 
 
 def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
-    """What an image depends on."""
-    request, facts = job.request, models.facts[job.request.model]
-    loras = tuple((str(models.loras[name].path), *weights) for name, weights in request.loras)
+    """What an image depends on. Files of the server are stated by their names, without their folders."""
+    request, facts, spec = job.request, models.facts[job.request.model], models.specs[job.request.model]
+    loras = tuple((models.loras[name].path.name, *weights) for name, weights in request.loras)
     return Recipe(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -50,13 +51,25 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
         **_second_pass(job),
         **image.checked,
         dtype=facts.dtype,
-        model=models.specs[request.model].path,
+        model=_stated_path(spec.path),
+        **opening_of(spec),
         loras=loras,
-        embeddings=tuple(str(file) for file in dict.fromkeys(facts.words.values())),
+        embeddings=tuple(file.name for file in dict.fromkeys(facts.words.values())),
         hashes={"model": facts.hash[:10]},
         model_hash=models.hash_with(request.model, [name for name, _ in request.loras]),
         version=latentdiff.__version__,
     )
+
+
+def _stated_path(path: str | None) -> str | None:
+    """The name of a local file or folder; a hub id as it is."""
+    return Path(path).name if path is not None and Path(path).exists() else path
+
+
+def opening_of(spec: ModelSpec) -> dict[str, Any]:
+    """The options that a model was opened with and its images depend on, under the names of `Recipe`."""
+    files = {name: _stated_path(spec.options.get(name)) for name in ("vae", "unet")}
+    return files | {name: spec.options.get(name) for name in ("variant", "prediction_type")}
 
 
 def _editing(job: Job) -> dict[str, Any]:

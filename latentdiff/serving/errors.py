@@ -1,6 +1,11 @@
 """Errors that a client of the server can meet, with their HTTP status."""
 
+import re
+
 from latentdiff.errors import InputError, LatentDiffError, is_out_of_memory
+
+ROOT = r"(?<![\w.:/\\-])(?:~?/|[A-Za-z]:[\\/])"
+ABSOLUTE_PATH = re.compile(rf"""(?<=['"]){ROOT}[^'"\n]+(?=['"])|{ROOT}[^\s'"`,;:()]*[^\s'"`,;:().]""")
 
 
 class ServingError(LatentDiffError):
@@ -106,14 +111,19 @@ class InternalError(ServingError):
     code = "internal_error"
 
 
+def without_folders(text: str) -> str:
+    """Text with each absolute path replaced by its last part, since clients need not know the server's folders."""
+    return ABSOLUTE_PATH.sub(lambda path: re.split(r"[/\\]", path[0].rstrip("/\\"))[-1], text)
+
+
 def as_serving_error(error: BaseException) -> ServingError:
     """Any exception of the engine as one with a status: mistakes in the request are 400, the rest are 500."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, InputError):
-        return ServingError(str(error))
+        return ServingError(without_folders(str(error)))
     if isinstance(error, LatentDiffError):
-        return InternalError(str(error))
+        return InternalError(without_folders(str(error)))
     if is_out_of_memory(error):
         return InternalError("out of memory; request a smaller image, or fewer at once")
-    return InternalError(f"{type(error).__name__}: {error}"[:500])
+    return InternalError(without_folders(f"{type(error).__name__}: {error}"[:500]))

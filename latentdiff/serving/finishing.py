@@ -6,7 +6,7 @@ Both have a thread of their own, so that they do not hold up the steps of other 
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from latentdiff.serving.job import JobImage
 from latentdiff.serving.metrics import Metrics
 from latentdiff.serving.queue import JobQueue
 from latentdiff.serving.upscalers import UpscalerStore
+from latentdiff.serving.worker import Worker
 
 log = logging.getLogger("latentdiff.serving")
 T = TypeVar("T")
@@ -34,8 +35,7 @@ class Finisher:
         self, queue: JobQueue, upscalers: UpscalerStore, metrics: Metrics, checker: ContentChecker | None = None
     ) -> None:
         self.queue, self.upscalers, self.metrics, self.checker = queue, upscalers, metrics, checker
-        self._decoder = ThreadPoolExecutor(1, "latentdiff-decoder")
-        self._enlarger = ThreadPoolExecutor(1, "latentdiff-upscaler")
+        self._decoder, self._enlarger = Worker("latentdiff-decoder"), Worker("latentdiff-upscaler")
 
     def finish(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
         """Latents [C, h, w] after the last step of a pass."""
@@ -66,8 +66,8 @@ class Finisher:
 
     def close(self) -> None:
         """Finish what was handed over, and stop the threads."""
-        self._enlarger.shutdown()
-        self._decoder.shutdown()
+        self._enlarger.close()
+        self._decoder.close()
 
     def _enlarge(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
         hires, job = picture.hires, picture.job
@@ -96,13 +96,13 @@ class Finisher:
 
     def _hand_over(
         self,
-        thread: ThreadPoolExecutor,
+        worker: Worker,
         work: Callable[[LatentDiffusionPipeline, Picture, Tensor], None],
         pipe: LatentDiffusionPipeline,
         picture: Picture,
         latents: Tensor,
     ) -> None:
-        """Run `work` on a thread unless the job is over by then; what it raises ends the job."""
+        """Run `work` on a worker unless the job is over by then; what it raises ends the job."""
         job = picture.job
 
         def guarded() -> None:
@@ -119,7 +119,7 @@ class Finisher:
                 self.queue.wake()
 
         job.finishing += 1
-        thread.submit(guarded)
+        worker.submit(guarded)
 
 
 def _decoded(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> Image.Image:

@@ -5,8 +5,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.previews import Previewer
 from latentdiff.recipe.model_hash import hash_model
 from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.worker import Worker
 
 log = logging.getLogger("latentdiff.serving")
 RETRY_SECONDS = 5.0  # before a model that could not be loaded is tried again
@@ -103,7 +104,7 @@ class ModelStore:
         self._sizes: dict[str, int] = {}
         self._lock = threading.RLock()
         self._making_room = False
-        self._loader = ThreadPoolExecutor(1, "latentdiff-loader")
+        self._loader = Worker("latentdiff-loader")
 
     def find(self, name: str | None) -> str:
         """The name of a known model, the default one for None. Raises NotFoundError."""
@@ -143,7 +144,7 @@ class ModelStore:
             if name not in self.loading:
                 self._failures.pop(name, None)
                 self.loading.add(name)
-                self._loader.submit(self._load, name)
+                self._loader.submit(partial(self._load, name))
             return None
 
     def hash_with(self, name: str, loras: list[str]) -> str:
@@ -182,7 +183,7 @@ class ModelStore:
 
     def close(self) -> None:
         """Stop loading."""
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loader.close(finish=False)
 
     def _load(self, name: str) -> None:
         try:

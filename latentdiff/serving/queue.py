@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from latentdiff.serving.errors import QueueFullError, UnavailableError
+from latentdiff.serving.errors import LimitError, QueueFullError, UnavailableError
 from latentdiff.serving.group import MAX_ROWS, Group, GroupKey, Picture
 from latentdiff.serving.job import Job
 from latentdiff.serving.metrics import Metrics
@@ -21,7 +21,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._groups: dict[GroupKey, Group] = {}
         self._reserved = 0
-        self._seconds_per_image = 1.0
+        self._seconds_per_image, self._last_end = 1.0, 0.0
 
     @property
     def jobs(self) -> list[Job]:
@@ -102,8 +102,9 @@ class JobQueue:
             self.metrics.errors.labels(job.error.code).inc()
             return
         self.metrics.job_seconds.observe(job.ended_at - job.accepted_at)
-        service = (job.ended_at - (job.started_at or job.accepted_at)) / len(job.done)
-        self._seconds_per_image += 0.1 * (service - self._seconds_per_image)
+        since = max(self._last_end, job.started_at or job.accepted_at)  # images share batches, so that jobs overlap
+        self._last_end = job.ended_at
+        self._seconds_per_image += 0.1 * (max(0.0, job.ended_at - since) / len(job.done) - self._seconds_per_image)
 
     def wake(self) -> None:
         """Let the engine look at the jobs again."""
@@ -122,6 +123,11 @@ class JobQueue:
     def _check_room(self, images: int) -> None:
         if not self.accepting:
             raise UnavailableError("the server is stopping; send the request to another one")
+        if images > self.limit + MAX_ROWS:
+            raise LimitError(
+                f"images={images} is above the {self.limit + MAX_ROWS} that this server accepts at once; lower it",
+                "images",
+            )
         unfinished = sum(len(job.done) - len(job.images) for job in self._jobs.values()) + self._reserved
         if unfinished + images <= self.limit + MAX_ROWS:
             return

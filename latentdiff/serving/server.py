@@ -4,9 +4,10 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import Request
 from PIL import Image
@@ -23,8 +24,10 @@ from latentdiff.serving.files import ResultFiles
 from latentdiff.serving.finetunes.folder import FineTunes
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.limits import Limits
+from latentdiff.serving.worker import Worker
 
 Size = tuple[int, int]
+P, T = ParamSpec("P"), TypeVar("T")
 KEPT_SECONDS = 3600.0
 KEPT_PIXELS = 128 * 2**20  # of finished jobs, in results and inputs; three bytes each
 KEPT_JOBS = 1000
@@ -48,7 +51,7 @@ class Server:
     """One server; the routes find it at `request.app.state.server`.
 
     finished: jobs of our own API by id. tasks: jobs of A1111's API by task id. a1111_model: what its clients chose.
-    finetunes: None unless clients may fine-tune.
+    finetunes: None unless clients may fine-tune. worker: for tensors outside of the engine.
     """
 
     engine: Engine
@@ -58,6 +61,7 @@ class Server:
     tasks: OrderedDict[str, Job] = field(default_factory=OrderedDict)
     a1111_model: str = ""
     finetunes: FineTunes | None = None
+    worker: Worker = field(default_factory=lambda: Worker("latentdiff-worker"))
 
     def __post_init__(self) -> None:
         self.a1111_model = self.engine.models.default
@@ -107,26 +111,19 @@ class Server:
 
         settings: further arguments of `read_inputs`. Raises ServingError and InputError.
         """
-        check = self.limits.check
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
-        check("images", check_integer(images, "images", 1), self.limits.images)
+        self._check_counts(prompt, negative_prompt, images)
         model = self.engine.models.find(model)
         usual = await self.model_limits(model, images)
-        if variation_strength == 0:
-            variation_seed = variation_strength = None
         steps = usual.generation.num_inference_steps if steps is None else steps
-        check("steps", steps, self.limits.steps)
         size = _expected_size(usual, width, height, settings.get("image"))
-        check("width*height", size[0] * size[1], self.limits.pixels, "pixels")
+        self.limits.check("steps", steps, self.limits.steps)
+        self._check_pixels("width*height", size)
         request = ImageRequest(
             model=model,
             prompt=prompt,
             negative_prompt=negative_prompt or None,
             images=images,
-            seed=self._random_seed() if seed is None else seed,
-            variation_seed=self._random_seed() if variation_strength and variation_seed is None else variation_seed,
-            variation_strength=variation_strength,
+            **self._seeds(seed, variation_seed, variation_strength),
             height=height,
             width=width,
             size=size,
@@ -136,15 +133,40 @@ class Server:
             settings={key: value for key, value in settings.items() if value is not None},
             hires=hires,
         )
-        inputs = await asyncio.to_thread(read_inputs, usual, **request.arguments(images - 1))
+        return await self.compute(self._completed, request, usual, loras or {})
+
+    async def compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work on tensors; `asyncio.to_thread` is for the rest, see `Worker`."""
+        return await asyncio.wrap_future(self.worker.submit(partial(work, *args, **kwargs)))
+
+    def _check_counts(self, prompt: str, negative_prompt: str | None, images: int) -> None:
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            self.limits.check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
+        self.limits.check("images", check_integer(images, "images", 1), self.limits.images)
+
+    def _check_pixels(self, name: str, size: Size) -> None:
+        self.limits.check(name, size[0] * size[1], self.limits.pixels, "pixels")
+
+    def _seeds(self, seed: int | None, variation_seed: int | None, strength: float | None) -> dict[str, Any]:
+        """Random seeds where none are given; a variation of strength 0 is none."""
+        if strength == 0:
+            variation_seed = strength = None
+        elif strength and variation_seed is None:
+            variation_seed = self._random_seed()
+        seed = self._random_seed() if seed is None else seed
+        return {"seed": seed, "variation_seed": variation_seed, "variation_strength": strength}
+
+    def _completed(self, request: ImageRequest, usual: ModelLimits, loras: Mapping[str, Any]) -> ImageRequest:
+        """The request with the size that is sampled, and the LoRAs that its prompt names added to `loras`."""
+        inputs = read_inputs(usual, **request.arguments(request.images - 1))
         size = inputs.width, inputs.height
-        check("width*height", size[0] * size[1], self.limits.pixels, "pixels")
-        found = self._loras({**(loras or {}), **inputs.prompts.loras})
-        if hires is None:
+        self._check_pixels("width*height", size)
+        found = self._loras({**loras, **inputs.prompts.loras})
+        if (hires := request.hires) is None:
             return replace(request, size=size, loras=found)
         enlarged = hires.enlarged_size(size, usual.downscale)
-        check("width*height of the second pass", enlarged[0] * enlarged[1], self.limits.pixels, "pixels")
-        check("hires_steps", hires.steps or 0, self.limits.steps)
+        self._check_pixels("width*height of the second pass", enlarged)
+        self.limits.check("hires_steps", hires.steps or 0, self.limits.steps)
         return replace(request, size=size, loras=found, hires_size=enlarged)
 
     def _random_seed(self) -> int:

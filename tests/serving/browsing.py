@@ -26,6 +26,15 @@ def generate(page: Any, prompt: str = "a red apple", steps: int = 3) -> None:
     page.click("#generate")
 
 
+def tab_to(page: Any, selector: str, back: bool = False) -> None:
+    """Press Tab until an element has the focus."""
+    for _ in range(80):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

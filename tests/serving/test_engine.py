@@ -110,7 +110,7 @@ def test_rows_of_other_token_counts_wait_for_the_next_batch() -> None:
 def hold(engine: Engine) -> threading.Event:
     """Make every decoding wait for an event."""
     event = threading.Event()
-    engine.finisher._decoder.submit(event.wait, WAIT)
+    engine.finisher._decoder.submit(lambda: event.wait(WAIT))
     return event
 
 

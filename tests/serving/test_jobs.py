@@ -1,18 +1,23 @@
 """Our own API, operations, limits and the guard, over HTTP."""
 
+import base64
 import io
 import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 from PIL import Image
 
+from latentdiff.errors import CheckpointError
+from latentdiff.recipe import write_image
 from latentdiff.recipe.files import CHUNK
 from latentdiff.recipe.schema import Recipe
+from latentdiff.serving.errors import as_serving_error
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.server import Server, Settings
 from tests.serving.conftest import MakeEngine, MakeLive, request
@@ -51,6 +56,7 @@ def test_a_job_is_accepted_watched_and_its_images_hold_their_recipes(make_live: 
         file = Image.open(io.BytesIO(httpx.get(live.url + image["url"]).content))
         recipe = Recipe.model_validate_json(file.text[CHUNK])  # type: ignore[attr-defined]
         assert (recipe.prompt, recipe.seed, recipe.steps, file.size) == ("a red apple", image["seed"], 10, (16, 16))
+        assert recipe.model == Path(live.server.engine.models.specs["small"].path or "").name
         assert f"Seed: {image['seed']}, Size: 16x16" in file.text["parameters"]  # type: ignore[attr-defined]
     assert httpx.get(live.url + images[0]["url"], params={"format": "webp"}).content[8:12] == b"WEBP"
 
@@ -80,6 +86,9 @@ def test_deleting_a_job_cancels_it_and_deleting_it_again_forgets_it(make_live: M
         ({"loras": {"ink": 1}}, 404, "LoRA 'ink' is unknown"),
         ({"stepps": 3}, 422, "stepps"),
         ({"seed": -1}, 422, "seed"),
+        ({"steps": "20"}, 422, "steps: Input should be a valid integer"),
+        ({"images": True}, 422, "images: Input should be a valid integer"),
+        ({"guidance_scale": "3"}, 422, "guidance_scale: Input should be a valid number"),
         ({"prompt": "\ud800"}, 422, ""),
     ],
 )
@@ -87,6 +96,63 @@ def test_what_cannot_be_used_is_named(live: Live, change: dict[str, Any], status
     content = json.dumps(JOB | change)
     answer = httpx.post(f"{live.url}/jobs", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (status, 400) and words in answer.json()["error"]["message"], answer.text
+
+
+def test_more_images_than_the_queue_can_ever_hold_is_a_limit_and_not_a_full_queue(make_live: MakeLive) -> None:
+    live = make_live(limits=Limits(queue=1))
+    answer = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 10})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "images=10 is above the 9 that this server accepts at once; lower it"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/models/photo.safetensors is damaged; download it", "photo.safetensors is damaged; download it"),
+        ("cannot read '/my models/a b.safetensors'", "cannot read 'a b.safetensors'"),
+        ("No such file: '/srv/m/unet/config.json'", "No such file: 'config.json'"),
+        ("C:\\models\\x.bin or ~/models/y (see /tmp/z.log).", "x.bin or y (see z.log)."),
+        ("org/model at 1/255, http://host/a", "org/model at 1/255, http://host/a"),
+    ],
+)
+def test_messages_name_files_without_their_folders(text: str, expected: str) -> None:
+    error = as_serving_error(CheckpointError(text))
+    assert str(error) == expected and error.status == 500
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_without_its_folder(
+    make_live: MakeLive, model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").mkdir()
+    live = make_live(models={"small": model_folder, "broken": tmp_path / "secret"})
+    answer = httpx.post(f"{live.url}/jobs", json=JOB | {"model": "broken"}, timeout=30)
+    assert answer.status_code >= 400 and str(tmp_path) not in answer.text and "secret" in answer.text
+
+
+def test_the_recipe_route_carries_over_or_names_every_setting(live: Live, tmp_path: Path) -> None:
+    job = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 1}).json()
+    assert list(events(live, job["id"]))[-1][0] == "result"
+    file = Image.open(io.BytesIO(httpx.get(f"{live.url}/jobs/{job['id']}/images/0").content))
+    made = Recipe.model_validate_json(file.text[CHUNK])  # type: ignore[attr-defined]
+    assert _recipe(live, made, tmp_path)["dropped"] == []
+    edited = {
+        "image_hash": "0123", "strength": 0.6, "fit": "contain", "mask_blur": 4.0, "mask_grow": 3, "paste_back": False,
+        "aesthetic_score": 6.0, "original_size": (64, 64), "refiner": "/srv/refiner", "embeddings": ("/srv/cat.pt",),
+        "approximate": ("deepcache",), "seamless": "x",
+    }  # fmt: skip
+    found = _recipe(live, made.model_copy(update=edited), tmp_path)
+    assert found["settings"]["seamless"] == "x" and found["settings"]["model"] == "small"
+    assert sorted(found["dropped"]) == [
+        "aesthetic_score: 6.0", "approximate: deepcache", "embeddings: cat.pt", "fit: contain", "image", "mask_grow: 3",
+        "original_size: 64, 64", "paste_back: False", "refiner: refiner", "strength: 0.6",
+    ]  # fmt: skip
+
+
+def _recipe(live: Live, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    write_image(Image.new("RGB", (16, 16)), recipe, folder / "x.png")
+    data = base64.b64encode((folder / "x.png").read_bytes()).decode()
+    answer: dict[str, Any] = httpx.post(f"{live.url}/recipe", json={"image": data}).json()
+    return answer
 
 
 def test_a_full_queue_answers_429_with_retry_after(make_live: MakeLive, monkeypatch: Any) -> None:

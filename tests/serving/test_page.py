@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.server import Settings
-from tests.serving.browsing import CHROMIUM, NARROW, drop, generate, opened, png, violations
+from tests.serving.browsing import CHROMIUM, NARROW, drop, generate, opened, png, tab_to, violations
 from tests.serving.conftest import MakeLive
 from tests.serving.live import Live
 from tests.serving.test_engine import PICTURE, slow
@@ -134,8 +134,10 @@ def _used(path: Path) -> set[str]:
     )
 
 
-def test_mistakes_are_sentences_in_the_page(context: Any, make_live: MakeLive, monkeypatch: Any) -> None:
-    live = make_live(limits=Limits(queue=1, body=500_000))
+def test_mistakes_are_sentences_in_the_page(
+    context: Any, make_live: MakeLive, monkeypatch: Any, tmp_path: Path
+) -> None:
+    live = make_live(limits=Limits(queue=1))
     slow(live.server.engine, monkeypatch, 0.05)
     page = opened(context, live)
     problem = page.locator("#problem")
@@ -145,7 +147,8 @@ def test_mistakes_are_sentences_in_the_page(context: Any, make_live: MakeLive, m
     page.click("#generate")
     page.get_by_text("limit of 20000 characters").wait_for()
     assert len(page.input_value("#prompt")) == 100_000
-    page.set_input_files("#file", {"name": "big.png", "mimeType": "image/png", "buffer": bytes(600_000)})
+    (tmp_path / "big.png").write_bytes(bytes(60_000_000))
+    page.set_input_files("#file", tmp_path / "big.png")
     page.get_by_text("big.png is larger than this server's limit").wait_for()
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
     page.get_by_text("notes.txt is not an image").wait_for()
@@ -154,7 +157,11 @@ def test_mistakes_are_sentences_in_the_page(context: Any, make_live: MakeLive, m
     page.locator("#queue li").wait_for()
     page.fill("#images", "2")
     page.click("#generate")
-    page.get_by_text("the queue is full").wait_for()
+    page.get_by_text("The server's queue is full. Try again in about").wait_for()
+    assert page.input_value("#prompt") == "a red apple"
+    page.fill("#images", "10")
+    page.click("#generate")
+    page.get_by_text("images=10 is above the 9 that this server accepts").wait_for()
 
 
 def infotext(text: str) -> bytes:
@@ -263,10 +270,7 @@ def test_the_whole_page_works_by_keyboard(context: Any, live: Live) -> None:
     page.locator("#gallery li").wait_for()
     page.locator("#prompt").press("Control+Enter")
     page.locator("#gallery li").nth(1).wait_for()
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.className") == "open":
-            break
+    tab_to(page, "#gallery .open")
     page.keyboard.press("Enter")
     assert "(apple:1.1)" in page.locator("#viewer dl").inner_text()
     first = page.locator("#viewer img").get_attribute("src")

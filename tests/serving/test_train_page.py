@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.serving.browsing import CHROMIUM, NARROW, drop, png, violations
+from tests.serving.browsing import CHROMIUM, NARROW, drop, png, tab_to, violations
 from tests.serving.live import Live
 from tests.serving.test_finetunes import fake, source, tuned  # noqa: F401  (fixtures)
 
@@ -160,6 +160,49 @@ def test_mistakes_are_sentences_next_to_their_cause(context: Any, tuned: Live, f
     page.locator("#welcome").wait_for()
     page.locator("#list a", has_text="apples").wait_for(state="detached")
     assert page.locator("#list a", has_text="empty").is_visible()
+
+
+def test_everything_works_by_keyboard(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
+    fake("wait")
+    page = train_page(context, tuned)
+    keys = page.keyboard
+    tab_to(page, "#name")
+    keys.type("apples")
+    tab_to(page, "#folder")
+    keys.press("ArrowDown")
+    tab_to(page, "#new button")
+    keys.press("Enter")
+    page.locator("#pictures li").nth(2).wait_for()
+    tab_to(page, "[aria-label='Leave out c.png']")
+    keys.press("Enter")
+    page.locator("#pictures li").nth(2).wait_for(state="detached")
+    tab_to(page, "[aria-label^='Captions of a.png']", back=True)
+    keys.press("Control+a")
+    keys.type("a shiny apple")
+    page.get_by_text("Captions saved").wait_for()
+    tab_to(page, "#trigger")
+    keys.type("sks style")
+    tab_to(page, "#start")
+    keys.press("Space")
+    tab_to(page, "#stop")
+    page.get_by_text("Step 2 of 4").wait_for()
+    keys.press("Enter")
+    page.locator("#badge", has_text="stopped").wait_for()
+    fake("finish")
+    tab_to(page, "#resume")
+    keys.press("Enter")
+    page.locator("#badge", has_text="finished").wait_for()
+    tab_to(page, "#samples")
+    tab_to(page, "#delete", back=True)
+    keys.press("Enter")
+    tab_to(page, "#no")
+    keys.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "delete"
+    keys.press("Enter")
+    tab_to(page, "#yes")
+    keys.press("Enter")
+    page.locator("#welcome").wait_for()
+    assert page.evaluate("document.activeElement.id") == "name"
 
 
 def test_chinese_by_keyboard_on_a_phone(context: Any, tuned: Live) -> None:  # noqa: F811

@@ -146,7 +146,7 @@ async def progress(server: Here, skip_current_image: bool = False) -> dict[str, 
 async def _current_image(server: Server, job: Job) -> str | None:
     if not (shown := list(job.x0.values())):
         return None
-    return as_base64(await asyncio.to_thread(preview, job, shown[0], server.engine.models, "png", True))
+    return as_base64(await server.compute(preview, job, shown[0], server.engine.models, "png", True))
 
 
 @router.post("/sdapi/v1/interrupt")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from latentdiff.serving.errors import NotFoundError
 from latentdiff.serving.finetunes import pictures, process, progress
@@ -54,7 +54,7 @@ class Resume(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int | None = Field(None, ge=1, le=100_000)
+    steps: StrictInt | None = Field(None, ge=1, le=100_000)
 
 
 def _state(one: FineTune) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic import StrictFloat as Float
+from pydantic import StrictInt as Int
 
 from latentdiff.hires import PIXEL, Hires
 from latentdiff.images.edit import EditOptions
@@ -35,38 +37,38 @@ class JobRequest(BaseModel):
     prompt: str
     negative_prompt: str | None = None
     model: str | None = Field(None, description="A model of /v1/capabilities.")
-    images: int = Field(1, ge=1, description="Image k is drawn from seed + k.")
-    seed: int | None = Field(None, ge=0, lt=2**53, description="Random when left out.")
-    variation_seed: int | None = Field(None, ge=0, lt=2**53, description="Image k mixes in the noise of this + k.")
-    variation_strength: float | None = Field(None, ge=0, le=1, description="How much; all images have one seed then.")
-    width: int | None = Field(None, ge=1, description="Pixels.")
-    height: int | None = Field(None, ge=1, description="Pixels.")
-    steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, le=100, description="1 or less samples without guidance.")
-    guidance_interval: tuple[float, float] | None = Field(None, description="Guide only at these noise levels, 0 to 1.")
+    images: Int = Field(1, ge=1, description="Image k is drawn from seed + k.")
+    seed: Int | None = Field(None, ge=0, lt=2**53, description="Random when left out.")
+    variation_seed: Int | None = Field(None, ge=0, lt=2**53, description="Image k mixes in the noise of this + k.")
+    variation_strength: Float | None = Field(None, ge=0, le=1, description="How much; all images have one seed then.")
+    width: Int | None = Field(None, ge=1, description="Pixels.")
+    height: Int | None = Field(None, ge=1, description="Pixels.")
+    steps: Int | None = Field(None, ge=1)
+    guidance_scale: Float | None = Field(None, ge=0, le=100, description="1 or less samples without guidance.")
+    guidance_interval: tuple[Float, Float] | None = Field(None, description="Guide only at these noise levels, 0 to 1.")
     sampler: str | None = None
-    eta: float | None = Field(None, ge=0, le=1)
+    eta: Float | None = Field(None, ge=0, le=1)
     spacing: str | None = Field(None, description="Of the noise levels, as karras.")
     prompt_2: str | None = Field(None, description="For the second text encoder of models that have two.")
     negative_prompt_2: str | None = None
     prompt_syntax: Literal["a1111", "plain"] = Field("a1111", description="plain reads no weights, tags and schedules.")
-    clip_skip: int | None = Field(None, ge=0, description="Layers of the text encoders left out, as in diffusers.")
-    tile: int | None = Field(None, ge=1, description="Evaluate the network in overlapping tiles of so many pixels.")
+    clip_skip: Int | None = Field(None, ge=0, description="Layers of the text encoders left out, as in diffusers.")
+    tile: Int | None = Field(None, ge=1, description="Evaluate the network in overlapping tiles of so many pixels.")
     seamless: str | None = Field(None, description="x, y or x,y: opposite edges fit.")
-    hires: float | None = Field(None, description="A second pass at so many times the sides.")
-    hires_strength: float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.6 when left out.")
-    hires_steps: int | None = Field(None, ge=1, description="Of the second pass; those of the first when left out.")
+    hires: Float | None = Field(None, description="A second pass at so many times the sides.")
+    hires_strength: Float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.6 when left out.")
+    hires_steps: Int | None = Field(None, ge=1, description="Of the second pass; those of the first when left out.")
     upscaler: str | None = Field(None, description="lanczos, latent, or an upscaler of /v1/capabilities.")
     image: str | None = Field(None, description="Base64 of an image to start from.")
     mask: str | None = Field(None, description="Base64 of a mask, white where the image is repainted.")
-    strength: float | None = Field(None, ge=0, le=1, description="Part of the steps that run, with an image.")
+    strength: Float | None = Field(None, ge=0, le=1, description="Part of the steps that run, with an image.")
     fit: Literal["cover", "contain", "stretch"] = "cover"
-    extend: dict[str, int] = Field({}, description="Pixels to paint beyond edges: left, top, right, bottom.")
-    mask_blur: float = Field(4.0, ge=0, le=256)
+    extend: dict[str, Int] = Field({}, description="Pixels to paint beyond edges: left, top, right, bottom.")
+    mask_blur: Float = Field(4.0, ge=0, le=256)
     mask_fill: Literal["original", "noise", "blur"] = "original"
-    only_masked: int | None = Field(None, ge=0, le=4096, description="Paint only the mask with this padding.")
-    loras: dict[str, float | tuple[float, float]] = Field({}, description="Weight by name, or U-Net and text weights.")
-    deadline: float | None = Field(None, gt=0, description="Seconds until the job fails if it is not finished.")
+    only_masked: Int | None = Field(None, ge=0, le=4096, description="Paint only the mask with this padding.")
+    loras: dict[str, Float | tuple[Float, Float]] = Field({}, description="Weight by name, or U-Net and text weights.")
+    deadline: Float | None = Field(None, gt=0, description="Seconds until the job fails if it is not finished.")
 
 
 class JobState(BaseModel):
@@ -238,7 +240,7 @@ async def _events(server: Server, job: Job, previews: bool) -> AsyncIterator[str
             for index, x0 in list(job.x0.items()):
                 if shown.get(index) != job.done[index]:
                     shown[index] = job.done[index]
-                    data = await asyncio.to_thread(preview, job, x0, server.engine.models)
+                    data = await server.compute(preview, job, x0, server.engine.models)
                     yield event("preview", {"image": index, "step": shown[index], "png": as_base64(data)})
     final = "error" if job.error is not None else "result"
     yield f"event: {final}\ndata: {state_of(server, job).model_dump_json()}\n\n"

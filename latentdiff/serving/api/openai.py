@@ -14,7 +14,7 @@ from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.serving.api.events import event, stream
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import as_base64, encode, preview
-from latentdiff.serving.errors import InternalError, ServingError
+from latentdiff.serving.errors import ServingError, as_serving_error
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.server import Server, server_of
 
@@ -171,7 +171,7 @@ async def _stream(server: Server, job: Job, body: ImagesRequest, kind: str) -> A
         async for _ in job.changes(10.0):
             while sent < len(job.partials):
                 form = body.output_format or "png"
-                data = await asyncio.to_thread(preview, job, job.partials[sent], models, form, True)
+                data = await server.compute(preview, job, job.partials[sent], models, form, True)
                 part = {key: value for key, value in common.items() if key != "usage"}
                 image = {"b64_json": as_base64(data), "partial_image_index": sent, "created_at": int(time.time())}
                 yield event(f"{kind}.partial_image", {"type": f"{kind}.partial_image", **image, **part})
@@ -181,10 +181,8 @@ async def _stream(server: Server, job: Job, body: ImagesRequest, kind: str) -> A
                 data = await asyncio.to_thread(_file, server, job, image_made, body)
                 final = {"type": f"{kind}.completed", "b64_json": as_base64(data), "created_at": int(time.time())}
                 yield event(f"{kind}.completed", final | common | {"seed": image_made.seed})
-        except ServingError as error:
-            yield event("error", {"type": "error", "error": openai_error(error)})
         except Exception as error:
-            yield event("error", {"type": "error", "error": openai_error(InternalError(str(error)))})
+            yield event("error", {"type": "error", "error": openai_error(as_serving_error(error))})
         yield "data: [DONE]\n\n"
     finally:
         if not job.over:

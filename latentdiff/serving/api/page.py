@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import InputError
+from latentdiff.images.edit import EditOptions
 from latentdiff.recipe.reading import Found, read_any
 from latentdiff.recipe.schema import LoraUse
+from latentdiff.serving.encoding import opening_of
+from latentdiff.serving.errors import without_folders
 from latentdiff.serving.server import Server, server_of
 from latentdiff.serving.uploads import from_base64
 
@@ -61,8 +66,11 @@ CARRIED = (  # fields of a job request that a recipe has too
     "guidance_interval", "prompt_2", "negative_prompt_2", "prompt_syntax", "clip_skip", "tile", "seamless", "hires",
     "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength",
 )  # fmt: skip
-ELSEWHERE = (  # what cannot be carried over without the files
-    "image_hash", "mask_hash", "strength", "extend", "image_guidance_scale", "vae", "unet", "refiner", "embeddings",
+UNCHANGED = asdict(EditOptions()) | {"approximate": (), "embeddings": ()}
+INPUTS = {"image_hash": "image", "mask_hash": "mask"}  # files do not hold them
+ABOUT = (  # how and by what an image was computed; `model` and `loras` are answered apart
+    "model", "loras", "dtype", "optimize", "low_memory", "model_hash", "refiner_hash", "hashes", "version", "safety",
+    "safety_score", "flagged",
 )  # fmt: skip
 
 
@@ -77,13 +85,34 @@ async def recipe(body: ImageFile, server: Here) -> dict[str, Any]:
     if "upscaler" in settings:
         settings["upscaler"] = Path(settings["upscaler"]).stem
     loras, unknown = _loras(server, found.settings.get("loras", ()))
-    others = [f"{name}: {found.settings[name]}" for name in ELSEWHERE if found.settings.get(name)]
+    model = _model(server, found)
     dropped = [text for text in found.dropped if not text.startswith("Model")]
     return {
         "program": found.program,
-        "dropped": [*dropped, *others, *unknown],
-        "settings": settings | {"loras": loras, "model": _model(server, found)},
+        "dropped": [*dropped, *_others(server, model, found.settings), *unknown],
+        "settings": settings | {"loras": loras, "model": model},
     }
+
+
+def _others(server: Server, model: str | None, settings: dict[str, Any]) -> Iterator[str]:
+    """The settings that are not carried over, except those that every image of the model here has."""
+    spec = server.engine.models.specs.get(model or "")
+    same = UNCHANGED | (opening_of(spec) if spec else {})
+    learned = {find_learned(path).name for path in server.engine.models.embeddings}
+    for name, value in settings.items():
+        if name in (*CARRIED, *ABOUT):
+            continue
+        if name == "embeddings":
+            value = tuple(file for path in value if (file := Path(path).name) not in learned)
+        if name in INPUTS:
+            yield INPUTS[name]
+        elif value != same.get(name):
+            yield f"{name}: {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    """A setting as text, without the folders of files."""
+    return without_folders(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
 def _model(server: Server, found: Found) -> str | None:
@@ -91,17 +120,19 @@ def _model(server: Server, found: Found) -> str | None:
     specs = server.engine.models.specs.values()
     if found.recipe is None:
         return next((text.removeprefix("Model: ") for text in found.dropped if text.startswith("Model: ")), None)
-    path = found.recipe.model
-    return next((spec.name for spec in specs if spec.path == path), "emoji" if path is None else Path(path).stem)
+    if (path := found.recipe.model) is None:
+        return next((spec.name for spec in specs if spec.path is None), "emoji")
+    names = {path, Path(path).name}
+    return next((s.name for s in specs if s.path and names & {s.path, Path(s.path).name}), Path(path).stem)
 
 
 def _loras(server: Server, used: Iterable[LoraUse]) -> tuple[dict[str, list[float]], list[str]]:
     """Weights by the name in requests, and the LoRAs that this server does not have."""
-    known = {str(spec.path): name for name, spec in server.engine.models.loras.items()}
+    known = {spec.path.name: name for name, spec in server.engine.models.loras.items()}
     known |= {name: name for name in server.engine.models.loras}
     found, unknown = {}, []
     for path, *weights in used:
-        if (name := known.get(path) or known.get(Path(path).stem)) is None:
+        if (name := known.get(Path(path).name) or known.get(Path(path).stem)) is None:
             unknown.append(f"LoRA: {Path(path).stem}")
         else:
             found[name] = list(weights)

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 from latentdiff.data.check import ERRORS
-from latentdiff.serving.errors import ServingError
+from latentdiff.serving.errors import ServingError, without_folders
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
 from latentdiff.serving.finetunes.pictures import last_change
 from latentdiff.serving.models import ModelSpec
@@ -34,12 +33,12 @@ class Settings(BaseModel):
     model: str | None = Field(None, description="A model of /v1/capabilities.")
     method: Literal["lora", "dora"] = "lora"
     trigger: str = Field("", max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words before every caption.")
-    steps: int | None = Field(None, ge=1, le=100_000)
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    rank: int | None = Field(None, ge=1, le=512)
-    resolution: int | None = Field(None, ge=8, le=2048)
-    train_text: bool = False
-    skip_bad: bool = False
+    steps: StrictInt | None = Field(None, ge=1, le=100_000)
+    learning_rate: StrictFloat | None = Field(None, gt=0, le=1)
+    rank: StrictInt | None = Field(None, ge=1, le=512)
+    resolution: StrictInt | None = Field(None, ge=8, le=2048)
+    train_text: StrictBool = False
+    skip_bad: StrictBool = False
 
     def options(self, model: ModelSpec) -> list[str]:
         """Command line options. Values are joined by `=`, so that none can be read as an option."""
@@ -74,6 +73,9 @@ def check_pictures(one: FineTune, settings: Settings, model: ModelSpec) -> dict[
     except ValueError as error:
         raise ServingError(_last_line(done.stderr, one)) from error
     kept = {name: report[name] for name in ("pictures", "captions", "buckets", "enlarged", "findings")}
+    kept["findings"] = [
+        {name: without_folders(finding[name]) for name in ("kind", "name", "detail")} for finding in kept["findings"]
+    ]
     kept["unusable"] = len({finding["name"] for finding in report["findings"] if finding["kind"] in ERRORS})
     kept["warnings"] = len(report["findings"]) - report["errors"]
     if last_change(one) == before:
@@ -160,4 +162,4 @@ def _process(one: FineTune) -> psutil.Process | None:
 def _last_line(output: bytes, one: FineTune) -> str:
     lines = output.decode(errors="replace").replace("\r", "\n").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "the process ended without a message")
-    return last.removeprefix("error: ").replace(f"{Path(one.folder)}{os.sep}", "")[:500]
+    return without_folders(last.removeprefix("error: ").replace(f"{one.folder}{os.sep}", ""))[:500]

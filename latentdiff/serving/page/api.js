@@ -24,6 +24,9 @@ function enterKey() {
   });
 }
 
+// A sentence of the server; one that begins with the name of a field stays as it is.
+export const capitalised = sentence => sentence.replace(/^[a-z](?=[a-z]*[ :])/, letter => letter.toUpperCase());
+
 export async function call(path, options = {}) {
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   const answer = await fetch(path, { ...options, headers });
@@ -35,8 +38,9 @@ export async function call(path, options = {}) {
   }
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({}));
-    const { message = `${answer.status} ${answer.statusText}`, param } = problem.error || {};
-    throw new ApiError(message, answer.status, param || message.match(/^(\w+)=/)?.[1]);
+    const { message = `${answer.status} ${answer.statusText}`, param, code } = problem.error || {};
+    const sentence = code === "queue_full" ? text("queueFull", answer.headers.get("retry-after")) : capitalised(message);
+    throw new ApiError(sentence, answer.status, param || message.match(/^(\w+)=/)?.[1]);
   }
   return answer;
 }

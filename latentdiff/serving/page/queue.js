@@ -1,6 +1,6 @@
 // Jobs in progress. Their ids and settings are kept in the browser, so that a reload or another tab shows them too.
 
-import { ApiError, call, events } from "./api.js";
+import { ApiError, call, capitalised, events } from "./api.js";
 import { EMPTY, make } from "./dom.js";
 import { addImage } from "./gallery.js";
 import { text } from "./texts.js";
@@ -56,7 +56,7 @@ async function watch(id, request) {
           how.textContent = data.position ? text("waiting", data.position) : describe(data);
         }
         if (kind === "result") { await collect(data); return close(); }
-        if (kind === "error") return data.status === "cancelled" ? close() : fail(data.error.message);
+        if (kind === "error") return data.status === "cancelled" ? close() : fail(capitalised(data.error.message));
       }
     } catch (error) {
       if (error instanceof ApiError && error.status === 404) return fail(text("gone"));

@@ -19,6 +19,7 @@ const TEXTS = {
     select: "Select for comparison", open: p => `Open: ${p}`, preview: "Preview", lost: "The server does not answer. Trying again…",
     gone: "The server no longer has this job; it was restarted.", loading: "Loading the model…", enter: "Continue", previous: "Previous", next: "Next",
     needKey: "This server requires a key. Enter it:",
+    queueFull: s => `The server's queue is full. Try again in about ${s} s; your settings are kept.`,
     emptyPrompt: "Write a prompt first.", notImage: n => `${n} is not an image; drop a PNG, JPEG or WebP file.`,
     unreadableImage: n => `${n} cannot be read as an image; save it again as PNG, JPEG or WebP.`,
     tooLarge: (n, m) => `${n} is larger than this server's limit of ${m} MB; reduce it first.`,
@@ -46,6 +47,7 @@ const TEXTS = {
     trainText: "Train the text encoder too", skipBad: "Leave out pictures with errors", checkPictures: "Check", startTraining: "Start training",
     checking: "Checking every picture and caption…", picturesFirst: "Add pictures first.",
     checkGood: n => (n === 1 ? "The picture can be used." : `All ${n} pictures can be used.`), checkErrors: (a, b) => `${a} of ${b} pictures cannot be used; the reasons are below the pictures.`,
+    finding: (kind, detail) => `${kind}: ${detail}`, toSettings: "To the settings",
     checkWarnings: n => (n === 1 ? "1 warning." : `${n} warnings.`), trainedAt: s => `Trained at ${s}.`, enlarged: n => `${n} are enlarged.`,
     fixedHint: "Pictures and settings are fixed once training has begun. Copy the fine-tune to change them.",
     loss: "Loss", heldOutLoss: "Held-out loss", lossNow: v => `Loss, now ${v}`, samples: "Samples", before: "before", atStep: n => `step ${n}`,
@@ -69,6 +71,7 @@ const TEXTS = {
     select: "选择以比较", open: p => `打开：${p}`, preview: "预览", lost: "服务器没有响应，正在重试…",
     gone: "服务器已重启，此任务不再存在。", loading: "正在加载模型…", enter: "继续", previous: "上一张", next: "下一张",
     needKey: "此服务器需要密钥，请输入：",
+    queueFull: s => `服务器队列已满，请约 ${s} 秒后再试；设置会保留。`,
     emptyPrompt: "请先写提示词。", notImage: n => `${n} 不是图像；请拖入 PNG、JPEG 或 WebP 文件。`,
     unreadableImage: n => `无法将 ${n} 读取为图像；请重新保存为 PNG、JPEG 或 WebP。`,
     tooLarge: (n, m) => `${n} 超过服务器 ${m} MB 的上限；请先缩小。`,
@@ -96,12 +99,17 @@ const TEXTS = {
     trainText: "同时训练文本编码器", skipBad: "跳过有错误的图片", checkPictures: "检查", startTraining: "开始训练",
     checking: "正在检查每张图片和说明文字…", picturesFirst: "请先添加图片。",
     checkGood: n => `${n} 张图片都可以使用。`, checkErrors: (a, b) => `${b} 张图片中有 ${a} 张无法使用，原因见图片下方。`,
+    finding: (kind, detail) => `${FINDINGS_ZH[kind] ?? kind}：${detail}`, toSettings: "前往设置",
     checkWarnings: n => `${n} 条警告。`, trainedAt: s => `训练尺寸：${s}。`, enlarged: n => `${n} 张被放大。`,
     fixedHint: "训练开始后，图片和设置不能再更改。要更改请复制此微调。",
     loss: "损失", heldOutLoss: "验证损失", lossNow: v => `损失，现为 ${v}`, samples: "样图", before: "训练前", atStep: n => `第 ${n} 步`,
     sampleOf: (c, n) => `${c}，第 ${n} 步`, deleteQuestion: n => `删除 ${n} 及其图片副本、检查点和 LoRA？原来的图片文件会保留。`,
   },
 };
+
+// What the check calls its findings.
+const FINDINGS_ZH = { unreadable: "无法读取", "too small": "太小", "too narrow": "太窄", "no caption": "没有说明文字", duplicate: "重复",
+  "long caption": "说明文字太长", "ignored file": "未使用的文件", "small buckets": "同尺寸图片太少" };
 
 // Seconds in the two largest units.
 function duration(seconds, h, min, s) {

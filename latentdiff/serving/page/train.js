@@ -105,7 +105,7 @@ function show() {
     link.onclick = event => { event.preventDefault(); download(lora); };
     return link;
   }));
-  byId("setup").hidden = isFixed();
+  byId("setup").hidden = byId("to-settings").hidden = isFixed();
   byId("one").classList.toggle("fixed", isFixed());
   byId("fixed").hidden = !isFixed();
   byId("delete").disabled = running || status === "stopping";
@@ -142,17 +142,25 @@ function showReport(report) {
   const parts = [head, sizes];
   if (enlarged) parts.push(make("p", { textContent: text("enlarged", enlarged) }));
   if (warnings) parts.push(make("p", { textContent: text("checkWarnings", warnings) }));
-  const others = findings.filter(({ name }) => !name).map(({ kind, detail }) => make("li", { textContent: `${kind}: ${detail}` }));
+  const others = findings.filter(({ name }) => !name).map(({ kind, detail }) => make("li", { textContent: text("finding", kind, detail) }));
   byId("report").replaceChildren(...parts, make("ul", {}, ...others));
 }
 
+// The keyboard goes on at the button that was pressed, or at what replaced it.
+function refocus(button) {
+  if (document.activeElement !== document.body) return;
+  [button, byId("stop"), byId("resume"), byId("use")].find(one => one.checkVisibility())?.focus();
+}
+
 async function act(button, problem, work) {
+  const focused = document.activeElement === button;
   problem.textContent = "";
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
   try { await work(); } catch (error) { problem.textContent = sentence(error); }
   button.disabled = false;
   button.removeAttribute("aria-busy");
+  if (focused) refocus(button);
 }
 
 const check = () => act(byId("check"), byId("setup-problem"), async () => {
@@ -208,7 +216,12 @@ function remove() {
   byId("no").onclick = () => byId("confirm").close();
   byId("yes").onclick = () => {
     byId("confirm").close();
-    act(byId("delete"), byId("failure"), async () => { await call(base(), { method: "DELETE" }); location.hash = ""; });
+    act(byId("delete"), byId("failure"), async () => {
+      await call(base(), { method: "DELETE" });
+      location.hash = "";
+      byId("new-box").open = true;
+      byId("name").focus();
+    });
   };
 }
 
@@ -224,7 +237,7 @@ async function follow() {
       const ended = found.status !== state.status;
       state = found;
       show();
-      if (ended) { await refreshList(); await showPictures(name, isFixed(), outdated); }
+      if (ended) { refocus(byId("resume")); await refreshList(); await showPictures(name, isFixed(), outdated); }
     } catch (error) { byId("status").textContent = sentence(error); }
   }
 }
@@ -243,6 +256,7 @@ byId("new").onsubmit = create;
 byId("setup").onsubmit = start;
 byId("setup").addEventListener("input", outdated);
 byId("check").onclick = check;
+byId("to-settings").onclick = () => { byId("setup").scrollIntoView(); byId("trigger").focus({ preventScroll: true }); };
 change("stop", "stop");
 change("resume", "resume");
 change("continue", "resume", () => ({ steps: Number(byId("more-steps").value) || null }));

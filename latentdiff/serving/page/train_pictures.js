@@ -48,6 +48,7 @@ function show({ file, captions, readable }) {
     waiting.delete(file);
     count();
     changed();
+    (list.querySelector(".drop-one") ?? byId("files")).focus();
   });
   const item = make("li", {}, frame, remove, make("p", { className: "file", textContent: file, title: file }), caption, note);
   items.get(file)?.item.remove();
@@ -137,6 +138,6 @@ export function showFindings(findings) {
   for (const { note } of items.values()) note.textContent = "";
   for (const { name, kind, detail } of findings) {
     const note = items.get(name)?.note;
-    if (note) note.textContent += `${note.textContent && " "}${kind}: ${detail}`;
+    if (note) note.textContent += `${note.textContent && " "}${text("finding", kind, detail)}`;
   }
 }

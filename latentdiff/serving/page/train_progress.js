@@ -59,6 +59,7 @@ export function showSamples({ name, samples, captions }) {
   const head = make("tr", {}, make("td"), ...captions.map(caption => make("th", { scope: "col", textContent: caption })));
   const rows = steps.toReversed().map(step => make("tr", {}, make("th", { scope: "row", textContent: step ? text("atStep", step) : text("before") }),
     ...captions.map((caption, k) => make("td", {}, sample(name, step, k, caption)))));
+  box.style.setProperty("--columns", captions.length);
   box.replaceChildren(make("table", {}, make("caption", { textContent: text("samples") }), make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
