@@ -18,7 +18,7 @@ from latentdiff.inputs.model_limits import ModelLimits
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.previews import Previewer
 from latentdiff.recipe.model_hash import hash_model
-from latentdiff.serving.errors import NotFoundError
+from latentdiff.serving.errors import InternalError, NotFoundError, as_serving_error
 from latentdiff.serving.worker import Worker
 
 log = logging.getLogger("latentdiff.serving")
@@ -200,7 +200,10 @@ class ModelStore:
             self._make_room(name, 0)
         except Exception as error:
             log.error("load_failed", extra={"fields": {"model": name, "error": str(error)}})
-            self._failures[name] = (time.monotonic(), error)
+            self._failures[name] = (
+                time.monotonic(),
+                InternalError(f"{name} cannot be loaded: {as_serving_error(error)}"),
+            )
         finally:
             with self._lock:
                 self.loading.discard(name)

@@ -27,7 +27,8 @@ from latentdiff.serving.limits import Limits
 from latentdiff.serving.worker import Worker
 
 Size = tuple[int, int]
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 KEPT_SECONDS = 3600.0
 KEPT_PIXELS = 128 * 2**20  # of finished jobs, in results and inputs; three bytes each
 KEPT_JOBS = 1000
