@@ -1,4 +1,4 @@
-"""A1111's names of samplers and schedules as its API lists and takes them."""
+"""A1111's names of samplers and schedules."""
 
 from latentdiff.errors import did_you_mean
 from latentdiff.recipe.names import A1111_SAMPLERS, A1111_SCHEDULES
@@ -9,12 +9,12 @@ NAMES = {"Align Your Steps": "align_your_steps", "SGM Uniform": "sgm_uniform", "
 
 
 def scheduler_name(label: str) -> str:
-    """The name in requests of a schedule's label."""
+    """The name that requests use for the schedule of a label."""
     return NAMES.get(label, label.lower())
 
 
 def a1111_sampler(name: str) -> str:
-    """A1111's name for one of our samplers; our own where A1111 has none."""
+    """A1111's name of one of our samplers, or our own if A1111 has none."""
     return next((theirs for theirs, ours in A1111_SAMPLERS.items() if ours == name), name)
 
 

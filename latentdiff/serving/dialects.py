@@ -1,4 +1,4 @@
-"""Errors as the clients of each API read them."""
+"""The error format of each API."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ QUALITY = 90
 
 
 def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
-    """What an image depends on. Files of the server are stated by their names, without their folders."""
+    """The recipe of an image. Files of the server are stated by their names, without their folders."""
     request, facts, spec = job.request, models.facts[job.request.model], models.specs[job.request.model]
     loras = tuple((models.loras[name].path.name, *weights) for name, weights in request.loras)
     return Recipe(
@@ -93,7 +93,7 @@ def _second_pass(job: Job) -> dict[str, Any]:
 
 
 def _stated_size(job: Job, image: JobImage) -> tuple[int, int]:
-    """The image's; with a second pass that of the first, as A1111 states it."""
+    """The size in the metadata: that of the first pass if there are two, as in A1111."""
     return image.image.size if job.request.hires is None else job.request.size
 
 
@@ -107,7 +107,7 @@ def infotext(job: Job, image: JobImage, models: ModelStore) -> str:
 
 
 def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", quality: int = QUALITY) -> bytes:
-    """The bytes of an image file with its recipe, except of an interrupted image, which no recipe makes again."""
+    """Encode an image with its recipe; an interrupted image gets none, since no recipe reproduces it."""
     kind = form.upper()
     options: dict[str, Any] = {} if form == "png" else {"quality": quality}
     if not image.stopped:

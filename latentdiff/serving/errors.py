@@ -1,4 +1,4 @@
-"""Errors that a client of the server can meet, with their HTTP status."""
+"""Errors of the server with their HTTP status."""
 
 import re
 
@@ -20,7 +20,7 @@ class ServingError(LatentDiffError):
 
 
 class UnsupportedError(ServingError):
-    """A field that names something this server does not do."""
+    """A field that requests something unsupported."""
 
     status = 422
     code = "unsupported"
@@ -30,7 +30,7 @@ class UnsupportedError(ServingError):
 
 
 class LimitError(ServingError):
-    """A value above a limit of this server."""
+    """A value above one of the server's limits."""
 
     code = "limit_exceeded"
 
@@ -117,7 +117,7 @@ def without_folders(text: str) -> str:
 
 
 def as_serving_error(error: BaseException) -> ServingError:
-    """Any exception of the engine as one with a status: mistakes in the request are 400, the rest are 500."""
+    """Convert any exception: mistakes in the request get status 400, others 500."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""What happens to an image after its last step: it is decoded, or enlarged for its second pass.
+"""Work after an image's last step: decoding, or enlarging for the second pass.
 
 Both have a thread of their own, so that they do not hold up the steps of other images.
 """

@@ -58,7 +58,7 @@ class Guard:
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
         key = self.server.settings.key
-        page = scope["path"] in ("/", "/train") or scope["path"].startswith("/page/")  # it asks for the key itself
+        page = scope["path"] in ("/", "/train") or scope["path"].startswith("/page/")  # it prompts for the key
         if key is None or scope["path"] in OPEN_PATHS or page or scope["method"] == "OPTIONS":
             return
         if not any(hmac.compare_digest(one.encode(), key.encode()) for one in _keys(headers.get("authorization", ""))):

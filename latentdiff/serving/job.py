@@ -1,4 +1,4 @@
-"""A job: what was requested, how far it is, and its images. The engine writes it, any number of clients watch it."""
+"""A job: the request, its progress and its images. The engine updates it, and any number of clients can watch it."""
 
 import asyncio
 import secrets
@@ -52,7 +52,7 @@ class ImageRequest:
         return self.hires_size or self.size
 
     def seeds(self, index: int) -> tuple[int, int | None]:
-        """What one image is drawn from, and the seed of the noise that is mixed in, if any."""
+        """The seed of one image, and that of the noise mixed into it, if any."""
         if self.variation_strength is None or self.variation_seed is None:
             return self.seed + index, None
         return self.seed, self.variation_seed + index
@@ -103,8 +103,8 @@ class Job:
 
     done: evaluations made for each image, of `total`. x0: the newest prediction [C, h, w] of each image, for previews.
     partials: predictions of the first image kept at the evaluations in `keep_at`. finishing: images handed to
-    `Finisher`. interrupted: whether `stop` has taken effect. failure: what another thread than the engine's met; the
-    engine ends the job with it. collected: whether a client fetched an image. blurs_previews: since images that the
+    `Finisher`. interrupted: whether `stop` has taken effect. failure: an error of another thread, with which the
+    engine ends the job. collected: whether a client fetched an image. blurs_previews: since images that the
     content checker finds are blurred or refused.
     """
 
@@ -152,7 +152,7 @@ class Job:
         self.cancelling = True
 
     def stop(self) -> None:
-        """Finish with what there is: images that have begun are decoded as predicted, others are not made."""
+        """Interrupt the job: the predictions of images that have begun are decoded, and no others begin."""
         self.stopping = True
 
     def wait(self, timeout: float | None = None) -> list[JobImage]:
@@ -244,6 +244,6 @@ class Job:
         self._over.set()
 
     def notify(self) -> None:
-        """Wake those who watch."""
+        """Notify the watchers."""
         for listener in list(self._listeners):
             listener()

@@ -1,4 +1,4 @@
-"""What one request may use, published at /v1/capabilities."""
+"""Limits of one request, published at /v1/capabilities."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -57,7 +57,7 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model once it was loaded, also after it was dropped. words: learned ones, with their files."""
+    """Facts that are known once a model has been loaded, and kept when it is dropped. words: learned words by file."""
 
     limits: ModelLimits
     dtype: str

@@ -49,7 +49,7 @@ class JobQueue:
             return {key.model for key, group in self._groups.items() if group.active}
 
     def position(self, job: Job) -> int:
-        """Jobs that arrived earlier and have not started either, and this one; 0 for one that has started."""
+        """The position among the jobs that have not started, from 1; 0 once the job has started."""
         if job.started_at is not None or job.over:
             return 0
         earlier = [other for other in self.jobs if other.started_at is None]
@@ -76,7 +76,7 @@ class JobQueue:
             self.changed.notify_all()
 
     def add_first(self, picture: Picture, key: GroupKey) -> None:
-        """Let an image that has begun wait in another group, before those that have not."""
+        """Put an image that has begun at the front of another group."""
         with self.changed:
             self._group(key).waiting.appendleft(picture)
             self.changed.notify_all()
@@ -92,7 +92,7 @@ class JobQueue:
             return [picture for group in self._groups.values() for picture in group.remove(job)]
 
     def forget(self, job: Job) -> None:
-        """A job is over: count it, and let those go on that wait for the queue to become empty."""
+        """Remove a job that is over, and count it in the metrics."""
         with self.changed:
             if self._jobs.pop(job.id, None) is None:
                 return
@@ -107,7 +107,7 @@ class JobQueue:
         self._seconds_per_image += 0.1 * (max(0.0, job.ended_at - since) / len(job.done) - self._seconds_per_image)
 
     def wake(self) -> None:
-        """Let the engine look at the jobs again."""
+        """Wake the engine's thread."""
         with self.changed:
             self.changed.notify_all()
 

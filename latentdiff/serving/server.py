@@ -37,7 +37,7 @@ DISCONNECT_SECONDS = 0.25  # between looks whether a waiting client is still the
 
 @dataclass(frozen=True)
 class Settings:
-    """key: required from every client when given. origins: web pages elsewhere that may call, CORS.
+    """key: required from every client unless it is None. origins: of web pages that may call this server (CORS).
 
     hosts: names this server is reached by, checked when there is no key, against DNS rebinding.
     """

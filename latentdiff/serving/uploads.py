@@ -1,4 +1,4 @@
-"""Images that clients send, as bytes or base64, through the guarded decoder."""
+"""Decode images that clients send as bytes or base64, with limits."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from latentdiff.serving.errors import ServingError
 def from_base64(text: str, name: str) -> bytes:
     """The bytes of base64 text, with or without a `data:` prefix. Raises ServingError; URLs are not fetched."""
     if text.startswith(("http://", "https://")):
-        raise ServingError(f"{name} is a URL, and this server fetches none; send the image as base64", name)
+        raise ServingError(f"{name} is a URL; this server fetches no URLs, send the image as base64", name)
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=False)
     except (binascii.Error, ValueError) as error:

@@ -23,7 +23,7 @@ class UpscalerStore:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> str | Path:
-        """`lanczos` and `latent` as they are, else the file of a name. Raises NotFoundError."""
+        """Return `lanczos` and `latent` unchanged, and the file of any other name. Raises NotFoundError."""
         if name in (PIXEL, LATENT):
             return name
         if name not in self.paths:
@@ -32,7 +32,7 @@ class UpscalerStore:
         return self.paths[name]
 
     def get(self, upscaler: str | Path, device: torch.device) -> RRDBNet | None:
-        """What `find` returned as a network; None where pixels or latents are interpolated. Raises CheckpointError."""
+        """Load the network that `find` returned; None for interpolation. Raises CheckpointError."""
         if isinstance(upscaler, str):
             return None
         with self._lock:

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API: making images, progress, interrupting. What lists models and the like is in a1111_lists."""
+"""AUTOMATIC1111's API: generating images, progress and interrupting. The lists are in a1111_lists."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from latentdiff.serving.a1111_names import a1111_sampler
-from latentdiff.serving.api.a1111_meaning import arguments, editing, fill_from_infotext
+from latentdiff.serving.api.a1111_arguments import arguments, editing, fill_from_infotext
 from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img
 from latentdiff.serving.encoding import as_base64, encode, infotext, preview
 from latentdiff.serving.job import ImageRequest, Job, JobImage
@@ -61,7 +61,7 @@ async def _answered(server: Server, job: Job, body: Txt2Img, images: list[JobIma
 
 
 def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> dict[str, Any]:
-    """What A1111 states about the images; its strictest readers want every key, of the right type."""
+    """A1111's facts about the images; strict clients require every key, of the right type."""
     request, models = job.request, server.engine.models
     seeds, negative = [image.seed for image in images], request.negative_prompt or ""
     subseeds = [image.seed if image.variation_seed is None else image.variation_seed for image in images]
@@ -103,7 +103,7 @@ def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> di
 
 
 def _extra_parameters(request: ImageRequest) -> dict[str, Any]:
-    """What A1111 states beside the usual settings."""
+    """Settings that A1111 states only where they apply."""
     extra: dict[str, Any] = {"Tiling": True} if request.settings.get("seamless") else {}
     if (hires := request.hires) is not None:
         steps = {} if hires.steps is None else {"Hires steps": hires.steps}
@@ -151,14 +151,14 @@ async def _current_image(server: Server, job: Job) -> str | None:
 
 @router.post("/sdapi/v1/interrupt")
 async def interrupt(server: Here) -> dict[str, Any]:
-    """End the requests of this API that are being sampled with what there is of them."""
+    """Interrupt the running requests of this API; they are answered with the images as predicted so far."""
     server.engine.stop_jobs([job for job in _running(server) if job.started_at is not None])
     return {}
 
 
 @router.post("/sdapi/v1/skip")
 async def skip(server: Here) -> dict[str, Any]:
-    """End the oldest request of this API that is being sampled with what there is of it."""
+    """Interrupt the oldest running request of this API."""
     server.engine.stop_jobs([job for job in _running(server) if job.started_at is not None][:1])
     return {}
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from latentdiff.images.upscaling import upscale
 from latentdiff.recipe.names import A1111_SAMPLERS
 from latentdiff.serving import a1111_names
-from latentdiff.serving.api.a1111_meaning import find_checkpoint
+from latentdiff.serving.api.a1111_arguments import find_checkpoint
 from latentdiff.serving.api.a1111_request import Real, Text, Whole
 from latentdiff.serving.api.operations import resident_bytes
 from latentdiff.serving.encoding import as_base64, text_chunks
@@ -47,7 +47,13 @@ async def _null() -> None:
 for name in EMPTY_LISTS:
     router.add_api_route(f"/{name}", _nothing, methods=["GET"], name=name, summary=f"No {name} on this server.")
 for name in REFRESHABLE:
-    router.add_api_route(f"/{name}", _null, methods=["POST"], name=name, summary="Nothing to read again.")
+    router.add_api_route(
+        f"/{name}",
+        _null,
+        methods=["POST"],
+        name=name,
+        summary="Has no effect: files are listed when the server starts.",
+    )
 
 
 @router.get("/options")
@@ -65,7 +71,7 @@ async def options(server: Here) -> dict[str, Any]:
 
 @router.post("/options")
 async def set_options(changes: Annotated[dict[str, Any], Body()], server: Here) -> None:
-    """Choose the model of this API's requests, and load it; other options are taken and have no effect."""
+    """Choose the model of this API's requests, and load it; other options are accepted and have no effect."""
     if checkpoint := changes.get("sd_model_checkpoint"):
         model = find_checkpoint(str(checkpoint), server.engine.models)
         await server.model_limits(model)
@@ -74,7 +80,7 @@ async def set_options(changes: Annotated[dict[str, Any], Body()], server: Here) 
 
 @router.get("/cmd-flags")
 async def cmd_flags() -> dict[str, Any]:
-    """A1111's command line, which this server does not have."""
+    """A1111's command line options; none here."""
     return {}
 
 
@@ -106,7 +112,7 @@ async def latent_upscale_modes() -> list[dict[str, str]]:
 
 @router.get("/sd-models")
 async def sd_models(server: Here) -> list[dict[str, Any]]:
-    """Models; a hash is known once a model was loaded."""
+    """Models; the hash is null until a model has been loaded once."""
     found = []
     for name in server.engine.models.specs:
         facts = server.engine.models.facts.get(name)
@@ -133,7 +139,7 @@ async def embeddings(server: Here) -> dict[str, Any]:
 
 @router.get("/scripts")
 async def scripts() -> dict[str, list[str]]:
-    """A1111's scripts, of which there are none."""
+    """A1111's scripts; none here."""
     return {"txt2img": [], "img2img": []}
 
 

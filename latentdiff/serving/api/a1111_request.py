@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _lenient(convert: Callable[[Any], Any]) -> BeforeValidator:
-    """Numbers come as text, and whole ones as 1.0; what cannot be read is left for the schema to refuse."""
+    """Accept numbers as text and integers as 1.0; the schema refuses what cannot be converted."""
 
     def read(value: Any) -> Any:
         try:

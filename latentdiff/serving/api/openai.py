@@ -85,7 +85,7 @@ async def generations(body: ImagesRequest, http: Request, server: Here) -> Respo
 
 
 async def image_request(server: Server, body: ImagesRequest, **editing: Any) -> ImageRequest:
-    """What the engine is to make. editing: the arguments of image to image."""
+    """Convert a body to a request for the engine. editing: the arguments of image to image."""
     model = server.engine.models.find(None if (body.model or "").startswith(HOSTED_MODELS) else body.model)
     width, height = _size(body.size)
     steps = body.num_inference_steps
@@ -119,7 +119,7 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
 
 
 async def answer(server: Server, http: Request, request: ImageRequest, body: ImagesRequest, kind: str) -> Response:
-    """Run a job and answer as the client asked: one JSON body, or events named after `kind`."""
+    """Run a job and answer with one JSON body, or with events named after `kind` if the client streams."""
     if body.stream:
         keep_at = _partial_steps(request, body.partial_images or 0)
         job = server.engine.submit(request, keep_at=keep_at)

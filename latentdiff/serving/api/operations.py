@@ -17,7 +17,7 @@ Here = Annotated[Server, Depends(server_of)]
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
+    """The process responds."""
     return {"status": "ok"}
 
 
@@ -61,7 +61,7 @@ async def capabilities(server: Here) -> dict[str, Any]:
 
 
 async def _usual(server: Server, name: str) -> dict[str, Any]:
-    """A model's own settings; of a model that was never loaded, none are known."""
+    """A model's default settings; empty until it has been loaded once."""
     facts = server.engine.models.facts.get(name)
     if facts is None:
         return {}

@@ -32,7 +32,7 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsa
 @router.head("/", include_in_schema=False)
 @router.get("/", response_class=Response)
 async def index(http: Request, server: Here) -> Response:
-    """The page for browsers; for programs, what Draw Things answers."""
+    """The page for browsers; for other clients, the answer of Draw Things."""
     if "text/html" not in http.headers.get("accept", ""):
         return JSONResponse({"model": server.a1111_model, "upscaler": None})
     return _file(FILES["index.html"])

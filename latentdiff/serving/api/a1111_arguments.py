@@ -1,4 +1,4 @@
-"""What the bodies of A1111's clients mean here: arguments of `Server.request`, or a refusal that names the field."""
+"""Convert bodies of A1111's clients to arguments of `Server.request`; unsupported fields are refused by name."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -141,7 +141,7 @@ def find_checkpoint(name: str, models: ModelStore) -> str:
 
 
 def _unsupported(body: Txt2Img) -> Iterator[str]:
-    """Fields that ask for something this server does not do."""
+    """The names of fields that request something unsupported."""
     for name, neutral in UNSUPPORTED.items():
         if not _changes_nothing(getattr(body, name, None), neutral):
             yield name
@@ -170,7 +170,7 @@ def _changes_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
 
 
 def _has_arguments(script: Any) -> bool:
-    """Whether a script entry asks for anything; clients send an empty ControlNet."""
+    """Whether a script entry has an effect; clients send an empty ControlNet."""
     units = script.get("args") if isinstance(script, dict) else script
     if not isinstance(units, list):
         return bool(units)
@@ -194,7 +194,7 @@ def _hires(body: Txt2Img, engine: Engine) -> Hires:
 
 
 def _hires_scale(body: Txt2Img) -> float:
-    """hr_scale, or what hr_resize_x and hr_resize_y amount to. Raises ServingError where they change the shape."""
+    """hr_scale, or the factor implied by hr_resize_x and hr_resize_y. Raises ServingError if they change the shape."""
     scales = {
         target / side for target, side in ((body.hr_resize_x, body.width), (body.hr_resize_y, body.height))
         if target and side
