@@ -126,16 +126,18 @@ def main() -> None:
     given = parser.parse_args()
     pipe = LatentDiffusionPipeline.from_pretrained(given.model, device=given.device)
     call = {"prompt": PROMPT, "seed": 0, "sampler": "ddim", "num_inference_steps": given.steps, "guidance_scale": 5.0}
-    body = "\n\n".join(
-        [
-            table(["", "times", "ratio"], additions(pipe, call, given.rounds)),
-            table(
-                ["", "animate, frames a second", "pipeline, images a second", "ratio"],
-                rates(pipe, given.steps, given.batches, given.rounds),
-            ),
-            table(["--tile 128", "peak memory GiB", "with --hires 2"], memory(given.sizes)),
-        ]
-    )
+    parts: dict[tuple[str, ...], Callable[[], list[list[str]]]] = {
+        ("", "times", "ratio"): lambda: additions(pipe, call, given.rounds),
+        ("", "animate, frames a second", "pipeline, images a second", "ratio"): lambda: rates(
+            pipe, given.steps, given.batches, given.rounds
+        ),
+        ("--tile 128", "peak memory GiB", "with --hires 2"): lambda: memory(given.sizes),
+    }
+    tables = []
+    for head, measure in parts.items():
+        tables.append(table(list(head), measure()))
+        print(tables[-1], flush=True)  # so that an interrupted run has not measured in vain
+    body = "\n\n".join(tables)
     about = f"The bundled model, {pipe.dtype}, {given.steps} DDIM steps, guidance 5; medians of {given.rounds} rounds."
     write("editing_emoji", about, body, torch.device(given.device))
 

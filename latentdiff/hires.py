@@ -25,7 +25,7 @@ class Hires:
     """
 
     scale: float = 2.0
-    strength: float = 0.6
+    strength: float = 0.3
     steps: int | None = None
     upscaler: str | Path = PIXEL
     allow_pickle: bool = False
@@ -34,7 +34,7 @@ class Hires:
         if not 1 < self.scale <= 8:
             raise InputError(f"hires={self.scale:g} must be greater than 1 and at most 8; try 2")
         if not 0 <= self.strength <= 1:
-            raise InputError(f"hires_strength={self.strength:g} must be from 0 to 1; try 0.6")
+            raise InputError(f"hires_strength={self.strength:g} must be from 0 to 1; try 0.3")
 
     @property
     def latent(self) -> bool:

@@ -104,7 +104,8 @@ class LatentDiffusionPipeline(LoadedModel):
         both. source_prompt: a description of the input image; sampling then starts from the noise that `ddim` turns
         into this image with this description (inversion), with a strength of 1 if None.
         tile: evaluate the network in overlapping tiles with sides of this many pixels, for large images. seamless: x, y
-        or x,y; makes opposite edges match. callback: called with a `StepInfo` after each step; returns True to stop.
+        or x,y; makes opposite edges match. callback: called with a `StepInfo` after each step, and before that after
+        each step of an inversion; returns True to stop.
         prompt_2, negative_prompt_2: prompts for the second of two text encoders; those of the first if None.
         prompt_syntax: "a1111" parses weights, schedules and `<lora:name:0.8>` (docs/prompts.md), "plain" reads the text
         literally. clip_skip: the number of final layers of the text encoders to skip, as in diffusers.
@@ -128,7 +129,7 @@ class LatentDiffusionPipeline(LoadedModel):
             tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes, source_prompt,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
-            rows, x0 = self.sample_rows(self.start(inputs), inputs, callback)
+            rows, x0 = self.sample_rows(self.start(inputs, callback), inputs, callback)
         stopped = not rows[0].state.finished
         done = x0 if stopped else torch.stack([row.result for row in rows])
         return PipelineOutput(
@@ -139,8 +140,11 @@ class LatentDiffusionPipeline(LoadedModel):
         )
 
     @torch.no_grad()
-    def start(self, inputs: Inputs) -> list[Row]:
-        """Draw the noise and encode the prompts of a call; returns one row per image, before its first step."""
+    def start(self, inputs: Inputs, callback: Callback | None = None) -> list[Row]:
+        """Draw the noise and encode the prompts of a call; returns one row per image, before its first step.
+
+        callback: called after each step of an inversion. Raises InputError if it stops one.
+        """
         factor, generators = self.vae.config.downscale, [generator_for(seed) for seed in inputs.seeds]
         shape = torch.Size([self.denoiser.latent_channels, inputs.height // factor, inputs.width // factor])
         latents = inputs.latents
@@ -166,18 +170,21 @@ class LatentDiffusionPipeline(LoadedModel):
         if inputs.canvases is None:
             return rows
         if inputs.sources is not None:
-            return self._inverted(
-                start_from_images(rows, inputs.canvases, None, self.vae, self.task), inputs, inputs.sources
-            )
+            clean = start_from_images(rows, inputs.canvases, None, self.vae, self.task)
+            return self._inverted(clean, inputs, inputs.sources, callback)
         strength = inputs.strength if inputs.draws_before is None else None
         return start_from_images(rows, inputs.canvases, strength, self.vae, self.task)
 
-    def _inverted(self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts) -> list[Row]:
+    def _inverted(
+        self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts, callback: Callback | None
+    ) -> list[Row]:
         """DDIM inversion: move rows of clean images to the noise from which their source prompts reproduce them."""
         described = self.start(replace(inputs, prompts=sources, guidance=None, canvases=None))
         plan = inverse_plan(inputs.plan)
         denoiser = self._guided(described, self.denoiser, tile=inputs.tile, axes=inputs.seamless)
-        ends, _ = sample(denoiser, [replace(row.state, plan=plan) for row in rows])
+        ends, _ = sample(denoiser, [replace(row.state, plan=plan) for row in rows], callback)
+        if not ends[0].finished:
+            raise InputError("the callback stopped the inversion of source_prompt= before any image; return None")
         pairs = zip(rows, ends, strict=True)
         return [replace(row, state=replace(row.state, latents=end.latents)) for row, end in pairs]
 

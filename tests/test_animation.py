@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sd_parsers import ParserManager
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.animation import animate, between, mix
@@ -117,6 +118,9 @@ def test_files_hold_frames_and_recipe(suffix: str, words: list[object]) -> None:
         assert image.info["duration"] == 100
     recipe = read_recipe(Path(f"a.{suffix}"))
     assert recipe.animation is not None
+    theirs = ParserManager().parse(f"a.{suffix}")  # which reads no GIF
+    assert (theirs is None) == (suffix == "gif")
+    assert theirs is None or [prompt.value for prompt in theirs.prompts] == PROMPTS[:1]
     assert recipe.animation.model_dump(exclude_none=True) == {
         "prompts": tuple(PROMPTS[:2]), "seeds": (5, 9), "frames": 3, "fps": 10.0,
     }  # fmt: skip

@@ -84,7 +84,8 @@ def take_hires(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             raise InputError(f"--{next(iter(chosen)).replace('_', '-')} requires a second pass; add --hires 2")
         return None, {}
     options = {name.removeprefix("hires_"): value for name, value in chosen.items() if name != "hires"}
-    return Hires(chosen["hires"], **options, allow_pickle=bool(settings.get("allow_pickle"))), chosen
+    hires = Hires(chosen["hires"], **options, allow_pickle=bool(settings.get("allow_pickle")))
+    return hires, chosen | {"hires_strength": hires.strength}
 
 
 def _hash(path: Path) -> str:

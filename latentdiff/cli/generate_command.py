@@ -164,7 +164,7 @@ def generate(
     hires: Annotated[
         float | None, typer.Option(help="Scale of a second pass, which enlarges the image and adds detail.")
     ] = None,
-    hires_strength: Annotated[float | None, typer.Option(help="Strength of the second pass. [default: 0.6]")] = None,
+    hires_strength: Annotated[float | None, typer.Option(help="Strength of the second pass. [default: 0.3]")] = None,
     hires_steps: Annotated[
         int | None, typer.Option(help="Steps of the second pass. [default: those of the first]")
     ] = None,

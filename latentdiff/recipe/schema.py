@@ -99,10 +99,12 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_lora_and_one_embedding(cls, raw: Any) -> Any:
-        """Recipes before version 0.2 had one of each."""
+    def _of_earlier_versions(cls, raw: Any) -> Any:
+        """Recipes before version 0.2 had one LoRA and one embedding, and omitted the default strength of hires."""
         if isinstance(raw, dict) and raw.get("lora") is not None:
             raw = {**raw, "loras": [[raw["lora"], raw.get("lora_scale", 1.0), raw.get("lora_scale", 1.0)]]}
         if isinstance(raw, dict) and raw.get("embedding") is not None:
             raw = {**raw, "embeddings": [raw["embedding"]]}
+        if isinstance(raw, dict) and raw.get("hires") is not None and raw.get("hires_strength") is None:
+            raw = {**raw, "hires_strength": 0.6}
         return raw

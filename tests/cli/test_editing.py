@@ -76,6 +76,8 @@ def test_the_recipe_of_an_enlarged_image_makes_it_again(
     assert generate(model_folder, "--recipe", "a.png", *again, "-o", "b.png") == 0
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     assert read_recipe(Path("b.png")) == read_recipe(Path("a.png"))
+    recipe = read_recipe(Path("a.png"))
+    assert (recipe.hires_strength is not None) == ("--hires" in options)  # a default may change
 
 
 def test_what_a_recipe_does_not_hold_is_named(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -112,6 +112,15 @@ def test_each_image_has_its_source(pipe: LatentDiffusionPipeline) -> None:
     torch.testing.assert_close(both[1], second, atol=1e-3, rtol=0)
 
 
+def test_callbacks_see_the_inversion_and_may_not_stop_it(pipe: LatentDiffusionPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"image": picture(), "source_prompt": SOURCE, "num_inference_steps": 2}
+    pipe(PROMPT, callback=lambda info: seen.append((info.step, info.steps)), **settings)
+    assert seen == [(k, 6) for k in range(1, 7)] + [(1, 2), (2, 2)]  # three evaluations per step of the inversion
+    with pytest.raises(InputError, match="the callback stopped the inversion"):
+        pipe(PROMPT, callback=lambda info: True, **settings)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

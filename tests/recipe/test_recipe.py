@@ -160,6 +160,13 @@ def test_an_older_recipe_was_made_by_the_defaults(tmp_path: Path) -> None:
     assert read_recipe(path) == RECIPE and (RECIPE.optimize, RECIPE.low_memory) == ("auto", False)
 
 
+def test_a_recipe_without_the_strength_of_hires_means_the_earlier_default() -> None:
+    old = RECIPE.model_dump() | {"hires": 2.0}
+    assert Recipe.model_validate(old).hires_strength == 0.6
+    assert Recipe.model_validate(old | {"hires_strength": 0.2}).hires_strength == 0.2
+    assert RECIPE.hires_strength is None
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_leaves_nothing(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path) -> None:

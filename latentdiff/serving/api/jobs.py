@@ -56,7 +56,7 @@ class JobRequest(BaseModel):
     tile: Int | None = Field(None, ge=1, description="Evaluate the network in overlapping tiles of so many pixels.")
     seamless: str | None = Field(None, description="x, y or x,y: opposite edges fit.")
     hires: Float | None = Field(None, description="A second pass at so many times the sides.")
-    hires_strength: Float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.6 when left out.")
+    hires_strength: Float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.3 when left out.")
     hires_steps: Int | None = Field(None, ge=1, description="Of the second pass; those of the first when left out.")
     upscaler: str | None = Field(None, description="lanczos, latent, or an upscaler of /v1/capabilities.")
     image: str | None = Field(None, description="Base64 of an image to start from.")
