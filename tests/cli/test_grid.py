@@ -34,7 +34,7 @@ def test_a_preview_file_is_rewritten(model_folder: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     options = ["--model", model_folder, "--steps", 7, "--preview", "look.png", "--preview-every", 3]
     assert run("generate", "a cat", "a dog", "-o", "x.png", *options) == 0
-    assert seen == [(512, 256)] * 3  # after steps 3, 6 and 7
+    assert seen == [(32, 16)] * 3  # after steps 3, 6 and 7, in the size of the images
     assert sorted(path.name for path in tmp_path.iterdir()) == ["look.png", "x-1.png", "x-2.png"]
     assert partial_path(Path("look.png")).suffix == ".png"
 
