@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, check_integer
 from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
@@ -35,6 +35,8 @@ class Hires:
             raise InputError(f"hires={self.scale:g} must be greater than 1 and at most 8; try 2")
         if not 0 <= self.strength <= 1:
             raise InputError(f"hires_strength={self.strength:g} must be from 0 to 1; try 0.3")
+        if self.steps is not None:
+            check_integer(self.steps, "hires_steps", 1)
 
     @property
     def latent(self) -> bool:

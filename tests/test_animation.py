@@ -182,6 +182,7 @@ def test_recipes_of_animations_are_for_animate(words: list[object], capsys: pyte
         (["-o", "x.webp"], "there is no prompt"),
         (["a", "b", "--seed", "one", "-o", "x.webp"], "--seed one: write one whole number"),
         (["a", "b", "--seed", "1,2,3", "-o", "x.webp"], "seed has 3 numbers for 2 images"),
+        (["a", "b", "--fps", "0", "-o", "x.gif"], "--fps 0 must be from 0.1 to 50 for .gif"),
         (["a", "b", "--fps", "80", "-o", "x.gif"], "--fps 80 must be from 0.1 to 50 for .gif"),
         (["a", "b", "-o", "gone/x.webp"], "the folder gone does not exist"),
         (["a", "b", "--sampler", "dim", "-o", "x.webp"], "did you mean 'ddim'"),

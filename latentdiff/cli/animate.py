@@ -13,7 +13,7 @@ from latentdiff.animation import animate, frame_count
 from latentdiff.cli.image_cache import cached_path, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
-from latentdiff.cli.progress import preview_file
+from latentdiff.cli.progress import check_preview, preview_file
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.images.reading import read_images
@@ -56,12 +56,12 @@ def run(request: AnimationRequest) -> None:
     old = None if request.recipe is None else _read(request.recipe)
     was = old.animation if old else None
     frames = request.frames or (was.frames if was else FRAMES)
-    fps = request.fps or (was.fps if was and was.fps else FPS)
+    fps = request.fps if request.fps is not None else was.fps if was and was.fps else FPS
     prompts, seeds = _key_frames(request, was)
     total = frame_count(len(prompts), frames)
     check_animation(request.output, fps)
-    for path in (request.output, *([request.preview] if request.preview else [])):
-        check_writable_parent(path)
+    check_writable_parent(request.output)
+    check_preview(request.preview)
     settings = USUAL | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
     opened = open_pipeline(request.device, settings)
     if old is not None and not request.given.keys() & MODEL_NAMES and old.model_hash != opened.same["model_hash"]:

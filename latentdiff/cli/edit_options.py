@@ -18,6 +18,7 @@ CALL_NAMES = ("strength", "source_prompt")
 """Arguments of the pipeline's call with the same names."""
 EDIT_NAMES = (*OPTION_NAMES, *CALL_NAMES)
 INVERTED = "ddim"
+MASK_NAMES = ("mask_grow", "mask_blur", "mask_fill", "only_masked", "paste_back")
 HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
 
 
@@ -59,6 +60,9 @@ def take_editing(
         return Editing()
     if mask is None and "mask_hash" in was and not chosen.get("extend"):
         raise InputError("the recipe is that of an inpainted image and does not contain the mask; pass it with --mask")
+    if mask is None and not chosen.get("extend") and (used := [name for name in MASK_NAMES if name in given]):
+        option = used[0].replace("_", "-").replace("paste-back", "no-paste-back")
+        raise InputError(f"--{option} requires a mask; pass it with --mask, or use --extend")
     files = {"image": image, "mask": mask}
     hashes = {f"{name}_hash": _hash(path) for name, path in files.items() if path is not None}
     for name, value in hashes.items():

@@ -12,7 +12,7 @@ from latentdiff.cli.image_generator import ImageGenerator
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, Opened, open_pipeline
 from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
-from latentdiff.cli.progress import Progress, preview_file
+from latentdiff.cli.progress import Progress, check_preview, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
 from latentdiff.cli.prompts_run import generate_missing
 from latentdiff.cli.refiner_options import take_refiner
@@ -91,10 +91,9 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
     else:
         for picture in pictures:
             check_writable_parent(picture.path)
-    if request.preview:
-        check_writable_parent(request.preview)
-        if request.safety in ("blur", "refuse"):
-            raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
+    check_preview(request.preview)
+    if request.preview and request.safety in ("blur", "refuse"):
+        raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
     if request.num_processes:
         check_devices(request.num_processes)
 

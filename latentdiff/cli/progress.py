@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from latentdiff.files import partial_path
+from latentdiff.errors import InputError
+from latentdiff.files import check_writable_parent, partial_path
 from latentdiff.previews import Previewer
 from latentdiff.sampling.samplers import StepInfo
 
@@ -50,6 +51,14 @@ class PreviewFile:
             partial.replace(self.path)  # atomic for readers, without waiting for the disk
         finally:
             partial.unlink(missing_ok=True)
+
+
+def check_preview(path: Path | None) -> None:
+    """Raise InputError unless previews can be written to `path`, which None means not to do."""
+    if path is not None:
+        check_writable_parent(path)
+        if path.suffix.lower() != ".png":
+            raise InputError(f"--preview {path} must end in .png; try {path.stem}.png")
 
 
 def preview_file(pipe: Any, path: Path | None, every: int) -> PreviewFile | None:

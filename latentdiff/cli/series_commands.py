@@ -100,6 +100,8 @@ def grid(
     from latentdiff.cli.grid import contact, run
     from latentdiff.errors import InputError
 
+    if folder is not None and (prompt is not None or x is not None or y is not None):
+        raise InputError(f"--folder {folder} makes a contact sheet; omit the prompt, --x and --y, or --folder")
     if folder is not None:
         contact(folder, output, columns, side)
         return

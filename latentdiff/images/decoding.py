@@ -1,6 +1,7 @@
 """Decode image files to RGB pixels, with limits on size and memory."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is lower, and an error
 Result = TypeVar("Result")
 
 MAX_PIXELS = 64 * 1024 * 1024

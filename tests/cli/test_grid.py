@@ -92,6 +92,7 @@ def test_a_contact_sheet_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["x", "--x", "seed=abc"], "the values of seed are numbers; write for example seed=1,2,3"),
         (["x", "--x", "steps"], "write a setting and its values"),
         (["x", "--x", "steps=1", "--y", "steps=2"], "are both steps"),
+        (["x", "--folder", "."], "--folder . makes a contact sheet; omit the prompt"),
         (["x"], "a grid requires a prompt and --x"),
         (["x", "--x", "seed=" + ",".join(map(str, range(500)))], "has 500 cells"),
         (["--folder", "gone"], "is not a folder"),
