@@ -79,5 +79,10 @@ def compile_variant(variant: Variant, compiler: Sequence[str], target: Path, zig
 
 def seal(library: Path) -> str:
     """The content of `library`.sha256: hashes of the file and of the sources and flags that it is compiled from."""
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in (*sorted(KERNELS.glob("*.[ch]*")), Path(__file__))))
-    return f"{hashlib.sha256(library.read_bytes()).hexdigest()} {sources.hexdigest()}\n"
+    return f"{hashlib.sha256(library.read_bytes()).hexdigest()} {source_hash()}\n"
+
+
+def source_hash() -> str:
+    """A hash of the sources and flags of the kernels."""
+    sources = b"".join(path.read_bytes() for path in (*sorted(KERNELS.glob("*.[ch]*")), Path(__file__)))
+    return hashlib.sha256(sources).hexdigest()

@@ -1,7 +1,8 @@
 """Load our C++ kernels: one library for each variant, selected by CPU features, never by vendor.
 
 A wheel contains the variants for its platform. Without them, the required one is compiled with `c++` at first use and
-kept in the user's cache folder. Without a compiler, torch's layers are used and a warning is issued.
+kept in the user's cache folder. Without a compiler, torch's layers are used and a warning is issued. A compiler that
+fails is not called again by later processes, unless it or the sources change.
 """
 
 import ctypes
@@ -21,7 +22,15 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path
-from latentdiff.runtime.kernel_build import KERNELS, Variant, compile_variant, library_name, seal, variants_of
+from latentdiff.runtime.kernel_build import (
+    KERNELS,
+    Variant,
+    compile_variant,
+    library_name,
+    seal,
+    source_hash,
+    variants_of,
+)
 from latentdiff.runtime.processor import capabilities
 
 C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
@@ -99,6 +108,8 @@ def _load() -> tuple[str | None, ctypes.CDLL | None]:
                 library = find(variant)
                 if library is not None:
                     return _with_notice(variant.name, problems), ctypes.CDLL(str(library))
+            except _ReportedError:
+                pass
             except (OSError, _UnusableError) as error:
                 problems.append(str(error))
     return _with_notice(None, problems), None
@@ -106,6 +117,10 @@ def _load() -> tuple[str | None, ctypes.CDLL | None]:
 
 class _UnusableError(Exception):
     """The reason why a library cannot be used, without a final full stop."""
+
+
+class _ReportedError(Exception):
+    """An earlier process could not compile a library and warned about it."""
 
 
 def _with_notice(name: str | None, problems: list[str]) -> str | None:
@@ -133,6 +148,9 @@ def _compiled(variant: Variant) -> Path:
     compiler = shutil.which("c++")
     if compiler is None:
         raise _UnusableError("no library came with the package and no compiler (c++) is on the PATH")
+    failure, attempt = library.with_suffix(".failed"), f"{source_hash()} {compiler} {Path(compiler).stat().st_mtime_ns}"
+    if failure.is_file() and failure.read_text() == attempt:
+        raise _ReportedError
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(library) as temporary:
@@ -141,6 +159,7 @@ def _compiled(variant: Variant) -> Path:
         with atomic_path(_seal_path(library)) as temporary:
             temporary.write_text(sealed)
     except subprocess.CalledProcessError as error:
+        failure.write_text(attempt)
         raise _UnusableError(f"{compiler} cannot compile {variant.name} ({_first_line(error.stderr)})") from error
     except OSError as error:
         raise _UnusableError(f"{library.parent} cannot be written ({error.strerror}), set XDG_CACHE_HOME") from error

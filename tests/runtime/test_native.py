@@ -1,6 +1,7 @@
 """Which kernel library is loaded, and the warnings if the best one cannot be."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import warnings
@@ -13,7 +14,7 @@ import torch
 
 from latentdiff.errors import InputError
 from latentdiff.runtime import native, processor
-from latentdiff.runtime.kernel_build import AVX2, BF16, Variant, library_name, seal, variants_of
+from latentdiff.runtime.kernel_build import AVX2, BF16, Variant, compile_variant, library_name, seal, variants_of
 from tests.runtime.variants import HAS_COMPILER
 
 pytestmark = [
@@ -107,6 +108,28 @@ def test_without_a_compiler_a_warning_names_the_fallback(monkeypatch: pytest.Mon
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
     with pytest.warns(UserWarning, match=r"no compiler \(c\+\+\) is on the PATH; torch's own layers are used"):
         assert native.load_kernels() is None
+
+
+def test_a_compiler_that_fails_is_reported_once_and_called_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, calls = tmp_path / "c++", tmp_path / "calls"
+    compiler.write_text(f"#!/bin/sh\necho x >> {calls}\necho 'x.cpp:1: error: no such flag' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native.shutil, "which", lambda name: str(compiler))
+    monkeypatch.setattr(native, "compile_variant", compile_variant)
+    with pytest.warns(UserWarning, match=r"cannot compile .* \(x.cpp:1: error: no such flag\); torch's own layers"):
+        assert native.load_kernels() is None
+    tried = len(calls.read_text().split())
+    native._load.cache_clear()  # as in a new process
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native.load_kernels() is None and len(calls.read_text().split()) == tried
+    os.utime(compiler, ns=(1, 1))
+    native._load.cache_clear()
+    with pytest.warns(UserWarning, match="cannot compile"):
+        assert native.load_kernels() is None and len(calls.read_text().split()) == 2 * tried
 
 
 def test_an_installed_library_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
