@@ -134,7 +134,8 @@ class Server:
             settings={key: value for key, value in settings.items() if value is not None},
             hires=hires,
         )
-        return await self.compute(self._completed, request, usual, loras or {})
+        run = self.compute if "image" in request.settings else asyncio.to_thread  # prompts need no tensors
+        return await run(self._completed, request, usual, loras or {})
 
     async def compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run work on tensors; `asyncio.to_thread` is for the rest, see `Worker`."""
