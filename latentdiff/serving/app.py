@@ -91,7 +91,7 @@ async def _answer_validation(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
     names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(names) or None
+    param = (".".join(names) or None) if first["type"] != "json_invalid" else None
     advice = "" if param else "; send a JSON object with Content-Type: application/json"
     invalid = InvalidRequestError(f"{param or 'body'}: {first['msg']}{advice}", param)
     if http.url.path.startswith("/v1/"):

@@ -19,7 +19,7 @@ from latentdiff.serving.server import Server
 
 log = logging.getLogger("latentdiff.serving")
 OPEN_PATHS = ("/healthz", "/readyz")
-DRAIN_BYTES, DRAIN_SECONDS = 2**20, 2.0
+DRAIN_BYTES, DRAIN_SECONDS = 2**26, 2.0
 
 
 class Guard:
@@ -85,7 +85,7 @@ class Guard:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read a small body before refusing: a connection closed with unread data is reset, and the answer lost."""
+    """Read the body before refusing: a connection closed with unread data is reset, and the answer lost."""
     received, more = 0, True
     try:
         async with asyncio.timeout(DRAIN_SECONDS):

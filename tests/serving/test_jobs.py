@@ -98,6 +98,16 @@ def test_what_cannot_be_used_is_named(live: Live, change: dict[str, Any], status
     assert answer.status_code in (status, 400) and words in answer.json()["error"]["message"], answer.text
 
 
+def test_an_upload_of_60_mb_is_answered_with_the_limit(live: Live) -> None:
+    answer = httpx.post(f"{live.url}/jobs", content=bytes(60_000_000), headers={"content-type": "application/json"})
+    assert answer.status_code == 413 and "limit of 33554432 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_not_json_is_an_error_about_the_body(live: Live) -> None:
+    answer = httpx.post(f"{live.url}/jobs", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and answer.json()["error"]["message"].startswith("body: ")
+
+
 def test_more_images_than_the_queue_can_ever_hold_is_a_limit_and_not_a_full_queue(make_live: MakeLive) -> None:
     live = make_live(limits=Limits(queue=1))
     answer = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 10})
