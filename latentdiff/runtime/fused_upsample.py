@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from latentdiff.models.layers import Upsample2D
 from latentdiff.runtime.packed import PackedConv2d, cannot_pack, ops, unpack
 
-LEAST_PIXELS = 64  # of all images; with fewer, reading the weights takes longest, and there are 16/9 as many
+LEAST_PIXELS = 64  # of one image: the size of a batch must not decide how its images are rounded
 GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
 
 
@@ -39,8 +39,8 @@ class FusedUpsample(Upsample2D):
         self.__class__ = Upsample2D  # type: ignore[assignment]
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        batch, _, height, width = x.shape
-        if size not in (None, (2 * height, 2 * width)) or batch * height * width < LEAST_PIXELS:
+        height, width = x.shape[-2:]
+        if size not in (None, (2 * height, 2 * width)) or height * width < LEAST_PIXELS:
             return super().forward(x, size)
         bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
         found = ops._convolution_pointwise(x, self._packed(x), bias, *GEOMETRY, "none", [], "")

@@ -82,7 +82,9 @@ class _Manager(WildcardManager):  # type: ignore[misc, unused-ignore]
     def get_values(self, wildcard: str) -> Any:
         self._lookups += 1
         if self._lookups > MAX_LOOKUPS:
-            raise InputError(f"the prompt reads wildcards more than {MAX_LOOKUPS} times; use fewer")
+            raise InputError(
+                f"the prompt reads wildcards more than {MAX_LOOKUPS} times; use fewer, or remove one that names itself"
+            )
         if self._folder is None:
             raise InputError(f"__{wildcard}__ is a wildcard; pass the folder of {wildcard}.txt with --wildcards")
         values = () if ".." in wildcard else super().get_values(wildcard)
