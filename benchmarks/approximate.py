@@ -20,7 +20,7 @@ from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import Turn, alternate
 from benchmarks.worker import take
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.metrics import feature_network, frechet_distance, psnr
 from latentdiff.metrics.pictures import AT_ONCE, FolderPictures, choose_rows, read_pictures
 from latentdiff.models.conditioning import Conditioning

@@ -12,7 +12,7 @@ import torch
 from benchmarks.machine import device_option
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import Turn, Worker, alternate, median
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 
 PROMPT = "a red apple"
 BASE = "diffusers, shortest script"

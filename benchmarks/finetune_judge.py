@@ -14,7 +14,7 @@ from examples.emoji.judges import Probe, fit_probe
 from examples.emoji.pairs import read_rows
 from examples.emoji.textures import HARDLY_SEEN, texture_network
 from latentdiff.checkpoints.components import read_vae
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.metrics.features import FeatureNetwork, feature_network
 
 SIDE = 128

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.hub import locate
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.locate_model import locate
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.config.base import Config
 from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.models.conditioning import Conditioning

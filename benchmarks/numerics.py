@@ -12,7 +12,7 @@ from benchmarks import networks
 from benchmarks.machine import device_option
 from benchmarks.report import table, write
 from latentdiff.checkpoints.folder import load_weights
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.generation import GenerationConfig
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip

@@ -15,7 +15,7 @@ from benchmarks.report import seconds_cells, table, write
 from benchmarks.training_shapes import Shape
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import Components, write_pipeline
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.base import Config
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL

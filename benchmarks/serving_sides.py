@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.contest import ENVIRONMENT
 from benchmarks.turns import ROOT
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 
 OURS, LOCKED, DIFFUSERS = "latentdiff serve", "latentdiff, FastAPI and a lock", "diffusers, FastAPI and a lock"
 START_SECONDS = 120.0

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.base import Config
 from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig

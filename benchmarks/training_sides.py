@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.training_shapes import Shape
 from latentdiff.checkpoints.components import Components
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row

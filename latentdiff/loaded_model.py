@@ -13,7 +13,7 @@ import torch
 from latentdiff.checkpoints.components import Components, fill, open_model, read_pipeline, write_pipeline
 from latentdiff.checkpoints.lora_names import parts_of
 from latentdiff.checkpoints.lora_stack import Key, LoraStack, Weight
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path
@@ -74,7 +74,7 @@ class LoadedModel:
         "compile" uses torch.compile, which takes minutes at the first call for each size and is cached on disk.
         approximate: names of `runtime.approximate`, which trade accuracy for speed. low_memory: weights stay in their
         files and are mapped at each call, one block at a time; they can then be neither changed nor saved.
-        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.source.OpenOptions`. diffusers_names:
+        vae, unet, variant, prediction_type, allow_pickle: see `checkpoints.model_source.OpenOptions`. diffusers_names:
         `torch_dtype`, and arguments of diffusers that have no effect here (`diffusers_names.open_arguments`).
         Raises CheckpointError or InputError. A local path does not access the network.
         """

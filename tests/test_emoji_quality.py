@@ -21,7 +21,7 @@ from examples.emoji.judges import Judges, Seen, first_of, fit_probe, look, pools
 from examples.emoji.pairs import Corpus, Picture, make_prompts, pixels_of, read_corpus
 from examples.emoji.split import CORE, is_validation
 from examples.emoji.textures import HARDLY_SEEN, Change
-from latentdiff.checkpoints.hub import bundled_model
+from latentdiff.checkpoints.locate_model import bundled_model
 from latentdiff.errors import InputError
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.features import FeatureNetwork

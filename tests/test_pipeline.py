@@ -16,7 +16,7 @@ import torch
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.folder import GENERATION
-from latentdiff.checkpoints.hub import bundled_model
+from latentdiff.checkpoints.locate_model import bundled_model
 from latentdiff.config.generation import GenerationConfig
 from latentdiff.denoiser import Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError

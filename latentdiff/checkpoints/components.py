@@ -19,10 +19,10 @@ from latentdiff.checkpoints.folder import (
     write_model,
     write_text_encoder,
 )
-from latentdiff.checkpoints.hub import locate
+from latentdiff.checkpoints.locate_model import locate
+from latentdiff.checkpoints.model_source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.pipeline_index import INDEX, pipeline_index
 from latentdiff.checkpoints.single_file import read_contents, single_file_source, unet_network, vae_network
-from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.tensor_files import open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.config.generation import GenerationConfig

@@ -12,10 +12,10 @@ from torch import Tensor
 from latentdiff.checkpoints.families import family_of_config
 from latentdiff.checkpoints.folder import GENERATION, TEXT_WEIGHTS, WEIGHTS
 from latentdiff.checkpoints.key_names import QKV, KeyTable, open_clip_table, unet_table_of, vae_table
+from latentdiff.checkpoints.model_source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.pipeline_index import INDEX, pipeline_index
 from latentdiff.checkpoints.safetensors_writer import NAMES, PlannedTensor, write_tensors
 from latentdiff.checkpoints.single_file import source_of
-from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TYPES, TensorFile, tensor_reader
 from latentdiff.checkpoints.tensor_locations import Readers, TensorLocation, read_tensor
 from latentdiff.config.generation import GenerationConfig

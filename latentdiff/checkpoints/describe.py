@@ -12,9 +12,9 @@ from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.families import family_name, family_of
 from latentdiff.checkpoints.folder import network_files, network_kind
 from latentdiff.checkpoints.lora_file import LoraFile, read_lora
+from latentdiff.checkpoints.model_source import ModelSource, OpenOptions
 from latentdiff.checkpoints.pipeline_index import pipeline_class
 from latentdiff.checkpoints.single_file import read_contents, refuse_other_kinds
-from latentdiff.checkpoints.source import ModelSource, OpenOptions
 from latentdiff.checkpoints.tensor_files import GGUF, SUFFIXES, TensorFile, open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.checkpoints.textual_inversion import words_in

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from latentdiff.checkpoints.model_source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.pipeline_index import INDEX, read_index
 from latentdiff.checkpoints.single_file import current_vae_key
-from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import INTEGER_TYPES
 from latentdiff.checkpoints.tensor_locations import TensorLocation, find_tensors, read_tensors
 from latentdiff.config.generation import GenerationConfig

@@ -8,7 +8,7 @@ from torch import nn
 
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.key_names import KeyTable, unet_table_of
-from latentdiff.checkpoints.source import text_encoder_names
+from latentdiff.checkpoints.model_source import text_encoder_names
 
 Key = tuple[str, str]  # part (`unet`, `text_encoder`, …) and diffusers' name of a layer
 TEXT_MODEL = "text_model."

@@ -17,7 +17,7 @@ from latentdiff.checkpoints.families import (
     vae_config,
 )
 from latentdiff.checkpoints.key_names import open_clip_table, split_in_proj, unet_table, vae_table
-from latentdiff.checkpoints.source import ModelSource, NetworkFiles, OpenOptions
+from latentdiff.checkpoints.model_source import ModelSource, NetworkFiles, OpenOptions
 from latentdiff.checkpoints.tensor_files import TensorFile, open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.errors import CheckpointError

@@ -5,7 +5,7 @@ from typing import Any
 
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.convert import FORMATS, convert
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import check_writable_parent
 from latentdiff.runtime import DTYPES

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from latentdiff.checkpoints.components import build, open_vae
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent

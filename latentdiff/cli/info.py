@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.describe import describe
-from latentdiff.checkpoints.hub import locate
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.locate_model import locate
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.recipe import read_any
 from latentdiff.training.run_folder import RunFolder
 

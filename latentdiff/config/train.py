@@ -255,7 +255,7 @@ class PriorConfig(Config):
 
 
 class BaseOptions(Config):
-    """How the base model of a fine-tune is opened; see `checkpoints.source.OpenOptions`."""
+    """How the base model of a fine-tune is opened; see `checkpoints.model_source.OpenOptions`."""
 
     vae: str | None = None
     unet: str | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.components import open_model
-from latentdiff.checkpoints.source import ModelSource
+from latentdiff.checkpoints.model_source import ModelSource
 from latentdiff.files import atomic_path
 from latentdiff.runtime.native import cache_folder
 

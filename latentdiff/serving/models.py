@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.lora_file import find_lora
-from latentdiff.checkpoints.source import ModelSource
+from latentdiff.checkpoints.model_source import ModelSource
 from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
 from latentdiff.inputs.model_limits import ModelLimits

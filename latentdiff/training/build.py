@@ -19,7 +19,7 @@ from latentdiff.checkpoints.components import (
 )
 from latentdiff.checkpoints.folder import load_weights, read_vae_config
 from latentdiff.checkpoints.lora import add_lora, save_lora
-from latentdiff.checkpoints.source import ModelSource, OpenOptions
+from latentdiff.checkpoints.model_source import ModelSource, OpenOptions
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
 from latentdiff.config.generation import GenerationConfig
 from latentdiff.config.model import IdentityVAEConfig, side_multiple

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.checkpoints.components import Components, write_pipeline
-from latentdiff.checkpoints.source import NetworkFiles
+from latentdiff.checkpoints.model_source import NetworkFiles
 from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_parts

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.components import read_limits
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.config.base import load_yaml, validate
 from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
 from latentdiff.data.buckets import Fitting

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import Fill, fill
-from latentdiff.checkpoints.source import NetworkFiles
+from latentdiff.checkpoints.model_source import NetworkFiles
 from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.models.unet import UNet2DConditionModel
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import open_model, read_pipeline
 from latentdiff.checkpoints.folder import WEIGHTS, load_weights
-from latentdiff.checkpoints.hub import bundled_model, locate
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.locate_model import bundled_model, locate
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import CheckpointError
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import read_weights, small_components, small_unet_config

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from latentdiff.checkpoints.components import open_model, read_pipeline
 from latentdiff.checkpoints.describe import describe
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import CheckpointError
 from tests.checkpoints.small_families import family_file
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import open_model, read_pipeline
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import CheckpointError, LatentDiffError
 from tests.checkpoints.test_mutated_files import EXAMPLES
 

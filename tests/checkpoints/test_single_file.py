@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import build, open_model, open_unet, read_pipeline
 from latentdiff.checkpoints.convert import convert
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.models.conditioning import Conditioning
 from tests.checkpoints.small_families import UNETS

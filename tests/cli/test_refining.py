@@ -74,7 +74,7 @@ def test_a_recipe_starts_no_download(
     made = {"prompt": "x", "seed": 1, "sampler": "ddim", "eta": 0, "steps": 1, "guidance_scale": 1, "height": 16}
     made |= {"width": 16, "dtype": "float32", "model": str(model_folder), "model_hash": "0", "version": "1"}
     write_image(Image.new("RGB", (16, 16)), Recipe.model_validate(made | {name: "owner/name"}), tmp_path / "x.png")
-    monkeypatch.setattr("latentdiff.checkpoints.hub.download", lambda *_: pytest.fail("the hub was searched"))
+    monkeypatch.setattr("latentdiff.checkpoints.locate_model.download", lambda *_: pytest.fail("the hub was searched"))
     assert run(monkeypatch, "--recipe", tmp_path / "x.png", "-o", tmp_path / "y.png") == 2
     assert (
         f"was made with owner/name, which does not exist here; pass its path with --{name}" in capsys.readouterr().err

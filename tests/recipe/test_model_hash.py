@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.folder import WEIGHTS
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.recipe import model_hash
 from latentdiff.recipe.model_hash import hash_model
 

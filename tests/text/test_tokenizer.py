@@ -11,7 +11,7 @@ import torch
 from tokenizers.models import BPE
 from transformers import CLIPTokenizer as Theirs
 
-from latentdiff.checkpoints.hub import bundled_model
+from latentdiff.checkpoints.locate_model import bundled_model
 from latentdiff.errors import CheckpointError
 from latentdiff.text.tokenizer import END, START, CLIPTokenizer, read_tokenizer
 

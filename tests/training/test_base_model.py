@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentdiff.checkpoints.components import write_pipeline
-from latentdiff.checkpoints.source import OpenOptions
+from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.training.build import open_base_model

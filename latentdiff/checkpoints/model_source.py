@@ -1,4 +1,4 @@
-"""A model on disk in any layout: the validated configs of its networks, and the locations of their tensors."""
+"""`ModelSource`: a model on disk in any layout, as validated configs and the locations of tensors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
