@@ -8,7 +8,7 @@ from typing import Any
 from latentdiff.serving.app import create_app
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.models import ModelSpec, ModelStore
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -58,7 +58,7 @@ def run(request: Request) -> None:
     from latentdiff.serving.logs import start_logging
     from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
     from latentdiff.serving.process import DrainingServer
-    from latentdiff.serving.server import Server, Settings
+    from latentdiff.serving.server_state import Server, Settings
     from latentdiff.serving.upscalers import UpscalerStore
 
     finetunes = None

@@ -19,7 +19,7 @@ from latentdiff.serving.dialects import error_body
 from latentdiff.serving.errors import InternalError, ServingError, as_serving_error
 from latentdiff.serving.finetunes.process import stop_all
 from latentdiff.serving.guard import Guard
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 
 log = logging.getLogger("latentdiff.serving")
 DRAIN_SECONDS = 600.0

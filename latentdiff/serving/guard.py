@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentdiff.serving.dialects import error_body
 from latentdiff.serving.errors import BodyTooLargeError, ForbiddenError, ServingError, UnauthorizedError
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 
 log = logging.getLogger("latentdiff.serving")
 OPEN_PATHS = ("/healthz", "/readyz")

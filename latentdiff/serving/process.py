@@ -8,7 +8,7 @@ from types import FrameType
 import uvicorn
 
 from latentdiff.serving.app import DRAIN_SECONDS
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 
 COLLECT_SECONDS = 10.0  # that finished images of our own API can be fetched before the process ends
 

@@ -11,7 +11,7 @@ from latentdiff.serving.engine import Engine
 from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
-from latentdiff.serving.server import Server, Settings
+from latentdiff.serving.server_state import Server, Settings
 from latentdiff.serving.upscalers import UpscalerStore
 from tests.checkpoints.test_lora import trained
 from tests.serving.browsing import CHROMIUM

@@ -7,7 +7,7 @@ import time
 import uvicorn
 
 from latentdiff.serving.app import create_app
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 
 
 class Live:

@@ -16,7 +16,7 @@ import webuiapi
 from PIL import Image
 
 from latentdiff.serving.job import Job
-from latentdiff.serving.server import Settings
+from latentdiff.serving.server_state import Settings
 from tests.serving.conftest import MakeLive
 from tests.serving.live import Live
 from tests.serving.test_engine import MASK, PICTURE, slow, until_step

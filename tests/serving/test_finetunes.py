@@ -19,7 +19,7 @@ from latentdiff.serving.finetunes import pictures, process
 from latentdiff.serving.finetunes.folder import FineTunes
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import ModelSpec, ModelStore
-from latentdiff.serving.server import Server, Settings
+from latentdiff.serving.server_state import Server, Settings
 from tests.serving.conftest import OPTIONS, MakeEngine
 from tests.serving.live import Live
 

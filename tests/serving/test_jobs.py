@@ -19,7 +19,7 @@ from latentdiff.recipe.files import CHUNK
 from latentdiff.recipe.schema import Recipe
 from latentdiff.serving.errors import as_serving_error
 from latentdiff.serving.limits import Limits
-from latentdiff.serving.server import Server, Settings
+from latentdiff.serving.server_state import Server, Settings
 from tests.serving.conftest import MakeEngine, MakeLive, request
 from tests.serving.live import Live
 from tests.serving.test_engine import slow
@@ -202,7 +202,7 @@ def test_a_server_that_is_loading_is_not_ready(make_engine: Any) -> None:
     from starlette.testclient import TestClient
 
     from latentdiff.serving.app import create_app
-    from latentdiff.serving.server import Server
+    from latentdiff.serving.server_state import Server
 
     client = TestClient(create_app(Server(make_engine(start=False))), base_url="http://localhost")
     assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
@@ -266,7 +266,7 @@ def test_stopping_finishes_accepted_jobs(make_live: MakeLive, monkeypatch: Any) 
 
 
 def test_only_so_many_finished_jobs_are_kept(make_engine: MakeEngine, monkeypatch: Any) -> None:
-    monkeypatch.setattr("latentdiff.serving.server.KEPT_JOBS", 2)
+    monkeypatch.setattr("latentdiff.serving.server_state.KEPT_JOBS", 2)
     server = Server(make_engine())
     jobs = [server.engine.submit(request(seed=k, steps=1)) for k in range(4)]
     for job in jobs:

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentdiff.serving.limits import Limits
-from latentdiff.serving.server import Settings
+from latentdiff.serving.server_state import Settings
 from tests.serving.browsing import CHROMIUM, NARROW, drop, generate, opened, png, tab_to, violations
 from tests.serving.conftest import MakeLive
 from tests.serving.live import Live

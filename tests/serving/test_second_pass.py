@@ -28,7 +28,7 @@ from latentdiff.serving.errors import QueueFullError
 from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import LoraSpec
-from latentdiff.serving.server import Server
+from latentdiff.serving.server_state import Server
 from latentdiff.serving.upscalers import UpscalerStore
 from tests.serving.conftest import OPTIONS, MakeEngine, MakeLive, request
 from tests.serving.live import Live

@@ -14,7 +14,7 @@ from latentdiff.serving.api.a1111_arguments import arguments, editing, fill_from
 from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img
 from latentdiff.serving.encoding import as_base64, encode, infotext, preview
 from latentdiff.serving.job import ImageRequest, Job, JobImage
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 
 router = APIRouter(tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]

@@ -19,7 +19,7 @@ from latentdiff.serving.api.a1111_request import Real, Text, Whole
 from latentdiff.serving.api.operations import resident_bytes
 from latentdiff.serving.encoding import as_base64, text_chunks
 from latentdiff.serving.errors import LimitError, NotFoundError
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])

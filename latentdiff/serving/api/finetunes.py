@@ -17,7 +17,7 @@ from latentdiff.serving.finetunes import pictures, process, progress
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
 from latentdiff.serving.finetunes.process import CHECK, SETTINGS, Settings
 from latentdiff.serving.models import LoraSpec, ModelSpec
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 
 router = APIRouter(prefix="/finetunes", tags=["fine-tuning"])
 Here = Annotated[Server, Depends(server_of)]

@@ -19,7 +19,7 @@ from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import Format, as_base64, encode, preview
 from latentdiff.serving.errors import NotFoundError, ServingError
 from latentdiff.serving.job import Job, JobImage
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from, mask_from
 
 router = APIRouter(tags=["jobs"])

@@ -16,7 +16,7 @@ from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import as_base64, encode, preview
 from latentdiff.serving.errors import ServingError, as_serving_error
 from latentdiff.serving.job import ImageRequest, Job, JobImage
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]

@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.openai import ImagesRequest, answer, image_request
 from latentdiff.serving.errors import ServingError
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import image_from, mask_from
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])

@@ -9,7 +9,7 @@ import latentdiff
 from latentdiff.hires import LATENT, PIXEL
 from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.serving.errors import UnavailableError
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 
 router = APIRouter(tags=["operations"])
 Here = Annotated[Server, Depends(server_of)]

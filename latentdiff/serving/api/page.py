@@ -18,7 +18,7 @@ from latentdiff.recipe.reading import Found, read_any
 from latentdiff.recipe.schema import LoraUse
 from latentdiff.serving.encoding import opening_of
 from latentdiff.serving.errors import without_folders
-from latentdiff.serving.server import Server, server_of
+from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64
 
 router = APIRouter(tags=["page"])
