@@ -1,4 +1,4 @@
-"""A1111's names of samplers and schedules."""
+"""A1111's names of samplers and schedules, as its API sends and expects them (`recipe.names` has the tables)."""
 
 from latentdiff.errors import did_you_mean
 from latentdiff.recipe.names import A1111_SAMPLERS, A1111_SCHEDULES

@@ -14,7 +14,17 @@ from starlette.exceptions import HTTPException
 
 import latentdiff
 from latentdiff.errors import LatentDiffError
-from latentdiff.serving.api import a1111, a1111_lists, finetunes, jobs, openai, openai_edits, operations, page
+from latentdiff.serving.api import (
+    a1111,
+    a1111_extras,
+    a1111_lists,
+    finetunes,
+    jobs,
+    openai,
+    openai_edits,
+    operations,
+    page,
+)
 from latentdiff.serving.dialects import error_body
 from latentdiff.serving.errors import InternalError, ServingError, as_serving_error
 from latentdiff.serving.finetunes.process import stop_all
@@ -65,7 +75,8 @@ def create_app(server: Server) -> FastAPI:
             expose_headers=["x-request-id"],
         )
     for router in (
-        part.router for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists, finetunes, page)
+        part.router
+        for part in (operations, jobs, openai, openai_edits, a1111, a1111_lists, a1111_extras, finetunes, page)
     ):
         app.include_router(router)
     app.add_exception_handler(LatentDiffError, _answer_error)

@@ -1,4 +1,4 @@
-"""A thread for work that is done one piece at a time, beside the engine's."""
+"""`Worker`, one thread that runs submitted functions in order: work on tensors beside the thread of the engine."""
 
 import threading
 from collections import deque

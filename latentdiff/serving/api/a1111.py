@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API: generating images, progress and interrupting. The lists are in a1111_lists."""
+"""AUTOMATIC1111's API: generating images, progress and interrupting."""
 
 import asyncio
 import json
