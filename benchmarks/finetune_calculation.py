@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.memory import Alive
 from benchmarks.networks import SHAPES
 from benchmarks.report import table
-from latentdiff.checkpoints.lora import TARGETS, inject_pairs
 from latentdiff.config.model import UNetConfig
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.training.lora import TARGETS, inject_pairs
 
 COPIES = 4  # of a LoRA weight beside its gradient: itself, AdamW's two moments, the average
 

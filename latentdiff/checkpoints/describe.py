@@ -11,7 +11,7 @@ import torch
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.families import family_name, family_of
 from latentdiff.checkpoints.folder import network_files, network_kind
-from latentdiff.checkpoints.lora_file import LoraFile, read_lora
+from latentdiff.checkpoints.lora_reader import LoraFile, read_lora
 from latentdiff.checkpoints.model_source import ModelSource, OpenOptions
 from latentdiff.checkpoints.pipeline_index import pipeline_class
 from latentdiff.checkpoints.single_file import read_contents, refuse_other_kinds

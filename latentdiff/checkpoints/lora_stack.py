@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.lora_deltas import Delta
-from latentdiff.checkpoints.lora_file import FILE, KOHYA, PEFT_FILE, read_lora
 from latentdiff.checkpoints.lora_names import Key, LayerShape, aliases, layer_shapes
+from latentdiff.checkpoints.lora_reader import FILE, KOHYA, PEFT_FILE, read_lora
 from latentdiff.checkpoints.tensor_files import tensor_reader
 from latentdiff.checkpoints.tensor_locations import Readers, read_tensor
 from latentdiff.errors import CheckpointError, InputError, did_you_mean

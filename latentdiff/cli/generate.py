@@ -137,7 +137,7 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
 
 def _check_model(request: Request, found: Found, opened: Opened) -> None:
     """Raise InputError if the recipe has the hash of another model."""
-    from latentdiff.checkpoints.lora_file import find_lora
+    from latentdiff.checkpoints.lora_reader import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.recipe.model_hash import hash_before_0_2
 

@@ -22,7 +22,7 @@ class Opened:
 
 def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
     """Open the model and the additions named in the settings; removes their entries from the settings."""
-    from latentdiff.checkpoints.lora_file import find_lora
+    from latentdiff.checkpoints.lora_reader import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
     from latentdiff.pipeline import LatentDiffusionPipeline
     from latentdiff.recipe.model_hash import file_hash, hash_model

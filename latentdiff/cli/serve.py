@@ -112,7 +112,7 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def _named_file(path: Path) -> tuple[str, Path]:
-    from latentdiff.checkpoints.lora_file import find_lora
+    from latentdiff.checkpoints.lora_reader import find_lora
     from latentdiff.checkpoints.lora_stack import default_name
 
     name, text = _named(str(path))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.lora_file import find_lora
+from latentdiff.checkpoints.lora_reader import find_lora
 from latentdiff.checkpoints.model_source import ModelSource
 from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean

@@ -18,7 +18,7 @@ from latentdiff.checkpoints.components import (
     write_pipeline,
 )
 from latentdiff.checkpoints.folder import load_weights, read_vae_config
-from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.checkpoints.model_source import ModelSource, OpenOptions
 from latentdiff.checkpoints.textual_inversion import add_token, save_learned
 from latentdiff.config.generation import GenerationConfig
@@ -33,6 +33,7 @@ from latentdiff.text.conditioning import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import UNetLast, cast_trained, fill_frozen
+from latentdiff.training.lora import add_lora
 from latentdiff.training.prior import prior_rows
 from latentdiff.training.task import Task
 

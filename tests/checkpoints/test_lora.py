@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import Components, read_pipeline
-from latentdiff.checkpoints.lora import add_lora, save_lora
-from latentdiff.checkpoints.lora_file import FILE, KOHYA
 from latentdiff.checkpoints.lora_names import parts_of
+from latentdiff.checkpoints.lora_reader import FILE, KOHYA
 from latentdiff.checkpoints.lora_stack import LoraStack
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.errors import CheckpointError
 from latentdiff.models.conditioning import Conditioning
+from latentdiff.training.lora import add_lora
 
 
 def outcome(unet: nn.Module) -> Tensor:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentdiff import LatentDiffusionPipeline
-from latentdiff.checkpoints.lora_file import FILE
 from latentdiff.checkpoints.lora_names import aliases, layer_shapes
+from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.errors import CheckpointError
 from tests.checkpoints.small_families import small_family
 

@@ -10,8 +10,9 @@ import torch
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import Components, read_pipeline
-from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.errors import CheckpointError, InputError
+from latentdiff.training.lora import add_lora
 from tests.checkpoints.test_lora_kinds import LAYER, pipeline, weight
 
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from latentdiff.checkpoints.components import read_limits, read_pipeline, write_pipeline
-from latentdiff.checkpoints.lora import add_lora, save_lora
-from latentdiff.checkpoints.lora_file import FILE, KOHYA
+from latentdiff.checkpoints.lora_reader import FILE, KOHYA
 from latentdiff.checkpoints.lora_stack import LoraStack
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.checkpoints.textual_inversion import load_learned
 from latentdiff.errors import CheckpointError, InputError, LatentDiffError
 from latentdiff.files import read_json
+from latentdiff.training.lora import add_lora
 from tests.small import small_components
 
 EXAMPLES = int(os.environ.get("LATENTDIFF_MUTATIONS", "60"))

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.cli import main
 from latentdiff.cli.options import parse_lora
 from latentdiff.errors import InputError
+from latentdiff.training.lora import add_lora
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.lora import add_lora, save_lora
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.errors import InputError
+from latentdiff.training.lora import add_lora
 from tests.small import read_weights
 
 

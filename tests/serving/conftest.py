@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latentdiff.checkpoints.lora import save_lora
+from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.job import ImageRequest
 from latentdiff.serving.limits import Limits

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.lora_file import FILE
+from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.checkpoints.textual_inversion import FILE as LEARNED
 from latentdiff.config.train import train_config
 from latentdiff.models.conditioning import Conditioning

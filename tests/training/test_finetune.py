@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from latentdiff import cli
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.checkpoints.lora_file import FILE
+from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.errors import InputError
 from latentdiff.training.build import finetune_task
 from latentdiff.training.finetune import plan_finetune

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_vae
-from latentdiff.checkpoints.lora_file import FILE
+from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.config.train import RunConfig, train_config
 from latentdiff.errors import InputError, LatentDiffError
 from latentdiff.training import sharding

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.lora_file import FILE
+from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.files import atomic_path, finished_files
 from latentdiff.serving.errors import LimitError, NotFoundError, ServingError
 

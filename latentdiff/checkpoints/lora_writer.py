@@ -1,24 +1,21 @@
-"""LoRA (Hu et al. 2022) and DoRA (Liu et al. 2024) for training: add to a model, and save."""
+"""Write trained LoRA and DoRA pairs as files: one in diffusers' layout, one in kohya's."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.families import family_of_config
 from latentdiff.checkpoints.key_names import unet_table_of
-from latentdiff.checkpoints.lora_file import FILE, KOHYA
 from latentdiff.checkpoints.lora_names import original_name, parts_of
+from latentdiff.checkpoints.lora_reader import FILE, KOHYA
 from latentdiff.config.model import UNetConfig
 from latentdiff.files import atomic_path
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 KOHYA_KINDS = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
@@ -33,32 +30,8 @@ ARCHITECTURES = {
 }
 
 
-def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: bool = False) -> None:
-    """Freeze the U-Net and add trainable low-rank pairs to its attention and feed-forward layers, in place.
-
-    text_encoder: also to the attention layers of the text encoders.
-    """
-    inject_pairs(parts.denoiser, TARGETS, rank, dora)
-    for encoder in parts.text.encoders if text_encoder else ():
-        inject_pairs(encoder, TEXT_TARGETS, rank, dora)
-
-
-def inject_pairs(model: nn.Module, targets: Sequence[str], rank: int, dora: bool = False) -> None:
-    """Add trainable low-rank pairs to the layers whose names end in `targets`, and freeze all other weights."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
-
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
-    )
-    inject_adapter_in_model(config, model)
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and not dora:  # autocast casts the weights; casting the input would copy it
-            layer.cast_input_dtype_enabled = False
-
-
 def save_lora(parts: Components, folder: Path, trigger: str = "") -> None:
-    """Write the pairs added by `add_lora` in diffusers' layout (alpha equals the rank) and in kohya's.
+    """Write the pairs that `training.lora` added in diffusers' layout (alpha equals the rank) and in kohya's.
 
     trigger: words that precede the captions, stored in the metadata of kohya's file.
     """
