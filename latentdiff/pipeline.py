@@ -16,6 +16,7 @@ from latentdiff.inputs.canvases import ImageInputs, input_images, spread
 from latentdiff.inputs.diffusers_names import call_arguments
 from latentdiff.inputs.inversion import inverse_plan
 from latentdiff.inputs.model_limits import ModelLimits
+from latentdiff.inputs.prompts import ImagePrompts, Texts
 from latentdiff.inputs.size_conditioning import SIZE_NAMES
 from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
@@ -25,7 +26,6 @@ from latentdiff.sampling.samplers import Callback, Denoiser, SamplerState, draw_
 from latentdiff.sampling.seeds import generator_for
 from latentdiff.sampling.wrapped_denoiser import in_tiles, wrapped_around
 from latentdiff.text.conditioning import PromptOptions
-from latentdiff.text.prompt_inputs import ImagePrompts, Texts
 
 
 @dataclass(frozen=True)

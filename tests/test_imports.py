@@ -25,11 +25,11 @@ WITHIN = {  # the order inside a folder, where it has one
         "wrapped_denoiser",
     ],
     "text": [
-        "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning", "prompt_inputs",
-        "prompt_encoder", "wildcards",
+        "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning", "prompt_encoder",
+        "wildcards",
     ],
     "inputs": [
-        "model_limits", "texts", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise",
+        "model_limits", "prompts", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise",
         "__init__",
     ],
 }  # fmt: skip

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from latentdiff.errors import InputError
+from latentdiff.inputs.prompts import ImagePrompts, read_options, read_prompts
 from latentdiff.text.conditioning import PromptOptions
-from latentdiff.text.prompt_inputs import ImagePrompts, read_options, read_prompts
 
 
 def read(prompts: list[str], encoders: int = 2, syntax: str = "a1111", **others: Any) -> ImagePrompts:
