@@ -21,7 +21,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import DTYPES
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 
 PROMPT = "a red apple"
 SIDES = ["diffusers float32", "latentdiff float32", "diffusers bfloat16", "latentdiff bfloat16"]

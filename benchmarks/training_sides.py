@@ -27,7 +27,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.loop import Run
 

@@ -25,7 +25,7 @@ from latentdiff.runtime.approximate import for_one_run
 from latentdiff.sampling.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
 from latentdiff.sampling.seeds import generator_for
 from latentdiff.sampling.wrapped_denoiser import in_tiles, wrapped_around
-from latentdiff.text.conditioning import PromptOptions
+from latentdiff.text.text_conditioner import PromptOptions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.clip import CLIPTextModel
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.text.tokenizer import CLIPTokenizer
 from latentdiff.training.tokenizer import train_tokenizer
 

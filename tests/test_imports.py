@@ -25,8 +25,8 @@ WITHIN = {  # the order inside a folder, where it has one
         "wrapped_denoiser",
     ],
     "text": [
-        "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "conditioning", "prompt_encoder",
-        "wildcards",
+        "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "text_conditioner",
+        "prompt_encoder", "wildcards",
     ],
     "inputs": [
         "model_limits", "prompts", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise",

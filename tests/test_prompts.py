@@ -14,7 +14,7 @@ from latentdiff.denoiser import Row
 from latentdiff.errors import InputError
 from latentdiff.inputs import read_inputs
 from latentdiff.models.conditioning import PromptConditioning
-from latentdiff.text.conditioning import PromptOptions
+from latentdiff.text.text_conditioner import PromptOptions
 from tests.checkpoints.test_lora_stack import trained
 
 A1111 = PromptOptions()

@@ -34,7 +34,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, AutoencoderKL, IdentityVAE
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.clip import CLIPTextModel
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.text.tokenizer import read_tokenizer
 
 Fill = Callable[[nn.Module, dict[str, TensorLocation], torch.dtype], None]

@@ -11,7 +11,7 @@ from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.tensor_files import READ_ERRORS, TensorFile, damaged, open_tensor_file, problem_of
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import atomic_path
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.text.tokenizer import word_names
 
 FILE = "learned_embeds.safetensors"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.text.conditioning import PromptOptions
 from latentdiff.text.prompt_syntax import AND, SYNTAXES, LoraTag, PromptSyntax, take_lora_tags
+from latentdiff.text.text_conditioner import PromptOptions
 
 Texts = tuple[str, ...]
 """One text for all text encoders, or one per encoder."""

@@ -1,13 +1,13 @@
-"""Encode the prompts of one image for all sampling steps, with a cache of encoded texts."""
+"""`PromptEncoder`: the prompts of an image at each step (schedules, AND), encoded by a `TextConditioner` and cached."""
 
 import math
 import warnings
 from collections.abc import Sequence
 
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
-from latentdiff.text.conditioning import PromptOptions, TextConditioner
 from latentdiff.text.prompt_schedule import schedule_prompt
 from latentdiff.text.prompt_syntax import split_and
+from latentdiff.text.text_conditioner import PromptOptions, TextConditioner
 
 KEPT_TEXTS = 64  # encoded prompts, the most recently used
 

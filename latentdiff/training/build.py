@@ -29,7 +29,7 @@ from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import UNetLast, cast_trained, fill_frozen

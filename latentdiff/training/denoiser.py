@@ -19,7 +19,7 @@ from latentdiff.data.layouts import Row
 from latentdiff.device_transfer import send
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime import attention_for_training
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.devices import CPU, on_device, send_conditioning
 from latentdiff.training.frozen import release, weights_of
 from latentdiff.training.noise import NoisyBatch

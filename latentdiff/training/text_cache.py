@@ -12,7 +12,7 @@ from tqdm import tqdm
 from latentdiff.data.latent_cache import fingerprint
 from latentdiff.files import atomic_path
 from latentdiff.models.conditioning import Conditioning, concatenate
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.devices import CPU
 
 BATCH = 64

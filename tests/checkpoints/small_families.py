@@ -15,7 +15,7 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.clip import CLIPTextModel
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 XL: dict[str, Any] = {

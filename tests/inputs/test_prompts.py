@@ -6,7 +6,7 @@ import pytest
 
 from latentdiff.errors import InputError
 from latentdiff.inputs.prompts import ImagePrompts, read_options, read_prompts
-from latentdiff.text.conditioning import PromptOptions
+from latentdiff.text.text_conditioner import PromptOptions
 
 
 def read(prompts: list[str], encoders: int = 2, syntax: str = "a1111", **others: Any) -> ImagePrompts:

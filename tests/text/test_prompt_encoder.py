@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from latentdiff.models.conditioning import PromptConditioning
-from latentdiff.text.conditioning import PromptOptions, TextConditioner
 from latentdiff.text.prompt_encoder import KEPT_TEXTS, PromptEncoder
+from latentdiff.text.text_conditioner import PromptOptions, TextConditioner
 from tests.small import small_text_encoder, small_tokenizer
 
 A1111, PLAIN = PromptOptions(), PromptOptions("plain")

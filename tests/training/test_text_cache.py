@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentdiff.checkpoints.components import read_pipeline
-from latentdiff.text.conditioning import TextConditioner
+from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training import text_cache
 from latentdiff.training.devices import CPU
 from latentdiff.training.text_cache import TextCache

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.text.chunks import split_chunks
-from latentdiff.text.conditioning import PromptOptions, TextConditioner, emphasize
 from latentdiff.text.prompt_syntax import parse_emphasis
+from latentdiff.text.text_conditioner import PromptOptions, TextConditioner, emphasize
 from tests.small import as_transformers, small_text_encoder, small_tokenizer
 
 PROMPTS = ["a red apple", "猫"]

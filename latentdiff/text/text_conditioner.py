@@ -1,4 +1,4 @@
-"""Encode prompts as the conditioning of the U-Net: tokenizer, text encoders, `Conditioning`."""
+"""`TextConditioner`: the tokenizers and text encoders of a model, which encode one prompt as `Conditioning`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
