@@ -30,6 +30,7 @@ from tests.small import small_text_encoder, small_tokenizer
 
 CONCEPTS = [f"thing {k}" for k in range(40)]
 SIZE = 16
+NO_JUDGE = judge_bias(None, None)  # type: ignore[arg-type]
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt is over")
 
 
@@ -246,7 +247,7 @@ def opened(folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(benches, "texture_network", lambda: NETWORK)
     monkeypatch.setattr(benches, "open_clip", lambda judge, device: ColourClip())
     for module in (standard, quality):
-        monkeypatch.setattr(module, "judge_bias", lambda clip, pipe: "The judge is biased")
+        monkeypatch.setattr(module, "judge_bias", lambda clip, pipe: "The judge is biased" if clip else NO_JUDGE)
     return folder
 
 
@@ -292,6 +293,21 @@ def test_an_interrupted_page_continues(
     assert call(quality, monkeypatch, *words) == 0
     assert len(cells) == 21 and drawn == [4] and (tmp_path / "q.md").read_text() == text
     assert '<svg xmlns="http://www.w3.org/2000/svg"' in (tmp_path / "q-steps.svg").read_text()
+
+
+def test_without_a_judge_nothing_is_compared_with_texts(
+    opened: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = [opened, "--groups", "food", "--model", model_folder]
+    brief = ["--num", 80, "--steps", 1, "--resamples", 3, "-o", tmp_path / "s.json"]
+    assert call(standard, monkeypatch, *usual, *brief) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["judge"] is None and found["notes"][0] == NO_JUDGE
+    assert not any("clip" in key for key in found["values"]) and "concept_centroid" in found["values"]
+    assert [one["asks"] for one in found["standard"]] == [bar.asks for bar in standard.BARS if "clip" not in bar.key]
+    assert call(quality, monkeypatch, *usual, "--quick", "-o", tmp_path / "q.md") == 0
+    text = (tmp_path / "q.md").read_text()
+    assert NO_JUDGE in text and "| sampler | calls | Frechet | centroid | style |\n" in text
 
 
 def test_cells_are_of_one_judge_and_one_corpus(folder: Path, tmp_path: Path) -> None:

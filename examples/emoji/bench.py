@@ -25,7 +25,7 @@ class Bench:
     judges: Judges
     network: FeatureNetwork
     textures: FeatureNetwork
-    clip: Clip
+    clip: Clip | None
     pipe: LatentDiffusionPipeline
 
     @property
@@ -43,7 +43,8 @@ def open_bench(given: argparse.Namespace) -> Bench:
     """Read the corpus, train the judges and open the model. Raises InputError, CheckpointError."""
     corpus = read_corpus(given.corpus, given.groups, given.styles)
     pipe = LatentDiffusionPipeline.from_pretrained(given.model)
-    clip, network, textures = open_clip(given.judge, pipe.device), feature_network(), texture_network()
+    clip = None if given.judge is None else open_clip(given.judge, pipe.device)
+    network, textures = feature_network(), texture_network()
     features = features_of(given.corpus, corpus.train, network)
     drawn = torch.stack([features_of(given.corpus, corpus.train, textures, how) for how in (None, *HARDLY_SEEN)])
     return Bench(corpus, features, Judges(corpus, features, drawn, clip), network, textures, clip, pipe)

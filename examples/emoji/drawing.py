@@ -65,8 +65,10 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.double().cpu() for key, value in state.items() if value.ndim == 2 and "ids" not in key}
 
 
-def judge_bias(clip: Clip, pipe: LatentDiffusionPipeline) -> str:
-    """Whether the CLIP judge is biased towards the model, as a sentence without its full stop."""
+def judge_bias(clip: Clip | None, pipe: LatentDiffusionPipeline) -> str:
+    """Whether the CLIP judge, if there is one, is biased towards the model, as a sentence without its full stop."""
+    if clip is None:
+        return "There was no CLIP judge (`--judge`), so no picture is compared with a text"
     similarity = weight_similarity(clip, pipe)
     if similarity < RELATED:
         return f"The text encoders of `clip` and of the model are unrelated (cosine of the weights {similarity:.2f})"

@@ -64,6 +64,11 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """Add --judge, without which nothing is measured that needs a CLIP model."""
+    parser.add_argument("--judge", help="CLIP pair: a text_encoder run; without it, no comparison with texts")
+
+
 def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> Corpus:
     """The pictures of these groups and styles; of each held-out pair one, the first. Raises InputError.
 

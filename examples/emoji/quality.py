@@ -1,6 +1,6 @@
 """Measure the effect of steps, guidance, samplers and the VAE on quality; write a page with tables and plots.
 
-`python -m examples.emoji.quality data/emoji --judge runs/emoji-text -o docs/quality.md [--model FOLDER] [--quick]`
+`python -m examples.emoji.quality data/emoji -o docs/quality.md [--judge RUN] [--model FOLDER] [--quick]`
 
 Pairs are those held out for choosing. Finished cells are kept in a JSON file beside the page: stop it, and go on.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, draw, judge_bias
-from examples.emoji.judges import JUDGE
-from examples.emoji.pairs import Picture, add_corpus_options, identity, make_prompts, pixels_of
+from examples.emoji.judges import JUDGE, Seen
+from examples.emoji.pairs import Picture, Prompt, add_corpus_options, add_judge, identity, make_prompts, pixels_of
 from examples.emoji.quality_page import Cell, Facts, Results, write_page
 from latentdiff.checkpoints.components import read_vae
 from latentdiff.data.latent_cache import fingerprint
@@ -45,10 +45,10 @@ class Lab:
         self.bench, self.store, self.seed = bench, store, given.seed
         self.features = bench.train_features
         self.model_hash = hash_model(bench.folder)
+        judge = None if bench.clip is None else fingerprint(bench.clip.model.state_dict().items())
         self.context = [
             self.model_hash, str(bench.pipe.dtype), list(given.groups), list(given.styles), given.seed,
-            fingerprint(bench.clip.model.state_dict().items()), identity(given.corpus, bench.corpus),
-            JUDGE,
+            judge, identity(given.corpus, bench.corpus), JUDGE,
         ]  # fmt: skip
         self.used: set[str] = set()
         self.cells: dict[str, Cell] = read_json(store, "delete it") if store.is_file() else {}
@@ -91,7 +91,6 @@ class Lab:
         seen = self.bench.see(draw(self.bench.pipe, prompts, settings))
         hits = self.bench.judges.hits(seen, [pictures[prompt.place] for prompt in prompts])
         place = torch.tensor([prompt.place for prompt in prompts])
-        text = self.bench.clip.embed_text([prompt.text for prompt in prompts]).float().cpu()
 
         def shares(pairs: Tensor, _: Tensor) -> dict[str, float]:
             return {name: values[torch.isin(place, pairs)].mean().item() for name, values in hits.items()}
@@ -99,10 +98,17 @@ class Lab:
         found = intervals(shares, (int(place.max()) + 1, 0), 100, self.seed)
         return {
             "frechet": frechet_distance(seen.features, self.features),
-            "alignment": alignment(seen.image, text),
+            **self._alignment(seen, prompts),
             **{name: one.value for name, one in found.items()},
             **{f"{name}_error": NORMAL_95 * one.std for name, one in found.items()},
         }
+
+    def _alignment(self, seen: Seen, prompts: list[Prompt]) -> dict[str, float]:
+        """The mean cosine of pictures and prompts, if there is a CLIP judge."""
+        if self.bench.clip is None or seen.image is None:
+            return {}
+        text = self.bench.clip.embed_text([prompt.text for prompt in prompts]).float().cpu()
+        return {"alignment": alignment(seen.image, text)}
 
     def _floor(self, count: int) -> Cell:
         values = []
@@ -175,7 +181,7 @@ def collect(lab: Lab, given: argparse.Namespace) -> Results:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_corpus_options(parser)
-    parser.add_argument("--judge", required=True, help="CLIP pair: a text_encoder run")
+    add_judge(parser)
     parser.add_argument("--num", type=int, default=96, help="pictures a cell; half of it in the DDIM table")
     parser.add_argument("--guidance-scale", type=float, help="of the samplers' table [the model's own]")
     parser.add_argument("--quick", action="store_true", help="a few cells of few pictures, to see it work")

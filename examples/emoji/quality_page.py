@@ -75,10 +75,11 @@ def _intro(facts: Facts) -> str:
     return (
         f"The prompts, in English and Chinese, are for the {facts.pairs} held-out (concept, style) pairs that are set "
         "apart for choosing settings; the standard reports on other pairs. The Frechet distance (lower is better; with "
-        f"EfficientNet-Lite0 features, so it is not FID) is to the {facts.trained} training pictures. `clip` and "
-        "`centroid` are the shares of pictures whose concept is ranked first of 100, and `style` is the share whose "
-        "style is classified correctly, +- 1.96 standard errors over pairs; `alignment` is the mean CLIP cosine of "
-        "picture and prompt. Each cell has a small n: differences within the errors are not significant. "
+        f"EfficientNet-Lite0 features, so it is not FID) is to the {facts.trained} training pictures. `centroid`, "
+        "and `clip` where a CLIP model judged, are the shares of pictures whose concept is ranked first of 100, and "
+        "`style` is the share whose style is classified correctly, +- 1.96 standard errors over pairs; `alignment` is "
+        "the mean CLIP cosine of picture and prompt. Each cell has a small n: differences within the errors are not "
+        "significant. "
         f"{facts.judge}."
     )
 
@@ -99,31 +100,26 @@ def _steps(results: Results, plot: str) -> str:
 
 def _guidance(results: Results, plot: str) -> str:
     facts = results.facts
-    part = [
-        [f"{scale:g}", f"{low:g} to {high:g}", *_numbers(cell)]
-        for (scale, (low, high)), cell in results.interval.items()
-    ]
+    scales = {(f"{scale:g}",): cell for scale, cell in results.guidance.items()}
+    part = {(f"{scale:g}", f"{low:g} to {high:g}"): cell for (scale, (low, high)), cell in results.interval.items()}
     return (
         f"## Guidance\n\nn = {facts.count}, {facts.usual.sampler}, {facts.usual.num_inference_steps} steps. "
         f"{_floor(results.floors[1], facts.count)}\n\n"
-        + table(["scale", *NUMBERS], [[f"{scale:g}", *_numbers(cell)] for scale, cell in results.guidance.items()])
+        + _cells(["scale"], scales)
         + f"\n\n![Guidance]({plot})\n\nGuidance in a part of the timesteps only, where 0 is clean and 1 is noise:\n\n"
-        + table(["scale", "part", *NUMBERS], part)
+        + _cells(["scale", "part"], part)
     )
 
 
 def _samplers(results: Results, plot: str) -> str:
-    facts, calls = results.facts, sorted({steps for _, steps in results.samplers})
+    facts = results.facts
+    cells = {(name, str(steps)): cell for (name, steps), cell in results.samplers.items()}
     return (
         f"## Samplers at equal cost\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call evaluates "
         "the prompt and the empty prompt. Samplers whose coefficients are equal for this model have equal cells.\n\n"
-        + table(
-            ["sampler", "calls", *NUMBERS],
-            [[name, str(steps), *_numbers(results.samplers[name, steps])]
-             for name in dict.fromkeys(name for name, _ in results.samplers) for steps in calls],
-        )
+        + _cells(["sampler", "calls"], cells)
         + f"\n\n![Samplers]({plot})"
-    )  # fmt: skip
+    )
 
 
 def _vae(cell: Cell) -> str:
@@ -145,12 +141,24 @@ def _vae(cell: Cell) -> str:
     )
 
 
-NUMBERS = ("Frechet", "clip", "centroid", "style", "alignment")
+def _measured(cells: Iterable[Cell]) -> list[str]:
+    """The columns of a table of these cells; without a CLIP judge there is no `clip` and no `alignment`."""
+    first = next(iter(cells))
+    return ["frechet", *(name for name in ("clip", "centroid", "style", "alignment") if name in first)]
 
 
-def _numbers(cell: Cell) -> list[str]:
-    shares = [f"{cell[name]:.2f} +- {cell[f'{name}_error']:.2f}" for name in ("clip", "centroid", "style")]
-    return [f"{cell['frechet']:.1f}", *shares, f"{cell['alignment']:.3f}"]
+def _number(cell: Cell, name: str) -> str:
+    if f"{name}_error" in cell:
+        return f"{cell[name]:.2f} +- {cell[f'{name}_error']:.2f}"
+    return f"{cell[name]:{'.1f' if name == 'frechet' else '.3f'}}"
+
+
+def _cells(head: list[str], rows: Mapping[tuple[str, ...], Cell]) -> str:
+    """A table of cells, each after the words that name it."""
+    names = _measured(rows.values())
+    titles = ["Frechet" if name == "frechet" else name for name in names]
+    lines = [[*words, *(_number(cell, name) for name in names)] for words, cell in rows.items()]
+    return table([*head, *titles], lines)
 
 
 def _floor(floor: Cell, count: int) -> str:

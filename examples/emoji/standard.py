@@ -1,6 +1,6 @@
 """Compare a model with its required standard, on held-out pairs that were not used for choosing settings.
 
-`python -m examples.emoji.standard data/emoji --judge runs/emoji-text -o standard.json [--model FOLDER] [--html PAGE]`
+`python -m examples.emoji.standard data/emoji -o standard.json [--judge RUN] [--model FOLDER] [--html PAGE]`
 """
 
 import argparse
@@ -19,7 +19,7 @@ from examples.command import exit_code
 from examples.emoji.bench import Bench, open_bench
 from examples.emoji.drawing import Settings, add_settings, draw, judge_bias, settings_of
 from examples.emoji.judges import CANDIDATES, Seen
-from examples.emoji.pairs import Picture, Prompt, add_corpus_options, make_prompts, pixels_of
+from examples.emoji.pairs import Picture, Prompt, add_corpus_options, add_judge, make_prompts, pixels_of
 from examples.emoji.sheet import contact_sheet
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
@@ -134,7 +134,7 @@ def measure(bench: Bench, count: int, settings: Settings, seed: int, resamples: 
         real={"pairs": len(test), "never_seen": len(whole), "trained": len(bench.corpus.train)},
         resolution=real.pixels.shape[-1],
         network={"name": bench.network.name, "weights": bench.network.weights},
-        judge=bench.clip.weights,
+        judge=None if bench.clip is None else bench.clip.weights,
         seed=seed,
         resamples=resamples,
         values=values | never_seen,
@@ -179,10 +179,11 @@ def _notes(bench: Bench, pairs: int) -> list[str]:
 
 
 def verdicts(result: Evaluation) -> list[dict[str, Any]]:
-    """Each bar: what it asks, the value, and whether it was met."""
+    """Each bar whose value was measured: what it asks, the value, and whether it was met."""
     return [
         {"asks": bar.asks, "value": (value := result.values[bar.key].value), "met": bar.low <= value <= bar.high}
         for bar in BARS
+        if bar.key in result.values
     ]
 
 
@@ -190,7 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_corpus_options(parser)
     add_settings(parser)
-    parser.add_argument("--judge", required=True, help="CLIP pair: a text_encoder run")
+    add_judge(parser)
     parser.add_argument("--num", type=int, default=1000, help="prompts")
     parser.add_argument("--resamples", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path, required=True)
