@@ -1,7 +1,8 @@
 """How good a fine-tune of the bundled model is, ours and one written with diffusers and peft.
 
 `python -m benchmarks.finetune CORPUS FOLDERS RUNS NAME SIDE [--set rank=32 ...]` trains on one of the folders that
-`examples.finetune.folders` wrote, in a new folder of RUNS, and draws pictures there;
+`examples.finetune.folders` wrote, in a new folder of RUNS, and draws pictures there, of 15 steps; a run that was
+stopped after its training goes on;
 `python -m benchmarks.finetune CORPUS FOLDERS RUNS` scores all runs and writes the table and rows of pictures.
 
 likeness: the share of drawn pictures that a linear probe takes for the folder's style or colouring rather than for one
@@ -30,8 +31,9 @@ from latentdiff import LatentDiffusionPipeline
 
 CANDIDATES, PROMPTS = 60, 24
 SUBJECT_PROMPTS = ("{}", "{}, noto style", "{}, twemoji style", "{}, fluent 3d style", "{}, fluent flat style")
+STEPS = 15
 ROUNDS = {"named": 2, "plain": 1}
-FACTS = "benchmark.json"
+TRAINED, FACTS = "trained.json", "benchmark.json"
 SHOWN = 12
 
 
@@ -57,11 +59,14 @@ def tuned(output: Path, method: str) -> LatentDiffusionPipeline:
 
 def draw(pipe: LatentDiffusionPipeline, texts: Sequence[str], rounds: int, folder: Path) -> None:
     """`rounds` pictures of each prompt, round by round, with seeds that do not depend on the model."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     jobs = [(prompt, 1000 * turn + place) for turn in range(rounds) for place, prompt in enumerate(texts)]
     for k in range(0, len(jobs), 8):
+        if (folder / f"{min(k + 8, len(jobs)) - 1:03d}.png").exists():
+            continue
         part = jobs[k : k + 8]
-        images = pipe([text for text, _ in part], seed=[seed for _, seed in part], prompt_syntax="plain").images
+        wanted, seeds = zip(*part, strict=True)
+        images = pipe(list(wanted), seed=list(seeds), num_inference_steps=STEPS, prompt_syntax="plain").images
         for place, image in enumerate(images, k):
             image.save(folder / f"{place:03d}.png")
 
@@ -71,12 +76,16 @@ def run(given: argparse.Namespace) -> None:
     options = {key: value for key, _, value in (pair.partition("=") for pair in given.set)}
     words = [f"{key}-{value}" for key, value in options.items()]
     output = given.runs / "_".join([given.name, given.side, *words])
+    kept = output / TRAINED
     facts: dict[str, Any] = {"folder": given.name, "side": given.side, "options": options}
-    if given.side != "base":
+    if kept.exists():
+        facts = json.loads(kept.read_text(encoding="utf-8"))
+    elif given.side != "base":
         extra = {"class_prompt": SUBJECT_CLASS, "prior": given.runs / "prior"} if given.name == "subject" else {}
         settings = Settings(folder=given.folders / given.name, output=output, **extra, **options)
         facts |= run_side(given.side, settings)
         facts["steps"] = settings.plan()[0].optim.max_steps
+        kept.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     pipe = tuned(output, "none" if given.side == "base" else options.get("method", "lora"))
     for kind, texts in prompts(given.name, prompt_concepts(given.corpus, PROMPTS)).items():
         draw(pipe, texts, ROUNDS[kind] if given.name != "subject" or kind == "plain" else 1, output / "drawn" / kind)

@@ -4,7 +4,7 @@ Prints as JSON the seconds of CPU time that the training took, all preparation o
 peak memory in bytes. Neither side draws samples. diffusers' side is written with diffusers and peft after the habits of
 its LoRA scripts: the U-Net's attention is adapted, VAE and text encoder run in every step, pictures are cropped to
 squares, the rate is constant and the weights are not averaged. It gets our rank, rate, batch size, number of steps and
-class pictures.
+class pictures. Both compute in bfloat16 on processors that multiply it, in float32 on others.
 """
 
 import json
@@ -30,6 +30,7 @@ from latentdiff.data.archives import open_container
 from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row
+from latentdiff.runtime import pick_dtype
 from latentdiff.training.build import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.prior import prior_rows
@@ -59,7 +60,8 @@ class Settings(Config):
     def plan(self) -> tuple[FineTuneConfig, DataCheck]:
         """Our config with the defaults filled in, and the result of the check."""
         given = self.model_dump(exclude_none=True, exclude={"output", "prior", "timestep_power"})
-        plan = plan_finetune(output=self.output, **given)
+        precision = "bf16" if compute_dtype() == torch.bfloat16 else "no"
+        plan = plan_finetune(output=self.output, mixed_precision=precision, **given)
         config, last = plan.config, plan.config.optim.max_steps
         changes: dict[str, Any] = {"sample_prompts": ()}
         changes["run"] = config.run.model_copy(
@@ -70,6 +72,11 @@ class Settings(Config):
         if self.class_prompt:
             changes["prior"] = PriorConfig(prompt=self.class_prompt, folder=self.prior)
         return config.model_copy(update=changes), plan.checked
+
+
+def compute_dtype() -> torch.dtype:
+    """What both sides compute in."""
+    return pick_dtype("auto", torch.device("cpu"))
 
 
 def ours(settings: Settings) -> None:
@@ -99,7 +106,7 @@ def diffusers_script(settings: Settings) -> None:
 
     config, _ = settings.plan()
     torch.manual_seed(config.run.seed)
-    pipe: Any = StableDiffusionPipeline.from_pretrained(locate(config.base), torch_dtype=torch.bfloat16)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(locate(config.base), torch_dtype=compute_dtype())
     unet = pipe.unet.requires_grad_(False)
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(
@@ -117,7 +124,7 @@ def diffusers_script(settings: Settings) -> None:
     batches = (batch for _ in iter(int, 1) for batch in loader)
     unet.train()
     for _ in range(config.optim.max_steps):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=compute_dtype() == torch.bfloat16):
             loss = step_loss(pipe, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -128,7 +135,9 @@ def diffusers_script(settings: Settings) -> None:
 
 def step_loss(pipe: Any, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        latents = pipe.vae.encode(batch["pixels"].bfloat16()).latent_dist.sample() * pipe.vae.config.scaling_factor
+        latents = (
+            pipe.vae.encode(batch["pixels"].to(pipe.vae.dtype)).latent_dist.sample() * pipe.vae.config.scaling_factor
+        )
         hidden = pipe.text_encoder(batch["ids"], return_dict=False)[0]
     latents, scheduler = latents.float(), pipe.scheduler
     noise = torch.randn_like(latents)
