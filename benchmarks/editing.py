@@ -22,7 +22,7 @@ from latentdiff.animation import animate
 from latentdiff.cli.progress import PreviewFile
 from latentdiff.denoiser import keep_known
 from latentdiff.inputs import read_inputs
-from latentdiff.sampling.samplers import StepInfo
+from latentdiff.sampling.loop import StepInfo
 
 PROMPT, OTHER = "a red apple", "an orange"
 PREVIEW_EVERY = 5  # steps, as in the command

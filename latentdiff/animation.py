@@ -14,7 +14,7 @@ from latentdiff.inputs import read_inputs
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.sampling.interpolation import slerp
-from latentdiff.sampling.samplers import Callback
+from latentdiff.sampling.loop import Callback
 
 MOST_FRAMES = 100_000
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.conditioning import Conditioning, PromptConditioning, concatenate
-from latentdiff.sampling.samplers import Denoiser, Levels, SamplerState, column
+from latentdiff.sampling.loop import Denoiser, Levels, SamplerState, column
 from latentdiff.sampling.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]

@@ -13,7 +13,7 @@ from latentdiff.inputs.model_limits import Task
 from latentdiff.latents import encode_pixels
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.vae import VAE
-from latentdiff.sampling.samplers import draw_noise
+from latentdiff.sampling.seeds import draw_noise
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from latentdiff.images.edit import Canvas
 from latentdiff.images.reading import to_tensor
 from latentdiff.models.tiled_decode import decode_parts, encode_tiled
 from latentdiff.models.vae import VAE
-from latentdiff.sampling.samplers import Callback, StepInfo
+from latentdiff.sampling.loop import Callback, StepInfo
 from latentdiff.sampling.wrapped_denoiser import continue_around, crop_to
 
 OutputType = Literal["pil", "np", "pt", "latent"]

@@ -22,8 +22,8 @@ from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_outpu
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
-from latentdiff.sampling.samplers import Callback, Denoiser, SamplerState, draw_noise, sample, step
-from latentdiff.sampling.seeds import generator_for
+from latentdiff.sampling.loop import Callback, Denoiser, SamplerState, sample, step
+from latentdiff.sampling.seeds import draw_noise, generator_for
 from latentdiff.sampling.wrapped_denoiser import in_tiles, wrapped_around
 from latentdiff.text.text_conditioner import PromptOptions
 

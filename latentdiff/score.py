@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import NonFiniteError
-from latentdiff.sampling.samplers import Denoiser, Levels
+from latentdiff.sampling.loop import Denoiser, Levels
 from latentdiff.sampling.schedule import Schedule
 
 TOLERANCE = 1e-5

@@ -11,7 +11,8 @@ from torch import Tensor
 from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row, bounded, token_groups
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
-from latentdiff.sampling.samplers import Levels, SamplerState, plan
+from latentdiff.sampling.loop import Levels, SamplerState
+from latentdiff.sampling.samplers import plan
 from latentdiff.sampling.schedule import Schedule
 
 KINDS: list[PredictionType] = ["epsilon", "sample", "v_prediction", "flow"]

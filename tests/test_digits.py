@@ -20,7 +20,7 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.config.train import train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
-from latentdiff.sampling.samplers import Denoiser, Levels
+from latentdiff.sampling.loop import Denoiser, Levels
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import level_at
 from latentdiff.training.run import train

@@ -16,7 +16,7 @@ from latentdiff.errors import CheckpointError, InputError
 from latentdiff.hires import Hires, generate_hires
 from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
-from latentdiff.sampling.samplers import Levels
+from latentdiff.sampling.loop import Levels
 from latentdiff.sampling.wrapped_denoiser import MARGIN, in_tiles, parse_axes, wrapped_around
 
 PROMPT = "a red apple"

@@ -21,8 +21,8 @@ SLOW = {
 WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode", "esrgan"],
     "sampling": [
-        "spacings", "schedule", "sampler_tables", "samplers", "denoising_range", "seeds", "interpolation", "variations",
-        "wrapped_denoiser",
+        "spacings", "schedule", "sampler_coefficients", "samplers", "denoising_range", "seeds", "loop", "interpolation",
+        "variations", "wrapped_denoiser",
     ],
     "text": [
         "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "text_conditioner",

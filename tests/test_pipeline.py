@@ -22,7 +22,7 @@ from latentdiff.denoiser import Row
 from latentdiff.errors import CheckpointError, InputError, NonFiniteError
 from latentdiff.inputs import read_inputs
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.sampling.samplers import StepInfo
+from latentdiff.sampling.loop import StepInfo
 from latentdiff.sampling.seeds import generator_for
 from tests.small import small_components, small_unet_config
 

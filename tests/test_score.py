@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.sampling.samplers import Denoiser
+from latentdiff.sampling.loop import Denoiser
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood, score, solve
 

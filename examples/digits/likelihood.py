@@ -20,7 +20,7 @@ from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.image_grid import image_grid
-from latentdiff.sampling.samplers import Denoiser
+from latentdiff.sampling.loop import Denoiser
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import flow, level_at, log_likelihood
 

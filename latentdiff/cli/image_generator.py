@@ -15,7 +15,7 @@ from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
 from latentdiff.safety import ContentChecker
-from latentdiff.sampling.samplers import Callback
+from latentdiff.sampling.loop import Callback
 
 PIPELINE_NAMES = {"steps": "num_inference_steps"}
 SIZES = {"height", "width"}

@@ -9,7 +9,7 @@ from PIL import Image
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent, partial_path
 from latentdiff.previews import Previewer
-from latentdiff.sampling.samplers import StepInfo
+from latentdiff.sampling.loop import StepInfo
 
 LONGEST_SIDE = 512  # pixels of a preview
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.sampling.samplers import StepInfo
+from latentdiff.sampling.loop import StepInfo
 
 OURS = {  # Arguments of diffusers that are not accepted, and what to use instead.
     "timesteps": "num_inference_steps= and spacing=",

@@ -1,4 +1,4 @@
-"""Seeds of images and their random generators."""
+"""Seeds of images, their random generators, and the noise that these draw."""
 
 import secrets
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, check_integer
 
 SEEDS = 2**63
@@ -42,3 +43,13 @@ def generator_for(seed: int) -> torch.Generator:
         state[STATE_OFFSET : STATE_OFFSET + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
         generator.set_state(state)
     return generator
+
+
+def draw_noise(generators: Sequence[torch.Generator | None], shape: torch.Size, like: Tensor) -> Tensor:
+    """Noise [B, *shape] with the dtype and device of `like`, drawn on the CPU by one generator per image; 0 for None.
+
+    For CUDA it is copied asynchronously from pinned memory.
+    """
+    zeros = torch.zeros(shape)
+    drawn = torch.stack([zeros if g is None else torch.randn(shape, generator=g) for g in generators])
+    return send(drawn, like.device).to(like)

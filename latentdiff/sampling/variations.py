@@ -8,8 +8,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, check_number
 from latentdiff.sampling.interpolation import slerp
-from latentdiff.sampling.samplers import draw_noise
-from latentdiff.sampling.seeds import generator_for, seeds_per_image
+from latentdiff.sampling.seeds import draw_noise, generator_for, seeds_per_image
 
 
 @dataclass(frozen=True)

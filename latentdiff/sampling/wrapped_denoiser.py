@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from latentdiff.errors import InputError
 from latentdiff.models.tiled_decode import cuts
-from latentdiff.sampling.samplers import Denoiser, Levels
+from latentdiff.sampling.loop import Denoiser, Levels
 
 OVERLAP = 4  # neighbouring tiles overlap by 1 / OVERLAP of their side
 MARGIN = 16  # latents of padding on each side

@@ -21,7 +21,8 @@ from latentdiff.images.edit import EditOptions
 from latentdiff.inputs import read_inputs
 from latentdiff.inputs.inversion import inverse_plan
 from latentdiff.recipe import read_recipe
-from latentdiff.sampling.samplers import Levels, Plan, SamplerState, plan, sample
+from latentdiff.sampling.loop import Levels, SamplerState, sample
+from latentdiff.sampling.samplers import Plan, plan
 from latentdiff.sampling.schedule import Schedule
 from tests.test_editing import picture
 

@@ -14,19 +14,9 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.sampling.sampler_tables import COLUMNS, ddim_table, dpmpp_2m_table, heun_table
-from latentdiff.sampling.samplers import (
-    SAMPLERS,
-    Denoiser,
-    Levels,
-    Plan,
-    SamplerState,
-    StepInfo,
-    Update,
-    plan,
-    sample,
-    step,
-)
+from latentdiff.sampling.loop import Denoiser, Levels, SamplerState, StepInfo, sample, step
+from latentdiff.sampling.sampler_coefficients import COLUMNS, ddim_table, dpmpp_2m_table, heun_table
+from latentdiff.sampling.samplers import SAMPLERS, Plan, Update, plan
 from latentdiff.sampling.schedule import Grid, Schedule
 from latentdiff.sampling.spacings import SPACINGS
 
@@ -161,7 +151,7 @@ def ours_step_by_step(name: str, s: Schedule, timesteps: Tensor, start: Tensor, 
     seen: list[Tensor] = []
     monkeypatch = pytest.MonkeyPatch()
     queue = iter(noises)
-    monkeypatch.setattr("latentdiff.sampling.samplers.draw_noise", lambda *_: next(queue).double()[None])
+    monkeypatch.setattr("latentdiff.sampling.loop.draw_noise", lambda *_: next(queue).double()[None])
     state = SamplerState(as_plan(SAMPLERS[name].table, grid), start.double(), torch.Generator())
     sample(predicts_x0(s), [state], lambda info: seen.append(info.latents[0].float()))
     monkeypatch.undo()

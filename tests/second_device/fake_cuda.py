@@ -24,7 +24,8 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import compiled
 from latentdiff.runtime.optimize import prepare
-from latentdiff.sampling.samplers import Levels, SamplerState, plan, sample
+from latentdiff.sampling.loop import Levels, SamplerState, sample
+from latentdiff.sampling.samplers import plan
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.training.devices import send_conditioning
 from tests.small import small_text_encoder, small_tokenizer, small_unet_config, small_vae_config
