@@ -13,7 +13,7 @@ from latentdiff.images.reading import to_tensor
 from latentdiff.models.tiled_decode import decode_parts, encode_tiled
 from latentdiff.models.vae import VAE
 from latentdiff.sampling.loop import Callback, StepInfo
-from latentdiff.sampling.wrapped_denoiser import continue_around, crop_to
+from latentdiff.sampling.seamless import continue_around, crop_to
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 

@@ -14,7 +14,6 @@ from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs import Inputs, read_inputs
 from latentdiff.inputs.canvases import ImageInputs, input_images, spread
 from latentdiff.inputs.diffusers_names import call_arguments
-from latentdiff.inputs.inversion import inverse_plan
 from latentdiff.inputs.model_limits import ModelLimits
 from latentdiff.inputs.prompts import ImagePrompts, Texts
 from latentdiff.inputs.size_conditioning import SIZE_NAMES
@@ -22,9 +21,11 @@ from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_outpu
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
+from latentdiff.sampling.inversion import inverse_plan
 from latentdiff.sampling.loop import Callback, Denoiser, SamplerState, sample, step
+from latentdiff.sampling.seamless import wrapped_around
 from latentdiff.sampling.seeds import draw_noise, generator_for
-from latentdiff.sampling.wrapped_denoiser import in_tiles, wrapped_around
+from latentdiff.sampling.tiled_denoiser import in_tiles
 from latentdiff.text.text_conditioner import PromptOptions
 
 

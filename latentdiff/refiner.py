@@ -8,7 +8,7 @@ import torch
 from latentdiff.errors import InputError
 from latentdiff.inputs.size_conditioning import SCORES, TARGETS
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
-from latentdiff.sampling.wrapped_denoiser import parse_axes
+from latentdiff.sampling.seamless import parse_axes
 from latentdiff.text.prompt_syntax import take_lora_tags
 
 SWITCH = 0.8

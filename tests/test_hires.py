@@ -17,7 +17,8 @@ from latentdiff.hires import Hires, generate_hires
 from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.sampling.loop import Levels
-from latentdiff.sampling.wrapped_denoiser import MARGIN, in_tiles, parse_axes, wrapped_around
+from latentdiff.sampling.seamless import MARGIN, parse_axes, wrapped_around
+from latentdiff.sampling.tiled_denoiser import in_tiles
 
 PROMPT = "a red apple"
 LEVELS = Levels([1.0], [1.0], [1.0])

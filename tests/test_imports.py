@@ -21,16 +21,15 @@ SLOW = {
 WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_decode", "esrgan"],
     "sampling": [
-        "spacings", "schedule", "sampler_coefficients", "samplers", "denoising_range", "seeds", "loop", "interpolation",
-        "variations", "wrapped_denoiser",
+        "spacings", "schedule", "sampler_coefficients", "samplers", "denoising_range", "seeds", "inversion", "loop",
+        "interpolation", "variations", "tiled_denoiser", "seamless",
     ],
     "text": [
         "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "text_conditioner",
         "prompt_encoder", "wildcards",
     ],
     "inputs": [
-        "model_limits", "prompts", "size_conditioning", "canvases", "inversion", "diffusers_names", "normalise",
-        "__init__",
+        "model_limits", "prompts", "size_conditioning", "canvases", "diffusers_names", "normalise", "__init__",
     ],
 }  # fmt: skip
 

@@ -12,15 +12,15 @@ from latentdiff.denoiser import Guidance
 from latentdiff.errors import InputError, check_integer, check_number, shorten
 from latentdiff.images.edit import Canvas, EditOptions
 from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
-from latentdiff.inputs.inversion import check_invertible
 from latentdiff.inputs.model_limits import ModelLimits, Task
 from latentdiff.inputs.prompts import ImagePrompts, prompts_per_image, read_options, sources_per_image
 from latentdiff.inputs.size_conditioning import read_sizes
 from latentdiff.sampling.denoising_range import part_of
+from latentdiff.sampling.inversion import check_invertible
 from latentdiff.sampling.samplers import Plan, plan
+from latentdiff.sampling.seamless import parse_axes
 from latentdiff.sampling.seeds import seeds_per_image
 from latentdiff.sampling.variations import Variation, read_variation
-from latentdiff.sampling.wrapped_denoiser import parse_axes
 
 STRENGTH = 0.8  # the default of image to image; that of inpainting is 1
 

@@ -19,8 +19,8 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import InputError
 from latentdiff.images.edit import EditOptions
 from latentdiff.inputs import read_inputs
-from latentdiff.inputs.inversion import inverse_plan
 from latentdiff.recipe import read_recipe
+from latentdiff.sampling.inversion import inverse_plan
 from latentdiff.sampling.loop import Levels, SamplerState, sample
 from latentdiff.sampling.samplers import Plan, plan
 from latentdiff.sampling.schedule import Schedule
