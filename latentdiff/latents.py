@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff.errors import NonFiniteError
 from latentdiff.images.edit import Canvas
 from latentdiff.images.reading import to_tensor
-from latentdiff.models.tiled_decode import decode_parts, encode_tiled
+from latentdiff.models.tiled_vae import decode_parts, encode_tiled
 from latentdiff.models.vae import VAE
 from latentdiff.sampling.loop import Callback, StepInfo
 from latentdiff.sampling.seamless import continue_around, crop_to

@@ -12,7 +12,7 @@ from latentdiff.checkpoints.tensor_files import open_tensor_file
 from latentdiff.errors import CheckpointError
 from latentdiff.images.reading import to_tensor
 from latentdiff.models.esrgan import RRDBNet
-from latentdiff.models.tiled_decode import cuts
+from latentdiff.models.tiled_vae import cuts
 
 TILE, OVERLAP = 256, 32  # input pixels along each side
 OLD_NAMES = {  # of tensors in the original ESRGAN files

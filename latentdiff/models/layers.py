@@ -1,4 +1,4 @@
-"""Convolutional layers shared by the U-Net and the VAE."""
+"""Residual blocks, resampling and the timestep embedding, shared by the U-Net and the VAE."""
 
 import math
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latentdiff.models.tiled_decode import cuts
+from latentdiff.models.tiled_vae import cuts
 from latentdiff.sampling.loop import Denoiser, Levels
 
 OVERLAP = 4  # neighbouring tiles overlap by 1 / OVERLAP of their side

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import NonFiniteError
-from latentdiff.models import tiled_decode
+from latentdiff.models import tiled_vae
 from latentdiff.models.vae import AutoencoderKL
 from tests.small import small_vae_config
 
@@ -18,7 +18,7 @@ from tests.small import small_vae_config
 @pytest.mark.parametrize("overlap", [2, 3, 8])
 def test_weights_of_every_pixel_sum_to_1(length: int, overlap: int) -> None:
     total = torch.zeros(8 * length)
-    found = tiled_decode.cuts(length, 16, overlap, 8)
+    found = tiled_vae.cuts(length, 16, overlap, 8)
     for cut in found:
         assert cut.latents.stop - cut.latents.start == min(16, length)
         assert cut.weights.min() > 0
@@ -30,7 +30,7 @@ def test_weights_of_every_pixel_sum_to_1(length: int, overlap: int) -> None:
 
 
 def test_edges_inside_the_picture_count_for_nothing() -> None:
-    first, second = tiled_decode.cuts(28, 16, 4, 8)
+    first, second = tiled_vae.cuts(28, 16, 4, 8)
     assert first.inner == slice(0, 8 * 15) and second.inner == slice(8, 8 * 16)
 
 
@@ -40,7 +40,7 @@ def nearest(z: Tensor) -> Tensor:
 
 def gather(decode: object, z: Tensor, factor: int) -> Tensor:
     out = torch.full((len(z), 3, factor * z.shape[-2], factor * z.shape[-1]), float("nan"))
-    for images, rows, pixels in tiled_decode.decode_parts(decode, z, factor):  # type: ignore[arg-type]
+    for images, rows, pixels in tiled_vae.decode_parts(decode, z, factor):  # type: ignore[arg-type]
         out[images, :, rows] = pixels
     return out
 
@@ -56,7 +56,7 @@ def test_tiles_are_exact_for_a_decoder_whose_receptive_field_is_one_latent(size:
 
     torch.testing.assert_close(gather(decode, z, 8), nearest(z), rtol=0, atol=1e-6)
     assert len(seen) > 2 * len(z)
-    assert all(max(part.shape[-2:]) <= tiled_decode.TILE // 8 and len(part) == 1 for part in seen)
+    assert all(max(part.shape[-2:]) <= tiled_vae.TILE // 8 and len(part) == 1 for part in seen)
 
 
 def test_pictures_of_up_to_a_megapixel_are_decoded_at_once() -> None:
@@ -84,9 +84,9 @@ def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
 
 def test_tiled_decoding_agrees_with_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms and attention process tiles instead of the image, so results differ, at seams no more than elsewhere."""
-    monkeypatch.setattr(tiled_decode, "AT_ONCE", 64 * 64)
-    monkeypatch.setattr(tiled_decode, "TILE", 64)
-    monkeypatch.setattr(tiled_decode, "OVERLAP", 16)
+    monkeypatch.setattr(tiled_vae, "AT_ONCE", 64 * 64)
+    monkeypatch.setattr(tiled_vae, "TILE", 64)
+    monkeypatch.setattr(tiled_vae, "OVERLAP", 16)
     vae = AutoencoderKL(small_vae_config()).requires_grad_(False)
     z = torch.randn(1, 4, 60, 60)
     whole = vae.decode(z)
@@ -102,7 +102,7 @@ def test_a_large_picture_is_decoded_in_tiles_and_nan_pixels_are_an_error(
     latents = torch.randn(2, 4, 24, 32)
     whole = pipe.decode(latents)
     for name, value in (("AT_ONCE", 32 * 32), ("TILE", 32), ("OVERLAP", 8)):
-        monkeypatch.setattr(tiled_decode, name, value)
+        monkeypatch.setattr(tiled_vae, name, value)
     tiled = pipe.decode(latents)
     assert tiled.shape == whole.shape == (2, 3, 48, 64) and tiled.dtype == torch.float32
     assert 0 < (tiled - whole).abs().mean() < 0.05

@@ -1,4 +1,4 @@
-"""Decode large images in overlapping tiles and blend the seams."""
+"""Encode and decode large images with a VAE in overlapping tiles, and blend the seams."""
 
 import math
 from collections.abc import Callable, Iterator
