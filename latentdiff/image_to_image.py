@@ -10,10 +10,10 @@ from latentdiff.denoiser import Known, Row
 from latentdiff.images.edit import Canvas
 from latentdiff.images.masks import to_latent_mask
 from latentdiff.inputs.model_limits import Task
-from latentdiff.latents import encode_pixels
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.vae import VAE
 from latentdiff.sampling.seeds import draw_noise
+from latentdiff.vae_codec import encode_pixels
 
 
 @dataclass(frozen=True)

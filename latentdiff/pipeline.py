@@ -17,16 +17,16 @@ from latentdiff.inputs.diffusers_names import call_arguments
 from latentdiff.inputs.model_limits import ModelLimits
 from latentdiff.inputs.prompts import ImagePrompts, Texts
 from latentdiff.inputs.size_conditioning import SIZE_NAMES
-from latentdiff.latents import FiniteWatch, OutputType, decode_latents, to_output
 from latentdiff.loaded_model import LoadedModel
 from latentdiff.models.conditioning import Conditioning, PromptConditioning
 from latentdiff.runtime.approximate import for_one_run
 from latentdiff.sampling.inversion import inverse_plan
-from latentdiff.sampling.loop import Callback, Denoiser, SamplerState, sample, step
+from latentdiff.sampling.loop import Callback, Denoiser, FiniteWatch, SamplerState, sample, step
 from latentdiff.sampling.seamless import wrapped_around
 from latentdiff.sampling.seeds import draw_noise, generator_for
 from latentdiff.sampling.tiled_denoiser import in_tiles
 from latentdiff.text.text_conditioner import PromptOptions
+from latentdiff.vae_codec import OutputType, decode_latents, to_output
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from latentdiff.config.model import VAEConfig
-from latentdiff.latents import encode_pixels
 from latentdiff.pipeline import LatentDiffusionPipeline
+from latentdiff.vae_codec import encode_pixels
 
 SD_FACTORS = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473), (0, 0, 0))
 """For SD 1 and 2, channel by channel and a bias; source: discuss.huggingface.co/t/23204, "Decoding latents to RGB"."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "device_transfer",
     "config", "models", "sampling", "score", "text", "checkpoints", "denoiser", "images", "safety", "runtime",
-    "latents", "inputs", "image_to_image", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
+    "vae_codec", "inputs", "image_to_image", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
     "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
 SLOW = {

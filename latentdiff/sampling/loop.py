@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentdiff.errors import InputError
+from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.sampling.samplers import EARLIER, Plan, Update
 from latentdiff.sampling.seeds import draw_noise
 
@@ -162,3 +162,24 @@ def sample(
         if stop:
             break
     return states, x0
+
+
+class FiniteWatch:
+    """A callback that records whether all latents are finite, and does not synchronise the device until `check`."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self.callback = callback
+        self.flags: list[Tensor] = []
+
+    def __call__(self, info: StepInfo) -> bool | None:
+        self.flags.append(torch.isfinite(info.latents).all())
+        return self.callback(info) if self.callback else None
+
+    def check(self) -> None:
+        """Raise NonFiniteError for the first step whose latents were not finite."""
+        finite = torch.stack(self.flags).tolist() if self.flags else []
+        if not all(finite):
+            step = finite.index(False) + 1
+            raise NonFiniteError(
+                f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
+            )

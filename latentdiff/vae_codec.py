@@ -1,4 +1,4 @@
-"""Convert between pixels and latents, in tiles for large images, and check that latents are finite."""
+"""Encode images to latents and decode latents to images: in tiles if large, checked to be finite, edits pasted back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -12,7 +12,6 @@ from latentdiff.images.edit import Canvas
 from latentdiff.images.reading import to_tensor
 from latentdiff.models.tiled_vae import decode_parts, encode_tiled
 from latentdiff.models.vae import VAE
-from latentdiff.sampling.loop import Callback, StepInfo
 from latentdiff.sampling.seamless import continue_around, crop_to
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -97,24 +96,3 @@ def _unit(pixels: Tensor) -> Tensor:
 
 def _bytes(pixels: Tensor) -> Tensor:
     return _unit(pixels).mul_(255).round_().to(torch.uint8)
-
-
-class FiniteWatch:
-    """A callback that records whether all latents are finite, and does not synchronise the device until `check`."""
-
-    def __init__(self, callback: Callback | None) -> None:
-        self.callback = callback
-        self.flags: list[Tensor] = []
-
-    def __call__(self, info: StepInfo) -> bool | None:
-        self.flags.append(torch.isfinite(info.latents).all())
-        return self.callback(info) if self.callback else None
-
-    def check(self) -> None:
-        """Raise NonFiniteError for the first step whose latents were not finite."""
-        finite = torch.stack(self.flags).tolist() if self.flags else []
-        if not all(finite):
-            step = finite.index(False) + 1
-            raise NonFiniteError(
-                f"the latents are not finite from step {step} of {len(finite)} on; use dtype='float32' or less guidance"
-            )
