@@ -30,7 +30,7 @@ from latentdiff.data.archives import open_container
 from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row
-from latentdiff.runtime import pick_dtype
+from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.build import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.prior import prior_rows

@@ -11,9 +11,9 @@ import torch
 
 from latentdiff import __version__
 from latentdiff.errors import InputError
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.cpu_features import CPUINFO, cpu_has
+from latentdiff.runtime.device import pick_device
 from latentdiff.runtime.native import variants
-from latentdiff.runtime.processor import CPUINFO, cpu_has
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")

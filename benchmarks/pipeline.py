@@ -19,7 +19,7 @@ from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.base import Config
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
-from latentdiff.runtime import DTYPES
+from latentdiff.runtime.device import DTYPES
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 

@@ -20,7 +20,7 @@ from benchmarks.report import table
 from benchmarks.training_shapes import Shape, emoji, write_pictures
 from benchmarks.training_sides import SIDES
 from benchmarks.turns import Worker, alternate
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.device import pick_device
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import partial_path
 from latentdiff.inputs.diffusers_names import dtype_name, open_arguments
 from latentdiff.inputs.model_limits import Task
-from latentdiff.runtime import pick_device, pick_dtype
-from latentdiff.runtime.offload import offload_weights
+from latentdiff.runtime.device import pick_device, pick_dtype
+from latentdiff.runtime.disk_offload import offload_weights
 from latentdiff.runtime.optimize import describe_layers, restore
 from latentdiff.runtime.options import RuntimeOptions, choose_options
 from latentdiff.text.prompt_encoder import PromptEncoder

@@ -20,7 +20,7 @@ from examples.emoji.sprites import Sprite
 from examples.emoji.vocabulary import Word
 from latentdiff.files import atomic_path
 from latentdiff.metrics.features import FeatureNetwork, open_efficientnet
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.device import pick_device
 
 HELD_OUT_DRAWINGS = 0.15
 RIDGE = 0.005

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentdiff.metrics.features import FeatureNetwork, open_efficientnet
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.device import pick_device
 
 BLOCKS = (0, 2, 4, 7, 10, 14)
 BLUR = torch.tensor([1.0, 4.0, 1.0]) / 6

@@ -8,7 +8,7 @@ from latentdiff.checkpoints.convert import FORMATS, convert
 from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import check_writable_parent
-from latentdiff.runtime import DTYPES
+from latentdiff.runtime.device import DTYPES
 
 
 def run(source: str, target: Path, dtype: str | None, form: str | None, how: dict[str, Any]) -> None:

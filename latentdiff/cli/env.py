@@ -10,9 +10,9 @@ import torch
 
 import latentdiff
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.runtime import pick_device, pick_dtype
+from latentdiff.runtime.cpu_features import capabilities
+from latentdiff.runtime.device import pick_device, pick_dtype
 from latentdiff.runtime.native import cache_folder, kernel_variant, variants
-from latentdiff.runtime.processor import capabilities
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 

@@ -28,7 +28,7 @@ from latentdiff.metrics.registry import METRICS
 from latentdiff.metrics.results import summary, write_html, write_json
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.device import pick_device
 
 
 @dataclass(frozen=True)

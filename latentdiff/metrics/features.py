@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.metrics.clip import open_clip, resize
-from latentdiff.runtime import pick_device
+from latentdiff.runtime.device import pick_device
 
 DEFAULT_NETWORK = "efficientnet-lite0"
 

@@ -17,8 +17,8 @@ from tempfile import mkdtemp
 import torch
 
 from latentdiff.files import atomic_path
+from latentdiff.runtime.cpu_features import processor
 from latentdiff.runtime.native import cache_folder
-from latentdiff.runtime.processor import processor
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile reads and writes; Triton's kernels follow it
 

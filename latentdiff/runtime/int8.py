@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from latentdiff.errors import InputError
 from latentdiff.models.attention import BasicTransformerBlock
 from latentdiff.models.layers import ResnetBlock2D
+from latentdiff.runtime.cpu_features import cpu_has
 from latentdiff.runtime.int8_linear import quantise_block, unquantise_layers
 from latentdiff.runtime.native import load_kernels
 from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d, unpack
-from latentdiff.runtime.processor import cpu_has
 
 quantised: Any = torch.ops.onednn
 DEVIATIONS = 6.0

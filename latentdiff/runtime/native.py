@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path
+from latentdiff.runtime.cpu_features import capabilities
 from latentdiff.runtime.kernel_build import (
     KERNELS,
     Variant,
@@ -31,7 +32,6 @@ from latentdiff.runtime.kernel_build import (
     source_hash,
     variants_of,
 )
-from latentdiff.runtime.processor import capabilities
 
 C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
 SWITCH = "LATENTDIFF_KERNELS"

@@ -8,11 +8,11 @@ import torch
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.vae import VAE
-from latentdiff.runtime import pick_device
 from latentdiff.runtime.approximate import approximate as approximate_layers
 from latentdiff.runtime.approximate import check_approximations
 from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.deepcache import EVERY
+from latentdiff.runtime.device import pick_device
 from latentdiff.runtime.optimize import make_room, prepare
 
 LEVELS = ("auto", "off", "compile")

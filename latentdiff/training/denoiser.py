@@ -18,7 +18,7 @@ from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
 from latentdiff.data.layouts import Row
 from latentdiff.device_transfer import send
 from latentdiff.pipeline import LatentDiffusionPipeline
-from latentdiff.runtime import attention_for_training
+from latentdiff.runtime.training_attention import attention_for_training
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.devices import CPU, on_device, send_conditioning
 from latentdiff.training.frozen import release, weights_of

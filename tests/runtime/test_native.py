@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from latentdiff.errors import InputError
-from latentdiff.runtime import native, processor
+from latentdiff.runtime import cpu_features, native
 from latentdiff.runtime.kernel_build import AVX2, BF16, Variant, compile_variant, library_name, seal, variants_of
 from tests.runtime.variants import HAS_COMPILER
 
@@ -197,10 +197,10 @@ def test_a_compiler_that_fails_is_named_with_its_error(monkeypatch: pytest.Monke
         assert native.load_kernels() is None
 
 
-@pytest.mark.skipif(not processor.CPUINFO.exists(), reason="no /proc/cpuinfo")
+@pytest.mark.skipif(not cpu_features.CPUINFO.exists(), reason="no /proc/cpuinfo")
 @pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="torch before 2.10")
 def test_proc_cpuinfo_and_torch_report_the_same_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {need for v in variants_of(platform.machine()) for need in v.needs}
-    known = processor.capabilities() & needed
+    known = cpu_features.capabilities() & needed
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert processor.capabilities.__wrapped__() & needed == known
+    assert cpu_features.capabilities.__wrapped__() & needed == known

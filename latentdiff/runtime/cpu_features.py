@@ -1,4 +1,4 @@
-"""Detect the instruction sets of this processor."""
+"""Detect the instruction sets of this machine's processor."""
 
 import ctypes
 import hashlib

@@ -11,7 +11,7 @@ from torch import nn
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.runtime import offload
+from latentdiff.runtime import disk_offload
 
 PROMPT = "a cat face"
 
@@ -33,7 +33,7 @@ def held(pipe: LatentDiffusionPipeline) -> int:
 
 @pytest.fixture(params=[2**40, 2**14, 0], ids=["large blocks", "blocks", "layers"])
 def _block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(disk_offload, "BLOCK_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("_block_bytes")
@@ -68,7 +68,7 @@ def test_every_weight_belongs_to_exactly_one_block(model_folder: Path) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", low_memory=True)
     for model in (pipe.denoiser, pipe.vae, *pipe.text.encoders):
         assert isinstance(model, nn.Module)
-        offloaded = [weight for _, block in offload._blocks(model) for weight in block.parameters()]
+        offloaded = [weight for _, block in disk_offload._blocks(model) for weight in block.parameters()]
         assert len(offloaded) == len({id(weight) for weight in offloaded}) == len(list(model.parameters()))
 
 
