@@ -34,7 +34,7 @@ from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.build import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.prior import prior_rows
-from latentdiff.training.run import train_checked
+from latentdiff.training.train import train_checked
 
 SUBJECT_CLASS = "a bear"
 

@@ -23,7 +23,7 @@ from latentdiff.errors import InputError
 from latentdiff.sampling.loop import Denoiser, Levels
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.score import level_at
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 from tests.small import small_vae_config
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "digits"

@@ -7,8 +7,8 @@ from latentdiff.cli.launch import launch
 from latentdiff.config.train import FineTuneConfig
 from latentdiff.training.finetune import plan_finetune, resumed_config
 from latentdiff.training.processes import on_main_process, process_state
-from latentdiff.training.run import train, train_checked
 from latentdiff.training.run_folder import RunFolder
+from latentdiff.training.train import train, train_checked
 
 
 def run(

@@ -12,6 +12,6 @@ def run(config: Path, overrides: list[str], resume: bool, skip_bad: bool, auto_b
     checked = load_yaml(train_config, config, overrides)
     if processes > 1:
         launch(processes, auto_batch)
-    from latentdiff.training.run import train
+    from latentdiff.training.train import train
 
     train(checked, resume, skip_bad, auto_batch)

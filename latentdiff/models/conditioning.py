@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError
 
 _NEW_KEYS = count()
@@ -44,6 +45,11 @@ class Conditioning:
     def split(self) -> list["Conditioning"]:
         """The rows as separate values."""
         return [self[k : k + 1] for k in range(len(self))]
+
+    def to(self, device: torch.device) -> "Conditioning":
+        """Copy every tensor to a device; see `device_transfer.send`."""
+        pooled, ids, channels = (None if t is None else send(t, device) for t in _tensors(self)[1:])
+        return Conditioning(send(self.hidden, device), pooled, ids, self.keys, channels)
 
     def repeat(self, times: int) -> "Conditioning":
         """Repeat each row `times` times consecutively, as `num_images_per_prompt` requires."""

@@ -20,8 +20,7 @@ from latentdiff.device_transfer import send
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.training_attention import attention_for_training
 from latentdiff.text.text_conditioner import TextConditioner
-from latentdiff.training.devices import CPU, on_device, send_conditioning
-from latentdiff.training.frozen import release, weights_of
+from latentdiff.training.frozen import on_device, release, weights_of
 from latentdiff.training.noise import NoisyBatch
 from latentdiff.training.processes import process_state
 from latentdiff.training.run_folder import RunFolder
@@ -59,7 +58,7 @@ class DenoiserModule(nn.Module):
         height, width = (side * self.downscale for side in x0.shape[-2:])  # for SDXL: the picture's size, no crop
         text = self.text.embed(captions).with_time_ids(height, width, 0, 0, height, width)
         with attention_for_training(noisy):
-            output = self.unet(noisy, send(timesteps, x0.device), send_conditioning(text, x0.device)).float()
+            output = self.unet(noisy, send(timesteps, x0.device), text.to(x0.device)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
         error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:
@@ -122,7 +121,7 @@ class DenoiserTask:
         Networks that are part of the result, or that were not read from files, are kept.
         """
         source = self.parts.source
-        if process_state().device != CPU or source is None or self.write is write_pipeline:
+        if process_state().device.type != "cpu" or source is None or self.write is write_pipeline:
             return []
         files: list[tuple[nn.Module, NetworkFiles]] = [(self.parts.vae, source.vae)]
         if self.parts.text in self.parked:

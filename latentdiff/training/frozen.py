@@ -1,4 +1,4 @@
-"""Load frozen networks in the precision of the run, which halves their memory and avoids casts in each step."""
+"""Frozen networks of a run: load them in its precision, move them to a device for a while, and free their memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -52,6 +52,18 @@ def weights_of(networks: Sequence[tuple[nn.Module, NetworkFiles]]) -> Iterator[N
     finally:
         for network, _ in networks:
             release(network)
+
+
+@contextmanager
+def on_device(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    """Context manager in which frozen networks are on `device`; afterwards they are on the CPU."""
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module in modules:
+            module.to("cpu")
 
 
 class UNetLast:

@@ -1,4 +1,4 @@
-"""Losses: image gradients, contrastive, and adversarial with a patch discriminator."""
+"""Losses of the VAE and the text encoder: image gradients, patch discriminator, contrastive loss."""
 
 import torch
 from torch import Tensor, nn

@@ -13,7 +13,6 @@ from latentdiff.data.latent_cache import fingerprint
 from latentdiff.files import atomic_path
 from latentdiff.models.conditioning import Conditioning, concatenate
 from latentdiff.text.text_conditioner import TextConditioner
-from latentdiff.training.devices import CPU
 
 BATCH = 64
 MOST_BYTES = 2**30
@@ -36,7 +35,7 @@ class TextCache:
         digest.update(fingerprint(text.named_parameters()).encode())
         hidden, pooled = _read(cache, digest.hexdigest()) or _make(text, captions, cache, digest.hexdigest())
         self.table = dict(zip(captions, Conditioning(hidden, pooled).split(), strict=True))
-        text.to(CPU)
+        text.to("cpu")
 
     @property
     def parked(self) -> list[nn.Module]:

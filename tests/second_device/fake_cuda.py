@@ -27,7 +27,6 @@ from latentdiff.runtime.optimize import prepare
 from latentdiff.sampling.loop import Levels, SamplerState, sample
 from latentdiff.sampling.samplers import plan
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.training.devices import send_conditioning
 from tests.small import small_text_encoder, small_tokenizer, small_unet_config, small_vae_config
 
 CUDA = torch.device("cuda:0")
@@ -83,7 +82,7 @@ def training_step() -> str:
     with fake() as pinned:
         x0 = send(torch.zeros(3, 4, 8, 8), CUDA)
         noisy = schedule.add_noise(x0, x0, torch.tensor([1, 2, 3]))
-        text = send_conditioning(Conditioning(torch.zeros(3, 16, 32), torch.zeros(3, 8)), CUDA)
+        text = Conditioning(torch.zeros(3, 16, 32), torch.zeros(3, 8)).to(CUDA)
     assert text.pooled is not None
     return f"{noisy.device} {text.hidden.device} {text.pooled.device} pinned {pinned}"
 

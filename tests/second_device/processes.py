@@ -74,7 +74,7 @@ def main(library: str, config: str) -> None:
     PartialState._prepare_backend = lambda *_: (BACKEND, DistributedType.MULTI_GPU)  # type: ignore[method-assign]
     from latentdiff.config.train import train_config
     from latentdiff.training.processes import process_state
-    from latentdiff.training.run import train
+    from latentdiff.training.train import train
 
     train(train_config.validate_python(json.loads(Path(config).read_text())))
     state = process_state()

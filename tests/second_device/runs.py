@@ -33,7 +33,8 @@ def main(library: str, jobs: str) -> None:
 
 def train(device: Device, config: dict[str, Any], resume: bool) -> dict[str, Any]:
     from latentdiff.config.train import train_config
-    from latentdiff.training import loop, run
+    from latentdiff.training import loop
+    from latentdiff.training import train as training
 
     waits: list[int] = []
     places: set[str] = set()
@@ -49,7 +50,7 @@ def train(device: Device, config: dict[str, Any], resume: bool) -> dict[str, Any
 
     loop.Run.step = counted  # type: ignore[method-assign]
     try:
-        run.train(train_config.validate_python(config), resume=resume)
+        training.train(train_config.validate_python(config), resume=resume)
     finally:
         loop.Run.step = step  # type: ignore[method-assign]
     lines = (Path(config["run"]["output"]) / "metrics.jsonl").read_text().splitlines()

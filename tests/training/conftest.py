@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from latentdiff.config.train import train_config
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 from tests.training.small_runs import COLOURS, Make, base, text_config, vae_config
 
 

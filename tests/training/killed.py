@@ -15,7 +15,7 @@ import yaml
 from latentdiff.config.train import train_config
 from latentdiff.training import checkpoints
 from latentdiff.training.denoiser import DenoiserModule
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 
 
 def main(path: str, at: str, *resume: str) -> None:

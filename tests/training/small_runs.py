@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.config.train import train_config
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (0, 0, 0)}
 Make = Callable[..., dict[str, Any]]

@@ -16,7 +16,7 @@ from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.training import loop
 from latentdiff.training.frozen import weights_of
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 from tests.small import small_unet_config
 
 

@@ -12,7 +12,7 @@ from latentdiff.config.train import train_config
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.training import loop
 from latentdiff.training.denoiser import DenoiserModule
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 from tests.training.small_runs import Make, losses, run
 
 SCALE = 2.0**14

@@ -21,8 +21,8 @@ from latentdiff.training import checkpoints
 from latentdiff.training.checkpoints import Staged, newest_good
 from latentdiff.training.denoiser import DenoiserModule
 from latentdiff.training.loop import Stopped
-from latentdiff.training.run import train
 from latentdiff.training.run_folder import RunFolder
+from latentdiff.training.train import train
 from tests.training.small_runs import Make, losses, run, vae_config, weights
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ import torch
 from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training import text_cache
-from latentdiff.training.devices import CPU
 from latentdiff.training.text_cache import TextCache
 
 CAPTIONS = ["", "a cat face", "a red apple"]
@@ -21,7 +20,7 @@ def text(request: pytest.FixtureRequest) -> TextConditioner:
 
 
 def test_cached_embeddings_equal_the_encoders(text: TextConditioner, tmp_path: Path) -> None:
-    cache = TextCache(text, CAPTIONS, tmp_path / "text.safetensors", CPU)
+    cache = TextCache(text, CAPTIONS, tmp_path / "text.safetensors", torch.device("cpu"))
     for captions in (["a red apple", ""], ["a rocket", ""]):  # of the second not all is in the table
         found, wanted = cache.embed(captions), text.embed(captions)
         assert torch.allclose(found.hidden, wanted.hidden, atol=1e-6)
@@ -44,7 +43,7 @@ def test_only_what_changed_is_encoded_again(
 
     def encodes(captions: list[str] = CAPTIONS) -> bool:
         made.clear()
-        TextCache(text, captions, file, CPU)
+        TextCache(text, captions, file, torch.device("cpu"))
         return bool(made)
 
     assert encodes() and not encodes()

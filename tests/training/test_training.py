@@ -19,11 +19,11 @@ from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.models.conditioning import Conditioning
-from latentdiff.training import run as training_run
+from latentdiff.training import train as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
 from latentdiff.training.optimizers import learning_rate
-from latentdiff.training.run import train
+from latentdiff.training.train import train
 from tests.training.small_runs import Make, losses, run, text_config, vae_config
 
 
