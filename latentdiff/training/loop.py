@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from latentdiff.config.train import FineTuneConfig, RunConfig, TrainConfig, VAETrainConfig
-from latentdiff.data.batches import Batches
+from latentdiff.data.batch_sampler import Batches
 from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory

@@ -6,8 +6,8 @@ from itertools import count
 
 import torch
 
+from latentdiff.data.bucket_order import BucketOrder
 from latentdiff.data.bucket_plan import chunk_size, count_buckets
-from latentdiff.data.bucket_stream import BucketStream
 
 
 class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -42,20 +42,20 @@ class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
         self.passes = accumulation * batch_size // self.micro_batch
         self.shares = [counts[bucket].rows for bucket in sorted(counts)]
         chunks = self.batch // self.chunk
-        self.streams = []
+        self.orders = []
         for k, bucket in enumerate(sorted(counts)):
             rows = [row for row, other in enumerate(buckets) if other == bucket]
             most = -(-chunks * self.shares[k] // len(buckets)) * self.chunk  # that one step draws from it
-            self.streams.append(BucketStream(rows, [pictures[row] for row in rows], (seed, k), most))
+            self.orders.append(BucketOrder(rows, [pictures[row] for row in rows], (seed, k), most))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        drawn = [0] * len(self.streams)  # chunks so far
+        drawn = [0] * len(self.orders)  # chunks so far
         for step in count():
             chunks = self._chunks_of_step(step, drawn)
             if step >= self.start:
                 rows = [
-                    stream[first * self.chunk + k]
-                    for stream, first, times in zip(self.streams, drawn, chunks, strict=True)
+                    order[first * self.chunk + k]
+                    for order, first, times in zip(self.orders, drawn, chunks, strict=True)
                     for k in range(times * self.chunk)
                 ]
                 yield from self._micro_batches(list(zip(rows, count(step * self.batch), strict=False)))

@@ -1,4 +1,4 @@
-"""An endless random order of the rows of one bucket, with a minimum distance between repeats of a picture."""
+"""`BucketOrder`: the endless random order of the rows of one bucket, with a minimum distance between repeats."""
 
 import math
 from bisect import bisect_right
@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 
-class BucketStream:
+class BucketOrder:
     """The row of each draw, as a pure function of the seed and the draw.
 
     Draws are grouped in rounds. A picture with the most rows appears once in every round, one with half as many rows in

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from latentdiff.data.batches import Batches
+from latentdiff.data.batch_sampler import Batches
+from latentdiff.data.bucket_order import BucketOrder
 from latentdiff.data.bucket_plan import Counts, chunk_size, join_buckets
-from latentdiff.data.bucket_stream import BucketStream
 from latentdiff.data.buckets import Fitting, lost_area
 
 Items = list[tuple[int, int]]
@@ -115,14 +115,14 @@ def test_repeats_are_shown_as_often_and_spread_over_the_epoch() -> None:
 @pytest.mark.parametrize("window", [1, 4, 16, 31, 60])
 def test_a_picture_returns_after_the_window_and_every_round_differs(count: int, window: int) -> None:
     window = min(window, count)
-    stream = BucketStream(range(count), range(count), (3, 0), window)
-    draws = [stream[k] for k in range(8 * count)]
+    order = BucketOrder(range(count), range(count), (3, 0), window)
+    draws = [order[k] for k in range(8 * count)]
     for start in range(len(draws) - window + 1):
         assert len(set(draws[start : start + window])) == window
     assert Counter(draws) == dict.fromkeys(range(count), 8)
     if window < count - 3:
         assert len({tuple(draws[k : k + count]) for k in range(0, len(draws), count)}) == 8
-    assert [BucketStream(range(count), range(count), (3, 0), window)[k] for k in range(count)] == draws[:count]
+    assert [BucketOrder(range(count), range(count), (3, 0), window)[k] for k in range(count)] == draws[:count]
 
 
 def test_a_small_bucket_joins_the_nearest_and_few_pictures_lose_much() -> None:
