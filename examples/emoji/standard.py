@@ -26,7 +26,7 @@ from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.metrics.bootstrap import Interval, intervals
 from latentdiff.metrics.evaluate import Evaluation
 from latentdiff.metrics.frechet import frechet_distance
-from latentdiff.metrics.results import summary, write_html
+from latentdiff.metrics.write_results import summary, write_html
 from latentdiff.recipe.model_hash import hash_model
 
 LEAST_PAIRS = 8

@@ -25,7 +25,7 @@ from latentdiff.metrics.pictures import (
 )
 from latentdiff.metrics.reconstruction import reconstruct
 from latentdiff.metrics.registry import METRICS
-from latentdiff.metrics.results import summary, write_html, write_json
+from latentdiff.metrics.write_results import summary, write_html, write_json
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.device import pick_device

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.metrics.validation import as_pairs
+from latentdiff.metrics.check_arguments import as_pairs
 
 AT_ONCE = 1024
 EQUAL = 1e-6  # embeddings of one caption computed in different batches have cosines closer than this

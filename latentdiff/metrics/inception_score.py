@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from latentdiff.metrics.validation import as_rows
+from latentdiff.metrics.check_arguments import as_rows
 
 
 def class_score(logits: Any) -> float:

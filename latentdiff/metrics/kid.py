@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from latentdiff.metrics.validation import as_two
+from latentdiff.metrics.check_arguments import as_two
 
 AT_ONCE = 1024
 

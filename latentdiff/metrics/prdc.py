@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.metrics.validation import as_two
+from latentdiff.metrics.check_arguments import as_two
 
 AT_ONCE = 1024
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentdiff.metrics.validation import as_two
+from latentdiff.metrics.check_arguments import as_two
 
 SMALLEST = 16
 PATCH = 7

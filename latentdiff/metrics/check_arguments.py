@@ -1,4 +1,4 @@
-"""Validation of the arguments of metrics."""
+"""Check the arguments of metrics."""
 
 from typing import Any
 
