@@ -14,7 +14,8 @@ from latentdiff.data.captions import choose_caption, prefixed
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError, did_you_mean
-from latentdiff.images.decoding import decode, fit, to_pixels
+from latentdiff.images.decoding import decode, to_pixels
+from latentdiff.images.fit import centre_square
 
 HELD_OUT_EVERY = 20
 
@@ -68,7 +69,7 @@ def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], li
 
 def load_pixels(row: Row, resolution: int, background: str = "white") -> Tensor:
     """The centre square of a picture: float32 [3, resolution, resolution] in [-1, 1]."""
-    return to_pixels(fit(decode(row.read(), row.where, background), resolution))
+    return to_pixels(centre_square(decode(row.read(), row.where, background), resolution))
 
 
 class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,4 +1,4 @@
-"""Decode image files to RGB pixels, with limits on size and memory."""
+"""Decode the bytes of image files to RGB images and masks, with limits on size and memory."""
 
 import io
 import warnings
@@ -137,11 +137,6 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
         block = np.nan_to_num(values[start : start + ROWS].astype(np.float32)) * np.float32(255 / top)
         scaled[start : start + ROWS] = block.clip(0, 255).round()
     return scaled
-
-
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The centre square of an image, resized to `resolution`."""
-    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

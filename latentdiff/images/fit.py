@@ -1,4 +1,4 @@
-"""Fit an image to the size of the output."""
+"""Fit an image to a size: crop, contain, stretch or pad, and the centre square that training uses."""
 
 from typing import Literal
 
@@ -25,6 +25,11 @@ def fit_to(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
     left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
     return pad(inner, left, top, size[0] - inner.width - left, size[1] - inner.height - top)
+
+
+def centre_square(image: Image.Image, resolution: int) -> Image.Image:
+    """The centre square of an image, resized to `resolution`."""
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def pad(image: Image.Image, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> Image.Image:

@@ -13,7 +13,8 @@ from latentdiff.config.generation import GenerationConfig
 from latentdiff.data.layouts import Row, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
-from latentdiff.images.decoding import decode, fit, measure
+from latentdiff.images.decoding import decode, measure
+from latentdiff.images.fit import centre_square
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe.model_hash import hash_model
 
@@ -54,7 +55,7 @@ class FolderPictures:
 
     def batches(self) -> Iterator[Tensor]:
         for k in range(0, len(self.rows), AT_ONCE):
-            part = [fit(decode(row.read(), row.where), self.resolution) for row in self.rows[k : k + AT_ONCE]]
+            part = [centre_square(decode(row.read(), row.where), self.resolution) for row in self.rows[k : k + AT_ONCE]]
             yield torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in part])
 
 

@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentdiff.errors import InputError
 from latentdiff.images import decoding
-from latentdiff.images.decoding import _to_eight_bits, decode, fit, measure
+from latentdiff.images.decoding import _to_eight_bits, decode, measure
+from latentdiff.images.fit import centre_square
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -118,7 +119,7 @@ def test_values_that_are_not_finite_are_black_or_white() -> None:
 def test_fit_keeps_the_centre_square() -> None:
     image = Image.new("RGB", (30, 10), "black")
     image.paste("white", (10, 0, 20, 10))
-    assert np.asarray(fit(image, 10)).min() == 255
+    assert np.asarray(centre_square(image, 10)).min() == 255
 
 
 NOISE = Image.effect_noise((64, 64), 80).convert("RGB")
