@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.animation import animate, frame_count
-from latentdiff.cli.image_cache import cached_path, is_cached
+from latentdiff.cli.finished_images import cached_path, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
 from latentdiff.cli.progress import check_preview, preview_file

@@ -9,9 +9,9 @@ from tqdm import tqdm
 from latentdiff.cli.edit_options import take_editing, take_hires
 from latentdiff.cli.expansion import read_expansion, warn_of_syntax
 from latentdiff.cli.image_generator import ImageGenerator
+from latentdiff.cli.image_plan import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, Opened, open_pipeline
-from latentdiff.cli.pictures import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
 from latentdiff.cli.progress import Progress, check_preview, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
 from latentdiff.cli.prompts_run import generate_missing

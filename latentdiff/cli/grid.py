@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentdiff
-from latentdiff.cli.image_cache import cached_path, is_cached
+from latentdiff.cli.finished_images import cached_path, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, open_pipeline
 from latentdiff.errors import InputError, did_you_mean

@@ -10,8 +10,8 @@ from PIL import Image
 
 import latentdiff
 from latentdiff.cli.edit_options import Editing
+from latentdiff.cli.image_plan import OF_EACH, Picture
 from latentdiff.cli.open_pipeline import Opened
-from latentdiff.cli.pictures import OF_EACH, Picture
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
 from latentdiff.safety import ContentChecker

@@ -6,8 +6,8 @@ import sys
 from tqdm import tqdm
 
 from latentdiff.cli.image_generator import ImageGenerator
+from latentdiff.cli.image_plan import Picture, batches, makes_folder
 from latentdiff.cli.launch import started_processes
-from latentdiff.cli.pictures import Picture, batches, makes_folder
 from latentdiff.cli.progress import preview_file
 from latentdiff.cli.request import Request
 

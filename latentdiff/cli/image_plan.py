@@ -1,4 +1,4 @@
-"""The images that one command generates: their files, prompts, seeds and settings, grouped into batches."""
+"""The plan of a command: the images to generate, with their files, prompts, seeds and settings, in batches."""
 
 import json
 from collections.abc import Sequence

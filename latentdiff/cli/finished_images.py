@@ -1,4 +1,4 @@
-"""Images cached beside the output of a command, so that an interrupted command can continue."""
+"""Find the images that an interrupted `animate` or `grid` has already generated, beside its output."""
 
 import hashlib
 import json
