@@ -3,10 +3,12 @@
 import argparse
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -31,12 +33,15 @@ class Side:
 
     def __init__(self, arguments: Sequence[str], port: int, ready: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
-            stderr=subprocess.DEVNULL,
-        )
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = Path(self._folder.name) / "log"
+        with self._log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", *arguments],
+                cwd=ROOT,
+                env={**os.environ, **ENVIRONMENT},
+                stderr=log,
+            )
         self._ready = ready
 
     def __enter__(self) -> "Side":
@@ -53,6 +58,12 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(60)
+
+    def service_seconds(self) -> list[float]:
+        """Seconds from the first step to the end of every finished job, in order; of our server only."""
+        lines = self._log.read_text(encoding="utf-8").splitlines()
+        jobs = [json.loads(line) for line in lines if '"job_finished"' in line]
+        return [job["seconds"] - job["queue_seconds"] for job in jobs]
 
 
 def ours(dtype: str, *options: str, model: Path | None = None) -> Side:

@@ -1,5 +1,6 @@
 """The bounded queue: jobs that were accepted and are not over, and their images in groups that may share batches."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from latentdiff.serving.errors import LimitError, QueueFullError, UnavailableErr
 from latentdiff.serving.group import MAX_ROWS, Group, GroupKey, Picture
 from latentdiff.serving.job import Job
 from latentdiff.serving.metrics import Metrics
+
+log = logging.getLogger("latentdiff.serving")
 
 
 class JobQueue:
@@ -59,7 +62,7 @@ class JobQueue:
     def reserve(self, images: int) -> Iterator[None]:
         """Count images of a request that waits for its model. Raises QueueFullError and UnavailableError."""
         with self.changed:
-            self._check_room(images)
+            self.check_room(images)
             self._reserved += images
         try:
             yield
@@ -70,7 +73,7 @@ class JobQueue:
     def add(self, job: Job, key: GroupKey) -> None:
         """Accept a job. Raises QueueFullError and UnavailableError."""
         with self.changed:
-            self._check_room(job.request.images)
+            self.check_room(job.request.images)
             self._jobs[job.id] = job
             self._group(key).waiting.extend(Picture(job, k) for k in range(job.request.images))
             self.changed.notify_all()
@@ -101,8 +104,12 @@ class JobQueue:
         if job.error is not None:
             self.metrics.errors.labels(job.error.code).inc()
             return
-        self.metrics.job_seconds.observe(job.ended_at - job.accepted_at)
-        since = max(self._last_end, job.started_at or job.accepted_at)  # images share batches, so that jobs overlap
+        began, seconds = job.started_at or job.accepted_at, job.ended_at - job.accepted_at
+        self.metrics.job_seconds.observe(seconds)
+        fields = {"job": job.id, "images": len(job.images), "steps": job.total}
+        times = {"queue_seconds": round(began - job.accepted_at, 4), "seconds": round(seconds, 4)}
+        log.info("job_finished", extra={"fields": fields | times})
+        since = max(self._last_end, began)  # images share batches, so that jobs overlap
         self._last_end = job.ended_at
         self._seconds_per_image += 0.1 * (max(0.0, job.ended_at - since) / len(job.done) - self._seconds_per_image)
 
@@ -117,10 +124,8 @@ class JobQueue:
             self.accepting = False
             return self.changed.wait_for(lambda: not self._jobs, timeout)
 
-    def _group(self, key: GroupKey) -> Group:
-        return self._groups.setdefault(key, Group(key, last_turn=time.monotonic()))
-
-    def _check_room(self, images: int) -> None:
+    def check_room(self, images: int) -> None:
+        """Raise what `add` would raise for so many images."""
         if not self.accepting:
             raise UnavailableError("the server is stopping; send the request to another one")
         if images > self.limit + MAX_ROWS:
@@ -128,7 +133,7 @@ class JobQueue:
                 f"images={images} is above the {self.limit + MAX_ROWS} that this server accepts at once; lower it",
                 "images",
             )
-        unfinished = sum(len(job.done) - len(job.images) for job in self._jobs.values()) + self._reserved
+        unfinished = sum(len(job.done) - len(job.images) for job in self.jobs) + self._reserved
         if unfinished + images <= self.limit + MAX_ROWS:
             return
         seconds = max(1, round(self._seconds_per_image * unfinished / 2))
@@ -138,3 +143,6 @@ class JobQueue:
             f"try again in {seconds} s",
             headers={"Retry-After": str(seconds)},
         )
+
+    def _group(self, key: GroupKey) -> Group:
+        return self._groups.setdefault(key, Group(key, last_turn=time.monotonic()))

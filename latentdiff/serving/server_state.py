@@ -113,6 +113,7 @@ class Server:
         settings: further arguments of `read_inputs`. Raises ServingError and InputError.
         """
         self._check_counts(prompt, negative_prompt, images)
+        self.engine.queue.check_room(images)
         model = self.engine.models.find(model)
         usual = await self.model_limits(model, images)
         steps = usual.generation.num_inference_steps if steps is None else steps
@@ -136,6 +137,11 @@ class Server:
         )
         run = self.compute if "image" in request.settings else asyncio.to_thread  # prompts need no tensors
         return await run(self._completed, request, usual, loras or {})
+
+    async def decode(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Decode uploads by `work`, on another thread. Raises QueueFullError before any work for it."""
+        self.engine.queue.check_room(1)
+        return await asyncio.to_thread(work, *args, **kwargs)
 
     async def compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run work on tensors; `asyncio.to_thread` is for the rest, see `Worker`."""

@@ -177,6 +177,26 @@ def test_a_full_queue_answers_429_with_retry_after(make_live: MakeLive, monkeypa
         httpx.delete(f"{live.url}/jobs/{answer.json()['id']}")
 
 
+def test_a_full_queue_refuses_before_prompts_and_images_are_read(
+    make_live: MakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = make_live(limits=Limits(queue=1))
+    slow(live.server.engine, monkeypatch)
+    job = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 9, "steps": 150}).json()
+    text, image = {"prompt": "x"}, base64.b64encode(b"this is no image").decode()
+    form = {"data": text, "files": {"image": b"this is no image"}}
+    refused = [
+        httpx.post(f"{live.url}/jobs", json=JOB | {"seamless": "z"}),
+        httpx.post(f"{live.url}/jobs", json=JOB | {"image": image}),
+        httpx.post(f"{live.url}/v1/images/generations", json=text | {"stream": True, "seamless": "z"}),
+        httpx.post(f"{live.url}/v1/images/edits", **form),
+        httpx.post(f"{live.url}/sdapi/v1/img2img", json=text | {"init_images": [image]}),
+    ]
+    assert [answer.status_code for answer in refused] == [429] * 5
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    httpx.delete(f"{live.url}/jobs/{job['id']}")
+
+
 def test_operations(live: Live) -> None:
     assert httpx.get(f"{live.url}/healthz").json() == {"status": "ok"}
     assert httpx.get(f"{live.url}/readyz").status_code == 200

@@ -164,6 +164,19 @@ def test_mistakes_are_sentences_in_the_page(
     page.get_by_text("images=10 is above the 9 that this server accepts").wait_for()
 
 
+def test_a_server_that_does_not_answer_is_stated_and_generate_works_once_it_runs_again(
+    context: Any, live: Live
+) -> None:
+    page = opened(context, live)
+    page.route("**/jobs", lambda route: route.abort())
+    generate(page)
+    page.get_by_text("The server does not answer; what you entered is kept.").wait_for()
+    page.unroute("**/jobs")
+    page.click("#generate")
+    page.locator("#gallery li").wait_for()
+    assert page.locator("#problem").inner_text() == ""
+
+
 def infotext(text: str) -> bytes:
     """A PNG with a recipe as A1111 writes it."""
     chunks = PngInfo()

@@ -32,7 +32,7 @@ async def txt2img(body: Txt2Img, http: Request, server: Here) -> dict[str, Any]:
 async def img2img(body: Img2Img, http: Request, server: Here) -> dict[str, Any]:
     """Generate images from an image, and a mask if there is one."""
     body = fill_from_infotext(body)
-    return await _answer(server, http, body, await asyncio.to_thread(editing, body))
+    return await _answer(server, http, body, await server.decode(editing, body))
 
 
 async def _answer(server: Server, http: Request, body: Txt2Img, image: dict[str, Any]) -> dict[str, Any]:

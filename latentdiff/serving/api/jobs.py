@@ -142,7 +142,7 @@ async def submit(body: JobRequest, server: Here) -> JobState:
     """Accept a job. 429 with Retry-After when the queue is full."""
     values = body.model_dump(exclude={"deadline", *EDITING, *SECOND_PASS})
     hires = _second_pass(body, server)
-    request = await server.request(**values, hires=hires, **await asyncio.to_thread(_editing, body))
+    request = await server.request(**values, hires=hires, **await server.decode(_editing, body))
     job = server.engine.submit(request, body.deadline)
     server.keep(job)
     return state_of(server, job)

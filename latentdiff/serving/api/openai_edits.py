@@ -1,6 +1,5 @@
 """OpenAI's image edits and variations: multipart forms with an image, and a mask for edits."""
 
-import asyncio
 import re
 from typing import Annotated, Any
 
@@ -65,7 +64,7 @@ async def _edit(http: Request, server: Server, kind: str, needs_prompt: bool) ->
         data = await images[0].read()
         mask_data = await mask.read() if isinstance(mask, UploadFile) else None
         strength = _strength(form.get("strength"))
-    editing = await asyncio.to_thread(_editing, data, mask_data, strength)
+    editing = await server.decode(_editing, data, mask_data, strength)
     return await answer(server, http, await image_request(server, body, **editing), body, kind)
 
 

@@ -5,6 +5,7 @@ import { text } from "./texts.js";
 
 let key = localStorage.getItem("key") || "";
 
+// status: of the answer, 0 if there was none.
 export class ApiError extends Error {
   constructor(message, status, field) { super(message); this.status = status; this.field = field; }
 }
@@ -29,7 +30,9 @@ export const capitalised = sentence => sentence.replace(/^[a-z](?=[a-z]*[ :])/, 
 
 export async function call(path, options = {}) {
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
-  const answer = await fetch(path, { ...options, headers });
+  const answer = await fetch(path, { ...options, headers }).catch(error => {
+    throw error instanceof TypeError ? new ApiError(text("noAnswer"), 0) : error;
+  });
   if (answer.status === 401) {
     const entered = await enterKey();
     if (!entered) throw new ApiError(text("needKey"), 401);

@@ -19,7 +19,7 @@ let checked = null; // the report that is shown
 const chosen = () => decodeURIComponent(location.hash.slice(1));
 const base = () => `/finetunes/${encodeURIComponent(state.name)}`;
 const draft = () => `train-${state.name}`;
-const sentence = error => (error instanceof TypeError ? text("lost") : error.message);
+const sentence = error => (error.status === 0 ? text("lost") : error.message); // of a request that is repeated
 
 async function connect() {
   for (;;) {
@@ -57,7 +57,7 @@ async function create(event) {
     await post("/finetunes", { name, folder: byId("folder").value || null });
     byId("name").value = "";
     location.hash = encodeURIComponent(name);
-  } catch (error) { problem.textContent = sentence(error); }
+  } catch (error) { problem.textContent = error.message; }
 }
 
 async function open() {
@@ -71,7 +71,7 @@ async function open() {
   try {
     state = await get(`/finetunes/${encodeURIComponent(name)}`);
   } catch (error) {
-    byId("new-problem").textContent = sentence(error);
+    byId("new-problem").textContent = error.message;
     if (error.status === 404) location.hash = "";
     return;
   }
@@ -157,7 +157,7 @@ async function act(button, problem, work) {
   problem.textContent = "";
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
-  try { await work(); } catch (error) { problem.textContent = sentence(error); }
+  try { await work(); } catch (error) { problem.textContent = error.message; }
   button.disabled = false;
   button.removeAttribute("aria-busy");
   if (focused) refocus(button);

@@ -99,7 +99,7 @@ async function guarded(act) {
     await act();
     return true;
   } catch (error) {
-    problem.textContent = error instanceof TypeError ? text("lost") : error.message;
+    problem.textContent = error.message;
     return false;
   }
 }
@@ -117,7 +117,7 @@ export async function addFiles(files, limit) {
     try {
       show(await (await call(`${base}/pictures/${encodeURIComponent(file.name)}`, { method: "PUT", body: file })).json());
     } catch (error) {
-      problems.push(error instanceof TypeError ? text("lost") : error.message);
+      problems.push(error.message);
     }
     count();
   }
