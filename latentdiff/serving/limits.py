@@ -25,10 +25,10 @@ class Limits:
         """The numbers by name, for JSON."""
         return asdict(self)
 
-    def check(self, param: str, value: float, limit: float, unit: str = "") -> None:
-        """Raise LimitError when a value is above its limit."""
+    def check(self, name: str, value: float, limit: float, unit: str = "") -> None:
+        """Raise LimitError when a value is above its limit. name: the field, or begins with it."""
         if value > limit:
             space = f" {unit}" if unit else ""
             raise LimitError(
-                f"{param}={str(value)[:20]} is above this server's limit of {limit}{space}; lower it", param
+                f"{name}={str(value)[:20]} is above this server's limit of {limit}{space}; lower it", name.split()[0]
             )

@@ -187,6 +187,7 @@ def test_other_clients_bodies_are_taken(live: Live, change: dict[str, Any]) -> N
         ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, 422, "alwayson_scripts"),
         ("txt2img", {"prompt": "x <lora:ink:0.5>"}, 404, "LoRA 'ink' is unknown"),
         ("txt2img", {"steps": 1000}, 400, "limit of 150"),
+        ("txt2img", {"batch_size": 8, "n_iter": 3}, 400, "batch_size*n_iter=24 is above this server's limit of 16"),
         ("txt2img", {"batch_size": -3}, 400, "images=-3 must be at least 1"),
         ("txt2img", {"steps": "many"}, 422, "steps"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "other"}}, 404, "model='other' is unknown"),

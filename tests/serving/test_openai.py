@@ -81,8 +81,9 @@ def test_streaming_without_partial_images_sends_every_image(client: openai.OpenA
         ({"output_format": "svg"}, "output_format", "png"),
         ({"partial_images": 9, "stream": True}, "partial_images", "3"),
         ({"extra_body": {"num_inference_step": 9}}, "num_inference_step", "Extra inputs are not permitted"),
-        ({"extra_body": {"num_inference_steps": 999}}, "steps", "limit of 150"),
-        ({"prompt": "x" * 30_000}, "prompt length", "limit of 20000"),
+        ({"extra_body": {"num_inference_steps": 999}}, "num_inference_steps", "num_inference_steps=999 is above"),
+        ({"size": "9000x9000"}, "size", "size=81000000 is above"),
+        ({"prompt": "x" * 30_000}, "prompt", "prompt length=30000 is above"),
     ],
 )
 def test_mistakes_have_openais_shape(client: openai.OpenAI, arguments: Any, param: str | None, words: str) -> None:

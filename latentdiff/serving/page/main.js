@@ -130,7 +130,7 @@ async function generate(event) {
     save();
     addJob(job);
   } catch (error) {
-    showProblem(error.message, error.field?.split(" ")[0]);
+    showProblem(error.message, error.field);
   }
 }
 
