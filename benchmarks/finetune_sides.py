@@ -34,6 +34,7 @@ from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.build import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.prior import prior_rows
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.train import train_checked
 
 SUBJECT_CLASS = "a bear"
@@ -57,11 +58,15 @@ class Settings(Config):
     caption_dropout: float | None = None
     timestep_power: float | None = None
 
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.output)
+
     def plan(self) -> tuple[FineTuneConfig, DataCheck]:
         """Our config with the defaults filled in, and the result of the check."""
-        given = self.model_dump(exclude_none=True, exclude={"output", "prior", "timestep_power"})
+        given = self.model_dump(exclude_none=True, exclude={"folder", "output", "prior", "timestep_power"})
         precision = "bf16" if compute_dtype() == torch.bfloat16 else "no"
-        plan = plan_finetune(output=self.output, mixed_precision=precision, **given)
+        plan = plan_finetune(self.folder, self.run, mixed_precision=precision, **given)
         config, last = plan.config, plan.config.optim.max_steps
         changes: dict[str, Any] = {"sample_prompts": ()}
         changes["run"] = config.run.model_copy(
@@ -80,7 +85,7 @@ def compute_dtype() -> torch.dtype:
 
 
 def ours(settings: Settings) -> None:
-    train_checked(*settings.plan())
+    train_checked(*settings.plan(), settings.run)
 
 
 class Pictures(Dataset[dict[str, Tensor]]):
@@ -160,7 +165,8 @@ def make_prior(settings: Settings) -> None:
 
     config, _ = settings.plan()
     assert config.prior is not None
-    prior_rows(read_pipeline(open_base_model(config.base, OpenOptions()), torch.float32), config, config.prior)
+    base = read_pipeline(open_base_model(config.base, OpenOptions()), torch.float32)
+    prior_rows(base, config, config.prior, settings.run)
 
 
 def run_side(side: str, settings: Settings) -> dict[str, float]:

@@ -30,6 +30,7 @@ from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.loop import Run
+from latentdiff.training.run_folder import RunFolder
 
 Item = dict[str, Tensor]
 
@@ -71,7 +72,8 @@ class Ours:
         vae = AutoencoderKL(shape.vae).requires_grad_(False).eval()
         parts = Components(UNet2DConditionModel(shape.unet), vae, text, Schedule(shape.schedule))
         settings = config(shape, folder)
-        run = Run(DenoiserTask(settings, parts), settings, resume=False)
+        output = RunFolder(settings.run.output)
+        run = Run(DenoiserTask(settings, output, parts), settings, output, resume=False)
         run.module.train()
         run.batches = self.batches = Timed(run.batches)
         self.step = run.step

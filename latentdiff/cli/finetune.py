@@ -15,18 +15,19 @@ def run(
     pictures: str, output: Path, resume: bool, auto_batch: bool, skip_bad: bool, processes: int, **options: Any
 ) -> None:
     """Plan the run, print the plan, train, and print how to use the result. With `resume`, continue an earlier run."""
-    RunFolder(output).check(resume, "finetune")
+    folder = RunFolder(output)
+    folder.check(resume, "finetune")
     if processes > 1:
         launch(processes, auto_batch)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
-        config = resumed_config(pictures, output, **given)
+        config = resumed_config(pictures, folder, **given)
         train(config, resume, skip_bad, auto_batch)
     else:
-        plan = on_main_process(lambda: plan_finetune(pictures, output, skip_bad=skip_bad, **given))
+        plan = on_main_process(lambda: plan_finetune(pictures, folder, skip_bad=skip_bad, **given))
         config = plan.config
         _print(plan.summary())
-        train_checked(config, plan.checked, resume, auto_batch)
+        train_checked(config, plan.checked, folder, resume, auto_batch)
     _print(f"done; use it with: {_use(config)}")
 
 

@@ -35,6 +35,7 @@ from latentdiff.training.denoiser import DenoiserTask
 from latentdiff.training.frozen import UNetLast, cast_trained, fill_frozen
 from latentdiff.training.lora import add_lora
 from latentdiff.training.prior import prior_rows
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.task import Task
 
 
@@ -64,23 +65,23 @@ def picture_limits(config: TrainConfig) -> tuple[Fitting, Callable[[str], str]]:
     return Fitting.of(square, 1), lambda caption: ""
 
 
-def build_task(config: TrainConfig) -> Task:
-    """Load the model and the data of a run. Raises InputError and CheckpointError."""
+def build_task(config: TrainConfig, folder: RunFolder) -> Task:
+    """Load the model and the data of the run in `folder`. Raises InputError and CheckpointError."""
     match config:
         case FineTuneConfig():
-            return finetune_task(config)
+            return finetune_task(config, folder)
         case UNetTrainConfig():
-            return scratch_task(config)
+            return scratch_task(config, folder)
         case VAETrainConfig():
             return AutoencoderTask(config)
         case TextTrainConfig():
             from latentdiff.training.text_encoder import TextEncoderTask  # transformers, which takes seconds
 
-            return TextEncoderTask(config)
+            return TextEncoderTask(config, folder)
     raise TypeError(type(config))
 
 
-def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
+def scratch_task(config: UNetTrainConfig, folder: RunFolder) -> DenoiserTask:
     """A new U-Net, or the one in `init`, with the VAE (or pixel space) and text encoder that the config names."""
     text = read_text_encoder(config.text_encoder)
     text.requires_grad_(config.train_text_encoder)
@@ -92,7 +93,7 @@ def scratch_task(config: UNetTrainConfig) -> DenoiserTask:
     _refuse_other_widths(config, text, vae)
     usual = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
     parts = Components(unet, vae, text, Schedule(config.schedule), generation=usual)
-    return DenoiserTask(config, parts, trains_text=config.train_text_encoder)
+    return DenoiserTask(config, folder, parts, trains_text=config.train_text_encoder)
 
 
 def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VAE) -> None:
@@ -108,16 +109,16 @@ def _refuse_other_widths(config: UNetTrainConfig, text: TextConditioner, vae: VA
         )
 
 
-def finetune_task(config: FineTuneConfig) -> DenoiserTask:
+def finetune_task(config: FineTuneConfig, folder: RunFolder) -> DenoiserTask:
     """The base model, with its U-Net, LoRA layers or the embeddings of a new word as trainable parameters."""
     exact = config.method in ("full", "dora")  # DoRA's magnitudes are norms of the weights
     give = fill if exact else partial(fill_frozen, precision=config.run.mixed_precision)
     source = open_base_model(config.base, OpenOptions(**config.base_options.model_dump()))
     unet_last = UNetLast(give)
     parts = read_pipeline(source, torch.float32, give if config.prior else unet_last)
-    more = prior_rows(parts, config, config.prior) if config.prior else []
+    more = prior_rows(parts, config, config.prior, folder) if config.prior else []
     if config.method == "textual_inversion":
-        return _inversion_task(config, parts, unet_last.load)
+        return _inversion_task(config, folder, parts, unet_last.load)
 
     def load() -> None:
         unet_last.load()
@@ -128,14 +129,16 @@ def finetune_task(config: FineTuneConfig) -> DenoiserTask:
         cast_trained(parts.denoiser)
 
     write = write_pipeline if config.method == "full" else partial(save_lora, trigger=config.data.prefix)
-    return DenoiserTask(config, parts, write, more, config.text_encoder, load)
+    return DenoiserTask(config, folder, parts, write, more, config.text_encoder, load)
 
 
-def _inversion_task(config: FineTuneConfig, parts: Components, load: Callable[[], None]) -> DenoiserTask:
+def _inversion_task(
+    config: FineTuneConfig, folder: RunFolder, parts: Components, load: Callable[[], None]
+) -> DenoiserTask:
     token = config.data.prefix
     rows = add_token(parts.text, token, config.vectors, config.init_word)
 
     def write(_: Components, folder: Path) -> None:
         save_learned(rows, token, folder)
 
-    return DenoiserTask(config, parts, write, trains_text=True, load=load)
+    return DenoiserTask(config, folder, parts, write, trains_text=True, load=load)

@@ -84,14 +84,14 @@ class DenoiserTask:
     def __init__(
         self,
         config: DenoiserConfig,
+        folder: RunFolder,
         parts: Components,
         write: Callable[[Components, Path], None] = write_pipeline,
         more: Sequence[Row] = (),
         trains_text: bool = False,
         load: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.parts, self.write = config, parts, write
-        self.folder = RunFolder(config.run.output)
+        self.config, self.folder, self.parts, self.write = config, folder, parts, write
         parts.denoiser.gradient_checkpointing = config.run.gradient_checkpointing
         rows, held_out = read_parts(config.data, measure=config.run.early_stopping is not None)
         self.metrics = None

@@ -51,13 +51,13 @@ class Plan:
         return (
             f"{self.checked.pictures} pictures from {self.checked.layout}{skipped}{factor}\n{warnings}"
             f"{config.method} on {config.base or 'the bundled model'}, {config.data.resolution} px, "
-            f"{config.optim.max_steps} steps of {self._batch()}, rate {config.optim.learning_rate}, "
+            f"{config.optim.max_steps} steps of {self._pictures_per_step()}, rate {config.optim.learning_rate}, "
             f"precision {config.run.mixed_precision}, caption dropout {config.caption_dropout}{checkpointing}\n"
             f"into {config.run.output}"
         )
 
-    def _batch(self) -> str:
-        """The number of pictures per step, and how they are split over processes and batches."""
+    def _pictures_per_step(self) -> str:
+        """Their number, and how they are split over processes and batches."""
         batch, accumulation = self.config.data.batch_size, self.config.run.gradient_accumulation_steps
         total = batch * accumulation * self.processes
         factors = f"{self.processes} processes of " * (self.processes > 1) + f"{accumulation} batches of " * (
@@ -67,8 +67,8 @@ class Plan:
 
 
 def plan_finetune(
-    folder: str | Path,
-    output: Path,
+    pictures: str | Path,
+    run: RunFolder,
     base: str | None = None,
     method: str = "lora",
     trigger: str = "",
@@ -78,8 +78,8 @@ def plan_finetune(
 ) -> Plan:
     """Check the pictures before any weights are loaded, and choose the settings that are not given.
 
-    Small models get larger batches and learning rates. Each picture is used about 40 times. Raises InputError if the
-    check finds errors and `skip_bad` is not set.
+    pictures: as in `DataConfig.train`. run: the folder to train in. Small models get larger batches and learning
+    rates. Each picture is used about 40 times. Raises InputError if the check finds errors and `skip_bad` is not set.
     """
     if method == "textual_inversion" and not trigger.strip():
         raise InputError(
@@ -88,21 +88,21 @@ def plan_finetune(
     options = given.get("base_options", {})
     limits = read_limits(open_base_model(base, OpenOptions(**options)))
     sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
-    data = data_config(train=folder, caption_template=caption_template, **sizes)
+    data = data_config(train=pictures, caption_template=caption_template, **sizes)
     resolution = data.resolution
-    checked = check(folder, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
+    checked = check(pictures, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
     command = check_command(
-        folder, model=base, caption_template=None if caption_template == CLASS_NAME else caption_template,
+        pictures, model=base, caption_template=None if caption_template == CLASS_NAME else caption_template,
         trigger=trigger or None, resolution=given.get("resolution"), allow_upscale=given.get("allow_upscale"),
     )  # fmt: skip
     bad = unusable(checked, bool(trigger), (), skip_bad, command)
-    pictures = {"train": folder, **sizes, "skip": bad, "prefix": trigger, "caption_template": caption_template}
     prompts = [prefixed(caption, trigger) for caption in (*(checked.examples or [""]), *OTHER_PROMPTS)]
     model = {"base": base, "base_options": options, "method": method, "sample_prompts": prompts}
     processes = process_state().num_processes
     settings = _settings(method, resolution, checked.pictures - len(bad), processes, given)
-    settings["data"] |= pictures
-    settings["run"] |= {"output": output}
+    settings["data"] |= {"train": pictures, **sizes}
+    settings["data"] |= {"skip": bad, "prefix": trigger, "caption_template": caption_template}
+    settings["run"] |= {"output": run.path}
     return Plan(validate(train_config, model | settings, "finetune"), checked, command, processes)
 
 
@@ -110,7 +110,7 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
     """The training settings: as given, or else derived from the method, the resolution and the number of pictures."""
     small, inversion = resolution <= SMALL_MODEL, method == "textual_inversion"
     accumulation = given.get("gradient_accumulation", 1)
-    batch = _batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
+    batch = _global_batch(given.get("batch_size"), min(16 if small else 2, usable), processes * accumulation)
     rate = RATES.get(method, RATES["lora"])[0 if small else 1]
     steps = given.get("steps", max(100, min(4000, VISITS * usable // max(1, batch))))
     return {
@@ -132,7 +132,7 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
     }  # fmt: skip
 
 
-def _batch(given: int | None, usual: int, parts: int) -> int:
+def _global_batch(given: int | None, usual: int, parts: int) -> int:
     """Pictures per step, a multiple of `parts` (processes times accumulation). Raises InputError otherwise."""
     if given is None or given <= 0:  # the config rejects the latter
         return given if given is not None else max(1, usual // parts) * parts
@@ -144,14 +144,15 @@ def _batch(given: int | None, usual: int, parts: int) -> int:
     return given
 
 
-def resumed_config(folder: str | Path, output: Path, steps: int | None = None, **given: Any) -> FineTuneConfig:
-    """The config of a run to resume, with the number of steps replaced if given.
+def resumed_config(pictures: str | Path, run: RunFolder, steps: int | None = None, **given: Any) -> FineTuneConfig:
+    """The config of the run to resume, with the number of steps replaced if given.
 
-    Raises InputError for options that differ from those of the run.
+    Its output folder is `run`, which may have been moved since the run started. Raises InputError for options that
+    differ from those of the run.
     """
     overrides = [] if steps is None else [f"optim.max_steps={steps}"]
-    config: FineTuneConfig = load_yaml(train_config, RunFolder(output).config, overrides)
-    begun = {
+    config: FineTuneConfig = load_yaml(train_config, run.config, overrides)
+    original = {
         "base_options": config.base_options.model_dump(exclude_defaults=True),
         "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,
         "caption_template": config.data.caption_template, "init_word": config.init_word, "rank": config.rank,
@@ -162,11 +163,11 @@ def resumed_config(folder: str | Path, output: Path, steps: int | None = None, *
         "learning_rate": config.optim.learning_rate, "seed": config.run.seed,
         "resolution": config.data.resolution, "allow_upscale": config.data.allow_upscale,
     }  # fmt: skip
-    for name, value in (given | {"folder": Path(folder)}).items():
-        if value != begun[name]:
+    for name, value in (given | {"folder": Path(pictures)}).items():
+        if value != original[name]:
             option = OPTIONS.get(name, "--" + name.replace("_", "-"))
-            before = "none" if begun[name] is None else begun[name]
+            before = "none" if original[name] is None else original[name]
             raise InputError(
-                f"{option} {value} differs from {before}, which {output} was started with; omit it, or use another -o"
+                f"{option} {value} differs from {before}, which {run.path} was started with; omit it, or use another -o"
             )
-    return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"output": run.path})})

@@ -43,9 +43,8 @@ class Stopped(SystemExit):
 class Run:
     """State of a run in this process: the trained module, its moving average, the optimiser and the progress."""
 
-    def __init__(self, task: Task, config: TrainConfig, resume: bool) -> None:
-        self.task, self.config = task, config
-        self.folder = RunFolder(config.run.output)
+    def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, resume: bool) -> None:
+        self.task, self.config, self.folder = task, config, folder
         optim, run = config.optim, config.run
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the whole process
         self.sharding = sharding_plugin(task.module, config)
@@ -78,7 +77,7 @@ class Run:
         self.batches = self._batches()
         self.log = Log(self.folder.metrics)
         tracker = run.tracker if self.accelerator.is_main_process else "none"
-        self.tracker = open_tracker(tracker, run.output, config.model_dump(mode="json"))
+        self.tracker = open_tracker(tracker, folder.path, config.model_dump(mode="json"))
         if self.accelerator.is_main_process:
             self.log.start(self.progress.step)
 
@@ -215,13 +214,13 @@ class Run:
         self.accelerator.wait_for_everyone()
 
 
-def fit(task: Task, config: TrainConfig, resume: bool = False) -> None:
+def fit(task: Task, config: TrainConfig, folder: RunFolder, resume: bool = False) -> None:
     """Train `task` to its last step, or until the held-out loss has not improved for `run.early_stopping` evaluations.
 
     Writes `metrics.jsonl`, `samples/`, `checkpoints/` and, with each checkpoint, a usable model in `model/`.
     Raises NonFiniteError if a loss is not finite, and Stopped after SIGTERM or Ctrl-C, once everything is saved.
     """
-    run = Run(task, config, resume)
+    run = Run(task, config, folder, resume)
     every: RunConfig = config.run
     run.module.train()
     main = run.accelerator.is_main_process

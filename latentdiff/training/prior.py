@@ -15,17 +15,18 @@ from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe.model_hash import hash_model
 from latentdiff.training.frozen import autocast
 from latentdiff.training.processes import process_state
+from latentdiff.training.run_folder import RunFolder
 
 BATCH = 8
 SAMPLER = "ddim"
 
 
-def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig) -> list[Row]:
+def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig, run: RunFolder) -> list[Row]:
     """The class images; missing ones are generated, image k with seed k.
 
     The subfolder is named by a hash of the prompt, the base model, the size and the sampling settings.
     """
-    folder = (prior.folder or config.run.output / "prior") / _settings_hash(parts, config, prior)
+    folder = (prior.folder or run.prior) / _settings_hash(parts, config, prior)
     names = [f"{k:05d}.png" for k in range(prior.images)]
     with process_state().main_process_first():
         missing = [k for k, name in enumerate(names) if not (folder / name).exists()]

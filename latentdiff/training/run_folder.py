@@ -50,6 +50,16 @@ class RunFolder:
         """The cache of encoded captions."""
         return self.path / "text.safetensors"
 
+    @property
+    def prior(self) -> Path:
+        """The class images of prior preservation."""
+        return self.path / "prior"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that a run of task text_encoder trains."""
+        return self.path / "tokenizer"
+
     def latents(self, part: str) -> Path:
         """The cache of encoded pictures of `train` or `held_out`."""
         return self.path / f"latents-{part}"

@@ -18,6 +18,7 @@ from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 from latentdiff.training.checkpoints import Staged
 from latentdiff.training.losses import contrastive_loss
 from latentdiff.training.processes import process_state
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.task import Share
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -53,9 +54,9 @@ class ContrastiveModule(nn.Module):
 class TextEncoderTask:
     """Train on one folder; measure retrieval on another."""
 
-    def __init__(self, config: TextTrainConfig) -> None:
+    def __init__(self, config: TextTrainConfig, folder: RunFolder) -> None:
         rows, held_out = read_parts(config.data, measure=True)
-        tokenizer = _tokenizer(config, [caption for row in rows for caption in row.captions])
+        tokenizer = _tokenizer(config, folder.tokenizer, [caption for row in rows for caption in row.captions])
         self.text = text_config(config, tokenizer)
         self.module = ContrastiveModule(CLIPModel(clip_config(config, self.text)), tokenizer)
         self.collate = default_collate
@@ -91,12 +92,11 @@ class TextEncoderTask:
         self.module.tokenizer.save(folder / "tokenizer")
 
 
-def _tokenizer(config: TextTrainConfig, captions: list[str]) -> CLIPTokenizer:
-    """The tokenizer of the run, which the first process trains when the run starts.
+def _tokenizer(config: TextTrainConfig, folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """The tokenizer in `folder`, which the first process trains when the run starts.
 
     Raises InputError if the run was started with another length.
     """
-    folder = config.run.output / "tokenizer"
     with process_state().main_process_first():
         if process_state().is_main_process and not folder.exists():
             with Staged(True, folder) as staged:

@@ -26,14 +26,15 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
 
     Raises InputError when pictures cannot be used and `skip_bad` is not set.
     """
-    RunFolder(config.run.output).check(resume, config.task)
-    config, checked = on_main_process(lambda: _check_pictures(config, skip_bad))
-    train_checked(config, checked, resume, auto_batch)
+    folder = RunFolder(config.run.output)
+    folder.check(resume, config.task)
+    config, checked = on_main_process(lambda: _check_pictures(config, folder, skip_bad))
+    train_checked(config, checked, folder, resume, auto_batch)
 
 
-def _check_pictures(config: TrainConfig, skip_bad: bool) -> tuple[TrainConfig, DataCheck]:
+def _check_pictures(config: TrainConfig, folder: RunFolder, skip_bad: bool) -> tuple[TrainConfig, DataCheck]:
     """The config with the names of the pictures to skip, and the result of the check."""
-    data, path = config.data, RunFolder(config.run.output).data_check
+    data, path = config.data, folder.data_check
     fitting, lost_words = picture_limits(config)
     checked = check(data.train, fitting, lost_words, data.caption_template, data.prefix)
     captioned = bool(data.prefix) or isinstance(config, VAETrainConfig)
@@ -47,8 +48,10 @@ def _check_pictures(config: TrainConfig, skip_bad: bool) -> tuple[TrainConfig, D
     return config.model_copy(update={"data": data.model_copy(update={"skip": bad})}), checked
 
 
-def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False, auto_batch: bool = False) -> None:
-    """Train on pictures that `checked` describes, in the folder `config.run.output`, which may be used.
+def train_checked(
+    config: TrainConfig, checked: DataCheck, folder: RunFolder, resume: bool = False, auto_batch: bool = False
+) -> None:
+    """Train in `folder`, which may be used, on pictures that `checked` describes.
 
     If memory runs out, `auto_batch` halves the batch, doubles the accumulation and continues from the last checkpoint;
     without it InputError is raised.
@@ -59,7 +62,6 @@ def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False,
     check_launcher(config.run)
     if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
         raise InputError("mixed_precision=fp16 requires a GPU and this machine has none; use bf16 or no")
-    folder = RunFolder(config.run.output)
     if process_state().is_main_process:
         folder.write_text(folder.data_check, json.dumps(checked.to_json(), ensure_ascii=False))
     while True:
@@ -86,7 +88,7 @@ def train_checked(config: TrainConfig, checked: DataCheck, resume: bool = False,
 def _fit_and_report(config: TrainConfig, folder: RunFolder, resume: bool) -> None:
     set_seed(config.run.seed)
     try:
-        fit(build_task(config), config, resume)
+        fit(build_task(config, folder), config, folder, resume)
     except Stopped:
         with suppress(InputError):  # if nothing was logged yet
             _write_report(folder)

@@ -19,6 +19,7 @@ from latentdiff.data.check import check
 from latentdiff.data.parallel import MemoryBudget, threaded_map
 from latentdiff.errors import InputError
 from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -103,7 +104,9 @@ def test_the_caption_template_applies_to_the_check_and_the_plan(
     long = ["--model", model_folder, "--caption-template", "a " * 100 + "{name}"]
     assert run(monkeypatch, tmp_path, *long) == 0
     assert "long caption" in capsys.readouterr().out
-    plan = plan_finetune(str(tmp_path), tmp_path / "run", str(model_folder), caption_template="a photo of a {name}")
+    plan = plan_finetune(
+        str(tmp_path), RunFolder(tmp_path / "run"), str(model_folder), caption_template="a photo of a {name}"
+    )
     assert plan.config.data.caption_template == "a photo of a {name}" and plan.checked.layout == "a folder per class"
     assert run(monkeypatch, tmp_path, "--model", model_folder, "--caption-template", "a cat") == 2
     assert "caption_template='a cat' must contain {name}" in capsys.readouterr().err
@@ -136,7 +139,7 @@ def test_files_that_are_not_read_are_warnings_also_in_the_plan(folder: Path, mod
     (folder / "lost.txt").write_text("x")
     (finding,) = check(folder, Fitting(8), lost_words).findings
     assert (finding.kind, Path(finding.where)) == ("ignored file", folder / "lost.txt")
-    plan = plan_finetune(folder, folder / "run", str(model_folder)).summary()
+    plan = plan_finetune(folder, RunFolder(folder / "run"), str(model_folder)).summary()
     assert f"warnings: ignored file (1); latentdiff data check {folder} --model {model_folder} lists them" in plan
 
 
@@ -161,16 +164,16 @@ def test_enlargements_are_counted_and_stated_in_the_plan(
     assert "too small" in capsys.readouterr().out
     assert run(monkeypatch, tmp_path, *options, "--allow-upscale", 1.1) == 0
     assert "enlarged pictures: 1, by up to 1.07" in capsys.readouterr().out
-    plan = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=16, allow_upscale=1.1)
+    plan = plan_finetune(tmp_path, RunFolder(tmp_path / "run"), str(model_folder), resolution=16, allow_upscale=1.1)
     assert "1 enlarged by up to 1.07" in plan.summary() and plan.config.data.allow_upscale == 1.1
-    small = plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=8)
+    small = plan_finetune(tmp_path, RunFolder(tmp_path / "run"), str(model_folder), resolution=8)
     assert small.config.data.resolution == 8 and "8 px" in small.summary()
     command = f"latentdiff data check {tmp_path} --model {model_folder} --resolution 20"
     with pytest.raises(InputError, match=f"see {re.escape(command)}, repair them"):
-        plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=20)
+        plan_finetune(tmp_path, RunFolder(tmp_path / "run"), str(model_folder), resolution=20)
     for resolution, message in ((17, "must be a multiple of 2; try 16 or 18"), (0, "resolution=0")):
         with pytest.raises(InputError, match=message):
-            plan_finetune(tmp_path, tmp_path / "run", str(model_folder), resolution=resolution)
+            plan_finetune(tmp_path, RunFolder(tmp_path / "run"), str(model_folder), resolution=resolution)
 
 
 def test_memory_is_bounded_while_pictures_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from latentdiff.errors import InputError
 from latentdiff.training.build import finetune_task
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.frozen import weights_of
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import read_samples
 
 
@@ -102,6 +103,16 @@ def test_a_resumed_finetune_keeps_its_plan(
     assert run(monkeypatch, *command, "--steps", 5, "--resume") == 0
 
 
+def test_a_run_whose_folder_was_moved_can_be_resumed(
+    folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, "finetune", folder, "-o", tmp_path / "run", "--model", model_folder, "--steps", 2) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert run(monkeypatch, "finetune", folder, "-o", moved, "--steps", 3, "--resume") == 0
+    assert (moved / "checkpoints" / "step-00000003").is_dir()
+    assert not (tmp_path / "run").exists()
+
+
 def test_samples_are_of_the_folder_and_of_other_prompts_before_and_after(
     folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +128,7 @@ def test_samples_are_of_the_folder_and_of_other_prompts_before_and_after(
 
 def test_a_short_run_logs_its_losses(folder: Path, model_folder: Path, tmp_path: Path) -> None:
     for steps, every in ((8, 1), (50, 5), (500, 10)):
-        plan = plan_finetune(folder, tmp_path / "run", str(model_folder), steps=steps)
+        plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), steps=steps)
         assert plan.config.run.log_every == every
 
 
@@ -138,38 +149,40 @@ def test_bad_pictures_are_refused_or_skipped(
 
 
 def test_choices_follow_the_folder_and_what_is_given(folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    plan = plan_finetune(folder, tmp_path / "run", str(model_folder))
+    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder))
     assert (plan.config.data.batch_size, plan.config.optim.max_steps, plan.config.data.resolution) == (4, 100, 16)
-    given = plan_finetune(folder, tmp_path / "run", str(model_folder), "full", batch_size=2, steps=7, learning_rate=0.5)
+    given = plan_finetune(
+        folder, RunFolder(tmp_path / "run"), str(model_folder), "full", batch_size=2, steps=7, learning_rate=0.5
+    )
     assert (given.config.data.batch_size, given.config.optim.max_steps, given.config.optim.learning_rate) == (2, 7, 0.5)
-    large = plan_finetune(folder, tmp_path / "run", str(model_folder), resolution=768, allow_upscale=50.0)
+    large = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), resolution=768, allow_upscale=50.0)
     assert large.config.run.gradient_checkpointing and not plan.config.run.gradient_checkpointing
     assert (plan.config.optim.learning_rate, large.config.optim.learning_rate) == (3e-4, 1e-4)
     with pytest.raises(InputError, match=r"method='lroa'"):
-        plan_finetune(folder, tmp_path / "run", str(model_folder), "lroa")
+        plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), "lroa")
 
 
 def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(
     folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     options = {"gradient_accumulation": 2, "mixed_precision": "no", "caption_dropout": 0.25, "resolution": 12}
-    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=4, **options)
+    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), batch_size=4, **options)
     config = plan.config
     assert (config.data.batch_size, config.run.gradient_accumulation_steps, config.data.resolution) == (2, 2, 12)
     assert (config.run.mixed_precision, config.caption_dropout) == ("no", 0.25)
     text = plan.summary()
     assert "12 px" in text and "of 4 (2 batches of 2)" in text and "precision no, caption dropout 0.25" in text
-    assert replace(plan, processes=3)._batch() == "12 (3 processes of 2 batches of 2)"
+    assert replace(plan, processes=3)._pictures_per_step() == "12 (3 processes of 2 batches of 2)"
     with pytest.raises(InputError, match=r"--batch-size 5 must be a multiple of .*, 2; try 4"):
-        plan_finetune(folder, tmp_path / "run", str(model_folder), batch_size=5, **options)
+        plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), batch_size=5, **options)
 
 
 def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path, tmp_path: Path) -> None:
     for k, path in enumerate(sorted(folder.iterdir())):
         path.rename(folder / f"IMG_{k}.png")
     with pytest.raises(InputError, match="no caption"):
-        plan_finetune(folder, tmp_path / "run", str(model_folder))
-    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), trigger="sks style")
+        plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder))
+    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), trigger="sks style")
     assert plan.config.data.prefix == "sks style" and plan.config.data.skip == ()
 
 
@@ -177,7 +190,7 @@ def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path,
 def test_nothing_given_is_replaced(name: str, folder: Path, model_folder: Path, tmp_path: Path) -> None:
     for value in (0, -1):
         with pytest.raises(InputError, match=rf"{'max_steps' if name == 'steps' else name}={value}"):
-            plan_finetune(folder, tmp_path / "run", str(model_folder), **{name: value})
+            plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), **{name: value})
 
 
 def test_files_that_are_not_of_a_run_are_left_alone(
@@ -199,12 +212,14 @@ def test_a_run_with_no_picture_left_is_refused(folder: Path, model_folder: Path,
     for path in folder.iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match=r"no picture of .* can be used; see latentdiff data check"):
-        plan_finetune(folder, tmp_path / "run", str(model_folder), skip_bad=True)
+        plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), skip_bad=True)
 
 
 def test_frozen_networks_take_no_memory_between_evaluations(folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), trigger="noise", steps=2, mixed_precision="no")
-    task, base = finetune_task(plan.config), read_pipeline(model_folder, torch.float32)
+    plan = plan_finetune(
+        folder, RunFolder(tmp_path / "run"), str(model_folder), trigger="noise", steps=2, mixed_precision="no"
+    )
+    task, base = finetune_task(plan.config, RunFolder(tmp_path / "run")), read_pipeline(model_folder, torch.float32)
     networks = [(task.parts.vae, base.vae), *zip(task.parts.text.encoders, base.text.encoders, strict=True)]
 
     def bytes_held() -> int:
@@ -219,5 +234,5 @@ def test_frozen_networks_take_no_memory_between_evaluations(folder: Path, model_
 
 
 def test_networks_that_are_saved_with_the_result_are_kept(folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    plan = plan_finetune(folder, tmp_path / "run", str(model_folder), "full", "noise", steps=2)
-    assert not finetune_task(plan.config).released
+    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), "full", "noise", steps=2)
+    assert not finetune_task(plan.config, RunFolder(tmp_path / "run")).released

@@ -23,6 +23,7 @@ from latentdiff.training import train as training_run
 from latentdiff.training.autoencoder import AutoencoderModule
 from latentdiff.training.denoiser import DenoiserModule, DenoiserTask, elementwise_loss
 from latentdiff.training.optimizers import learning_rate
+from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.train import train
 from tests.training.small_runs import Make, losses, run, text_config, vae_config
 
@@ -284,7 +285,7 @@ def test_auto_batch_is_refused_among_several_processes(
     monkeypatch.setattr(training_run, "process_state", lambda: SimpleNamespace(num_processes=2, is_main_process=False))
     config = train_config.validate_python(unet_config(tmp_path / "run", max_steps=1))
     with pytest.raises(InputError, match="--auto-batch requires a single process"):
-        training_run.train_checked(config, cast(DataCheck, None), auto_batch=True)
+        training_run.train_checked(config, cast(DataCheck, None), RunFolder(tmp_path / "run"), auto_batch=True)
     assert not (tmp_path / "run").exists()
 
 
