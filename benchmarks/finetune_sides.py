@@ -31,7 +31,7 @@ from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row
 from latentdiff.runtime.device import pick_dtype
-from latentdiff.training.build import open_base_model
+from latentdiff.training.build_task import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.prior import prior_rows
 from latentdiff.training.run_folder import RunFolder

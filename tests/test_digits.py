@@ -21,8 +21,8 @@ from latentdiff.config.train import train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.sampling.loop import Denoiser, Levels
+from latentdiff.sampling.probability_flow import level_at
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.score import level_at
 from latentdiff.training.train import train
 from tests.small import small_vae_config
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "latentdiff"
 ORDER = [
     "errors", "files", "device_transfer",
-    "config", "models", "sampling", "score", "text", "checkpoints", "denoiser", "images", "safety", "runtime",
+    "config", "models", "sampling", "text", "checkpoints", "denoiser", "images", "safety", "runtime",
     "vae_codec", "inputs", "image_to_image", "loaded_model", "pipeline", "refiner", "hires", "animation", "previews",
     "recipe", "data", "metrics", "training", "serving", "cli",
 ]  # fmt: skip
@@ -22,7 +22,7 @@ WITHIN = {  # the order inside a folder, where it has one
     "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_vae", "esrgan"],
     "sampling": [
         "spacings", "schedule", "sampler_coefficients", "samplers", "denoising_range", "seeds", "inversion", "loop",
-        "interpolation", "variations", "tiled_denoiser", "seamless",
+        "interpolation", "variations", "tiled_denoiser", "seamless", "probability_flow",
     ],
     "text": [
         "prompt_syntax", "prompt_schedule", "tokenizer", "chunks", "clip", "text_conditioner",

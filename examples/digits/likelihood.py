@@ -21,8 +21,8 @@ from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.image_grid import image_grid
 from latentdiff.sampling.loop import Denoiser
+from latentdiff.sampling.probability_flow import flow, level_at, log_likelihood
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.score import flow, level_at, log_likelihood
 
 COLUMNS, SHOWN, ENLARGED = 16, 64, 6
 TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import PositiveInt
 
-from latentdiff.config.fields import ModelConfig
+from latentdiff.config.diffusers_json import ModelConfig
 
 
 class GenerationConfig(ModelConfig):

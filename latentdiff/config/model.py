@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentdiff.config.fields import (
+from latentdiff.config.diffusers_json import (
     Channels,
     Depth,
     Epsilon,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentdiff.config.fields import ModelConfig
+from latentdiff.config.diffusers_json import ModelConfig
 from latentdiff.errors import CheckpointError, did_you_mean, shorten
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]

@@ -12,7 +12,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
 from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError
-from latentdiff.training.build import open_base_model
+from latentdiff.training.build_task import open_base_model
 from latentdiff.training.processes import process_state
 from latentdiff.training.run_folder import RunFolder
 

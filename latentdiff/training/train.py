@@ -13,7 +13,7 @@ from tqdm import tqdm
 from latentdiff.config.train import DenoiserConfig, FineTuneConfig, TrainConfig, VAETrainConfig
 from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
-from latentdiff.training.build import build_task, picture_limits
+from latentdiff.training.build_task import build_task, picture_limits
 from latentdiff.training.loop import Stopped, fit
 from latentdiff.training.processes import check_launcher, on_main_process, process_state
 from latentdiff.training.report import write_report

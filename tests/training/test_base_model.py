@@ -9,7 +9,7 @@ from latentdiff.checkpoints.components import write_pipeline
 from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
-from latentdiff.training.build import open_base_model
+from latentdiff.training.build_task import open_base_model
 from tests.small import small_components, small_unet_config, write_small_refiner
 
 

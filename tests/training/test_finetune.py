@@ -14,7 +14,7 @@ from latentdiff import cli
 from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.errors import InputError
-from latentdiff.training.build import finetune_task
+from latentdiff.training.build_task import finetune_task
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.frozen import weights_of
 from latentdiff.training.run_folder import RunFolder

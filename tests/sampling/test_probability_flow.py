@@ -11,8 +11,8 @@ from latentdiff.config.schedule import PredictionType, ScheduleConfig
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.models.conditioning import Conditioning
 from latentdiff.sampling.loop import Denoiser
+from latentdiff.sampling.probability_flow import flow, level_at, log_likelihood, score, solve
 from latentdiff.sampling.schedule import Schedule
-from latentdiff.score import flow, level_at, log_likelihood, score, solve
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_levels_equal_the_table_and_interpolate_between_its_entries(kind: Predic
     )
     near = level_at(levels, 400.5 + h)
     for name in ("alpha", "sigma"):
-        slope = (getattr(near, name) - getattr(between, name)) / (near.place - between.place)
+        slope = (getattr(near, name) - getattr(between, name)) / (near.coordinate - between.coordinate)
         assert slope == pytest.approx(getattr(between, f"{name}_slope"), abs=1e-6)
 
 

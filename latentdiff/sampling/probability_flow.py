@@ -1,4 +1,4 @@
-"""Denoisers as score functions (Song et al. 2021): score, probability flow ODE and likelihood.
+"""The score, the probability flow ODE and the likelihood of a model (Song et al. 2021), computed with its denoiser.
 
 Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456).
 
@@ -37,10 +37,10 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level, x = alpha * x0 + sigma * noise, with the derivatives of both by `place`."""
+    """A noise level, x = alpha * x0 + sigma * noise, at coordinate a, with the slopes of alpha and sigma along a."""
 
     timestep: float
-    place: float
+    coordinate: float
     alpha: float
     sigma: float
     alpha_slope: float
@@ -49,8 +49,8 @@ class Level:
 
 def level_at(schedule: Schedule, timestep: float) -> Level:
     """The level of a timestep from 0 to T - 1, integer or fractional."""
-    places = _places(schedule)
-    return _level(schedule, float(np.interp(timestep, np.arange(len(places)), places)), timestep)
+    coordinates = _coordinates(schedule)
+    return _level(schedule, float(np.interp(timestep, np.arange(len(coordinates)), coordinates)), timestep)
 
 
 def score(denoiser: Denoiser, schedule: Schedule, x: Tensor, timestep: float) -> Tensor:
@@ -66,7 +66,7 @@ def flow(
 
     From T - 1 to 0 this generates images, which retain the noise of timestep 0; from 0 to T - 1 it encodes images.
     """
-    first, last = (level_at(schedule, timestep).place for timestep in (start, end))
+    first, last = (level_at(schedule, timestep).coordinate for timestep in (start, end))
     return solve(_velocity(denoiser, schedule), x, first, last, tolerance)
 
 
@@ -85,15 +85,15 @@ def log_likelihood(
     """
     velocity, shape = _velocity(denoiser, schedule), x.shape
 
-    def both(state: Tensor, place: float) -> Tensor:
+    def both(state: Tensor, coordinate: float) -> Tensor:
         with torch.enable_grad():
             x = state[:, :-1].view(shape).detach().requires_grad_()
-            speed = velocity(x, place)
+            speed = velocity(x, coordinate)
             divergence = torch.stack([_divergence(speed, x, probe) for probe in probes]).mean(0)
         return torch.cat([speed.detach().flatten(1), divergence[:, None]], 1)
 
     state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-    first, last = (level_at(schedule, t).place for t in (timestep, schedule.config.num_train_timesteps - 1))
+    first, last = (level_at(schedule, t).coordinate for t in (timestep, schedule.config.num_train_timesteps - 1))
     noise, change = solve(both, state, first, last, tolerance).split([state.shape[1] - 1, 1], 1)
     return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(1) + change[:, 0]
 
@@ -104,11 +104,11 @@ def _divergence(speed: Tensor, x: Tensor, probe: Tensor) -> Tensor:
 
 
 def _velocity(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
-    places = _places(schedule)
+    coordinates = _coordinates(schedule)
 
-    def velocity(x: Tensor, place: float) -> Tensor:
-        timestep = float(np.interp(place, places, np.arange(len(places))))
-        level = _level(schedule, place, timestep)
+    def velocity(x: Tensor, coordinate: float) -> Tensor:
+        timestep = float(np.interp(coordinate, coordinates, np.arange(len(coordinates))))
+        level = _level(schedule, coordinate, timestep)
         x0 = _x0(denoiser, x, level)
         return level.alpha_slope * x0 + level.sigma_slope * (x - level.alpha * x0) / level.sigma
 
@@ -121,18 +121,18 @@ def _x0(denoiser: Denoiser, x: Tensor, level: Level) -> Tensor:
     return denoiser(x, levels).to(x.dtype)
 
 
-def _places(schedule: Schedule) -> np.ndarray:
+def _coordinates(schedule: Schedule) -> np.ndarray:
     """Ascending [T]: the angle of each level, or flow's own sigma."""
     if schedule.config.prediction_type == "flow":
         return schedule.sigmas.numpy()
     return torch.atan2(schedule.sigmas, schedule.alphas).numpy()
 
 
-def _level(schedule: Schedule, place: float, timestep: float) -> Level:
+def _level(schedule: Schedule, coordinate: float, timestep: float) -> Level:
     if schedule.config.prediction_type == "flow":
-        return Level(timestep, place, 1 - place, place, -1.0, 1.0)
-    cos, sin = math.cos(place), math.sin(place)
-    return Level(timestep, place, cos, sin, -sin, cos)
+        return Level(timestep, coordinate, 1 - coordinate, coordinate, -1.0, 1.0)
+    cos, sin = math.cos(coordinate), math.sin(coordinate)
+    return Level(timestep, coordinate, cos, sin, -sin, cos)
 
 
 def solve(
