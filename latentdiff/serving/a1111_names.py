@@ -9,7 +9,7 @@ NAMES = {"Align Your Steps": "align_your_steps", "SGM Uniform": "sgm_uniform", "
 
 
 def scheduler_name(label: str) -> str:
-    """The name that requests use for the schedule of a label."""
+    """The name by which requests refer to a schedule, given its label."""
     return NAMES.get(label, label.lower())
 
 
@@ -19,7 +19,7 @@ def a1111_sampler(name: str) -> str:
 
 
 def find_sampler(name: str) -> tuple[str, str | None]:
-    """Our sampler, and the spacing where the name ends in one ("DPM++ 2M Karras"). Raises NotFoundError."""
+    """Our sampler, and our spacing if the name ends in one ("DPM++ 2M Karras"). Raises NotFoundError."""
     lowered = name.strip().lower()
     for label, spacing in SCHEDULERS.items():
         if spacing and lowered.endswith(f" {label.lower()}"):

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, errors in each client's dialect, start and end of the engine."""
+"""The HTTP application: routes, errors in each client's dialect, starting and stopping the engine."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ class InvalidRequestError(ServingError):
 
 
 def create_app(server: Server) -> FastAPI:
-    """The application around a server whose engine has not been started."""
+    """The application of a server whose engine has not been started."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Images as files in memory, with the recipe inside; previews of unfinished ones."""
+"""Encode images with their recipe as files in memory, and previews of unfinished images."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ QUALITY = 90
 
 
 def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
-    """The recipe of an image. Files of the server are stated by their names, without their folders."""
+    """The recipe of an image. Files on the server are given by name, without their folders."""
     request, facts, spec = job.request, models.facts[job.request.model], models.specs[job.request.model]
     loras = tuple((models.loras[name].path.name, *weights) for name, weights in request.loras)
     return Recipe(
@@ -62,18 +62,18 @@ def recipe_of(job: Job, image: JobImage, models: ModelStore) -> Recipe:
 
 
 def _stated_path(path: str | None) -> str | None:
-    """The name of a local file or folder; a hub id as it is."""
+    """The name of a local file or folder; a hub id is unchanged."""
     return Path(path).name if path is not None and Path(path).exists() else path
 
 
 def opening_of(spec: ModelSpec) -> dict[str, Any]:
-    """The options that a model was opened with and its images depend on, under the names of `Recipe`."""
+    """The options of opening a model that affect its images, with the field names of `Recipe`."""
     files = {name: _stated_path(spec.options.get(name)) for name in ("vae", "unet")}
     return files | {name: spec.options.get(name) for name in ("variant", "prediction_type")}
 
 
 def _editing(job: Job) -> dict[str, Any]:
-    """How an input image was used; the image itself is not kept, only its hash."""
+    """How an input image was used; only its hash is stored, not the image."""
     settings, edit = job.request.settings, job.request.settings.get("edit")
     if "image" not in settings:
         return {}
@@ -107,7 +107,7 @@ def infotext(job: Job, image: JobImage, models: ModelStore) -> str:
 
 
 def encode(job: Job, image: JobImage, models: ModelStore, form: Format = "png", quality: int = QUALITY) -> bytes:
-    """Encode an image with its recipe; an interrupted image gets none, since no recipe reproduces it."""
+    """Encode an image with its recipe; an interrupted image has none, since no recipe reproduces it."""
     kind = form.upper()
     options: dict[str, Any] = {} if form == "png" else {"quality": quality}
     if not image.stopped:
@@ -123,7 +123,7 @@ def as_base64(data: bytes) -> str:
 
 
 def text_chunks(data: bytes) -> dict[str, str]:
-    """The text chunks of a PNG; none for other files. Raises ServingError for a damaged one."""
+    """The text chunks of a PNG; none for other files. Raises ServingError for a damaged PNG."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
@@ -132,7 +132,7 @@ def text_chunks(data: bytes) -> dict[str, str]:
 
 
 def preview(job: Job, x0: Tensor, models: ModelStore, form: Format = "png", full_size: bool = False) -> bytes:
-    """An unfinished image as a file, of the latents' size or enlarged to the image's."""
+    """An unfinished image as a file, in the size of the latents or enlarged to the size of the image."""
     image = models.facts[job.request.model].preview(x0)
     image = blurred(image) if job.blurs_previews else image
     if full_size:

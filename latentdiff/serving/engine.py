@@ -36,10 +36,9 @@ log = logging.getLogger("latentdiff.serving")
 
 
 class Engine:
-    """Accepts jobs from any thread and samples them on its own.
-
-    exact_batch: pad every batch to this many network evaluations, so that an image has the same bits under any load.
-    checker: of finished images.
+    """Accepts jobs from any thread and samples them on its own thread. exact_batch: pad every batch to this many
+    network evaluations, so that an image is bit-identical under any load. checker: the content checker of finished
+    images.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Engine:
     ) -> None:
         if exact_batch is not None and exact_batch < 2:
             raise InputError(
-                f"exact_batch={exact_batch} must be at least 2, since guidance takes two evaluations; try 8"
+                f"exact_batch={exact_batch} must be at least 2, since guidance needs two evaluations; try 8"
             )
         self.models, self.limits, self.exact_batch = models, limits or Limits(), exact_batch
         self.metrics = metrics or Metrics()
@@ -77,7 +76,7 @@ class Engine:
         return self.queue.accepting and bool(self.models.loaded)
 
     def submit(self, request: ImageRequest, deadline: float | None = None, keep_at: tuple[int, ...] = ()) -> Job:
-        """Accept a job. Raises InputError, QueueFullError, and UnavailableError when the server is stopping."""
+        """Accept a job. Raises InputError, QueueFullError, and UnavailableError if the server is stopping."""
         if request.hires is not None:
             check_hires(request.settings)
         if (facts := self.models.facts.get(request.model)) is not None and "image" not in request.settings:
@@ -88,18 +87,18 @@ class Engine:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Drop a job before the next step."""
+        """Cancel a job before the next step."""
         job.cancel()
         self.queue.wake()
 
     def stop_jobs(self, jobs: list[Job]) -> None:
-        """Finish jobs with what there is of them, before the next step."""
+        """Finish jobs early, with the images as predicted so far, before the next step."""
         for job in jobs:
             job.stop()
         self.queue.wake()
 
     def close(self) -> None:
-        """Stop the threads; jobs that are not over fail."""
+        """Stop the threads; unfinished jobs fail."""
         with self.queue.changed:
             self.queue.accepting, self._closed = False, True
             self.queue.changed.notify_all()
@@ -130,7 +129,7 @@ class Engine:
 
     @contextmanager
     def _failing(self, group: Group) -> Iterator[None]:
-        """Whatever is raised ends the jobs of this group, and nothing else."""
+        """An exception ends the jobs of this group only."""
         try:
             yield
         except Exception as error:
@@ -196,7 +195,7 @@ class Engine:
                 self.finisher.finish(pipe, picture, row.result)
 
     def _end_jobs(self) -> None:
-        """Take out what was cancelled, stopped, failed, or has passed its deadline."""
+        """Remove jobs that were cancelled or stopped, that failed, or whose deadline has passed."""
         now = time.monotonic()
         for job in self.queue.jobs:
             if job.failure is not None:
@@ -210,7 +209,7 @@ class Engine:
                 self._interrupt(job)
 
     def _interrupt(self, job: Job) -> None:
-        """Decode what the model predicted for images that have begun, and do not start the others."""
+        """Decode the current predictions of images that were started, and do not start the others."""
         with self.queue.changed:
             job.interrupted = True
             for picture in self.queue.take_out(job):

@@ -9,7 +9,7 @@ ABSOLUTE_PATH = re.compile(rf"""(?<=['"]){ROOT}[^'"\n]+(?=['"])|{ROOT}[^\s'"`,;:
 
 
 class ServingError(LatentDiffError):
-    """A request that cannot be served. `param`: the field at fault; `headers`: of the HTTP answer."""
+    """A request that cannot be served. `param`: the invalid field; `headers`: those of the HTTP response."""
 
     status = 400
     code = "invalid_request"
@@ -26,7 +26,7 @@ class UnsupportedError(ServingError):
     code = "unsupported"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is not supported by this server; leave it out", name)
+        super().__init__(f"{name} is not supported by this server; omit it", name)
 
 
 class LimitError(ServingError):
@@ -63,14 +63,16 @@ class ForbiddenError(ServingError):
 
 
 class QueueFullError(ServingError):
-    """The queue holds as many images as it may."""
+    """The queue is full."""
 
     status = 429
     code = "queue_full"
 
 
 class CancelledError(ServingError):
-    """The job was cancelled. Not a 409 or 5xx: clients repeat those, and the image would be made again."""
+    """The job was cancelled. Not a 409 or 5xx status: clients repeat such requests, and the image would be generated
+    again.
+    """
 
     code = "cancelled"
 

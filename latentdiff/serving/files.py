@@ -1,4 +1,4 @@
-"""Files behind the `url` answers: an hour in a bounded folder, under names that cannot be guessed."""
+"""Files that `url` responses refer to: kept for an hour in a folder of limited size, with unguessable names."""
 
 import re
 import secrets
@@ -14,14 +14,14 @@ NAME = re.compile(r"[A-Za-z0-9_-]{20,40}\.(png|jpeg|webp)")
 
 
 class ResultFiles:
-    """A folder of images, made at first use. seconds: how long a file is kept; limit: bytes of all files."""
+    """A folder of images, created at first use. seconds: how long a file is kept. limit: bytes of all files."""
 
     def __init__(self, seconds: float = 3600.0, limit: int = 2**30) -> None:
         self.seconds, self.limit = seconds, limit
         self._folder: Path | None = None
 
     def write(self, data: bytes, extension: str) -> str:
-        """Store an image and return its name. Raises InternalError when the disk is full."""
+        """Store an image and return its name. Raises InternalError if the disk is full."""
         try:
             self._folder = self._folder or Path(tempfile.mkdtemp(prefix="latentdiff-"))
             self._remove_old(len(data))
@@ -35,7 +35,7 @@ class ResultFiles:
         return name
 
     def find(self, name: str) -> Path:
-        """The path of a stored image. Raises NotFoundError, also for anything that is not one of our names."""
+        """The path of a stored image. Raises NotFoundError, also for names that the server did not create."""
         if self._folder is None or not NAME.fullmatch(name) or not (path := self._folder / name).is_file():
             raise NotFoundError("no such file; image files are kept for an hour")
         return path

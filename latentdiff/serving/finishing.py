@@ -1,6 +1,6 @@
 """Work after an image's last step: decoding, or enlarging for the second pass.
 
-Both have a thread of their own, so that they do not hold up the steps of other images.
+Both have separate threads, so that they do not delay the steps of other images.
 """
 
 import logging
@@ -45,7 +45,7 @@ class Finisher:
             self._hand_over(self._enlarger, self._enlarge, pipe, picture, latents)
 
     def decode(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor, stopped: bool = False) -> None:
-        """Deliver the image of latents [C, h, w]. stopped: they are a prediction, since the job was interrupted."""
+        """Deliver the image of latents [C, h, w]. stopped: the job was interrupted, and they are a prediction."""
 
         def deliver(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
             began = time.monotonic()
@@ -61,11 +61,11 @@ class Finisher:
         self._hand_over(self._decoder, deliver, pipe, picture, latents)
 
     def upscale(self, work: Callable[[], T]) -> Future[T]:
-        """Run work on the upscaler's thread, which does one thing at a time."""
+        """Run work on the upscaler's thread, one item at a time."""
         return self._enlarger.submit(work)
 
     def close(self) -> None:
-        """Finish what was handed over, and stop the threads."""
+        """Finish the remaining work, and stop the threads."""
         self._enlarger.close()
         self._decoder.close()
 
@@ -83,7 +83,7 @@ class Finisher:
             return self.queue.add_first(picture, GroupKey.of(job.request, job.request.output_size))
 
     def _check(self, image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
-        """The image as the content checker leaves it, and what it found. Raises ContentRefusedError."""
+        """The image after the content check, and the result of the check. Raises ContentRefusedError."""
         if self.checker is None:
             return image, {}
         (checked,) = self.checker([image])
@@ -102,7 +102,7 @@ class Finisher:
         picture: Picture,
         latents: Tensor,
     ) -> None:
-        """Run `work` on a worker unless the job is over by then; what it raises ends the job."""
+        """Run `work` on a worker, unless the job has ended by then; an exception ends the job."""
         job = picture.job
 
         def guarded() -> None:

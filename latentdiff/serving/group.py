@@ -13,12 +13,14 @@ from latentdiff.inputs import Inputs
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.serving.job import ImageRequest, Job, Loras
 
-SIZES = (8, 4, 2, 1)  # rows in a batch; a U-Net's throughput grows little beyond
+SIZES = (8, 4, 2, 1)  # rows in a batch; larger batches hardly increase a U-Net's throughput
 MAX_ROWS = SIZES[0]
 
 
 class GroupKey(NamedTuple):
-    """What images must agree in to share a batch, beside the number of tokens. size: (width, height) in pixels."""
+    """The properties that images must have in common to share a batch, besides the number of tokens. size: (width,
+    height) in pixels.
+    """
 
     model: str
     loras: Loras
@@ -37,8 +39,9 @@ class GroupKey(NamedTuple):
 class Picture:
     """One image of a job in the engine.
 
-    arguments: of `read_inputs`. hires: its second pass, None during that and for images without one. pipe, inputs, row:
-    None until a pass is started. first_position: in the plan, where the pass started. steps_before: in earlier passes.
+    arguments: of `read_inputs`. hires: its second pass; None during that pass and for images without one. pipe, inputs,
+    row: None until a pass is started. first_position: in the plan, where the pass started. steps_before: in earlier
+    passes.
     """
 
     job: Job
@@ -56,7 +59,7 @@ class Picture:
         self.arguments, self.hires = self.job.request.arguments(self.index), self.job.request.hires
 
     def begin_pass(self, pipe: LatentDiffusionPipeline, inputs: Inputs, row: Row) -> None:
-        """The pipeline has made the row."""
+        """The pipeline has created the row."""
         self.pipe, self.inputs, self.row, self.first_position = pipe, inputs, row, row.state.position
 
     def begin_second_pass(self, enlarged: Any) -> None:
@@ -68,13 +71,13 @@ class Picture:
 
     @property
     def steps(self) -> int:
-        """Evaluations made, in all passes."""
+        """The number of evaluations so far, in all passes."""
         made = self.row.state.position - self.first_position if self.row else 0
         return self.steps_before + made
 
     @property
     def total_steps(self) -> int:
-        """Evaluations that are made in all passes; those of a second pass that has not begun are estimated."""
+        """The number of evaluations of all passes; that of a second pass that has not started is an estimate."""
         assert self.row is not None
         own = len(self.row.state.plan) - self.first_position
         if self.hires is None:
@@ -85,7 +88,7 @@ class Picture:
 
 @dataclass(eq=False)
 class Group:
-    """The images of one key: waiting in order of arrival, active with the longest since a step first."""
+    """The images of one key: waiting ones in order of arrival, active ones with the least recently advanced first."""
 
     key: GroupKey
     waiting: deque[Picture] = field(default_factory=deque)
@@ -97,10 +100,10 @@ class Group:
         return {picture.job for picture in (*self.active, *self.waiting)}
 
     def next_batch(self, evaluations: int | None = None) -> list[Picture]:
-        """The images whose last step is longest ago, of one shape and token count: 8, 4, 2 or 1 of them.
+        """The least recently advanced images of one shape and token count: 8, 4, 2 or 1 of them.
 
         evaluations: take as many as fit into this number of network evaluations instead, at least one; a guided row
-        takes two or more.
+        needs two or more.
         """
         same = [picture for picture in self.active if _shape(picture) == _shape(self.active[0])]
         chosen = _fitting(same, evaluations) if evaluations else same[: next(n for n in SIZES if n <= len(same))]
@@ -108,7 +111,7 @@ class Group:
         return chosen
 
     def remove(self, job: Job) -> list[Picture]:
-        """Take all images of a job out, and return them."""
+        """Remove all images of a job, and return them."""
         gone = [picture for picture in (*self.waiting, *self.active) if picture.job is job]
         for picture in gone:
             (self.active if picture in self.active else self.waiting).remove(picture)
@@ -116,7 +119,7 @@ class Group:
 
 
 def _shape(picture: Picture) -> tuple[object, ...]:
-    """What rows of one batch share: the latents' shape and the number of tokens."""
+    """The properties that the rows of a batch have in common: the shape of the latents and the number of tokens."""
     assert picture.row is not None
     return (*picture.row.state.latents.shape, picture.row.tokens)
 

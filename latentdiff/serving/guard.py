@@ -45,7 +45,7 @@ class Guard:
         return None
 
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Pages of other sites may not use a server on the visitor's machine."""
+        """Web pages of other sites must not use a server on the visitor's machine."""
         host, origin = headers.get("host", ""), headers.get("origin")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self.server.settings.key is None and name not in self.server.settings.hosts:
@@ -63,7 +63,7 @@ class Guard:
             return
         if not any(hmac.compare_digest(one.encode(), key.encode()) for one in _keys(headers.get("authorization", ""))):
             challenge = {"WWW-Authenticate": 'Basic realm="latentdiff"'} if _speaks_basic(scope["path"]) else {}
-            raise UnauthorizedError("a key is required: Authorization: Bearer KEY, or Basic with it as password",
+            raise UnauthorizedError("a key is required: Authorization: Bearer KEY, or Basic with the key as password",
                                     headers=challenge)  # fmt: skip
 
     def _bounded(self, headers: dict[str, str], receive: Receive) -> Receive:
@@ -85,7 +85,9 @@ class Guard:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read the body before refusing: a connection closed with unread data is reset, and the answer lost."""
+    """Read the body before refusing it: a connection that is closed with unread data is reset, and the response is
+    lost.
+    """
     received, more = 0, True
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -98,7 +100,7 @@ async def _drain(receive: Receive) -> None:
 
 
 class _Exchange:
-    """One request and its answer: adds the request's id, remembers the status."""
+    """One request and its response: adds the request id, and records the status."""
 
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
         self.scope, self._send, self.request_id = scope, send, request_id
@@ -114,7 +116,7 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, error: ServingError) -> None:
-        if self.status:  # the answer has begun
+        if self.status:  # the response has started
             return
         body = json.dumps(error_body(self.scope["path"], error)).encode()
         headers = {"content-type": "application/json", "connection": "close", **error.headers}
@@ -134,7 +136,7 @@ def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def _keys(authorization: str) -> list[str]:
-    """What an Authorization header may hold as the key: a bearer token, or of Basic the password or user:password."""
+    """The possible keys in an Authorization header: a bearer token, or with Basic the password or user:password."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return [value.strip()]

@@ -22,10 +22,10 @@ Loras = tuple[tuple[str, tuple[float, float]], ...]
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Images to generate: image k is drawn from seed + k; with a variation, from seed and variation_seed + k.
+    """Images to generate: image k uses seed + k; with a variation, seed and variation_seed + k.
 
-    height, width: as given; None where an input image decides. size: (width, height) that is sampled. settings: further
-    arguments of `inputs.read_inputs`, those of image to image among them. hires: a second pass at `hires_size`.
+    height, width: as given; None if the input image determines them. size: (width, height) that is sampled. settings:
+    further arguments of `inputs.read_inputs`, including those of image to image. hires: a second pass at `hires_size`.
     """
 
     model: str
@@ -75,7 +75,7 @@ class ImageRequest:
 
 
 class Status(StrEnum):
-    """Where a job stands; the last three are final."""
+    """The status of a job; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -86,9 +86,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobImage:
-    """stopped: sampling ended early, and the image is what the model predicted until then.
-
-    checked: what the content checker found, under the names of `Recipe`.
+    """stopped: sampling ended early, and the image is the last prediction. checked: the result of the content check,
+    with the field names of `Recipe`.
     """
 
     image: Image.Image
@@ -99,13 +98,11 @@ class JobImage:
 
 
 class Job:
-    """One accepted request.
-
-    done: evaluations made for each image, of `total`. x0: the newest prediction [C, h, w] of each image, for previews.
-    partials: predictions of the first image kept at the evaluations in `keep_at`. finishing: images handed to
-    `Finisher`. interrupted: whether `stop` has taken effect. failure: an error of another thread, with which the
-    engine ends the job. collected: whether a client fetched an image. blurs_previews: since images that the
-    content checker finds are blurred or refused.
+    """One accepted request. done: evaluations of each image so far, out of `total`. x0: the newest prediction [C, h, w]
+    of each image, for previews. partials: predictions of the first image at the evaluations in `keep_at`. finishing:
+    images handed to `Finisher`. interrupted: whether `stop` has taken effect. failure: an error in another thread, with
+    which the engine ends the job. collected: whether a client fetched an image. blurs_previews: whether previews are
+    blurred, because the content checker blurs or refuses images.
     """
 
     def __init__(self, request: ImageRequest, deadline: float, keep_at: tuple[int, ...] = ()) -> None:
@@ -148,11 +145,11 @@ class Job:
         return (time.monotonic() - self.started_at) * (1 - done) / done
 
     def cancel(self) -> None:
-        """Drop the job; it leaves its batch before the next step."""
+        """Cancel the job; it leaves its batch before the next step."""
         self.cancelling = True
 
     def stop(self) -> None:
-        """Interrupt the job: the predictions of images that have begun are decoded, and no others begin."""
+        """Interrupt the job: the predictions of started images are decoded, and no others are started."""
         self.stopping = True
 
     def wait(self, timeout: float | None = None) -> list[JobImage]:
@@ -162,13 +159,15 @@ class Job:
         return self.result()
 
     def result(self) -> list[JobImage]:
-        """The images of a job that is over, in order. Raises its error."""
+        """The images of a job that has ended, in order. Raises its error."""
         if self.error is not None:
             raise self.error
         return [self.images[k] for k in sorted(self.images)]
 
     async def changes(self, interval: float | None = None) -> AsyncIterator[None]:
-        """Yields now, after changes, and every `interval` seconds, until the job is over; slow readers skip changes."""
+        """Yields immediately, after changes, and every `interval` seconds, until the job ends; slow readers skip
+        changes.
+        """
         loop, event = asyncio.get_running_loop(), asyncio.Event()
 
         def listen() -> None:
@@ -194,7 +193,7 @@ class Job:
             self.status, self.started_at = Status.RUNNING, time.monotonic()
 
     def advance(self, index: int, evaluations: int, total: int, x0: Tensor) -> None:
-        """The engine made an evaluation for an image."""
+        """The engine completed an evaluation for an image."""
         self.done[index], self.total, self.x0[index] = evaluations, total, x0
         if index == 0 and evaluations in self.keep_at:
             self.partials.append(x0)
@@ -211,7 +210,7 @@ class Job:
         self.notify()
 
     def expect(self, images: int) -> None:
-        """Only this many images will be made. With none, the job ends as cancelled."""
+        """Only this many images will be generated. If there are none, the job ends as cancelled."""
         with self._lock:
             if self.over:
                 return
@@ -224,7 +223,7 @@ class Job:
         self.notify()
 
     def fail(self, error: ServingError) -> None:
-        """End without a result, unless the job is over."""
+        """End without a result, unless the job has already ended."""
         with self._lock:
             if self.over:
                 return
@@ -233,7 +232,7 @@ class Job:
         self.notify()
 
     def release(self) -> None:
-        """Drop images and inputs; how the job ended stays."""
+        """Delete images and inputs, but keep the final status."""
         self.images.clear()
         self.partials.clear()
         self.request = replace(self.request, settings={})

@@ -8,7 +8,7 @@ from latentdiff.serving.errors import LimitError
 
 @dataclass(frozen=True)
 class Limits:
-    """queue: images waiting, beside those being sampled. deadline: seconds from acceptance to the result.
+    """queue: images waiting, in addition to those being sampled. deadline: seconds from acceptance to the result.
 
     pixels: of one image. images, steps, prompt_characters: of one request. body: bytes.
     """
@@ -26,7 +26,7 @@ class Limits:
         return asdict(self)
 
     def check(self, name: str, value: float, limit: float, unit: str = "") -> None:
-        """Raise LimitError when a value is above its limit. name: the field, or begins with it."""
+        """Raise LimitError if a value is above its limit. name: the field, or a text that begins with it."""
         if value > limit:
             space = f" {unit}" if unit else ""
             raise LimitError(

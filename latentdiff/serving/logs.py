@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error."""
+"""Structured logs: one JSON object per line on standard error."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging() -> None:
-    """Send this package's and uvicorn's records to standard error as JSON."""
+    """Write the log records of this package and of uvicorn to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("latentdiff", "uvicorn"):

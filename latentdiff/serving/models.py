@@ -1,4 +1,4 @@
-"""The models of a server: opened when first used, the least recently used dropped above a memory limit."""
+"""The models of a server: opened at first use; above a memory limit, the least recently used one is dropped."""
 
 import logging
 import threading
@@ -35,7 +35,7 @@ class ModelSpec:
 
     @property
     def allow_pickle(self) -> bool:
-        """Whether files of pickles may be read, also those of its additions."""
+        """Whether pickle files may be read, including those of its LoRAs and embeddings."""
         return bool(self.options.get("allow_pickle"))
 
     @property
@@ -57,7 +57,9 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts that are known once a model has been loaded, and kept when it is dropped. words: learned words by file."""
+    """Properties that are known after a model has been loaded, and are kept when it is dropped. words: learned words by
+    file.
+    """
 
     limits: ModelLimits
     dtype: str
@@ -68,18 +70,18 @@ class ModelFacts:
 
     @classmethod
     def of(cls, pipe: LatentDiffusionPipeline, words: dict[str, Path]) -> "ModelFacts":
-        """Of a model opened from files."""
+        """The facts about a model that was opened from files."""
         assert pipe.source is not None
         dtype, files = str(pipe.dtype).removeprefix("torch."), dict.fromkeys(words.values())
         return cls(pipe.limits, dtype, pipe.source, words, hash_model(pipe.source, *files), Previewer(pipe))
 
 
 class ModelStore:
-    """Models by name. One thread loads, so that the models in use go on.
+    """Models by name. One thread loads models, while those in use continue.
 
-    limit: bytes of weights held at once, None for no limit. embeddings: files of learned words for all models. The
-    engine assigns `on_change`, called after a model was loaded or could not be, and `in_use`, the names whose images
-    are being sampled.
+    limit: bytes of weights in memory at once; None means no limit. embeddings: files of learned words for all models.
+    The engine assigns `on_change`, which is called after a model was loaded or failed to load, and `in_use`, the names
+    of the models that are sampling.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class ModelStore:
         self._loader = Worker("latentdiff-loader")
 
     def find(self, name: str | None) -> str:
-        """The name of a known model, the default one for None. Raises NotFoundError."""
+        """The name of a known model; the default model for None. Raises NotFoundError."""
         if name is None:
             return self.default
         if name not in self.specs:
@@ -123,17 +125,21 @@ class ModelStore:
         return name
 
     def add_lora(self, lora: LoraSpec) -> None:
-        """Let requests name a LoRA from now on; a model that is loaded reads it when it is first used."""
+        """Make a LoRA available to requests; loaded models read it at its first use."""
         self.loras = {**self.loras, lora.name: lora}
 
     def load_new_loras(self, pipe: LatentDiffusionPipeline, names: Iterable[str]) -> None:
-        """Read LoRAs that were added after the model was loaded. Raises CheckpointError for one that does not fit."""
+        """Read LoRAs that were added after the model was loaded. Raises CheckpointError for a LoRA that does not match
+        the model.
+        """
         for name in names:
             if name not in pipe.adapters:
                 pipe.load_lora(self.loras[name].path, name, weight=0.0)
 
     def get(self, name: str) -> LatentDiffusionPipeline | None:
-        """The model if it is loaded; otherwise loading begins. Raises what a load raised, for a few seconds."""
+        """The model if it is loaded; otherwise None, and loading starts. After a failed load, raises its error for a
+        few seconds.
+        """
         with self._lock:
             if name in self._pipes:
                 self._pipes.move_to_end(name)
@@ -148,7 +154,7 @@ class ModelStore:
             return None
 
     def hash_with(self, name: str, loras: list[str]) -> str:
-        """The hash of a model that was loaded once, with LoRAs, as recipes store it."""
+        """The hash of a model that has been loaded, with its LoRAs, as recipes store it."""
         if not loras:
             return self.facts[name].hash
         key = (name, *loras)
@@ -172,7 +178,7 @@ class ModelStore:
 
     @property
     def starts_no_images(self) -> bool:
-        """Whether a load waits for memory: no new images start, so that models become idle and can be dropped."""
+        """Whether a load waits for memory: no new images are started, so that models become idle and can be dropped."""
         return self._making_room
 
     def unload(self, name: str) -> None:

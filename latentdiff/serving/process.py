@@ -10,13 +10,13 @@ import uvicorn
 from latentdiff.serving.app import DRAIN_SECONDS
 from latentdiff.serving.server_state import Server
 
-COLLECT_SECONDS = 10.0  # that finished images of our own API can be fetched before the process ends
+COLLECT_SECONDS = 10.0  # during which finished images of our own API can be fetched before the process ends
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that, at the first SIGTERM or Ctrl-C, finishes the accepted jobs and answers requests meanwhile.
+    """A uvicorn server that, at the first SIGTERM or Ctrl-C, finishes the accepted jobs and answers requests meanwhile.
 
-    New jobs are refused with 503. A second signal ends the process at once.
+    New jobs are refused with 503. A second signal ends the process immediately.
     """
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
@@ -27,7 +27,7 @@ class DrainingServer(uvicorn.Server):
         """Called by uvicorn for each signal."""
         if self._draining:
             self._server.files.close()
-            os._exit(128 + sig)  # a thread that computes cannot be interrupted in another way
+            os._exit(128 + sig)  # a computing thread cannot be interrupted otherwise
         self._draining = True
         threading.Thread(target=self._drain, name="latentdiff-drain", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The bounded queue: jobs that were accepted and are not over, and their images in groups that may share batches."""
+"""The bounded queue: accepted jobs that have not ended, and their images in groups that can share batches."""
 
 import logging
 import threading
@@ -15,7 +15,9 @@ log = logging.getLogger("latentdiff.serving")
 
 
 class JobQueue:
-    """Thread-safe. limit: images that may wait, beside one full batch. changed: notified after every change."""
+    """Thread-safe. limit: the number of images that may wait, in addition to one full batch. changed: notified after
+    every change.
+    """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit, self.metrics = limit, metrics
@@ -28,20 +30,20 @@ class JobQueue:
 
     @property
     def jobs(self) -> list[Job]:
-        """Jobs that are not over, in order of arrival."""
+        """Unfinished jobs, in order of arrival."""
         with self.changed:
             return list(self._jobs.values())
 
     @property
     def groups(self) -> list[Group]:
-        """Groups that hold images."""
+        """Groups that contain images."""
         with self.changed:
             self._groups = {key: group for key, group in self._groups.items() if group.waiting or group.active}
             return list(self._groups.values())
 
     @property
     def waiting(self) -> int:
-        """Images accepted and not yet started."""
+        """The number of accepted images that have not started."""
         with self.changed:
             return sum(len(group.waiting) for group in self._groups.values())
 
@@ -60,7 +62,7 @@ class JobQueue:
 
     @contextmanager
     def reserve(self, images: int) -> Iterator[None]:
-        """Count images of a request that waits for its model. Raises QueueFullError and UnavailableError."""
+        """Count the images of a request that waits for its model. Raises QueueFullError and UnavailableError."""
         with self.changed:
             self.check_room(images)
             self._reserved += images
@@ -79,13 +81,13 @@ class JobQueue:
             self.changed.notify_all()
 
     def add_first(self, picture: Picture, key: GroupKey) -> None:
-        """Put an image that has begun at the front of another group."""
+        """Move an image that was started to the front of another group."""
         with self.changed:
             self._group(key).waiting.appendleft(picture)
             self.changed.notify_all()
 
     def next_waiting(self, group: Group) -> Picture | None:
-        """Take the image of a group that has waited longest."""
+        """Take the image of a group that has waited the longest."""
         with self.changed:
             return group.waiting.popleft() if group.waiting else None
 
@@ -95,7 +97,7 @@ class JobQueue:
             return [picture for group in self._groups.values() for picture in group.remove(job)]
 
     def forget(self, job: Job) -> None:
-        """Remove a job that is over, and count it in the metrics."""
+        """Remove a job that has ended, and count it in the metrics."""
         with self.changed:
             if self._jobs.pop(job.id, None) is None:
                 return
@@ -119,7 +121,7 @@ class JobQueue:
             self.changed.notify_all()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Accept nothing more and wait for the accepted jobs; returns whether all of them ended."""
+        """Accept no more jobs and wait for the accepted ones; returns whether all of them ended."""
         with self.changed:
             self.accepting = False
             return self.changed.wait_for(lambda: not self._jobs, timeout)
@@ -130,7 +132,7 @@ class JobQueue:
             raise UnavailableError("the server is stopping; send the request to another one")
         if images > self.limit + MAX_ROWS:
             raise LimitError(
-                f"images={images} is above the {self.limit + MAX_ROWS} that this server accepts at once; lower it",
+                f"images={images} is above {self.limit + MAX_ROWS}, this server's limit for one request; lower it",
                 "images",
             )
         unfinished = sum(len(job.done) - len(job.images) for job in self.jobs) + self._reserved

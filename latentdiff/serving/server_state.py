@@ -1,4 +1,6 @@
-"""What the HTTP routes share: the engine, limits, finished jobs, files, and how a request becomes a job."""
+"""The state shared by the HTTP routes: the engine, limits, finished jobs and files; and the conversion of requests to
+jobs.
+"""
 
 import asyncio
 import secrets
@@ -32,14 +34,13 @@ T = TypeVar("T")
 KEPT_SECONDS = 3600.0
 KEPT_PIXELS = 128 * 2**20  # of finished jobs, in results and inputs; three bytes each
 KEPT_JOBS = 1000
-DISCONNECT_SECONDS = 0.25  # between looks whether a waiting client is still there
+DISCONNECT_SECONDS = 0.25  # between checks whether a waiting client is still connected
 
 
 @dataclass(frozen=True)
 class Settings:
-    """key: required from every client unless it is None. origins: of web pages that may call this server (CORS).
-
-    hosts: names this server is reached by, checked when there is no key, against DNS rebinding.
+    """key: required from every client unless it is None. origins: the web pages that may call this server (CORS).
+    hosts: the names of this server, which are checked against DNS rebinding if there is no key.
     """
 
     key: str | None = None
@@ -51,8 +52,8 @@ class Settings:
 class Server:
     """One server; the routes find it at `request.app.state.server`.
 
-    finished: jobs of our own API by id. tasks: jobs of A1111's API by task id. a1111_model: what its clients chose.
-    finetunes: None unless clients may fine-tune. worker: for tensors outside of the engine.
+    finished: jobs of our own API by id. tasks: jobs of A1111's API by task id. a1111_model: the model that its clients
+    selected. finetunes: None unless clients may fine-tune. worker: for tensor computations outside the engine.
     """
 
     engine: Engine
@@ -72,10 +73,9 @@ class Server:
         return self.engine.limits
 
     async def model_limits(self, model: str, images: int = 1) -> ModelLimits:
-        """What arguments depend on; loads a model that was never loaded.
-
-        images: those of the request that waits, which count towards the queue's bound meanwhile. Raises what loading
-        raises, QueueFullError and DeadlineError.
+        """The properties of a model that arguments depend on; loads the model if it has never been loaded. images: the
+        number of images of the waiting request, which count towards the queue's limit meanwhile. Raises the errors of
+        loading, QueueFullError and DeadlineError.
         """
         models, deadline = self.engine.models, time.monotonic() + self.limits.deadline
         if model not in models.facts:
@@ -108,7 +108,8 @@ class Server:
         hires: Hires | None = None,
         **settings: Any,
     ) -> ImageRequest:
-        """A request with the model's own settings where none are given; LoRAs that the prompt names are in `loras`.
+        """A request, with the model's defaults for settings that are not given; `loras` includes those that the prompt
+        names.
 
         settings: further arguments of `read_inputs`. Raises ServingError and InputError.
         """
@@ -135,7 +136,7 @@ class Server:
             settings={key: value for key, value in settings.items() if value is not None},
             hires=hires,
         )
-        run = self.compute if "image" in request.settings else asyncio.to_thread  # prompts need no tensors
+        run = self.compute if "image" in request.settings else asyncio.to_thread  # parsing prompts needs no tensors
         return await run(self._completed, request, usual, loras or {})
 
     async def decode(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -144,7 +145,7 @@ class Server:
         return await asyncio.to_thread(work, *args, **kwargs)
 
     async def compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work on tensors; `asyncio.to_thread` is for the rest, see `Worker`."""
+        """Run tensor computations; for other work, use `asyncio.to_thread` (see `Worker`)."""
         return await asyncio.wrap_future(self.worker.submit(partial(work, *args, **kwargs)))
 
     def _check_counts(self, prompt: str, negative_prompt: str | None, images: int) -> None:
@@ -156,7 +157,7 @@ class Server:
         self.limits.check(name, size[0] * size[1], self.limits.pixels, "pixels")
 
     def _seeds(self, seed: int | None, variation_seed: int | None, strength: float | None) -> dict[str, Any]:
-        """Random seeds where none are given; a variation of strength 0 is none."""
+        """Choose random seeds if none are given; a variation of strength 0 is no variation."""
         if strength == 0:
             variation_seed = strength = None
         elif strength and variation_seed is None:
@@ -165,7 +166,7 @@ class Server:
         return {"seed": seed, "variation_seed": variation_seed, "variation_strength": strength}
 
     def _completed(self, request: ImageRequest, usual: ModelLimits, loras: Mapping[str, Any]) -> ImageRequest:
-        """The request with the size that is sampled, and the LoRAs that its prompt names added to `loras`."""
+        """The request with the sampled size, and with the LoRAs in its prompt added to `loras`."""
         inputs = read_inputs(usual, **request.arguments(request.images - 1))
         size = inputs.width, inputs.height
         self._check_pixels("width*height", size)
@@ -186,7 +187,7 @@ class Server:
         return tuple(sorted((name, pair) for name, pair in pairs if pair != (0.0, 0.0)))
 
     def keep(self, job: Job) -> None:
-        """Remember a job after its end, for an hour and within bounds on jobs and pixels."""
+        """Keep a job after its end, for an hour and within limits on the number of jobs and pixels."""
         self.finished[job.id] = job
         total = sum(_pixels(other) for other in self.finished.values())
         for oldest in list(self.finished.values()):
@@ -208,7 +209,7 @@ class Server:
         return self.finished[job_id]
 
     async def wait(self, job: Job, http: Request) -> list[JobImage]:
-        """The images of a job; a client that leaves cancels it. Raises the job's error."""
+        """The images of a job; it is cancelled if the client disconnects. Raises the job's error."""
         async for _ in job.changes(DISCONNECT_SECONDS):
             if not job.over and await http.is_disconnected():
                 self.engine.cancel(job)

@@ -1,21 +1,21 @@
-"""Which group of images steps next, of those that cannot share a batch."""
+"""Select the group of images that runs the next step, among groups that cannot share a batch."""
 
 import time
 
 from latentdiff.serving.group import Group
 
-TURN_SECONDS = 0.5  # of a group while others wait: long enough to be worth changing LoRAs
+TURN_SECONDS = 0.5  # for one group while others wait: long enough to justify changing LoRAs
 
 
 class Turns:
-    """The current group until its turn is over, then the one whose last turn is longest ago."""
+    """The current group until its turn ends, then the group with the least recent turn."""
 
     def __init__(self) -> None:
         self._current: Group | None = None
         self._began = 0.0
 
     def choose(self, ready: list[Group]) -> Group | None:
-        """One of the groups that can step now, or None."""
+        """One of the groups that can run a step, or None."""
         now = time.monotonic()
         if self._current in ready and (len(ready) == 1 or now - self._began < TURN_SECONDS):
             return self._current

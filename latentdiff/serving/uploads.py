@@ -13,7 +13,7 @@ from latentdiff.serving.errors import ServingError
 def from_base64(text: str, name: str) -> bytes:
     """The bytes of base64 text, with or without a `data:` prefix. Raises ServingError; URLs are not fetched."""
     if text.startswith(("http://", "https://")):
-        raise ServingError(f"{name} is a URL; this server fetches no URLs, send the image as base64", name)
+        raise ServingError(f"{name} is a URL; this server does not fetch URLs; send the image as base64", name)
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=False)
     except (binascii.Error, ValueError) as error:
@@ -33,7 +33,7 @@ def image_from(data: bytes, name: str) -> Image.Image:
 def mask_from(data: bytes, name: str, transparent_is_repainted: bool = False) -> Image.Image:
     """A mask, white where it is repainted. Raises ServingError.
 
-    transparent_is_repainted: as OpenAI has it; otherwise opaque areas are repainted.
+    transparent_is_repainted: as in OpenAI's API; otherwise opaque areas are repainted.
     """
     try:
         mask = decode_mask(data, name)

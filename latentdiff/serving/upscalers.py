@@ -1,4 +1,4 @@
-"""The ESRGAN networks of a server, by name; each is read at its first use and kept."""
+"""The ESRGAN networks of a server, by name; each is loaded at first use and kept."""
 
 import threading
 from pathlib import Path
@@ -13,7 +13,7 @@ from latentdiff.serving.errors import NotFoundError
 
 
 class UpscalerStore:
-    """paths: files by name. Raises InputError for a name that is taken."""
+    """paths: files by name. Raises InputError for a reserved name."""
 
     def __init__(self, paths: dict[str, Path] | None = None, allow_pickle: bool = False) -> None:
         self.paths, self.allow_pickle = paths or {}, allow_pickle

@@ -1,4 +1,4 @@
-"""`Worker`, one thread that runs submitted functions in order: work on tensors beside the thread of the engine."""
+"""`Worker`: one thread, besides that of the engine, that runs submitted tensor computations in order."""
 
 import threading
 from collections import deque
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Runs what is submitted, in order, on a thread that ends when nothing is left.
+    """Runs submitted work in order, on a thread that ends when no work is left.
 
-    A thread that has computed with torch keeps its OpenMP threads for as long as it lives. While a process has more of
-    them than cores, libgomp puts threads to sleep at every barrier instead of letting them spin, also those of the
-    engine: 20 steps of the bundled model took 0.53 s instead of 0.32 on two cores.
+    A thread that has computed with torch keeps its OpenMP threads until it ends. If a process has more of them than
+    cores, libgomp puts all threads, including the engine's, to sleep at every barrier instead of letting them spin: 20
+    steps of the bundled model took 0.53 s instead of 0.32 on two cores.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,7 +25,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """The result of `work`, later; cancelled if the worker is closed."""
+        """A future with the result of `work`; cancelled if the worker is closed."""
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
@@ -38,7 +38,7 @@ class Worker:
         return future
 
     def close(self, finish: bool = True) -> None:
-        """Take no more work. finish: wait for what was submitted; otherwise cancel what has not begun."""
+        """Accept no more work. finish: wait for the submitted work; otherwise cancel work that has not started."""
         with self._lock:
             self._closed, thread = True, self._thread
             while self._tasks and not finish:

@@ -193,7 +193,7 @@ def test_other_clients_bodies_are_taken(live: Live, change: dict[str, Any]) -> N
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "other"}}, 404, "model='other' is unknown"),
         ("img2img", {}, 404, "Init image not found"),
         ("img2img", {"init_images": ["!!!"]}, 400, "Invalid encoded image"),
-        ("img2img", {"init_images": ["http://169.254.169.254/x"]}, 400, "fetches no URLs"),
+        ("img2img", {"init_images": ["http://169.254.169.254/x"]}, 400, "does not fetch URLs"),
         ("png-info", {"image": "AAAA"}, 400, "Invalid encoded image"),
         ("extra-single-image", {"image": "AAAA"}, 400, "Invalid encoded image"),
     ],

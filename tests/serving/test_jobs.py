@@ -112,7 +112,7 @@ def test_more_images_than_the_queue_can_ever_hold_is_a_limit_and_not_a_full_queu
     live = make_live(limits=Limits(queue=1))
     answer = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 10})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == "images=10 is above the 9 that this server accepts at once; lower it"
+    assert answer.json()["error"]["message"] == "images=10 is above 9, this server's limit for one request; lower it"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_variations_and_what_cannot_be_edited(client: openai.OpenAI) -> None:
     for arguments, words in (
         ({"image": file(PICTURE), "prompt": PROMPT, "background": "transparent"}, "background"),
         ({"image": ("x.png", b"no image"), "prompt": PROMPT}, "Invalid encoded image"),
-        ({"image": [file(PICTURE), file(PICTURE)], "prompt": PROMPT}, "image holds 2 files"),
+        ({"image": [file(PICTURE), file(PICTURE)], "prompt": PROMPT}, "image contains 2 files"),
         ({"image": file(PICTURE), "mask": file(MASK.resize((8, 8))), "prompt": PROMPT}, "the mask is"),
         ({"image": file(PICTURE), "prompt": PROMPT, "extra_body": {"strength": 1.7}}, "strength=1.7"),
     ):

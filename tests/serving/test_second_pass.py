@@ -147,7 +147,7 @@ def test_our_own_api_takes_a_second_pass(make_live: MakeLive, esrgan: Path) -> N
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        ({"hires_strength": 0.5}, 400, "hires_strength needs a second pass; set hires to 2"),
+        ({"hires_strength": 0.5}, 400, "hires_strength requires a second pass; set hires to 2"),
         ({"hires": 9}, 400, "hires=9 must be greater than 1 and at most 8"),
         ({"hires": 2, "upscaler": "blunt"}, 404, "upscaler='blunt' is unknown"),
         ({"hires": 8, "width": 512, "height": 512}, 400, "second pass=16777216 is above this server's limit"),
@@ -237,7 +237,7 @@ def test_fields_left_out_come_from_an_infotext(live: Live) -> None:
         ({"override_settings": {"sd_vae": "other.pt"}}, "override_settings.sd_vae is not supported"),
         ({"override_settings": {"CLIP_stop_at_last_layers": "many"}}, "is not a number; try 1"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 90}}, "clip_skip=89 must be from 0"),
-        ({"infotext": "a red apple"}, "infotext holds no settings"),
+        ({"infotext": "a red apple"}, "infotext contains no settings"),
     ],
 )
 def test_what_a1111s_clients_name_is_done_or_refused_by_name(live: Live, change: dict[str, Any], words: str) -> None:

@@ -1,1 +1,1 @@
-"""The HTTP APIs: our own, OpenAI's, AUTOMATIC1111's, and what operators need."""
+"""The HTTP APIs: our own, OpenAI's, AUTOMATIC1111's, and health and metrics for operators."""

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API: generating images, progress and interrupting."""
+"""AUTOMATIC1111's API: generate images, report progress, interrupt."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ async def _answered(server: Server, job: Job, body: Txt2Img, images: list[JobIma
 
 
 def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> dict[str, Any]:
-    """A1111's facts about the images; strict clients require every key, of the right type."""
+    """A1111's metadata of the images; strict clients require every key, with the right type."""
     request, models = job.request, server.engine.models
     seeds, negative = [image.seed for image in images], request.negative_prompt or ""
     subseeds = [image.seed if image.variation_seed is None else image.variation_seed for image in images]
@@ -103,7 +103,7 @@ def _info(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> di
 
 
 def _extra_parameters(request: ImageRequest) -> dict[str, Any]:
-    """Settings that A1111 states only where they apply."""
+    """Settings that A1111 includes only if they apply."""
     extra: dict[str, Any] = {"Tiling": True} if request.settings.get("seamless") else {}
     if (hires := request.hires) is not None:
         steps = {} if hires.steps is None else {"Hires steps": hires.steps}
@@ -121,7 +121,7 @@ def _running(server: Server) -> list[Job]:
 
 @router.get("/sdapi/v1/progress")
 async def progress(server: Here, skip_current_image: bool = False) -> dict[str, Any]:
-    """How far the oldest unfinished request of this API is."""
+    """The progress of the oldest unfinished request of this API."""
     running = _running(server)
     job = running[0] if running else None
     return {
@@ -151,7 +151,7 @@ async def _current_image(server: Server, job: Job) -> str | None:
 
 @router.post("/sdapi/v1/interrupt")
 async def interrupt(server: Here) -> dict[str, Any]:
-    """Interrupt the running requests of this API; they are answered with the images as predicted so far."""
+    """Interrupt the running requests of this API; the responses contain the current predictions of the images."""
     server.engine.stop_jobs([job for job in _running(server) if job.started_at is not None])
     return {}
 
@@ -164,7 +164,7 @@ async def skip(server: Here) -> dict[str, Any]:
 
 
 class ProgressRequest(BaseModel):
-    """Which task, and whether to send a preview."""
+    """The id of a task, and whether to send a preview."""
 
     id_task: str | None = None
     id_live_preview: int | None = -1
@@ -173,7 +173,7 @@ class ProgressRequest(BaseModel):
 
 @router.post("/internal/progress")
 async def task_progress(body: ProgressRequest, server: Here) -> dict[str, Any]:
-    """How far one task is."""
+    """The progress of one task."""
     job = server.tasks.get(body.id_task or "")
     image = None if job is None or job.over or not body.live_preview else await _current_image(server, job)
     return {

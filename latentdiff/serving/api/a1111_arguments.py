@@ -19,7 +19,7 @@ FILLS = {0: "blur", 1: "original", 2: "noise"}
 HIRES_STRENGTH = 0.75  # A1111's
 HIRES_UPSCALERS = {"latent": LATENT, "latent (bicubic)": LATENT, "none": PIXEL, "lanczos": PIXEL}
 
-# Fields and options without an equivalent here, and the values that change nothing, beside empty ones.
+# Fields and options without an equivalent here, and the values that have no effect, besides empty ones.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "restore_faces": (),
     "styles": (),
@@ -71,7 +71,7 @@ def arguments(body: Txt2Img, engine: Engine, model: str) -> dict[str, Any]:
         "guidance_scale": body.cfg_scale,
         "sampler": sampler,
         "spacing": spacing,
-        "eta": None if body.eta == 1 and sampler != "ddim" else body.eta or None,  # clients send 1, A1111's usual
+        "eta": None if body.eta == 1 and sampler != "ddim" else body.eta or None,  # clients send 1, A1111's default
         "clip_skip": _clip_skip(options.get("CLIP_stop_at_last_layers")),
         "seamless": "x,y" if body.tiling else None,
         "hires": _hires(body, engine) if body.enable_hr else None,
@@ -83,7 +83,7 @@ def editing(body: Img2Img) -> dict[str, Any]:
     if not body.init_images:
         raise NotFoundError("Init image not found: init_images is empty; send one image as base64", "init_images")
     if len(body.init_images) > 1:
-        raise ServingError("init_images holds several images; send one for each request", "init_images")
+        raise ServingError("init_images contains several images; send one per request", "init_images")
     if body.resize_mode not in RESIZE_MODES:
         raise ServingError(f"resize_mode={body.resize_mode} is not supported; use 0, 1 or 2", "resize_mode")
     image = image_from(from_base64(body.init_images[0], "init_images"), "init_images")
@@ -106,11 +106,11 @@ def editing(body: Img2Img) -> dict[str, Any]:
 
 
 def fill_from_infotext(body: Body) -> Body:
-    """Fields that the client left out, from `infotext`. Raises ServingError for another text."""
+    """Fields that the request omits, taken from `infotext`. Raises ServingError if it contains no settings."""
     if not body.infotext:
         return body
     if (parsed := parse_infotext(body.infotext)) is None:
-        raise ServingError("infotext holds no settings; send the text that png-info returns, or leave it out")
+        raise ServingError("infotext contains no settings; send the text that png-info returns, or omit it")
     found = dict(parsed[0])
     if "guidance_scale" in found:
         found["cfg_scale"] = found.pop("guidance_scale")
@@ -178,7 +178,7 @@ def _has_arguments(script: Any) -> bool:
 
 
 def _clip_skip(stop_at: Any) -> int | None:
-    """A1111 counts layers from the last on, so that 1 leaves none out; clients send 1.0 too."""
+    """A1111 counts layers from the last one, so 1 skips none; some clients send 1.0."""
     try:
         return max(0, int(float(stop_at)) - 1) or None if stop_at else None
     except (TypeError, ValueError, OverflowError):

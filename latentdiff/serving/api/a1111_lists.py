@@ -56,7 +56,7 @@ async def options(server: Here) -> dict[str, Any]:
 
 @router.post("/options")
 async def set_options(changes: Annotated[dict[str, Any], Body()], server: Here) -> None:
-    """Choose the model of this API's requests, and load it; other options are accepted and have no effect."""
+    """Select the model for requests to this API, and load it; other options are accepted and have no effect."""
     if checkpoint := changes.get("sd_model_checkpoint"):
         model = find_checkpoint(str(checkpoint), server.engine.models)
         await server.model_limits(model)
@@ -116,7 +116,7 @@ async def loras(server: Here) -> list[dict[str, Any]]:
 
 @router.get("/embeddings")
 async def embeddings(server: Here) -> dict[str, Any]:
-    """Learned words of the model that this API's clients chose."""
+    """Learned words of the model that is selected for this API."""
     facts = server.engine.models.facts.get(server.a1111_model)
     unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
     return {"loaded": dict.fromkeys(facts.words, unknown) if facts else {}, "skipped": {}}

@@ -26,7 +26,7 @@ EXAMPLE: dict[str, Any] = {"prompt": "a red apple", "steps": 20, "width": 128, "
 
 
 class Txt2Img(BaseModel):
-    """Unknown fields are ignored, as A1111 does; known ones that this server has no equivalent for are refused."""
+    """Unknown fields are ignored, as in A1111; known fields without an equivalent in this server are refused."""
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [EXAMPLE]})
 

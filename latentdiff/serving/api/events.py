@@ -17,6 +17,6 @@ def event(kind: str, data: dict[str, Any]) -> str:
 
 
 def stream(events: AsyncIterator[str]) -> StreamingResponse:
-    """The answer that sends events as they come."""
+    """The streaming response that sends events as they occur."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -1,6 +1,6 @@
-"""Fine-tuning from the web page: pictures, captions, check, training, samples, and the LoRA in use at once.
+"""Fine-tuning from the web page: pictures, captions, data check, training, samples, and use of the new LoRA.
 
-Off unless the server was started with a folder that pictures may be taken from.
+Disabled unless the server was started with `--train FOLDER`, from which pictures can be copied.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ One = Annotated[FineTune, Depends(_named)]
 
 
 class NewFineTune(BaseModel):
-    """A name, and what its pictures are copied from; without either, they are uploaded."""
+    """The name, and the folder or fine-tune from which the pictures are copied; if None, they are uploaded."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +50,7 @@ class NewFineTune(BaseModel):
 
 
 class Resume(BaseModel):
-    """steps: train to this step instead of the planned one."""
+    """steps: the last step, if it differs from the planned one."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -137,7 +137,7 @@ async def put_picture(file: str, http: Request, one: One, finetunes: All) -> dic
 
 @router.delete("/{name}/pictures/{file}", status_code=204)
 async def delete_picture(file: str, one: One, finetunes: All) -> None:
-    """Leave a picture out. The file it was copied from stays."""
+    """Remove a picture. The file that it was copied from is kept."""
     async with finetunes.changing:
         _refuse_running(one)
         await asyncio.to_thread(pictures.remove_picture, one, file)
@@ -154,7 +154,7 @@ async def thumbnail(file: str, one: One) -> Response:
 
 @router.patch("/{name}/captions", status_code=204)
 async def captions(body: dict[str, list[str]], one: One, finetunes: All) -> None:
-    """Replace the captions of the pictures named."""
+    """Replace the captions of the named pictures."""
     async with finetunes.changing:
         _refuse_running(one)
         await asyncio.to_thread(pictures.set_captions, one, body)
@@ -169,7 +169,7 @@ async def check(body: Settings, one: One, finetunes: All, server: Here) -> dict[
 
 @router.post("/{name}/start", status_code=202)
 async def start(body: Settings, one: One, finetunes: All, server: Here) -> dict[str, Any]:
-    """Start `latentdiff finetune` in a process of its own."""
+    """Start `latentdiff finetune` in a separate process."""
     async with finetunes.changing:
         pictures.refuse_begun(one)
         await asyncio.to_thread(process.start, finetunes, one, body, _model(server, body))
@@ -213,10 +213,10 @@ async def use(one: One, finetunes: All, server: Here) -> dict[str, str]:
 
 @router.get("/{name}/loras/{lora}", response_class=Response)
 async def download(lora: str, one: One) -> Response:
-    """A LoRA that was taken into use, as a file."""
+    """The file of a LoRA that was made available to requests."""
     found = next((path for path in one.loras if path.stem == lora), None)
     if found is None:
-        raise NotFoundError(f"LoRA {lora[:80]!r} is unknown; use the fine-tune first")
+        raise NotFoundError(f"LoRA {lora[:80]!r} is unknown; make the LoRA of the fine-tune available first")
     return FileResponse(found, filename=found.name, media_type="application/octet-stream")
 
 

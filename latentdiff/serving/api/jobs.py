@@ -30,49 +30,61 @@ EXAMPLE: dict[str, Any] = {"prompt": "a red apple", "steps": 25, "guidance_scale
 
 
 class JobRequest(BaseModel):
-    """What to generate; the model's own settings apply where a field is left out."""
+    """The images to generate; the model's defaults apply to fields that are omitted."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
     prompt: str
     negative_prompt: str | None = None
-    model: str | None = Field(None, description="A model of /v1/capabilities.")
-    images: Int = Field(1, ge=1, description="Image k is drawn from seed + k.")
-    seed: Int | None = Field(None, ge=0, lt=2**53, description="Random when left out.")
-    variation_seed: Int | None = Field(None, ge=0, lt=2**53, description="Image k mixes in the noise of this + k.")
-    variation_strength: Float | None = Field(None, ge=0, le=1, description="How much; all images have one seed then.")
+    model: str | None = Field(None, description="A model listed by /v1/capabilities.")
+    images: Int = Field(1, ge=1, description="Image k uses seed + k.")
+    seed: Int | None = Field(None, ge=0, lt=2**53, description="Random if omitted.")
+    variation_seed: Int | None = Field(
+        None, ge=0, lt=2**53, description="Image k mixes in the noise of variation_seed + k."
+    )
+    variation_strength: Float | None = Field(
+        None, ge=0, le=1, description="How much noise to mix in, 0 to 1; all images then share one seed."
+    )
     width: Int | None = Field(None, ge=1, description="Pixels.")
     height: Int | None = Field(None, ge=1, description="Pixels.")
     steps: Int | None = Field(None, ge=1)
-    guidance_scale: Float | None = Field(None, ge=0, le=100, description="1 or less samples without guidance.")
+    guidance_scale: Float | None = Field(None, ge=0, le=100, description="1 or less disables guidance.")
     guidance_interval: tuple[Float, Float] | None = Field(None, description="Guide only at these noise levels, 0 to 1.")
     sampler: str | None = None
     eta: Float | None = Field(None, ge=0, le=1)
-    spacing: str | None = Field(None, description="Of the noise levels, as karras.")
+    spacing: str | None = Field(None, description="Spacing of the noise levels, for example karras.")
     prompt_2: str | None = Field(None, description="For the second text encoder of models that have two.")
     negative_prompt_2: str | None = None
-    prompt_syntax: Literal["a1111", "plain"] = Field("a1111", description="plain reads no weights, tags and schedules.")
-    clip_skip: Int | None = Field(None, ge=0, description="Layers of the text encoders left out, as in diffusers.")
-    tile: Int | None = Field(None, ge=1, description="Evaluate the network in overlapping tiles of so many pixels.")
-    seamless: str | None = Field(None, description="x, y or x,y: opposite edges fit.")
-    hires: Float | None = Field(None, description="A second pass at so many times the sides.")
-    hires_strength: Float | None = Field(None, ge=0, le=1, description="Of the second pass; 0.3 when left out.")
-    hires_steps: Int | None = Field(None, ge=1, description="Of the second pass; those of the first when left out.")
-    upscaler: str | None = Field(None, description="lanczos, latent, or an upscaler of /v1/capabilities.")
+    prompt_syntax: Literal["a1111", "plain"] = Field(
+        "a1111", description="a1111, or plain, which does not parse weights, tags or schedules."
+    )
+    clip_skip: Int | None = Field(None, ge=0, description="Final layers of the text encoders to skip, as in diffusers.")
+    tile: Int | None = Field(
+        None, ge=1, description="Evaluate the network in overlapping tiles with sides of this many pixels."
+    )
+    seamless: str | None = Field(None, description="x, y or x,y: axes along which opposite edges match.")
+    hires: Float | None = Field(None, description="Scale of a second pass.")
+    hires_strength: Float | None = Field(None, ge=0, le=1, description="Strength of the second pass; 0.3 if omitted.")
+    hires_steps: Int | None = Field(None, ge=1, description="Steps of the second pass; those of the first if omitted.")
+    upscaler: str | None = Field(None, description="lanczos, latent, or an upscaler listed by /v1/capabilities.")
     image: str | None = Field(None, description="Base64 of an image to start from.")
     mask: str | None = Field(None, description="Base64 of a mask, white where the image is repainted.")
-    strength: Float | None = Field(None, ge=0, le=1, description="Part of the steps that run, with an image.")
+    strength: Float | None = Field(None, ge=0, le=1, description="With an image: the fraction of the steps to run.")
     fit: Literal["cover", "contain", "stretch"] = "cover"
-    extend: dict[str, Int] = Field({}, description="Pixels to paint beyond edges: left, top, right, bottom.")
+    extend: dict[str, Int] = Field({}, description="Pixels to add at the edges: left, top, right, bottom.")
     mask_blur: Float = Field(4.0, ge=0, le=256)
     mask_fill: Literal["original", "noise", "blur"] = "original"
-    only_masked: Int | None = Field(None, ge=0, le=4096, description="Paint only the mask with this padding.")
+    only_masked: Int | None = Field(
+        None, ge=0, le=4096, description="Paint only the masked area, with this many pixels around it."
+    )
     loras: dict[str, Float | tuple[Float, Float]] = Field({}, description="Weight by name, or U-Net and text weights.")
-    deadline: Float | None = Field(None, gt=0, description="Seconds until the job fails if it is not finished.")
+    deadline: Float | None = Field(None, gt=0, description="Seconds after which an unfinished job fails.")
 
 
 class JobState(BaseModel):
-    """How far a job is. position: in the queue, 0 once it has started. done: evaluations of each image, of `total`."""
+    """The progress of a job. position: in the queue, 0 once it has started. done: evaluations of each image, out of
+    `total`.
+    """
 
     id: str
     status: str
@@ -139,7 +151,7 @@ def _shown(hires: Hires | None) -> dict[str, Any]:
 
 @router.post("/jobs", status_code=202)
 async def submit(body: JobRequest, server: Here) -> JobState:
-    """Accept a job. 429 with Retry-After when the queue is full."""
+    """Accept a job; responds with 429 and Retry-After if the queue is full."""
     values = body.model_dump(exclude={"deadline", *EDITING, *SECOND_PASS})
     hires = _second_pass(body, server)
     request = await server.request(**values, hires=hires, **await server.decode(_editing, body))
@@ -156,7 +168,7 @@ def _second_pass(body: JobRequest, server: Server) -> Hires | None:
     given = {name: value for name in SECOND_PASS if (value := getattr(body, name)) is not None}
     if body.hires is None:
         if given:
-            raise ServingError(f"{next(iter(given))} needs a second pass; set hires to 2", "hires")
+            raise ServingError(f"{next(iter(given))} requires a second pass; set hires to 2", "hires")
         return None
     strength = Hires.strength if body.hires_strength is None else body.hires_strength
     return Hires(body.hires, strength, body.hires_steps, server.engine.upscalers.find(body.upscaler or PIXEL))
@@ -166,7 +178,7 @@ def _editing(body: JobRequest) -> dict[str, Any]:
     """The arguments of image to image and inpainting."""
     if body.image is None:
         if body.mask is not None or body.strength is not None or body.extend:
-            raise ServingError("mask, strength and extend need an image; send image as base64", "image")
+            raise ServingError("mask, strength and extend require an image; send image as base64", "image")
         return {}
     mask = None if body.mask is None else mask_from(from_base64(body.mask, "mask"), "mask")
     edit = EditOptions(
@@ -182,13 +194,13 @@ def _editing(body: JobRequest) -> dict[str, Any]:
 
 @router.get("/jobs/{job_id}")
 async def show(job_id: str, server: Here) -> JobState:
-    """How far a job is."""
+    """The state of a job."""
     return state_of(server, server.find_job(job_id))
 
 
 @router.delete("/jobs/{job_id}")
 async def delete(job_id: str, server: Here) -> JobState:
-    """Cancel a job, or forget a finished one."""
+    """Cancel a job, or delete a finished one."""
     job = server.find_job(job_id)
     if job.over:
         server.finished.pop(job_id, None)
@@ -206,7 +218,7 @@ async def image(
     format: Format = "png",
     quality: Annotated[int, Query(ge=1, le=100)] = 90,
 ) -> Response:
-    """A finished image; a PNG holds its recipe."""
+    """A finished image; a PNG contains its recipe."""
     job = server.find_job(job_id)
     if (made := job.images.get(index)) is None:
         raise NotFoundError(f"image {index} of this job is not finished, or does not exist")
@@ -219,7 +231,7 @@ async def image(
 async def events(
     job_id: str,
     server: Here,
-    previews: Annotated[bool, Query(description="Send small previews too.")] = True,
+    previews: Annotated[bool, Query(description="Also send small previews.")] = True,
 ) -> StreamingResponse:
     """Events `progress`, `preview`, and last `result` or `error`. A slow reader misses some, never the last."""
     return stream(_events(server, server.find_job(job_id), previews))

@@ -1,4 +1,4 @@
-"""OpenAI's images API: generations with streaming, models, and files behind `url` answers."""
+"""OpenAI's images API: generations with streaming, models, and files that `url` responses refer to."""
 
 import asyncio
 import re
@@ -20,16 +20,16 @@ from latentdiff.serving.server_state import Server, server_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]
-HOSTED_MODELS = ("gpt-image-", "dall-e-")  # names that clients send without a choice
+HOSTED_MODELS = ("gpt-image-", "dall-e-")  # names that clients send by default
 STEPS_BY_QUALITY = {"low": 0.5, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 2.0}  # of the model's own
 SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 EXAMPLE: dict[str, Any] = {"prompt": "a red apple", "n": 1, "size": "128x128", "response_format": "b64_json", "seed": 7}
 
 
 class ImagesRequest(BaseModel):
-    """Fields of `client.images.generate`; after `user`, extensions under the names of vLLM-Omni and our own.
+    """Fields of `client.images.generate`; after `user`, extensions with the names of vLLM-Omni and with our own.
 
-    moderation, style, input_fidelity, complexity and user change nothing here. Other fields are refused.
+    moderation, style, input_fidelity, complexity and user have no effect here. Other fields are refused.
     """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
@@ -37,7 +37,7 @@ class ImagesRequest(BaseModel):
     prompt: str
     model: str | None = None
     n: int | None = Field(1, ge=1, le=10)
-    size: str | None = Field("auto", description="WIDTHxHEIGHT, or auto for the model's own.")
+    size: str | None = Field("auto", description="WIDTHxHEIGHT, or auto for the model's default.")
     quality: Literal["auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"] | None = "auto"
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = "png"
@@ -119,7 +119,7 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
 
 
 async def answer(server: Server, http: Request, request: ImageRequest, body: ImagesRequest, kind: str) -> Response:
-    """Run a job and answer with one JSON body, or with events named after `kind` if the client streams."""
+    """Run a job and respond with one JSON body, or with events named after `kind` if the client requested a stream."""
     if body.stream:
         keep_at = _partial_steps(request, body.partial_images or 0)
         job = server.engine.submit(request, keep_at=keep_at)
@@ -191,6 +191,6 @@ async def _stream(server: Server, job: Job, body: ImagesRequest, kind: str) -> A
 
 @router.get("/files/{name}", name="image_file", response_class=FileResponse)
 async def image_file(name: str, server: Here) -> FileResponse:
-    """An image that a `url` answer named."""
+    """An image that a `url` response refers to."""
     path = server.files.find(name)
     return FileResponse(path, media_type=f"image/{path.suffix[1:]}", headers={"Cache-Control": "private, max-age=3600"})

@@ -44,13 +44,13 @@ FORM: dict[str, Any] = {
 
 @router.post("/edits", response_model=None, openapi_extra=FORM)
 async def edits(http: Request, server: Here) -> Response:
-    """Change an image by a prompt: all of it, or where the mask is transparent."""
+    """Change an image according to a prompt: all of it, or the area where the mask is transparent."""
     return await _edit(http, server, "image_edit", needs_prompt=True)
 
 
 @router.post("/variations", response_model=None, openapi_extra=FORM)
 async def variations(http: Request, server: Here) -> Response:
-    """Images like an image."""
+    """Variations of an image."""
     return await _edit(http, server, "image_generation", needs_prompt=False)
 
 
@@ -58,7 +58,7 @@ async def _edit(http: Request, server: Server, kind: str, needs_prompt: bool) ->
     async with http.form(max_files=20, max_part_size=server.limits.prompt_characters * 4) as form:
         images = [*form.getlist("image"), *form.getlist("image[]")]
         if len(images) != 1 or not isinstance(images[0], UploadFile):
-            raise ServingError(f"image holds {len(images)} files; send exactly one", "image")
+            raise ServingError(f"image contains {len(images)} files; send exactly one", "image")
         mask = form.get("mask")
         body = _body(form, needs_prompt)
         data = await images[0].read()

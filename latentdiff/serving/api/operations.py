@@ -23,7 +23,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Loading, or stopping"}})
 async def readyz(server: Here) -> dict[str, str]:
-    """A model is loaded and jobs are accepted."""
+    """Whether a model is loaded and jobs are accepted."""
     if not server.engine.ready:
         raise UnavailableError("no model is loaded yet, or the server is stopping; try again in a few seconds",
                                headers={"Retry-After": "2"})  # fmt: skip

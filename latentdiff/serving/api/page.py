@@ -32,7 +32,7 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsa
 @router.head("/", include_in_schema=False)
 @router.get("/", response_class=Response)
 async def index(http: Request, server: Here) -> Response:
-    """The page for browsers; for other clients, the answer of Draw Things."""
+    """The page for browsers; for other clients, the response of Draw Things."""
     if "text/html" not in http.headers.get("accept", ""):
         return JSONResponse({"model": server.a1111_model, "upscaler": None})
     return _file(FILES["index.html"])
@@ -67,8 +67,8 @@ CARRIED = (  # fields of a job request that a recipe has too
     "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength",
 )  # fmt: skip
 UNCHANGED = asdict(EditOptions()) | {"approximate": (), "embeddings": ()}
-INPUTS = {"image_hash": "image", "mask_hash": "mask"}  # files do not hold them
-ABOUT = (  # how and by what an image was computed; `model` and `loras` are answered apart
+INPUTS = {"image_hash": "image", "mask_hash": "mask"}  # not stored in files
+ABOUT = (  # how an image was computed, and by which version; `model` and `loras` are separate fields
     "model", "loras", "dtype", "optimize", "low_memory", "model_hash", "refiner_hash", "hashes", "version", "safety",
     "safety_score", "flagged",
 )  # fmt: skip
@@ -76,9 +76,9 @@ ABOUT = (  # how and by what an image was computed; `model` and `loras` are answ
 
 @router.post("/recipe")
 async def recipe(body: ImageFile, server: Here) -> dict[str, Any]:
-    """The settings stored in an image file by latentdiff, A1111 or ComfyUI, under the names of a job request.
+    """The settings stored in an image file by latentdiff, A1111 or ComfyUI, with the field names of a job request.
 
-    `dropped` lists what they do not cover. `model` may be one that this server does not have.
+    `dropped` lists the settings without such a field. `model` may be one that this server does not have.
     """
     found = await asyncio.to_thread(_read, from_base64(body.image, "image"))
     settings = {name: found.settings[name] for name in CARRIED if found.settings.get(name) is not None}
@@ -95,7 +95,7 @@ async def recipe(body: ImageFile, server: Here) -> dict[str, Any]:
 
 
 def _others(server: Server, model: str | None, settings: dict[str, Any]) -> Iterator[str]:
-    """The settings that are not carried over, except those that every image of the model here has."""
+    """The settings that are not carried over, except those that apply to every image of the model on this server."""
     spec = server.engine.models.specs.get(model or "")
     same = UNCHANGED | (opening_of(spec) if spec else {})
     learned = {find_learned(path).name for path in server.engine.models.embeddings}
@@ -111,12 +111,12 @@ def _others(server: Server, model: str | None, settings: dict[str, Any]) -> Iter
 
 
 def _shown(value: Any) -> str:
-    """A setting as text, without the folders of files."""
+    """A setting as text; paths are reduced to file names."""
     return without_folders(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
 def _model(server: Server, found: Found) -> str | None:
-    """The name in requests of the model that a recipe names; where it is not here, the name in the recipe."""
+    """The name in requests of a recipe's model; if the server does not have it, the name in the recipe."""
     specs = server.engine.models.specs.values()
     if found.recipe is None:
         return next((text.removeprefix("Model: ") for text in found.dropped if text.startswith("Model: ")), None)

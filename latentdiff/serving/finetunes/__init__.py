@@ -1,1 +1,1 @@
-"""Fine-tunes that the web page starts: a folder for each, and a process of its own while it trains."""
+"""Fine-tunes that the web page starts: each has a folder and, while it trains, a separate process."""

@@ -1,4 +1,4 @@
-"""The folder of one fine-tune, and the folder that holds them all."""
+"""The folder of one fine-tune, and the folder that contains all of them."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ MAX_FINETUNES = 200
 
 
 class ConflictError(ServingError):
-    """A request that does not fit the state of a fine-tune."""
+    """A request that conflicts with the state of a fine-tune."""
 
     status = 409
     code = "conflict"
@@ -27,7 +27,7 @@ class ConflictError(ServingError):
 
 @dataclass(frozen=True)
 class FineTune:
-    """One fine-tune. Its pictures and captions are copies, so that the files they were made from never change."""
+    """One fine-tune. Its pictures and captions are copies, so that the original files never change."""
 
     folder: Path
 
@@ -46,22 +46,22 @@ class FineTune:
 
     @property
     def output(self) -> Path:
-        """What `latentdiff finetune --output` names."""
+        """The `--output` of `latentdiff finetune`."""
         return self.folder / "run"
 
     @property
     def log(self) -> Path:
-        """What the process printed."""
+        """The output of the process."""
         return self.folder / "log.txt"
 
     @property
     def loras(self) -> list[Path]:
-        """The LoRA files that were taken into use, oldest first."""
+        """The LoRA files that were made available to requests, oldest first."""
         return sorted(finished_files(self.folder, "loras/*.safetensors"), key=lambda path: path.stat().st_mtime)
 
     @property
     def steps_saved(self) -> int:
-        """The step of the newest checkpoint, 0 without one."""
+        """The step of the newest checkpoint; 0 if there is none."""
         steps = [int(path.name[5:]) for path in self.output.glob("checkpoints/step-*[0-9]")]
         return max(steps, default=0)
 
@@ -83,9 +83,8 @@ class FineTune:
             path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
     def take_lora(self) -> Path:
-        """Copy the newest LoRA to a file named after its step, which later steps do not replace.
-
-        Raises ConflictError if none has been saved.
+        """Copy the newest LoRA to a file named after its step, so that later steps do not replace it. Raises
+        ConflictError if no LoRA has been saved.
         """
         source = self.output / "model" / FILE
         path = self.folder / "loras" / f"{self.name}-{self.steps_saved}.safetensors"
@@ -100,10 +99,8 @@ class FineTune:
 
 @dataclass(frozen=True)
 class FineTunes:
-    """All fine-tunes of a server.
-
-    source: pictures may be taken from its subfolders. folder: where fine-tunes are kept. changing: held by a request
-    that changes files. checking: held during a check, of which one runs at a time.
+    """All fine-tunes of a server. source: pictures can be copied from its subfolders. folder: contains the fine-tunes.
+    changing: held by a request that changes files. checking: held during a data check; only one runs at a time.
     """
 
     source: Path
@@ -124,7 +121,7 @@ class FineTunes:
         return found
 
     def create(self, name: str) -> FineTune:
-        """A new fine-tune without pictures. Raises ServingError for a name that is taken or is no name."""
+        """A new fine-tune without pictures. Raises ServingError for an invalid or existing name."""
         if not NAME.fullmatch(name):
             raise ServingError(
                 f"name={name[:80]!r} must be 1 to 40 letters, digits, - and _, the first a letter or digit", "name"
@@ -141,7 +138,7 @@ class FineTunes:
         return made
 
     def folders(self) -> list[str]:
-        """Subfolders of `source` that hold files, up to four levels deep, as paths relative to it."""
+        """Subfolders of `source` that contain files, up to four levels deep, as relative paths."""
         found, level = [], [self.source]
         for _ in range(4):
             level = [path for above in level for path in sorted(above.iterdir()) if self._usable(path)][:1000]
@@ -155,11 +152,11 @@ class FineTunes:
         return readable and self.contains(path) and path.resolve() != self.folder.resolve()
 
     def contains(self, path: Path) -> bool:
-        """Whether a path, its links followed, is below `source`."""
+        """Whether a path is below `source` after links are resolved."""
         return path.resolve().is_relative_to(self.source.resolve())
 
     def source_folder(self, path: str) -> Path:
-        """The folder of pictures at a relative path. Raises ServingError for one that is not below `source`."""
+        """The folder of pictures at a relative path. Raises ServingError if it is not below `source`."""
         found = self.source / path
         try:
             usable = self.contains(found) and found.is_dir()

@@ -29,7 +29,7 @@ UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 
 
 class Picture(NamedTuple):
-    """A file, its alternative captions, and how often an epoch shows it."""
+    """A file, its alternative captions, and how often it occurs in an epoch."""
 
     file: str
     captions: list[str]
@@ -50,7 +50,7 @@ def read_pictures(one: FineTune) -> list[Picture]:
 
 
 def write_pictures(one: FineTune, pictures: list[Picture]) -> None:
-    """Save the captions, which makes an earlier check out of date."""
+    """Save the captions; earlier data checks are then out of date."""
     lines = [
         json.dumps({"file_name": picture.file, "captions": picture.captions, "text": ""}, ensure_ascii=False)
         for picture in pictures
@@ -62,12 +62,12 @@ def write_pictures(one: FineTune, pictures: list[Picture]) -> None:
 
 
 def is_file_name(file: str) -> bool:
-    """Whether a name is safe on every system and names no other folder."""
+    """Whether a file name is safe on every system and refers to no other folder."""
     return not UNSAFE.search(file) and not file.startswith(".") and len(file.encode()) <= 200
 
 
 def last_change(one: FineTune) -> int:
-    """When the pictures or captions were last changed, 0 if there are none."""
+    """The time when the pictures or captions were last changed; 0 if there are none."""
     path = one.pictures / CAPTIONS
     return path.stat().st_mtime_ns if path.exists() else 0
 
@@ -79,7 +79,7 @@ def refuse_begun(one: FineTune) -> None:
 
 
 def add_picture(one: FineTune, file: str, data: bytes) -> Picture:
-    """Save an uploaded picture, in place of one of the same name. Raises ServingError."""
+    """Save an uploaded picture; it replaces one of the same name. Raises ServingError."""
     refuse_begun(one)
     if not is_file_name(file):
         raise ServingError(f"file={file[:120]!r} is not a file name that can be saved; rename it", "file")
@@ -101,14 +101,14 @@ def add_picture(one: FineTune, file: str, data: bytes) -> Picture:
 def add_folder(one: FineTune, finetunes: FineTunes, path: str, limit: int) -> None:
     """Copy the pictures of a folder, with their captions as `latentdiff finetune` reads them.
 
-    limit: bytes of one picture. A picture that cannot be read is copied too; the check names it. Raises ServingError
-    and InputError.
+    limit: bytes of one picture. Pictures that cannot be read are copied too; the data check reports them. Raises
+    ServingError and InputError.
     """
     folder = finetunes.source_folder(path)
     container = open_source(folder)
     for name in container.names:
         if not finetunes.contains(folder / name):
-            raise ServingError(f"{name} is a link out of the server's --train folder; remove it", "folder")
+            raise ServingError(f"{name} is a link to a file outside the server's --train folder; remove it", "folder")
     pictures: dict[str, Picture] = {}
     total = 0
     for row in read_layout(container).rows:
@@ -140,7 +140,7 @@ def copy_pictures(one: FineTune, other: FineTune) -> None:
 
 
 def set_captions(one: FineTune, captions: Mapping[str, list[str]]) -> None:
-    """Replace the captions of the pictures named. Raises NotFoundError and LimitError."""
+    """Replace the captions of the named pictures. Raises NotFoundError and LimitError."""
     refuse_begun(one)
     pictures = {picture.file: picture for picture in read_pictures(one)}
     for file, texts in captions.items():
@@ -167,7 +167,7 @@ def remove_picture(one: FineTune, file: str) -> None:
 
 
 def thumbnail_of(one: FineTune, file: str) -> Path:
-    """Where the thumbnail of a picture is, if the picture can be read."""
+    """The path of a picture's thumbnail, if the picture can be read."""
     return one.thumbnails / f"{PurePosixPath(file).name}.jpg"
 
 

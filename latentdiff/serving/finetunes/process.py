@@ -1,4 +1,4 @@
-"""The process of a fine-tune: `latentdiff finetune`, started, found again after the server restarted, and stopped."""
+"""The process of a fine-tune, `latentdiff finetune`: start it, find it after a restart of the server, and stop it."""
 
 import json
 import os
@@ -21,18 +21,20 @@ Status = Literal["new", "running", "stopping", "stopped", "failed", "finished"]
 PROCESS, SETTINGS, CHECK = "process.json", "settings.json", "check.json"
 TAIL_BYTES = 8192
 CHECK_SECONDS = 600
-OPENING = ("vae", "unet", "variant", "prediction_type")  # how the server opens a model
+OPENING = ("vae", "unet", "variant", "prediction_type")  # options with which the server opens a model
 QUIET = {"TQDM_MININTERVAL": "5"}  # the log grows slowly
 
 
 class Settings(BaseModel):
-    """The settings of `latentdiff finetune` that the page offers; None is the command's own choice."""
+    """The settings of `latentdiff finetune` that the page offers; None means the default of the command."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="A model of /v1/capabilities.")
+    model: str | None = Field(None, description="A model listed by /v1/capabilities.")
     method: Literal["lora", "dora"] = "lora"
-    trigger: str = Field("", max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words before every caption.")
+    trigger: str = Field(
+        "", max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words added before every caption."
+    )
     steps: StrictInt | None = Field(None, ge=1, le=100_000)
     learning_rate: StrictFloat | None = Field(None, gt=0, le=1)
     rank: StrictInt | None = Field(None, ge=1, le=512)
@@ -41,7 +43,7 @@ class Settings(BaseModel):
     skip_bad: StrictBool = False
 
     def options(self, model: ModelSpec) -> list[str]:
-        """Command line options. Values are joined by `=`, so that none can be read as an option."""
+        """Command line options. Values are joined by `=`, so that none can be parsed as an option."""
         opening = {name.replace("_", "-"): model.options.get(name) for name in OPENING}
         named = {
             "model": model.path,
@@ -60,7 +62,7 @@ class Settings(BaseModel):
 
 
 def check_pictures(one: FineTune, settings: Settings, model: ModelSpec) -> dict[str, Any]:
-    """What `latentdiff data check --json` reports, kept until the pictures change. Raises ServingError."""
+    """The output of `latentdiff data check --json`, cached until the pictures change. Raises ServingError."""
     before = last_change(one)
     wanted = ("--model=", "--trigger=", "--resolution=", "--prediction-type=", "--allow-pickle")
     options = [option for option in settings.options(model) if option.startswith(wanted)]
@@ -94,7 +96,7 @@ def start(finetunes: FineTunes, one: FineTune, settings: Settings, model: ModelS
         )
     one.write(SETTINGS, settings.model_dump())
     one.write(PROCESS, {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "stopping": False})
-    threading.Thread(target=child.wait, daemon=True).start()  # so that it does not stay as a zombie
+    threading.Thread(target=child.wait, daemon=True).start()  # so that it does not remain a zombie
 
 
 def finetune_command(one: FineTune, settings: Settings, model: ModelSpec) -> list[str]:
@@ -104,7 +106,7 @@ def finetune_command(one: FineTune, settings: Settings, model: ModelSpec) -> lis
 
 
 def is_running(one: FineTune) -> bool:
-    """Whether its process lives, of whichever server started it."""
+    """Whether its process is running, even if an earlier server started it."""
     return _process(one) is not None
 
 
@@ -121,7 +123,7 @@ def status(one: FineTune, total: int) -> Status:
 
 
 def stop(one: FineTune) -> None:
-    """Ask the process to save a checkpoint and end. Raises ConflictError when it is not running."""
+    """Ask the process to save a checkpoint and end. Raises ConflictError if it is not running."""
     process = _process(one)
     if process is None:
         raise ConflictError(f"{one.name} is not being trained")
@@ -130,7 +132,7 @@ def stop(one: FineTune) -> None:
 
 
 def stop_all(finetunes: FineTunes, seconds: float) -> None:
-    """Stop what is running, and wait until it is saved."""
+    """Stop the running fine-tune, and wait until its checkpoint is saved."""
     running = [one for one in finetunes.all() if is_running(one)]
     for one in running:
         stop(one)
@@ -140,7 +142,7 @@ def stop_all(finetunes: FineTunes, seconds: float) -> None:
 
 
 def failure(one: FineTune) -> str:
-    """The last line that the process printed, which is its error."""
+    """The last line of output of the process, which is its error."""
     try:
         with one.log.open("rb") as file:
             file.seek(max(0, one.log.stat().st_size - TAIL_BYTES))
@@ -153,7 +155,7 @@ def _process(one: FineTune) -> psutil.Process | None:
     began = one.read(PROCESS)
     try:
         process = psutil.Process(int(began["pid"]))
-        same = abs(process.create_time() - float(began["created"])) < 1  # process ids are used again
+        same = abs(process.create_time() - float(began["created"])) < 1  # process ids are reused
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (KeyError, psutil.Error):
         return None

@@ -1,4 +1,4 @@
-"""How far a fine-tune is, read from the files of its run."""
+"""The progress of a fine-tune, read from the files of its run."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from latentdiff.serving.finetunes.folder import FineTune
 from latentdiff.training.samples import read_samples
 
 POINTS = 300  # of a curve
-RECENT = 10  # lines of the log that the speed is measured over
+RECENT = 10  # lines of the log from which the speed is computed
 SAMPLE_SIZE = 512
 
 
@@ -34,7 +34,7 @@ class Progress:
 
 
 def planned_steps(one: FineTune) -> int:
-    """The steps that the run's config names, 0 before there is one."""
+    """The number of steps in the run's config; 0 if it does not exist yet."""
     try:
         config = yaml.safe_load((one.output / "config.yaml").read_text(encoding="utf-8"))
         return int(config["optim"]["max_steps"])
@@ -43,7 +43,7 @@ def planned_steps(one: FineTune) -> int:
 
 
 def read_progress(one: FineTune, running: bool) -> Progress:
-    """What the log and the samples of a run hold so far; nothing of a run that has not begun."""
+    """The progress in the log and the samples of a run; empty if it has not started."""
     rows, began = _rows(one.output / "metrics.jsonl"), float(one.read("process.json").get("created", 0))
     losses, held_out = _curve(rows, "loss"), _curve(rows, "held_out_loss")
     step, total = max((int(row["step"]) for row in rows), default=0), planned_steps(one)

@@ -10,7 +10,7 @@ export class ApiError extends Error {
   constructor(message, status, field) { super(message); this.status = status; this.field = field; }
 }
 
-let entering = null; // the dialog for the key, shared by all requests that need it
+let entering = null; // the key dialog, shared by all requests that need a key
 
 function enterKey() {
   return entering ??= new Promise(resolve => {
@@ -25,7 +25,7 @@ function enterKey() {
   });
 }
 
-// A sentence of the server; one that begins with the name of a field stays as it is.
+// Capitalises a message of the server, unless it begins with the name of a field.
 export const capitalised = sentence => sentence.replace(/^[a-z](?=[a-z]*[ :])/, letter => letter.toUpperCase());
 
 export async function call(path, options = {}) {

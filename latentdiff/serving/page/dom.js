@@ -1,4 +1,4 @@
-// Short names for what every module does with the document.
+// Short names for common DOM operations.
 
 export const byId = id => document.getElementById(id);
 
@@ -8,10 +8,10 @@ export const make = (tag, values = {}, ...children) => {
   return element;
 };
 
-// The address of an image that has not arrived.
+// The address of an image that is not loaded yet.
 export const EMPTY = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>";
 
-// Sets the address of an image to a picture of the server, which may need the key.
+// Sets the source of an image to a picture on the server, which may require the key.
 export async function showImage(image, call, path) {
   const blob = await (await call(path)).blob();
   image.src = URL.createObjectURL(blob);

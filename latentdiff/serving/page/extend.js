@@ -31,7 +31,7 @@ function set(edge, value) {
   place();
 }
 
-// Fits the extended image into the form, then places its parts.
+// Scales the extended image to fit the form, and positions its parts.
 function draw() {
   if (!image.naturalWidth) return;
   const width = image.naturalWidth + pixels("left") + pixels("right");

@@ -45,7 +45,7 @@ function show(image) {
   list.insertBefore(item, older ?? null);
 }
 
-// The arrow keys go through the gallery while one image is shown.
+// The arrow keys show the previous and the next image.
 let viewed = null;
 function step(by) {
   const item = by < 0 ? viewed?.item.previousElementSibling : viewed?.item.nextElementSibling;

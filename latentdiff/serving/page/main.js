@@ -58,7 +58,7 @@ async function useInput(blob) {
   resetExtension(chosenModel().size_multiple);
 }
 
-// Settings of a recipe without a field of their own are sent along, and shown with a button that removes them.
+// Settings of a recipe that have no field in the form are sent too, and are shown with a button to remove them.
 function carry(settings) {
   carried = Object.fromEntries(CARRIED.map(name => [name, settings[name]]).filter(([name, value]) => value && String(value) !== USUAL[name]));
   byId("carried").hidden = !Object.keys(carried).length;
@@ -78,7 +78,7 @@ const asDataUrl = blob => new Promise(resolve => {
   reader.readAsDataURL(blob);
 });
 
-// Shows a sentence below the field it is about, else above the button; none clears it.
+// Shows a message below the field that it concerns, or above the button; without a message, clears it.
 function showProblem(sentence = "", name = "") {
   for (const one of document.querySelectorAll("[aria-invalid]")) one.removeAttribute("aria-invalid");
   const field = byId(FIELD_OF[name] ?? name);
@@ -173,7 +173,7 @@ async function connect() {
   takeAddress();
 }
 
-// Takes what the page for fine-tuning put into the address: the LoRA to try, its model and its trigger.
+// Reads the parameters that the fine-tuning page put into the URL: the LoRA to try, its model and its trigger.
 function takeAddress() {
   const wanted = new URLSearchParams(location.hash.slice(1));
   const lora = [...document.querySelectorAll("#loras input")].find(one => one.name === wanted.get("lora"));

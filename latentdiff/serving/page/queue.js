@@ -9,7 +9,7 @@ const list = document.getElementById("queue");
 const section = document.getElementById("queue-section");
 const shown = new Map();
 
-const known = () => JSON.parse(localStorage.getItem("requests") || "{}"); // what each job was asked for, by its id
+const known = () => JSON.parse(localStorage.getItem("requests") || "{}"); // the settings of each job, by its id
 const keep = requests => localStorage.setItem("requests", JSON.stringify(requests));
 const remember = job => keep({ ...known(), [job.id]: job.request });
 const forget = id => { const { [id]: _, ...others } = known(); keep(others); };
@@ -67,7 +67,7 @@ async function watch(id, request) {
   }
 }
 
-// A place for the preview of each image, in a square.
+// A square with a slot for the preview of each image.
 function showImages(previews, count) {
   if (previews.children.length === count) return;
   previews.style.setProperty("--columns", Math.ceil(Math.sqrt(count)));

@@ -1,4 +1,4 @@
-// Every text of the page, in each language, and how elements take them.
+// All texts of the page in each language, and their assignment to elements.
 
 const TEXTS = {
   en: {
@@ -12,7 +12,7 @@ const TEXTS = {
     extendTop: "Extend top", extendBottom: "Extend bottom", extendHint: "Drag the handles, or use the arrow keys on them, to paint beyond the edges.",
     extendedSize: (w, h) => `Extended to ${w} × ${h} pixels`, pixels: n => `${n} pixels`, paintMask: "Paint a mask", removeInput: "Remove the image",
     queue: "In progress", gallery: "Gallery", compare: "Compare the two selected",
-    empty: "Nothing here yet. Write a prompt and generate your first image.", viewer: "Image", painter: "Mask: white is repainted",
+    empty: "No images yet. Write a prompt and generate your first image.", viewer: "Image", painter: "Mask: white is repainted",
     brush: "Brush", blur: "Blur", erase: "Erase", undo: "Undo", clear: "Clear", done: "Done", cancel: "Cancel",
     waiting: n => `Waiting, number ${n} in the queue`, step: (a, b) => `Step ${a} of ${b}`, remaining: s => `about ${s} s left`,
     again: "Use these settings", asInput: "Use as input", download: "Download", remove: "Delete", close: "Close",
@@ -35,7 +35,7 @@ const TEXTS = {
     welcome1: "Create a fine-tune from a folder on the server, or upload pictures. 10 to 50 are a good start.",
     welcome2: "Check the pictures, edit their captions, and start training. Your own files are never changed.",
     welcome3: "Watch the samples improve and try the result at once. You can close this page at any time.",
-    offTitle: "Fine-tuning is off on this server", offText: "Whoever runs the server can turn it on. It then trains on pictures below the folder named, and on uploaded ones:",
+    offTitle: "Fine-tuning is off on this server", offText: "The administrator of the server can turn it on. It then trains on pictures below the named folder and on uploaded pictures:",
     is_new: "not started", is_running: "training", is_stopping: "stopping", is_stopped: "stopped", is_failed: "failed", is_finished: "finished",
     copyFinetune: "Copy", progress: "Progress", stop: "Stop", resume: "Resume", tryLora: "Try it", trainTo: "Train to step",
     continueTraining: "Continue", saving: "Finishing the step and saving…", preparing: "Preparing: loading the model and encoding the pictures…",
@@ -109,7 +109,7 @@ const TEXTS = {
   },
 };
 
-// What the check calls its findings.
+// The kinds of findings of the data check.
 const FINDINGS_ZH = { unreadable: "无法读取", "too small": "太小", "too narrow": "太窄", "no caption": "没有说明文字", duplicate: "重复",
   "long caption": "说明文字太长", "ignored file": "未使用的文件", "small buckets": "同尺寸图片太少" };
 

@@ -1,4 +1,4 @@
-// Light or dark: the choice made here, else the system's.
+// Light or dark: as chosen on the page, or as in the system settings.
 
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;

@@ -14,7 +14,7 @@ const WORDS = ["trigger", "model", "method"];
 const POLL = 1500;
 let limits = null;
 let state = null;
-let checked = null; // the report that is shown
+let checked = null; // the data check that is shown
 
 const chosen = () => decodeURIComponent(location.hash.slice(1));
 const base = () => `/finetunes/${encodeURIComponent(state.name)}`;
@@ -125,7 +125,7 @@ function settings() {
   return values;
 }
 
-// Pictures, captions or settings have changed: the report that is shown may no longer be true.
+// Pictures, captions or settings have changed: the data check that is shown may be out of date.
 function outdated() {
   if (checked) showReport(null);
   if (state) localStorage.setItem(draft(), JSON.stringify(settings()));
@@ -146,7 +146,7 @@ function showReport(report) {
   byId("report").replaceChildren(...parts, make("ul", {}, ...others));
 }
 
-// The keyboard goes on at the button that was pressed, or at what replaced it.
+// Keeps the keyboard focus on the button that was pressed, or on its replacement.
 function refocus(button) {
   if (document.activeElement !== document.body) return;
   [button, byId("stop"), byId("resume"), byId("use")].find(one => one.checkVisibility())?.focus();

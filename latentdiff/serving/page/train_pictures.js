@@ -6,7 +6,7 @@ import { text } from "./texts.js";
 
 const list = byId("pictures");
 const problem = byId("pictures-problem");
-const items = new Map(); // file name -> its parts of the page
+const items = new Map(); // file name -> its elements
 const SIDECAR = /\.(txt|caption)$/i;
 let base = "";
 let fixed = false;
@@ -77,7 +77,7 @@ function later(file, value) {
   timer = setTimeout(saveCaptions, 600);
 }
 
-// Sends the captions that were typed; what the server could not take is sent again with the next change.
+// Sends edited captions; those that the server did not accept are sent again with the next change.
 export async function saveCaptions() {
   clearTimeout(timer);
   if (!waiting.size) return;
@@ -88,7 +88,7 @@ export async function saveCaptions() {
   else waiting = new Map([...sent, ...waiting]);
 }
 
-// A page that is being left sends its last captions without waiting for the answer.
+// When the page is closed, the last captions are sent without waiting for the response.
 addEventListener("pagehide", () => {
   if (waiting.size) send("PATCH", `${base}/captions`, Object.fromEntries(waiting), true).catch(() => {});
 });
