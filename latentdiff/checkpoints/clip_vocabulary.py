@@ -5,7 +5,7 @@ import gzip
 from latentdiff.checkpoints.key_names import DATA
 from latentdiff.text.tokenizer import END, SPECIAL, START, WORD_END, CLIPTokenizer
 
-MERGES = 49152 - 256 - 2  # the file lists more than the vocabulary uses
+MERGES = 49152 - 256 - 2  # the file lists more merges than the vocabulary uses
 VISIBLE = ((ord("!"), ord("~")), (ord("¡"), ord("¬")), (ord("®"), ord("ÿ")))
 
 
@@ -20,7 +20,9 @@ def clip_tokenizer(length: int, pad_token: str = END) -> CLIPTokenizer:
 
 
 def _letters() -> list[str]:
-    """A visible character for each byte (Radford et al. 2019): its own, else one from 256 on; in CLIP's order."""
+    """A printable character for each byte (Radford et al. 2019), in CLIP's order: its own, or one with a code of 256 or
+    more.
+    """
     own = [code for low, high in VISIBLE for code in range(low, high + 1)]
     others = [chr(256 + k) for k in range(256 - len(own))]
     return [*map(chr, own), *others]

@@ -59,7 +59,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Limits:
-    """Input limits of a model: its training resolution, the multiple that sides must be of, and its tokenizers."""
+    """Input limits of a model: its training resolution, the number of which sides are multiples, and its tokenizers."""
 
     resolution: int
     multiple: int
@@ -67,7 +67,7 @@ class Limits:
 
 
 def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions()) -> ModelSource:  # noqa: B008
-    """Open a model given by a folder, single file or hub id `owner/name[@revision]`; the bundled one for None.
+    """Open a model given by a folder, single file or hub id `owner/name[@revision]`; the bundled model for None.
 
     Configs are read and validated, weights are not read yet. Raises CheckpointError.
     """
@@ -99,10 +99,10 @@ def _check_widths(source: ModelSource) -> None:
         sizes = unet.projection_class_embeddings_input_dim - texts[-1].projection_dim
         allowed = {
             count * unet.addition_time_embed_dim for count in (5, 6)
-        }  # sizes, crops and with 5 an aesthetic score
+        }  # sizes and crop, or with 5 numbers sizes, crop and an aesthetic score
         if sizes not in allowed or not texts[-1].with_projection:
             raise CheckpointError(f"{source.unet.where}: projection_class_embeddings_input_dim="
-                                  f"{unet.projection_class_embeddings_input_dim} does not fit the text encoder; "
+                                  f"{unet.projection_class_embeddings_input_dim} does not match the text encoder; "
                                   "use files of one model")  # fmt: skip
     for where, what, found, wanted in pairs:
         if found != wanted:
@@ -112,7 +112,7 @@ def _check_widths(source: ModelSource) -> None:
 def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetConfig | None = None) -> NetworkFiles:  # noqa: B008
     """Open a VAE given by its folder, a model's folder, a single file of a VAE or of a model, or a hub id.
 
-    unet: config of the model's U-Net, which determines the scale of latents if a file holds only weights.
+    unet: config of the model's U-Net, which determines the scale of latents if a file contains only weights.
     """
     place = locate(path, options.variant)
     if place.is_dir():
@@ -120,7 +120,7 @@ def open_vae(path: str | Path, options: OpenOptions = OpenOptions(), unet: UNetC
     opened = open_tensor_file(place, options.allow_pickle)
     contents = read_contents(place, opened)
     if contents.vae is None:
-        raise CheckpointError(f"{place} holds {contents.kind}, not a VAE; give a VAE or a model with one")
+        raise CheckpointError(f"{place} contains {contents.kind}, not a VAE; give a VAE or a model with one")
     if contents.unet is not None:
         return vae_network(place, contents.vae, family_of({k: t.shape for k, t in contents.unet.items()}))
     return vae_network(place, contents.vae, XL if unet is not None and unet.addition_embed_type else SD1)
@@ -133,7 +133,7 @@ def open_unet(path: str | Path, options: OpenOptions = OpenOptions()) -> Network
         return unet_files(place / "unet" if (place / "unet").is_dir() else place, options)
     contents = read_contents(place, open_tensor_file(place, options.allow_pickle))
     if contents.unet is None:
-        raise CheckpointError(f"{place} holds {contents.kind}, not a U-Net; give a U-Net or a model with one")
+        raise CheckpointError(f"{place} contains {contents.kind}, not a U-Net; give a U-Net or a model with one")
     return unet_network(place, contents.unet, family_of({k: t.shape for k, t in contents.unet.items()}))
 
 
@@ -192,13 +192,13 @@ def read_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextC
 
 
 def read_vae(path: Path, dtype: torch.dtype = torch.float32) -> VAE:
-    """Load a VAE from its folder or a single file; in float32 if its config requires it."""
+    """Load a VAE from its folder or a single file; it is in float32 if its config requires that."""
     vae: VAE = build(open_vae(path), dtype)
     return vae
 
 
 def build(files: NetworkFiles, dtype: torch.dtype, give: Fill = fill) -> Any:
-    """Build a network without memory, then have `give` fill it with the file's tensors, checked before."""
+    """Build a network on the meta device, check it against the tensors of its file, and load them with `give`."""
     tensors = files.find()
     check_counts(files, tensors)
     with torch.device("meta"):

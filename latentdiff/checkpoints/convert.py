@@ -42,10 +42,10 @@ GRID_HINTS = {"timestep_spacing", "steps_offset", "set_alpha_to_one"}
 def convert(source: ModelSource, target: Path, form: str, dtype: torch.dtype | None = None) -> list[str]:
     """Write a model in another layout. dtype: of all weights; None keeps that of the file. Returns notes.
 
-    Raises InputError for a target that exists, CheckpointError for a model that the layout cannot express.
+    Raises InputError if the target exists, and CheckpointError if the layout cannot express the model.
     """
     if target.exists():
-        raise InputError(f"{target} exists; name a new {'folder' if form == 'diffusers' else 'file'}")
+        raise InputError(f"{target} exists; choose a new {'folder' if form == 'diffusers' else 'file'}")
     if form == "single-file":
         return write_single_file(source, target, dtype)
     partial = partial_path(target)
@@ -173,7 +173,7 @@ def _check_expressible(source: ModelSource, planned: Planned, metadata: dict[str
     """
     for files, tokenizer in zip(source.text_encoders, source.read_tokenizers(), strict=True):
         if files.config.vocab_size != CLIP_WORDS or not tokenizer.knows("photograph"):
-            raise CheckpointError(f"{files.where}: single files have CLIP's vocabulary, this model its own; "
+            raise CheckpointError(f"{files.where}: single files use CLIP's vocabulary and this model its own; "
                                   "use --format diffusers")  # fmt: skip
     shapes = {name: tensor.shape for name, tensor in planned.items()}
     types = {name: NAMES[tensor.dtype] for name, tensor in planned.items()}
@@ -188,7 +188,7 @@ def _check_expressible(source: ModelSource, planned: Planned, metadata: dict[str
                 raise CheckpointError(f"{source.path}: {key}={value!r} cannot be expressed in a single file, which "
                                       f"means {other!r}; use --format diffusers")  # fmt: skip
             if key not in HINTS - {"sample_size"}:
-                notes.append(f"{key}={value!r} is not kept; single files of this family mean {other!r}")
+                notes.append(f"{key}={value!r} is lost; single files of this family imply {other!r}")
     return notes
 
 

@@ -111,7 +111,7 @@ def _counted(values: Counter[Any]) -> str:
 
 
 def _base(file: LoraFile) -> str:
-    """The base model according to the metadata, else to the width of the text embeddings."""
+    """The base model according to the metadata, or else to the width of the text embeddings."""
     said = file.metadata.get("ss_base_model_version") or file.metadata.get("modelspec.architecture")
     if said:
         return said[:80]
@@ -123,7 +123,7 @@ def _base(file: LoraFile) -> str:
 
 
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """Trigger words in a LoRA's metadata: its phrase, else the most frequent tags of its training captions."""
+    """Trigger words in a LoRA's metadata: its phrase, or else the most frequent tags of its training captions."""
     if phrase := metadata.get("modelspec.trigger_phrase"):
         return [phrase[:200]]
     try:

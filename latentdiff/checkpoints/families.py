@@ -13,7 +13,7 @@ from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError
 
 HEAD_WIDTH = 64  # of SD 2, SDXL and every CLIP encoder
-OPEN_CLIP_LAYERS = 24  # SD 2 reads the state before the last of these
+OPEN_CLIP_LAYERS = 24  # SD 2 uses the hidden state before the last of these layers
 Shapes = Mapping[str, tuple[int, ...]]
 FIRST_WIDTHS = (320, 384)  # of the published models
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
@@ -148,7 +148,7 @@ def schedule_config(
     chosen, reason = _prediction(family, names, metadata, prediction, where)
     zero_snr = "ztsnr" in names
     if zero_snr and chosen == "epsilon":
-        raise CheckpointError(f"{where}: the key ztsnr needs v_prediction; pass --prediction-type v_prediction")
+        raise CheckpointError(f"{where}: the key ztsnr requires v_prediction; pass --prediction-type v_prediction")
     raw = NOISE | {"prediction_type": chosen, "rescale_betas_zero_snr": zero_snr}
     return ScheduleConfig.read(raw | ({"timestep_spacing": "trailing"} if zero_snr else {}), where), reason
 
@@ -167,7 +167,7 @@ def _prediction(
         return ("epsilon" if said == "epsilon" else "v_prediction"), "by the file's modelspec metadata"
     if family.prediction is None:
         raise CheckpointError(
-            f"{where} is of {family.name}, whose files do not say what the U-Net predicts; pass --prediction-type "
+            f"{where} is a {family.name} model, whose files do not state the prediction type; pass --prediction-type "
             "v_prediction (768-v models) or epsilon (512-base and inpainting models)"
         )
     return family.prediction, f"usual for {family.name}"
@@ -180,7 +180,7 @@ def _depths(shapes: Shapes, prefix: str) -> list[int]:
 
 
 def _transformer_layers(down: list[list[int]], up: list[list[int]], mid: list[int]) -> dict[str, Any]:
-    """One number per level if all attention modules of a level agree, else lists for down and up blocks."""
+    """One number per level if all attention modules of a level are equal, else lists for down and up blocks."""
     by_level = [{*depths, *back} for depths, back in zip(down, reversed(up), strict=True)]
     by_level[-1] |= set(mid)
     if all(len(depths) <= 1 for depths in by_level):

@@ -155,11 +155,13 @@ def check_tensors(model: nn.Module, found: dict[str, TensorLocation], where: str
     for key, shape in expected.items():
         if found[key].shape != shape:
             raise CheckpointError(
-                f"{where}: {key} is {list(found[key].shape)}, {list(shape)} by {by}; the two must be of one model"
+                f"{where}: {key} is {list(found[key].shape)}, but {list(shape)} according to {by}; both must belong to "
+                "the same model"
             )
         if found[key].type in INTEGER_TYPES:
             raise CheckpointError(
-                f"{where}: {key} is stored as {found[key].type}, weights are floating-point numbers; use another file"
+                f"{where}: {key} is stored as {found[key].type}, but weights must be floating-point numbers; use "
+                "another file"
             )
 
 

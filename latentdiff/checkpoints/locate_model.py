@@ -10,7 +10,7 @@ from latentdiff.files import read_json
 KINDS = ("json", "txt", "safetensors")
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 HUB_FILES = ["model_index.json", "generation_config.json", *(f"{part}/*.{kind}" for part in PARTS for kind in KINDS)]
-VARIANT_FILES = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"]  # skipped where the plain files exist
+VARIANT_FILES = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"]  # skipped if the plain files exist
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -56,7 +56,8 @@ def _not_an_id(text: str) -> str | None:
 
 
 def download(hub_id: str, variant: str | None = None) -> Path:
-    """The snapshot of a hub model: from the cache without a connection if it is complete, else downloaded.
+    """The snapshot of a hub model: from the cache, without network access, if it is complete; otherwise it is
+    downloaded.
 
     Raises CheckpointError with the hub's reason.
     """

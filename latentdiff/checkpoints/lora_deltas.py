@@ -152,7 +152,9 @@ def _change(t: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _factors(t: Mapping[str, tuple[int, ...]], name: str, core: str) -> tuple[int, int]:
-    """Rows and all else of a matrix that is stored complete, as two factors, or as two factors and a core."""
+    """The numbers of rows and of all other elements per row of a matrix that is stored complete, as two factors, or as
+    two factors and a core.
+    """
     if name in t:
         return t[name][0], math.prod(t[name][1:])
     first, second = t[f"{name}_a"], t[f"{name}_b"]

@@ -72,7 +72,7 @@ def original_name(name: str, table: KeyTable) -> str | None:
 
 def _text_names(name: str, part: str, encoders: list[str]) -> Iterator[str]:
     short = name.removeprefix(TEXT_MODEL)
-    for spelling in {name, short}:  # transformers 5 leaves `text_model.` out
+    for spelling in {name, short}:  # transformers 5 omits `text_model.`
         yield f"{part}.{spelling}"
         if len(encoders) == 1:
             yield f"base_model.model.{spelling}"

@@ -23,7 +23,7 @@ PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers: peft's settings, by part
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-PEFT_ALPHA = PEFT_RANK = 8  # where a config leaves them out
+PEFT_ALPHA = PEFT_RANK = 8  # defaults of omitted settings
 # Settings of peft that only affect training, or that are read below.
 TRAINING_ONLY = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
@@ -57,10 +57,10 @@ def find_lora(path: Path) -> Path:
         return found
     others = finished_files(path, "*.safetensors")
     if len(others) > 1:
-        raise CheckpointError(f"{path} holds {len(others)} files, {others[0].name} first; name the one to load")
+        raise CheckpointError(f"{path} contains {len(others)} files, {others[0].name} first; pass the one to load")
     if others:
         return others[0]
-    raise CheckpointError(f"{path} holds no LoRA; give a .safetensors file or the folder that finetune wrote")
+    raise CheckpointError(f"{path} contains no LoRA; give a .safetensors file or the folder that finetune wrote")
 
 
 def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
@@ -87,7 +87,7 @@ def read_lora(path: Path, allow_pickle: bool = False) -> LoraFile:
             raise damaged(file, error) from error
         deltas[name] = _delta(file, name, tensors, configs)
     if not deltas:
-        raise CheckpointError(f"{file} holds no LoRA; give the file that a trainer wrote")
+        raise CheckpointError(f"{file} contains no LoRA; give a file written by a training program")
     return LoraFile(file, deltas, opened.metadata)
 
 
@@ -99,7 +99,9 @@ def _split(key: str, file: Path) -> tuple[str, str]:
     for ending, kind in (("_lora.down.weight", "down"), ("_lora.up.weight", "up")):
         if key.endswith(ending):
             return normalise(key.removesuffix(ending) + "_lora"), kind
-    raise CheckpointError(f"{file}: tensor {key[:120]} is of no kind of LoRA that is supported; convert the file first")
+    raise CheckpointError(
+        f"{file}: tensor {key[:120]} does not belong to a supported kind of LoRA; convert the file first"
+    )
 
 
 def _delta(file: Path, name: str, tensors: dict[str, Tensor], configs: Mapping[str, dict[str, Any]]) -> Delta:
@@ -148,7 +150,7 @@ def _header_configs(text: str, where: str) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} in its header is not JSON ({str(error)[:80]})") from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{where} holds {type(parsed).__name__}, not settings by name")
+        raise CheckpointError(f"{where} contains {type(parsed).__name__}, not settings by name")
     found: dict[str, dict[str, Any]] = {}
     for key, value in parsed.items():
         part, dot, setting = key.partition(".")
@@ -184,7 +186,7 @@ def _check_config(config: dict[str, Any], where: str) -> None:
 def _check_pattern(patterns: Any, where: str) -> None:
     """Raise CheckpointError unless the value maps names of layers to numbers."""
     if patterns is not None and not isinstance(patterns, dict):
-        raise CheckpointError(f"{where} holds {type(patterns).__name__}, not names and numbers")
+        raise CheckpointError(f"{where} contains {type(patterns).__name__}, not names and numbers")
     for pattern, value in (patterns or {}).items():
         _number(value, f"{where}.{pattern[:40]}")
         if not re.fullmatch(r"\^?[\w.]+\$?", pattern):

@@ -55,7 +55,7 @@ class LoraStack:
         file = read_lora(path, allow_pickle)
         name = name if name is not None else default_name(file.path)
         if name in self.loaded:
-            raise InputError(f"a LoRA named {name!r} is loaded already; unload it first, or give another name=")
+            raise InputError(f"a LoRA named {name!r} is already loaded; unload it first, or pass another name=")
         known = aliases(self._shapes, self._config)
         deltas = {known[key]: delta for key, delta in file.deltas.items() if key in known}
         if not deltas:
@@ -68,13 +68,13 @@ class LoraStack:
         return LoadedLora(name, file.path, deltas, tuple(sorted(key for key in file.deltas if key not in known)))
 
     def add(self, lora: LoadedLora, weight: Weight) -> None:
-        """Keep a LoRA that was read, at a weight; call `apply` for its layers afterwards."""
+        """Add a LoRA with a weight; call `apply` for its layers afterwards."""
         pair = weight_pair(weight, lora.name)
         self.loaded[lora.name] = lora
         self.weights[lora.name] = pair
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget LoRAs whose weight of 0 has been applied."""
+        """Remove LoRAs whose weight is 0, after that weight was applied."""
         for name in names:
             del self.loaded[name]
             self.weights.pop(name, None)
@@ -147,21 +147,21 @@ class LoraStack:
         """The weight without LoRAs, in the dtype of the model's file."""
         if self._source is not None:
             return read_tensor(self._source.networks()[key[0]].find()[f"{key[1]}.{kind}"], readers)
-        if (key, kind) not in self._copies:  # the first change of a model made in memory
+        if (key, kind) not in self._copies:  # the first change of a model that was created in memory
             self._copies[key, kind] = target.detach().to("cpu", copy=True)
         return self._copies[key, kind]
 
 
 def _strength(pair: Pair | None, key: Key) -> float:
-    """The weight that applies to a layer; 0 for a LoRA that is not used."""
+    """The weight that applies to a layer; 0 if the LoRA is not in use."""
     return 0.0 if pair is None else pair[0] if key[0] == "unet" else pair[1]
 
 
 def add_products(target: Tensor, stored: Tensor, factors: Sequence[tuple[Tensor, Tensor]], buffer: Tensor) -> None:
     """Write `stored` plus the products of the factors to `target`, in float32 and a few rows at a time.
 
-    Rows that stay in the cache take a quarter of the time of whole weights, each of which needs new memory. buffer: of
-    float32 numbers, for as many rows as fit.
+    Rows that fit into the cache take a quarter of the time of complete weights, each of which would need new memory.
+    buffer: of float32 numbers, for as many rows as fit.
     """
     width = math.prod(stored.shape[1:])
     if len(buffer) < width:
@@ -197,7 +197,7 @@ def _check_fit(file: Path, key: Key, delta: Delta, layer: LayerShape) -> None:
     try:
         outputs, rest = delta.shape()
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{file}: the tensors of {name} do not fit together ({error})") from error
+        raise CheckpointError(f"{file}: the tensors of {name} do not match each other ({error})") from error
     if (outputs, rest or wanted[1]) != wanted:
         raise CheckpointError(
             f"{file} was made for another kind of model: {name} is {outputs}x{rest} there, {wanted[0]}x{wanted[1]} here"

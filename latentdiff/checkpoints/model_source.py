@@ -104,5 +104,5 @@ def check_counts(files: NetworkFiles, tensors: dict[str, TensorLocation]) -> Non
         if found != count:
             raise CheckpointError(
                 f"{files.where}: the config describes {count} {what} and the weights have {found}; "
-                "the two must be of one model"
+                "both must belong to the same model"
             )

@@ -22,7 +22,7 @@ SUPPORTED: dict[str, tuple[tuple[str, str], ...]] = {
 # Components of diffusers' content checker and of IP-Adapters, which are not read.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 KNOWN = {*SUPPORTED, *UNUSED, "scheduler"}
-# Settings: read, implied by the U-Net's shape, or about programs around the model.
+# Settings that are read, implied by the U-Net's shape, or irrelevant to images.
 SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "requires_safety_checker", "add_watermarker")
 NEXT = "use a model of Stable Diffusion 1, 2 or XL"
 
@@ -56,7 +56,7 @@ def read_index(folder: Path) -> PipelineIndex:
     for encoder, tokenizer in zip(ENCODERS, TOKENIZERS, strict=True):
         if (encoder in found) != (tokenizer in found):
             has, lacks = (encoder, tokenizer) if encoder in found else (tokenizer, encoder)
-            raise CheckpointError(f"{where}: the pipeline has a {has} and no {lacks}; download the model again")
+            raise CheckpointError(f"{where}: the pipeline has a {has} but no {lacks}; download the model again")
     return PipelineIndex(
         text_encoders={key: found[key][1] for key in ENCODERS if key in found},
         scheduler=found["scheduler"][1],
@@ -69,7 +69,7 @@ def _component(key: str, entry: Any, where: str) -> tuple[str, str] | None:
     """The library and class of a component; None for settings and for components that the pipeline does not have."""
     if key.startswith("_") or entry is None or entry == [None, None]:
         return None
-    if isinstance(entry, bool) and (key in SETTINGS or not entry):  # a setting that is off changes nothing
+    if isinstance(entry, bool) and (key in SETTINGS or not entry):  # a setting that is off has no effect
         return None
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
         raise CheckpointError(f"{where}: {key[:80]}={shorten(entry)} {_problem(key)}")

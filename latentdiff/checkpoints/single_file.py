@@ -70,7 +70,7 @@ def read_contents(file: Path, opened: TensorFile) -> Contents:
         name: TensorLocation(file, name, shape, opened.types.get(name, "F32")) for name, shape in opened.shapes.items()
     }
     text = [(tensors, open_clip) for prefix, open_clip in TEXT if (tensors := _text(_under(stored, prefix), open_clip))]
-    if not text:  # a text encoder alone, as transformers or OpenCLIP name its weights
+    if not text:  # only a text encoder, with transformers' or OpenCLIP's names
         text = [(tensors, open_clip) for open_clip in (False, True) if (tensors := _text(stored, open_clip))][:1]
     return Contents(_first_found(_unet, stored, UNET), _first_found(_vae, stored, VAE), text)
 
@@ -218,16 +218,16 @@ def _shapes(tensors: Tensors) -> Mapping[str, tuple[int, ...]]:
 
 
 def _ema(opened: TensorFile) -> tuple[str, ...]:
-    """Which of two sets of weights is read, where a file has both."""
+    """A note on which of two sets of weights is read, if a file has both."""
     count = sum(name.startswith(EMA) for name in opened.shapes)
-    return (f"EMA weights: {count} tensors of {EMA[:-1]} are not used; the weights beside them are",) if count else ()
+    return (f"EMA weights: {count} tensors of {EMA[:-1]} are not used; the other weights are",) if count else ()
 
 
 def _left_out(opened: TensorFile) -> tuple[str, ...]:
     """Tensors that are not used and do not belong to a known training program."""
     known = (*UNUSED, *(prefix for prefix in (*UNET, *VAE) if prefix))
     unknown = sorted(name for name in opened.shapes if not name.startswith(known))
-    return (f"{len(unknown)} tensors of no part are ignored, {unknown[0][:80]} first",) if unknown else ()
+    return (f"{len(unknown)} unknown tensors are ignored, {unknown[0][:80]} first",) if unknown else ()
 
 
 def refuse_other_kinds(file: Path, opened: TensorFile, contents: Contents) -> None:
@@ -241,18 +241,18 @@ def refuse_other_kinds(file: Path, opened: TensorFile, contents: Contents) -> No
         )
     missing = [n for n, part in (("U-Net", contents.unet), ("text encoder", contents.text)) if not part]
     if contents.vae and len(missing) == 1:
-        raise CheckpointError(f"{file} holds {contents.kind}, and no {missing[0]} that can be read; download it again")
+        raise CheckpointError(f"{file} contains {contents.kind}, but no readable {missing[0]}; download it again")
     if contents.unet:
         lacks = "" if not (contents.vae or contents.text) else ", and not all of the rest"
-        raise CheckpointError(f"{file} holds a U-Net{lacks}; pass it by --unet, and by --model the model it belongs to")
+        raise CheckpointError(f"{file} contains a U-Net{lacks}; pass it by --unet, and its model by --model")
     if contents.vae:
         raise CheckpointError(f"{file} is a VAE, not a model; pass it by --vae, with --model for the rest")
     if contents.text:
         raise CheckpointError(f"{file} is a text encoder, not a model; give the whole model")
     if not names:
-        raise CheckpointError(f"{file} holds no tensors; download it again")
+        raise CheckpointError(f"{file} contains no tensors; download it again")
     if set(names) <= {"clip_l", "clip_g", "emb_params"} or any("string_to_param" in name for name in names):
         raise CheckpointError(f"{file} is a textual inversion embedding, not a model; pass it by --embedding")
     architecture = opened.metadata.get("general.architecture")
-    what = f"a GGUF model of architecture {architecture!r}" if architecture else "of a layout that is not known"
+    what = f"a GGUF model of architecture {architecture!r}" if architecture else "in an unknown layout"
     raise CheckpointError(f"{file} is {what}; only Stable Diffusion 1, 2 and XL models are read")

@@ -24,7 +24,7 @@ TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 INTEGER_TYPES = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-# Objects that training programs store with the weights; each becomes an `_Ignored`, and none of their code is run.
+# Objects that training programs store with the weights; each becomes an `_Ignored`, and none of their code is executed.
 IGNORED_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.types.EvaluateOutput",
@@ -46,10 +46,10 @@ class TensorFile:
 
 
 def problem_of(tensor: Tensor) -> str | None:
-    """Why a tensor cannot be part of an adapter or a learned word: integers, or numbers that are not finite."""
+    """The reason why a tensor cannot be part of an adapter or a learned word: integers, or non-finite numbers."""
     if not tensor.is_floating_point():
-        return f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
-    return None if tensor.float().isfinite().all() else "holds NaN or infinite numbers; the training failed"
+        return f"contains {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
+    return None if tensor.float().isfinite().all() else "contains NaN or infinite numbers; the training failed"
 
 
 def open_tensor_file(file: Path, allow_pickle: bool = False) -> TensorFile:
@@ -73,7 +73,7 @@ def open_tensor_file(file: Path, allow_pickle: bool = False) -> TensorFile:
 
 
 def tensor_reader(file: Path) -> Callable[[str], Tensor]:
-    """A function that reads tensors by name from a file that was opened before, including pickles."""
+    """A function that reads tensors by name from an opened file, including pickles."""
     try:
         if file.suffix == SAFETENSORS:
             get: Callable[[str], Tensor] = safe_open(file, "pt").get_tensor
@@ -124,13 +124,13 @@ def _open_pickle(file: Path, _size: int, _modified: int) -> TensorFile:
             content = torch.load(file, map_location="cpu", weights_only=True, **mapped)
         except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, AssertionError, UnicodeError) as error:
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = f"it calls {found[1]}" if found else "it is damaged, or holds other objects"
+            reason = f"it calls {found[1]}" if found else "it is damaged, or contains other objects"
             raise CheckpointError(
-                f"{file} is no pickle of tensors alone, and was not read: {reason}; use a safetensors file"
+                f"{file} is not a pickle of only tensors, and was not read: {reason}; use a safetensors file"
             ) from error
     tensors = dict(_named_tensors(content))
     if not tensors:
-        raise CheckpointError(f"{file} holds no named tensors; give a checkpoint, a LoRA or an embedding")
+        raise CheckpointError(f"{file} contains no named tensors; give a checkpoint, a LoRA or an embedding")
     names = {dtype: name for name, dtype in TYPES.items()}
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     types = {name: names.get(value.dtype, str(value.dtype)) for name, value in tensors.items()}

@@ -63,7 +63,7 @@ def find_tensors(
 
 
 def read_tensors(locations: Iterable[TensorLocation], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-    """Contiguous copies in `dtype`, by default the file's, with at most about `MAPPED_BYTES` mapped at a time."""
+    """Contiguous copies in `dtype`, by default that of the file; about `MAPPED_BYTES` are mapped at a time."""
     few: list[TensorLocation] = []
     size = 0
     for location in locations:
@@ -88,7 +88,7 @@ def map_tensors(locations: Iterable[TensorLocation]) -> Iterator[Tensor]:
 
 
 def read_tensor(location: TensorLocation, readers: Readers = tensor_reader) -> Tensor:
-    """One tensor as stored; `readers` opens its file. Raises CheckpointError for a file that changed or is damaged."""
+    """One tensor as stored; `readers` opens its file. Raises CheckpointError if the file was changed or is damaged."""
     try:
         return location.take(readers(location.file)(location.name))
     except READ_ERRORS as error:
@@ -107,7 +107,8 @@ def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle:
                 return files
     if any(path.suffix in PICKLES for path in folder.glob("*")):
         raise CheckpointError(
-            f"{folder} holds only pickles, which can contain code; convert them to safetensors, or pass --allow-pickle"
+            f"{folder} contains only pickles, which can contain code; convert them to safetensors, or pass "
+            "--allow-pickle"
         )
     missing = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
     raise CheckpointError(f"{folder / missing} is missing; download or save the model again")

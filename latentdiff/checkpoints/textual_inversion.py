@@ -19,7 +19,7 @@ PARAMETERS = "string_to_param."  # A1111's .pt files
 
 
 class LearnedRows(nn.Module):
-    """A frozen embedding table and, behind it, trainable rows `learned` [n, D]."""
+    """A frozen embedding table, followed by trainable rows `learned` [n, D]."""
 
     def __init__(self, table: nn.Embedding, learned: Tensor) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def find_learned(path: Path) -> Path:
     for file in (path, path / FILE, path / "model" / FILE):
         if file.is_file():
             return file
-    raise CheckpointError(f"{path} holds no {FILE}; give a file of learned words, or the folder finetune wrote")
+    raise CheckpointError(f"{path} contains no {FILE}; give a file of learned words, or the folder that finetune wrote")
 
 
 def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
@@ -104,7 +104,7 @@ def words_in(file: Path, opened: TensorFile) -> dict[str, list[Tensor]]:
             raise CheckpointError(f"{file}: {key[:80]} is {list(tensor.shape)}; vectors of a word must be [n, width]")
     rows = {key: tensor.reshape(-1, tensor.shape[-1]) for key, tensor in tensors.items()}
     if not rows:
-        raise CheckpointError(f"{file} holds no learned word; give the file that a trainer wrote")
+        raise CheckpointError(f"{file} contains no learned word; give a file written by a training program")
     if rows.keys() <= {"clip_l", "clip_g"}:
         return {file.stem: [rows[key] for key in ("clip_l", "clip_g") if key in rows]}
     unnamed = [key for key in rows if key == "emb_params" or key.startswith(PARAMETERS)]
@@ -142,7 +142,7 @@ def _check_name(text: TextConditioner, token: str, vectors: int) -> None:
     if not token.strip():
         raise InputError("textual inversion needs a word to learn; give one with --trigger, for example '<my-cat>'")
     if any(tokenizer.knows(name) for tokenizer in text.tokenizers for name in word_names(token, vectors)):
-        raise InputError(f"the model knows {token!r} already; use a new word, for example '<{token.strip('<>')}-2>'")
+        raise InputError(f"the model already knows {token!r}; use a new word, for example '<{token.strip('<>')}-2>'")
     if vectors > (most := text.tokenizers[0].model_max_length - 2):
         raise InputError(f"{token!r} has {vectors} vectors, a text has {most} tokens; learn fewer")
 

@@ -1,1 +1,1 @@
-"""Datasets: folders and archives of captioned images, their check, and batches for training."""
+"""Datasets: folders and archives of captioned images, their validation, and batches for training."""

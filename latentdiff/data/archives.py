@@ -28,7 +28,7 @@ def _unknown(name: str) -> int:
 class Container:
     """A set of files. `read(name)` returns the bytes of one.
 
-    source: the path or URL it was opened from. names: sorted relative paths with `/`. size(name): bytes of a
+    source: the path or URL that it was opened from. names: sorted relative paths with `/`. size(name): bytes of a
     file, 0 if unknown. garbled: names with non-ASCII letters whose encoding the archive does not state.
     """
 
@@ -94,12 +94,12 @@ def join(containers: list[Container], root: str | None = None) -> Container:
     pictures and for one that is given twice.
     """
     if root is None:
-        # By characters, since addresses are no paths: os.path.commonpath would drop a slash after https:/.
+        # By characters, since URLs are not paths: os.path.commonpath would drop a slash after https:/.
         root = os.path.commonprefix([part.source for part in containers]).rpartition("/")[0]  # noqa: RUF071
     places: dict[str, tuple[Container, str]] = {}
     for part in containers:
         if not part.pictures:
-            raise InputError(f"{part.source} holds no pictures; leave it out or create it again")
+            raise InputError(f"{part.source} contains no pictures; omit it or create it again")
         shard = part.source.removeprefix(f"{root}/")
         if f"{shard}/{part.names[0]}" in places:
             raise InputError(f"{part.source} is given twice; give each shard once")
@@ -214,7 +214,7 @@ def _entries(source: str, members: Iterable[tuple[str, int, Entry]]) -> dict[str
         if size > MAX_FILE:
             raise InputError(f"{source}: {name} would unpack to {size} bytes, more than {MAX_FILE}; remove it")
         if name in entries:
-            raise InputError(f"{source} holds {name} twice; pack it again, each file once")
+            raise InputError(f"{source} contains {name} twice; pack it again with each file once")
         entries[name] = entry
     return entries
 
@@ -226,5 +226,5 @@ def _is_inside_and_visible(name: str) -> bool:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8, which lone surrogates in a name or a JSON escape cannot."""
+    """Whether a string can be encoded as UTF-8; lone surrogates, from a file name or a JSON escape, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -15,8 +15,8 @@ class Batches(torch.utils.data.Sampler[list[tuple[int, int]]]):
 
     Step s takes draws [s * G, (s + 1) * G), where G = batch_size * accumulation * world. For equal G the rows are
     equal, however a step is split. A step draws chunks of rows from one bucket each, in proportion to the rows of each
-    bucket, with min(G, pictures) distinct pictures. A micro-batch holds rows of one bucket: if chunks are smaller than
-    `batch_size`, the step has more and smaller micro-batches.
+    bucket, with min(G, pictures) distinct pictures. A micro-batch contains rows of one bucket: if chunks are smaller
+    than `batch_size`, the step has more and smaller micro-batches.
 
     buckets, pictures: one per row; without `pictures`, each row is a different picture.
     micro_batch: rows per micro-batch. passes: micro-batches per step in each process.

@@ -1,7 +1,7 @@
 """Join small buckets, and choose how many pictures of one bucket a step draws together.
 
 A step draws `chunk` pictures from one bucket, then `chunk` from the same or another one. All of this depends only on
-the global batch and the pictures, so that every split over processes and micro-batches gives the same training.
+the global batch and the pictures, so that training is the same for every split over processes and micro-batches.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ def chunk_size(buckets: dict[Bucket, Counts], batch: int) -> int:
 def join_buckets(sizes: Sequence[Size], repeats: Sequence[int], fitting: Fitting, batch: int) -> dict[Size, Size]:
     """The bucket for each picture size: its own, or a neighbour's if its own has too few pictures.
 
-    sizes: of the pictures. repeats: how often an epoch shows each. batch: pictures in a step, over all processes.
+    sizes: of the pictures. repeats: how often each occurs in an epoch. batch: pictures in a step, over all processes.
     """
     counts: dict[Size, Counts] = {}
     for size, times in zip(sizes, repeats, strict=True):

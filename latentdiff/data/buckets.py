@@ -8,7 +8,17 @@ from functools import cached_property, lru_cache
 from latentdiff.config.train import DataConfig
 from latentdiff.errors import InputError
 
-RATIOS = (8 / 7, 4 / 3, 3 / 2, 16 / 9, 2.1, 2.5, 3, 3.5, 4)  # at most 1.2 apart, so a picture loses under a tenth
+RATIOS = (
+    8 / 7,
+    4 / 3,
+    3 / 2,
+    16 / 9,
+    2.1,
+    2.5,
+    3,
+    3.5,
+    4,
+)  # neighbours differ by a factor of at most 1.2, so a picture loses less than a tenth of its area
 AREAS = (0.75, 1.05)  # of the square's
 STEP = 64
 AREA_WEIGHT = 0.2
@@ -68,7 +78,7 @@ class Fitting:
         return _bucket(self, size)
 
     def cost(self, size: Size, bucket: Size) -> float:
-        """The share of a picture that is cropped, plus how far it is enlarged beyond what is allowed."""
+        """The share of a picture that is cropped, plus the excess of its enlargement over `allow_upscale`."""
         return lost_area(size, bucket) + max(0.0, enlargement(size, bucket) - self.allow_upscale)
 
     def problem(self, size: Size) -> tuple[str, str] | None:

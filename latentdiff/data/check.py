@@ -29,7 +29,7 @@ SMALL_BUCKET = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """An error or warning about the file `name`; it is an error if `kind` is one of ERRORS."""
+    """An error or a warning about the file `name`; an error if `kind` is one of ERRORS."""
 
     kind: str
     where: str
@@ -168,7 +168,7 @@ def _small_buckets(source: str, buckets: list[Size]) -> Iterator[Finding]:
     counts = Counter(buckets)
     small = [bucket for bucket, count in counts.items() if count < SMALL_BUCKET]
     if small and len(counts) > 1:
-        detail = f"{len(small)} of {len(counts)} hold fewer than {SMALL_BUCKET} pictures; larger batches will crop more"
+        detail = f"{len(small)} of {len(counts)} have fewer than {SMALL_BUCKET} pictures; larger batches will crop more"
         yield Finding("small buckets", source, "", detail)
 
 
@@ -201,7 +201,7 @@ def unusable(
     """Names of the pictures to skip: those in `known` and those with errors.
 
     captioned: a missing caption is no error. command: prints the result of the check, for messages.
-    Raises InputError if there are new errors and `skip_bad` is not set, and if no picture remains.
+    Raises InputError if there are new errors and `skip_bad` is not set, or if no picture remains.
     """
     command = command or check_command(checked.path)
     errors = {e.name: e for e in checked.errors if not (captioned and e.kind == "no caption")}

@@ -21,7 +21,7 @@ HELD_OUT_EVERY = 20
 
 
 def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
-    """The rows of a source that `config` selects; a picture with ten repeats per epoch gives ten rows.
+    """The rows of a source that `config` selects; a picture with ten repeats per epoch has ten rows.
 
     Raises InputError if there are none, and for a picture without a caption.
     """
@@ -53,8 +53,8 @@ def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | P
 def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:
     """The training rows and the held-out rows, as `DataConfig` describes.
 
-    Without `data.held_out`, every 20th picture is held out. Fewer than 20 pictures give no held-out rows, or raise
-    InputError if `measure` is set.
+    Without `data.held_out`, every 20th picture is held out. With fewer than 20 pictures there are no held-out rows, and
+    InputError is raised if `measure` is set.
     """
     train = read_rows(config.train, config)
     if config.held_out is not None:

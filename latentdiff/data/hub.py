@@ -27,7 +27,7 @@ def is_saved(path: Path) -> bool:
 def open_hub(source: str) -> Container:
     """Download `hf://owner/name`, optionally with `?split=train&config=…&image=image&text=text`.
 
-    Raises InputError for another form, an inaccessible dataset, and one without these columns.
+    Raises InputError for an invalid form, an inaccessible dataset, and a dataset without these columns.
     """
     repository, options = _parse(source)
     try:

@@ -83,7 +83,8 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
 def encode_rows(
     vae: VAE, rows: Sequence[Row], config: DataConfig, cache: Path, multiple: int | None = None, batch: int = 1
 ) -> list[Encoded]:
-    """Encode the crops of all rows into the folder `cache`, unless it already holds them for this VAE and these bytes.
+    """Encode the crops of all rows into the folder `cache`, unless it already contains them for this VAE and the same
+    files.
 
     multiple: bucket sides are multiples of it; the VAE's factor if not given. batch: pictures per training step, for
     which small buckets are joined.

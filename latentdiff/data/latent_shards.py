@@ -74,7 +74,7 @@ class LatentShards:
         self._write_manifest()
 
     def keep(self, keys: Collection[str]) -> None:
-        """Delete the shards that hold none of these keys."""
+        """Delete the shards that contain none of these keys."""
         needed = {self._places[key][0] for key in keys if key in self._places}
         for name in [name for name in self.files if name not in needed]:
             self.files.remove(name)

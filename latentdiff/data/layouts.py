@@ -79,7 +79,7 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
         return Layout("metadata", rows, list(_ignored(container, {*metadata, *described}, "metadata has the captions")))
     if not pictures:
         kinds = ", ".join(sorted(PICTURES))
-        raise InputError(f"{container.source} holds no pictures; add files ending in {kinds}")
+        raise InputError(f"{container.source} contains no pictures; add files ending in {kinds}")
     kind, rows, used = _without_metadata(container, files, pictures, caption_template)
     return Layout(kind, rows, list(_ignored(container, used, "no picture has this name")))
 
@@ -107,7 +107,7 @@ def _without_metadata(
 
 
 def _ignored(container: Container, used: set[str], unused_text: str) -> Iterable[tuple[str, str]]:
-    """Files that are not used although a user may expect it, with the reason; documents are omitted."""
+    """Files that are not used although a user may expect them to be, with the reason; documents are omitted."""
     for name in container.names:
         suffix = PurePosixPath(name).suffix.lower()
         if name in used or is_picture(name) or DOCUMENTS.fullmatch(PurePosixPath(name).name):
@@ -115,9 +115,9 @@ def _ignored(container: Container, used: set[str], unused_text: str) -> Iterable
         if suffix in (*SIDECARS, ".cls"):
             yield name, unused_text
         elif suffix in ARCHIVES:
-            yield name, "archives beside pictures are not opened; give it by itself or unpack it"
+            yield name, "archives next to pictures are not opened; pass it separately or unpack it"
         else:
-            yield name, f"{suffix or 'no suffix'} is not an image format that is read"
+            yield name, f"{suffix or 'no suffix'} is not a supported image format"
 
 
 def _beside(picture: str, files: FileNames, suffixes: tuple[str, ...]) -> str | None:
@@ -165,7 +165,7 @@ def _named_row(container: Container, picture: str, name: str, template: str = CL
     words, where = _words(name), container.where(picture)
     if picture in container.garbled and not words.isascii():
         raise InputError(
-            f"{where}: the archive does not state the encoding of its file names, so {shorten(words)} is no caption; "
+            f"{where}: the archive does not state the encoding of its file names, so {shorten(words)} is not used; "
             "pack it again with UTF-8 names, or add caption files"
         )
     return Row(container, picture, clean_caption(template.format(name=words), where) if words else ())

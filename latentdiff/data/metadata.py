@@ -16,7 +16,7 @@ CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 class Described(NamedTuple):
-    """A picture that a metadata file names, its captions, and everything else the file says about it."""
+    """A picture that is listed in a metadata file, its captions, and its other columns."""
 
     picture: str
     captions: tuple[str, ...]

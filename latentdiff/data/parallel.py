@@ -30,7 +30,7 @@ def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 
 
 class MemoryBudget:
-    """Limits the bytes that threads hold together: a thread waits until the memory that it needs is free.
+    """Limits the total memory of several threads: a thread waits until the memory that it needs is available.
 
     limit: in bytes; a thread that needs more runs alone. To avoid deadlocks, a thread that uses several budgets must
     always reserve them in the same order.
@@ -43,7 +43,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Reserve `size` bytes; wait until they are free, or until no other thread holds any."""
+        """Reserve `size` bytes; wait until they are available, or until no other thread has reserved any."""
         with self._changed:
             self._changed.wait_for(lambda: self.used == 0 or self.used + size <= self.limit)
             self.used += size
@@ -55,5 +55,7 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
-FILES = MemoryBudget(2**30)  # held while a picture is read and used
-PIXELS = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)  # then, while it is decoded: one of the largest at a time
+FILES = MemoryBudget(2**30)  # reserved while a picture is read and used
+PIXELS = MemoryBudget(
+    MAX_PIXELS * BYTES_PER_PIXEL
+)  # reserved in addition while it is decoded: enough for one of the largest at a time

@@ -30,7 +30,7 @@ def open_parquet(paths: Sequence[Path], source: str) -> Container:
     schemas = [_open(path).schema_arrow for path in paths]
     for path, schema in zip(paths, schemas, strict=True):
         if schema.names != schemas[0].names:
-            raise InputError(f"{path} has other columns than {paths[0]}; keep them in folders of their own")
+            raise InputError(f"{path} has other columns than {paths[0]}; move them to separate folders")
     images = _image_columns(schemas[0])
     image = image_column(images, source)
     others = [name for name in schemas[0].names if name not in images]

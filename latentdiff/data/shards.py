@@ -28,7 +28,7 @@ TIMEOUT = 60.0
 
 
 def open_shards(pattern: str) -> Container:
-    """All shards of a pattern as one container. Raises InputError for a wrong pattern and for a damaged shard."""
+    """All shards of a pattern as one container. Raises InputError for an invalid pattern and for a damaged shard."""
     sources = expand(pattern)
     if "://" not in pattern:
         return join([open_container(Path(source)) for source in sources])
@@ -67,11 +67,11 @@ def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"{url} is not an address ({error}); write https://host/000.tar") from error
+        raise InputError(f"{url} is not a URL ({error}); write https://host/000.tar") from error
     if parts.scheme.lower() not in SCHEMES or not parts.hostname:
-        raise InputError(f"{url}: only http:// and https:// addresses are opened; download it and give the file")
+        raise InputError(f"{url}: only http:// and https:// URLs are opened; download it and pass the file")
     if not parts.path.endswith(".tar"):
-        raise InputError(f"{url} does not end in .tar; give shards, or download it and give the file")
+        raise InputError(f"{url} does not end in .tar; pass shards, or download it and pass the file")
 
 
 def _open_address(url: str) -> Container:
@@ -89,7 +89,7 @@ def _open_address(url: str) -> Container:
         raise
     except (OSError, HTTPException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} was not downloaded ({reason}); check the address and try again") from error
+        raise InputError(f"{name} was not downloaded ({reason}); check the URL and try again") from error
     return open_container(path, name)
 
 

@@ -17,7 +17,7 @@ def open_source(source: str | Path) -> Container:
     """
     text, path = str(source), Path(source)
     if not text.strip():
-        raise InputError("no pictures were given; give a folder, a .zip, a .tar, a pattern of shards or an address")
+        raise InputError("no pictures were given; give a folder, a .zip, a .tar, a pattern of shards or a URL")
     if text.startswith("hf://"):
         return open_hub(text)
     if "://" in text or ("{" in text and not path.exists()):

@@ -25,7 +25,7 @@ def table_container(
     text: the column of captions. Raises InputError for a table without rows.
     """
     if not count:
-        raise InputError(f"{source} holds no pictures; give another split or dataset")
+        raise InputError(f"{source} contains no pictures; use another split or dataset")
     names = tuple(f"{k:08}" for k in range(count))
 
     def read(name: str) -> bytes:
@@ -46,7 +46,7 @@ def image_column(images: Sequence[str], source: str, requested: str | None = Non
 
 
 def text_column(columns: Sequence[str], source: str, requested: str | None = None) -> str | None:
-    """The requested column, else the first one with a usual name; None if there is none. Raises InputError."""
+    """The requested column, else the first one with a common name; None if there is none. Raises InputError."""
     if requested is not None and requested not in columns:
         raise InputError(f"{source} has no column {requested!r}; {did_you_mean(requested, columns)}")
     return requested or next((key for key in CAPTION_KEYS if key in columns), None)
@@ -56,7 +56,9 @@ def _metadata_line(name: str, row: dict[str, Any], text: str | None, source: str
     value = row[text] if text else None
     captions = value if isinstance(value, list) else [value or ""]
     if not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"{source}: column {text!r} holds {shorten(value)}, not a caption; name another with ?text=")
+        raise InputError(
+            f"{source}: column {text!r} contains {shorten(value)}, not a caption; name another with ?text="
+        )
     plain = {key: value for key, value in row.items() if isinstance(value, str | int | float)}
     return json.dumps(plain | {"file_name": name, "captions": captions or [""]})
 

@@ -1,4 +1,4 @@
-"""Members of a zip file: read through one handle per thread, and named in the encoding the archive states."""
+"""Members of a zip file: read through one handle per thread, and named in the encoding that the archive states."""
 
 import os
 import struct

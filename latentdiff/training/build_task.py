@@ -44,7 +44,7 @@ def open_base_model(base: str | None, options: OpenOptions) -> ModelSource:
     source = open_model(base, options)
     channels = source.unet.config.in_channels
     if channels != source.unet.config.out_channels:
-        raise InputError(f"base={source.path} reads {channels} channels (inpainting or editing); "
+        raise InputError(f"base={source.path} has in_channels={channels} (inpainting or editing); "
                          "fine-tuning is for text-to-image models")  # fmt: skip
     if source.unet.config.addition_embed_type is not None and len(source.text_encoders) == 1:
         raise InputError(f"base={source.path} is a refiner of SDXL; fine-tuning is for text-to-image models")

@@ -107,7 +107,7 @@ def save_model(run: RunFolder, write: Callable[[Path], None]) -> None:
 
 
 class Staged:
-    """A folder beside `final` that replaces it on success and is removed on an error."""
+    """A temporary folder that replaces `final` on success and is removed after an error."""
 
     def __init__(self, mine: bool, final: Path) -> None:
         self.mine, self.final = mine, final

@@ -57,7 +57,7 @@ class Plan:
         )
 
     def _pictures_per_step(self) -> str:
-        """Their number, and how they are split over processes and batches."""
+        """The number of pictures per step, and how they are split over processes and batches."""
         batch, accumulation = self.config.data.batch_size, self.config.run.gradient_accumulation_steps
         total = batch * accumulation * self.processes
         factors = f"{self.processes} processes of " * (self.processes > 1) + f"{accumulation} batches of " * (

@@ -23,7 +23,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 def fill_frozen(model: nn.Module, locations: dict[str, TensorLocation], _: torch.dtype, precision: str) -> None:
     """As `fill`, but with a U-Net's matrices and kernels in the compute precision.
 
-    Norms, biases and embeddings stay float32, as under autocast; they are a thousandth of the weights.
+    Norms, biases and embeddings stay float32, as under autocast; they make up a thousandth of the weights.
     """
     if not isinstance(model, UNet2DConditionModel):
         fill(model, locations, torch.float32)
@@ -67,7 +67,9 @@ def on_device(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
 
 
 class UNetLast:
-    """Loads weights as `give`, but those of a U-Net only in `load`: it takes no memory while pictures are encoded."""
+    """Loads weights as `give`, but those of a U-Net only in `load`, so that it needs no memory while pictures are
+    encoded.
+    """
 
     def __init__(self, give: Fill) -> None:
         self.give = give

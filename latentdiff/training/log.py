@@ -30,4 +30,4 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except ValueError:
-        return math.inf  # cut short when the run ended
+        return math.inf  # incomplete, because the run ended while it was written

@@ -89,7 +89,7 @@ class Run:
         return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _restore(self) -> None:
-        """Load the newest intact checkpoint. Raises InputError when there is none."""
+        """Load the newest intact checkpoint. Raises InputError if there is none."""
         checkpoint = newest_good(self.folder)
         if checkpoint is None:
             raise InputError(f"no checkpoint in {self.folder.path} is intact; start a new run in another folder")

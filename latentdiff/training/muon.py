@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_lerp(gradients(parameters), moments, momentum))
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """AdamW's updates of all parameters at once: a GPU is otherwise waiting for the launches of small kernels."""
+        """AdamW's updates of all parameters at once: otherwise a GPU waits for the launches of small kernels."""
         states = [self._state(p, step=torch.zeros(()), exp_avg=p, exp_avg_sq=p) for p in parameters]
         steps = [state["step"].add_(1).item() for state in states]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_div(torch._foreach_div(means, [1 - first**step for step in steps]), roots))
 
     def _state(self, p: Tensor, **shapes: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter, which begins as zeros like `shapes`."""
+        """The state of a parameter, initially zeros like `shapes`."""
         state = self.state[p]
         if not state:
             state |= {name: torch.zeros_like(shape) for name, shape in shapes.items()}

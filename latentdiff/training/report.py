@@ -41,7 +41,7 @@ Row = dict[str, float]
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` into a run's folder, and return its path.
 
-    Raises InputError when `metrics.jsonl` is missing or empty; other missing files are omitted.
+    Raises InputError if `metrics.jsonl` is missing or empty; other missing files are omitted.
     """
     rows = _read_rows(run.metrics)
     check_writable_parent(run.report)
@@ -189,7 +189,7 @@ def _words(value: Any) -> str:
 
 
 def _item(item: Any) -> str:
-    if isinstance(item, dict):  # a finding, whose place ends in its name
+    if isinstance(item, dict):  # a finding, whose location ends in its name
         item = [value for key, value in item.items() if key != "name"]
     values: Iterable[Any] = item if isinstance(item, list) else [item]
     return ": ".join(map(str, values))

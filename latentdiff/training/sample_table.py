@@ -10,7 +10,7 @@ from PIL import Image
 from latentdiff.files import finished_files
 from latentdiff.training.samples import Samples, read_samples
 
-EVALUATIONS = 4  # side by side, so that the page needs no scroll bar of its own
+EVALUATIONS = 4  # side by side, so that the page does not scroll horizontally
 LARGEST = 640  # stored side in pixels: twice the displayed size, for dense screens
 STYLE = """
 .row { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)) }
@@ -23,9 +23,9 @@ figcaption { font-size: .85rem; opacity: .8; overflow-wrap: anywhere }
 
 
 def sample_table(folder: Path) -> str:
-    """The newest samples beside evenly spaced earlier ones; grids without captions are shown uncropped.
+    """The newest samples next to evenly spaced earlier ones; grids without captions are shown uncropped.
 
-    Empty when there are none.
+    Empty if there are none.
     """
     paths = finished_files(folder, "*.png")
     grids = [(path, read_samples(path)) for path in _spread(paths, EVALUATIONS)]

@@ -59,7 +59,7 @@ class Task(Protocol):
         """A batch of the data's items; called by the loader, in its processes if it has any."""
 
     def evaluate(self, rank: int, world: int) -> Share:
-        """This process's share of the held-out metrics and samples, computed with the averaged weights."""
+        """The share of this process in the held-out metrics and samples, computed with the averaged weights."""
 
     def save(self, folder: Path) -> None:
         """Write the module's weights as a usable model."""

@@ -105,7 +105,7 @@ def _tokenizer(config: TextTrainConfig, folder: Path, captions: list[str]) -> CL
     if tokenizer.model_max_length != config.max_length:
         raise InputError(
             f"max_length={config.max_length}, but {folder} was trained with {tokenizer.model_max_length}; keep it, or "
-            "start another run.output"
+            "use another run.output"
         )
     return tokenizer
 

@@ -9,7 +9,7 @@ from latentdiff.text.tokenizer import END, START, WORD_END, CLIPTokenizer, byte_
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
-    """Learn merges (Sennrich et al. 2016) on text split as CLIP does; every byte has a token."""
+    """Learn merges (Sennrich et al. 2016) on text that is split as in CLIP; every byte has a token."""
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
     tokenizer = byte_pairs({}, [])

@@ -22,9 +22,9 @@ from latentdiff.training.trackers import check_tracker
 
 
 def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, auto_batch: bool = False) -> None:
-    """Check the pictures, then train what `config.task` names.
+    """Check the pictures, then run the training task that `config.task` names.
 
-    Raises InputError when pictures cannot be used and `skip_bad` is not set.
+    Raises InputError if pictures cannot be used and `skip_bad` is not set.
     """
     folder = RunFolder(config.run.output)
     folder.check(resume, config.task)

@@ -138,7 +138,7 @@ def shard_elsewhere(folder: Path) -> None:
             rewrite("model_index.json", '{"text_encoder": ["transformers", "T5"]}'),
             r"text_encoder=\['transformers', 'T5'\] is not supported",
         ),
-        (only_pickle, "holds only pickles"),
+        (only_pickle, "contains only pickles"),
         (other_width, "has 32 numbers per token, the U-Net reads 48"),
         (other_groups, "by its config.json"),
         (extra_tensor, "unknown tensor surprise"),
@@ -195,7 +195,7 @@ def test_only_files_that_are_read_are_downloaded_from_the_hub(
 
 def test_weights_of_another_config_are_refused(folder: Path) -> None:
     model = UNet2DConditionModel(small_unet_config().model_copy(update={"cross_attention_dim": 16}))
-    with pytest.raises(CheckpointError, match=r"by the run's config; the two must be of one model"):
+    with pytest.raises(CheckpointError, match=r"according to the run's config; both must belong to the same model"):
         load_weights(model, folder / "unet")
 
 

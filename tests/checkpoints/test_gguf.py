@@ -49,7 +49,7 @@ def write(
 def test_a_unet_is_dequantised(kind: Type, error: float, file: Path, tmp_path: Path) -> None:
     state = {key.removeprefix(UNET): value for key, value in load_file(file).items() if key.startswith(UNET)}
     write(tmp_path / "x.gguf", state, kind, flatten=kind is Type.Q8_0)
-    with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):
+    with pytest.raises(CheckpointError, match="contains a U-Net; pass it by --unet"):
         open_model(tmp_path / "x.gguf")
     ours = read_pipeline(open_model(file, OpenOptions(unet=tmp_path / "x.gguf")), torch.float32).denoiser
     theirs = read_pipeline(open_model(file), torch.float32).denoiser

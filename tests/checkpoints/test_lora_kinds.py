@@ -165,7 +165,10 @@ PAIR = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 32), f"unet.{LAYER}.lora_B.
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({f"unet.{LAYER}.oft_blocks": torch.ones(2)}, r"tensor .*oft_blocks is of no kind of LoRA that is supported"),
+        (
+            {f"unet.{LAYER}.oft_blocks": torch.ones(2)},
+            r"tensor .*oft_blocks does not belong to a supported kind of LoRA",
+        ),
         ({f"unet.{CONV}.lora_A.weight": torch.ones(2, 32)}, r"the tensors of unet.* are incomplete \(down\)"),
         ({f"unet.{LAYER}.alpha": torch.ones(2)}, r"alpha must be one number, not \[2\]"),
         ({f"unet.{LAYER}.alpha": torch.tensor(float("inf"))}, "alpha=inf must be a finite number"),
@@ -174,9 +177,9 @@ PAIR = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 32), f"unet.{LAYER}.lora_B.
             {f"unet.{LAYER}.lora_B.weight": torch.ones(64, 2)},
             "another kind of model: unet.* is 64x32 there, 32x32 here",
         ),
-        ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 3)}, "do not fit together"),
+        ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 3)}, "do not match each other"),
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(0, 2)}, "is empty"),
-        ({f"unet.{LAYER}.lora_B.weight": torch.full((32, 2), torch.inf)}, "up of .* holds NaN or infinite numbers"),
+        ({f"unet.{LAYER}.lora_B.weight": torch.full((32, 2), torch.inf)}, "up of .* contains NaN or infinite numbers"),
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 2).char()}, "up of .* holds int8, not floating-point"),
     ],
 )

@@ -109,7 +109,7 @@ def test_names_and_weights_are_checked(model_folder: Path, loras: list[Path]) ->
     pipe = pipeline(model_folder)
     assert pipe.load_lora(loras[0], name="a") == "a"
     for call, message in (
-        (lambda: pipe.load_lora(loras[1], name="a"), "a LoRA named 'a' is loaded already"),
+        (lambda: pipe.load_lora(loras[1], name="a"), "a LoRA named 'a' is already loaded"),
         (lambda: pipe.set_adapters({"b": 1.0}), "no LoRA named 'b' is loaded"),
         (lambda: pipe.set_adapters({"a": "x"}), "give a number, or a pair"),  # type: ignore[dict-item]
         (lambda: pipe.set_adapters({"a": (1.0, 2.0, 3.0)}), "give a number, or a pair"),  # type: ignore[dict-item]

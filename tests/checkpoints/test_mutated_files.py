@@ -169,7 +169,7 @@ def test_learned_words(originals: dict[str, Path], data: st.DataObject) -> None:
         ("tokenizer/tokenizer_config.json", {"model_max_length": 77}, "texts have 77 tokens, the encoder reads"),
         ("model_index.json", {"text_encoder": "CLIPTextModel"}, "is not a pair of library and class"),
         ("model_index.json", {"text_encoder": ["transformers"]}, "is not a pair of library and class"),
-        ("model_index.json", {"text_encoder": None}, "has a tokenizer and no text_encoder"),
+        ("model_index.json", {"text_encoder": None}, "has a tokenizer but no text_encoder"),
     ],
 )
 def test_numbers_out_of_bounds_are_named(

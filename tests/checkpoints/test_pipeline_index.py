@@ -81,7 +81,7 @@ def test_a_required_component_that_is_null_is_named(component: str, entry: Any, 
 @pytest.mark.parametrize("component", ["text_encoder", "tokenizer"])
 def test_a_text_encoder_needs_its_tokenizer(component: str, folder: Path) -> None:
     change(folder / INDEX, **{component: ABSENT})
-    lacks = {"text_encoder": "a tokenizer and no text_encoder", "tokenizer": "a text_encoder and no tokenizer"}
+    lacks = {"text_encoder": "a tokenizer but no text_encoder", "tokenizer": "a text_encoder but no tokenizer"}
     with pytest.raises(CheckpointError, match=f"the pipeline has {lacks[component]}"):
         open_model(folder)
 

@@ -141,8 +141,8 @@ def test_ema_weights_and_other_training_state_are_ignored(files: Any, tmp_path: 
         read_pipeline(source, torch.float32).denoiser.state_dict(), network(files("sd1").with_suffix(""), "unet")
     )
     assert source.notes[-2:] == (
-        "EMA weights: 1 tensors of model_ema are not used; the weights beside them are",
-        "1 tensors of no part are ignored, surprise.x first",
+        "EMA weights: 1 tensors of model_ema are not used; the other weights are",
+        "1 unknown tensors are ignored, surprise.x first",
     )
 
 
@@ -189,7 +189,7 @@ def test_a_vae_from_another_file(files: Any, tmp_path: Path) -> None:
 def test_a_unet_file_is_combined_with_the_rest_of_a_model(files: Any, tmp_path: Path) -> None:
     unet = tmp_path / "unet.safetensors"
     shutil.copy(next((files("sd1").with_suffix("") / "unet").glob("*.safetensors")), unet)
-    with pytest.raises(CheckpointError, match="holds a U-Net; pass it by --unet"):
+    with pytest.raises(CheckpointError, match="contains a U-Net; pass it by --unet"):
         open_model(unet)
     ours = read_pipeline(open_model(files("sd1"), OpenOptions(unet=unet)), torch.float32)
     assert same(ours.denoiser.state_dict(), load_file(unet))
@@ -201,7 +201,7 @@ def test_a_unet_file_is_combined_with_the_rest_of_a_model(files: Any, tmp_path: 
         ({"lora_unet_x.lora_down.weight": torch.zeros(1, 2)}, "is a LoRA, not a model; pass it by --lora"),
         ({"emb_params": torch.zeros(1, 768)}, "embedding, not a model; pass it by --embedding"),
         ({"text_model.embeddings.token_embedding.weight": torch.zeros(2, 2)}, "is a text encoder, not a model"),
-        ({"x": torch.zeros(1)}, "of a layout that is not known; only Stable Diffusion"),
+        ({"x": torch.zeros(1)}, "in an unknown layout; only Stable Diffusion"),
     ],
 )
 def test_other_files_are_named(state: State, message: str, tmp_path: Path) -> None:

@@ -50,14 +50,14 @@ def test_words_that_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: P
     for token, like, message in (
         ("", "cat", "give one with --trigger"),
         ("<toy>", "", "has no tokens; use a word close"),
-        ("apple", "cat", "knows 'apple' already"),
+        ("apple", "cat", "already knows 'apple'"),
     ):
         with pytest.raises(InputError, match=message):
             add_token(text, token, 1, like)
     with pytest.raises(InputError, match="one text encoder"):
         add_token(read_pipeline(xl_folder, torch.float32).text, "<toy>", 1, "cat")
     parts = read_pipeline(model_folder, torch.float32)
-    with pytest.raises(CheckpointError, match="holds no learned_embeds"):
+    with pytest.raises(CheckpointError, match="contains no learned_embeds"):
         load_learned(parts, tmp_path)
     save_file({"<toy>": torch.zeros(1, 5)}, tmp_path / FILE)
     with pytest.raises(CheckpointError, match="has width 5 and this model reads 32"):
@@ -142,7 +142,7 @@ def test_tensors_of_other_shapes_are_one_line(shape: tuple[int, ...], model_fold
     ("values", "message"),
     [
         (torch.ones(1, 32, dtype=torch.int64), "<toy> holds int64, not floating-point numbers"),
-        (torch.full((1, 32), torch.nan), "<toy> holds NaN or infinite numbers"),
+        (torch.full((1, 32), torch.nan), "<toy> contains NaN or infinite numbers"),
     ],
 )
 def test_numbers_that_cannot_be_vectors_are_named(

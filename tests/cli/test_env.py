@@ -32,7 +32,7 @@ def test_env_opens_a_model_as_generate_does(
     monkeypatch.setattr(sys, "argv", ["latentdiff", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == 2 and "does not fit the text encoder" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "does not match the text encoder" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", sys.argv[:-2])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -41,7 +41,7 @@ def test_other_files_are_named(run: Any, model_folder: Path, tmp_path: Path) -> 
     shutil.copy(next((model_folder / "unet").glob("*.safetensors")), tmp_path / "unet.safetensors")
     generate = ["generate", "x", "-o", tmp_path / "x.png", "--model"]
     for words, message in (
-        (["info", tmp_path / "none.safetensors"], "holds no tensors; download it again"),
+        (["info", tmp_path / "none.safetensors"], "contains no tensors; download it again"),
         ([*generate, model_folder / "unet"], "is a U-Net, not a model; pass it by --unet"),
         ([*generate, model_folder / "text_encoder"], "is a text encoder, not a model; give the whole model"),
         ([*generate, model_folder, "--lora", tmp_path / "unet.safetensors"], "is a U-Net, not a LoRA"),

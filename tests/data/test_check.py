@@ -150,7 +150,7 @@ def test_small_buckets_are_a_warning(folder: Path) -> None:
     checked = check(folder, Fitting(16, 2), lost_words)
     assert checked.buckets == [("24x8", 10), ("16x16", 3)]
     assert [f.detail for f in checked.findings] == [
-        "1 of 2 hold fewer than 8 pictures; larger batches will crop more"
+        "1 of 2 have fewer than 8 pictures; larger batches will crop more"
     ]  # fmt: skip
 
 

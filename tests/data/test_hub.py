@@ -89,7 +89,7 @@ def test_inaccessible_datasets_are_errors(load: dict[str, Any]) -> None:
         (ConnectionError("no\nnet"), r"is not accessible \(no net\)"),
         (datasets.exceptions.DatasetGenerationError("broken"), r"is not accessible \(broken\)"),
         (datasets.Dataset.from_dict({"text": ["a"]}), "no column 'image' of pictures; it has none"),
-        (dataset(text=["a", "b", "c"]).select([]), "holds no pictures"),
+        (dataset(text=["a", "b", "c"]).select([]), "contains no pictures"),
     ):
         load["gives"] = gives
         with pytest.raises(InputError, match=message):

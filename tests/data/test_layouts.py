@@ -168,9 +168,9 @@ def row(**values: object) -> dict[str, bytes]:
 
 
 WRONG: dict[str, tuple[dict[str, bytes], str]] = {
-    "empty": ({}, "holds no pictures"),
-    "no pictures": ({"notes.doc": b"x"}, "holds no pictures"),
-    "only hidden": ({".cache/a.png": PNG}, "holds no pictures"),
+    "empty": ({}, "contains no pictures"),
+    "no pictures": ({"notes.doc": b"x"}, "contains no pictures"),
+    "only hidden": ({".cache/a.png": PNG}, "contains no pictures"),
     "picture not there": (row(file_name="b.png", text="x"), r"b\.png is not in"),
     "path outside": (row(file_name="../a.png", text="x"), r"\.\./a\.png is not in"),
     "absolute path": (row(file_name="/etc/a.png", text="x"), r"/etc/a\.png is not in"),
@@ -185,7 +185,7 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "metadata not utf-8": ({"a.png": PNG, "metadata.csv": b"file_name,text\na.png,\xff\n"}, "is not UTF-8"),
     "sidecar not utf-8": ({"a.png": PNG, "a.txt": b"\xff\xfe"}, r"a\.txt is not UTF-8"),
-    "metadata of nothing, no pictures": ({"metadata.csv": b""}, "holds no pictures"),
+    "metadata of nothing, no pictures": ({"metadata.csv": b""}, "contains no pictures"),
     "text a number": (row(file_name="a.png", text=3), r"jsonl:1: .*needs file_name and text"),
     "file name a list": (row(file_name=["a.png"], text="x"), r"jsonl:1: .*needs file_name and text"),
     "half a character": (
@@ -271,8 +271,8 @@ def test_files_that_are_not_used_are_listed_with_the_reason(tmp_path: Path) -> N
     assert dict(layout.ignored) == {
         "a.caption": "no picture has this name",
         "lost.txt": "no picture has this name",
-        "b.heic": ".heic is not an image format that is read",
-        "more.zip": "archives beside pictures are not opened; give it by itself or unpack it",
+        "b.heic": ".heic is not a supported image format",
+        "more.zip": "archives next to pictures are not opened; pass it separately or unpack it",
     }
     as_folder({"metadata.jsonl": jsonl({"file_name": "a.png", "text": "x"})}, tmp_path)
     assert dict(read_layout(open_container(tmp_path)).ignored)["a.txt"] == "metadata has the captions"

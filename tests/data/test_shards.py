@@ -89,7 +89,7 @@ def test_braces_expand(pattern: str, names: list[str]) -> None:
         ("file:///etc/0.tar", "only http:// and https://"),
         ("https:///0.tar", "only http:// and https://"),
         ("https://host/pictures.zip", r"does not end in \.tar"),
-        ("http://[::/0.tar", "is not an address"),
+        ("http://[::/0.tar", "is not a URL"),
     ],
 )
 def test_invalid_patterns_are_one_line_errors(
@@ -108,7 +108,7 @@ def test_damaged_shards_are_named(folder: Path) -> None:
         with pytest.raises(InputError, match=r"001\.tar is damaged"):
             open_source(folder)
     write_tar(folder / "001.tar", {"notes.txt": b"x"})
-    with pytest.raises(InputError, match=r"001\.tar holds no pictures"):
+    with pytest.raises(InputError, match=r"001\.tar contains no pictures"):
         open_source(folder)
     (folder / "001.tar").write_bytes(whole)
     with pytest.raises(InputError, match=r"000\.tar is given twice"):

@@ -247,8 +247,8 @@ def test_too_few_pictures_and_too_few_captions(
     empty.mkdir()
     cases = [
         (["--generated", few, "--real", bare], "precision-recall needs 8 pictures of each kind; there are 5 generated"),
-        (["--generated", empty, "--real", bare], "empty holds no pictures"),
-        (["--generated", bare, "--real", empty], "empty holds no pictures"),
+        (["--generated", empty, "--real", bare], "empty contains no pictures"),
+        (["--generated", bare, "--real", empty], "empty contains no pictures"),
         (["--model", model_folder, "--real", bare], "00.png has no caption"),
         (["--model", model_folder, "--real", few, "--num", 6], "num=6 must be from 1 to 5"),
         (["--generated", few, "--model", model_folder, "--real", bare], "--model applies to a model"),
