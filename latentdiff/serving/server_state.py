@@ -199,7 +199,7 @@ class Server:
 
     @property
     def uncollected(self) -> list[Job]:
-        """Jobs of our own API with images that no client has fetched."""
+        """Jobs of our own API with images that no client has fetched yet."""
         return [job for job in list(self.finished.values()) if job.over and job.images and not job.collected]
 
     def find_job(self, job_id: str) -> Job:

@@ -24,7 +24,7 @@ RESAMPLING = {
     "Lanczos": Image.Resampling.LANCZOS,
     "Nearest": Image.Resampling.NEAREST,
 }
-NETWORK_FACTOR = 4  # what a network makes before it is resized may have this many times the pixels of the limit
+NETWORK_FACTOR = 4  # the output of a network, before it is resized, may exceed the limit of pixels by this factor
 
 
 class PngInfo(BaseModel):
@@ -53,7 +53,7 @@ class ExtraImage(BaseModel):
 
 @router.post("/extra-single-image")
 async def extra_single_image(body: ExtraImage, server: Here) -> dict[str, Any]:
-    """Enlarge an image. It counts towards the queue's bound, and such requests are served one at a time."""
+    """Enlarge an image. The request counts towards the queue's limit; such requests are processed one at a time."""
     with server.engine.queue.reserve(1):
         data = await asyncio.wrap_future(server.engine.finisher.upscale(partial(_enlarge, body, server)))
     return {"html_info": "", "image": as_base64(data)}
@@ -67,7 +67,7 @@ def _enlarge(body: ExtraImage, server: Server) -> bytes:
         width, height = body.upscaling_resize_w or 512, body.upscaling_resize_h or 512
     if not (min(width, height) >= 1 and width * height <= server.limits.pixels):
         raise LimitError(
-            f"{width:g}x{height:g} is outside of 1 to {server.limits.pixels} pixels, this server's limit",
+            f"{width:g}x{height:g} is not within 1 to {server.limits.pixels} pixels, this server's limit",
             "upscaling_resize",
         )
     buffer = io.BytesIO()
