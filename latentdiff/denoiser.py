@@ -13,7 +13,7 @@ from latentdiff.sampling.loop import Denoiser, Levels, SamplerState, column
 from latentdiff.sampling.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
-"""A `DenoisingNetwork`, or what stands in for one: sample, timesteps [B], conditioning to the network's output."""
+"""A `DenoisingNetwork` or a replacement of one: sample, timesteps [B] and conditioning to the output."""
 
 
 @dataclass(frozen=True)

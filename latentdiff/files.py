@@ -31,7 +31,7 @@ def partial_path(path: Path) -> Path:
 
 
 def finished_files(folder: Path, pattern: str) -> list[Path]:
-    """The files that match, in order of name, without those that `atomic_path` is still writing."""
+    """The matching files, sorted by name, without those that `atomic_path` is still writing."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 

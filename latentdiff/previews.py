@@ -13,7 +13,11 @@ SD_FACTORS = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.26
 """For SD 1 and 2, channel by channel and a bias; source: discuss.huggingface.co/t/23204, "Decoding latents to RGB"."""
 XL_BYTES = ((60, 60, 60), (-60, -5, 10), (25, 15, -5), (-70, -50, -35), (150, 140, 130))
 """For SDXL, in steps of 8 bits; source: T. Vass, "Explaining the SDXL latent space", huggingface.co/blog."""
-FITTED, DISCS, SIDE = 32, 2, 16  # images that other maps are fitted to, discs in each, and latents a side; these gave
+FITTED, DISCS, SIDE = (
+    32,
+    2,
+    16,
+)  # images to which other maps are fitted, discs in each, and latents per side; these values gave
 # 19 dB on images of the bundled model, of 20 that a linear map can reach, 16 to 48 images of 2 or 3 discs at least 16
 
 

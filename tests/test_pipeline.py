@@ -241,7 +241,7 @@ def test_an_empty_guidance_interval_disables_guidance(pipe: LatentDiffusionPipel
 
 @pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
 def test_an_invalid_interval_is_an_error(interval: tuple[float, float], pipe: LatentDiffusionPipeline) -> None:
-    with pytest.raises(InputError, match=r"guidance_interval=.* must rise within 0 and 1; try"):
+    with pytest.raises(InputError, match=r"guidance_interval=.* must increase within 0 and 1; try"):
         pipe(PROMPT, guidance_interval=interval)
 
 

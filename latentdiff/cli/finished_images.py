@@ -1,4 +1,4 @@
-"""Find the images that an interrupted `animate` or `grid` has already generated, beside its output."""
+"""Find the images that an interrupted `animate` or `grid` has already generated, next to its output."""
 
 import hashlib
 import json

@@ -45,7 +45,7 @@ def generate(
     expand: Annotated[
         str | None,
         typer.Option(
-            help="How {red|green} and __animal__ in prompts are replaced: random or combinatorial. [default: not]"
+            help="How {red|green} and __animal__ in prompts are replaced: random or combinatorial. [default: no]"
         ),
     ] = None,
     wildcards: Annotated[

@@ -57,7 +57,7 @@ def pictures_of_lines(
 ) -> list[Picture]:
     """Pictures named `012.png` for line 12, or `apple-012.png` if the output is a file; several add `-1`, `-2`, ….
 
-    Image k of the file has seed + k; image k of a line with a seed of its own has that seed + k. Removes the seeds from
+    Image k of the file has seed + k; image k of a line with its own seed has that seed + k. Removes the seeds from
     the settings. Raises InputError.
     """
     digits, pictures = len(str(lines[-1].number)), list[Picture]()
@@ -102,7 +102,7 @@ def _path(output: Path, name: str) -> Path:
 
 
 def batches(pictures: Sequence[Picture], same: dict[str, Any], size: int) -> list[list[Picture]]:
-    """Batches of at most `size` images that differ only in texts and seeds, regardless of which images exist already.
+    """Batches of at most `size` images that differ only in texts and seeds, regardless of which images already exist.
 
     Raises InputError for LoRA tags that cannot be parsed.
     """

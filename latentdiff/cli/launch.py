@@ -30,7 +30,7 @@ def launch(processes: int, auto_batch: bool) -> NoReturn:
 
     words = ["--standalone", "--nproc-per-node", str(processes), "-m", "latentdiff", *_without_option(sys.argv[1:])]
     sys.stdout.flush()
-    logging.disable(logging.CRITICAL)  # the agent's report on how its processes ended
+    logging.disable(logging.CRITICAL)  # the agent's report on the exit of its processes
     try:
         run(parse_args(words))
     except ChildFailedError as error:
@@ -53,7 +53,7 @@ def check_devices(processes: int) -> None:
 
 
 def local_device(device: str) -> str:
-    """The GPU of this process if a launcher started it and no GPU is named; else the device as given."""
+    """The GPU of this process if a launcher started it and no GPU is named; otherwise the given device."""
     import torch
 
     rank = os.environ.get("LOCAL_RANK")

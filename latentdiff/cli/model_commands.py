@@ -91,10 +91,12 @@ def serve(
         str | None,
         typer.Option(help="Check the content of images, and flag, blur or refuse nudity. [default: no check]"),
     ] = None,
-    max_queue: Annotated[int | None, typer.Option(min=1, help="Most images that may wait. [default: 128]")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Most pixels of an image. [default: 4194304]")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps of an image. [default: 150]")] = None,
-    max_images: Annotated[int | None, typer.Option(min=1, help="Most images of a request. [default: 16]")] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of waiting images. [default: 128]")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Maximum pixels per image. [default: 4194304]")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Maximum steps per image. [default: 150]")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Maximum images per request. [default: 16]")] = None,
     deadline: Annotated[
         float | None, typer.Option(min=1, help="Time limit of a request in seconds. [default: 600]")
     ] = None,

@@ -34,7 +34,7 @@ def open_pipeline(device: str, settings: dict[str, Any]) -> Opened:
     pipe = LatentDiffusionPipeline.from_pretrained(model, device, dtype, **options, **how, allow_pickle=allow_pickle)
     loras, embeddings = settings.pop("loras", ()), settings.pop("embeddings", ())
     for file, *weights in loras:
-        name = Path(file).stem  # as prompts name it
+        name = Path(file).stem  # the name in prompts
         name = name if name not in pipe.adapters else f"{name}-{len(pipe.adapters)}"
         pipe.load_lora(file, name, (weights[0], weights[1]), allow_pickle)
     for embedding in embeddings:

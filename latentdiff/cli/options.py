@@ -37,7 +37,7 @@ NAMES = ("vae", "unet", "variant", "prediction_type", "allow_pickle")
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that are on the command line: all that are not None."""
+    """The options that were given: all that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 

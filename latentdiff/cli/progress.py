@@ -54,7 +54,7 @@ class PreviewFile:
 
 
 def check_preview(path: Path | None) -> None:
-    """Raise InputError unless previews can be written to `path`, which None means not to do."""
+    """Raise InputError unless previews can be written to `path`; None means no previews."""
     if path is not None:
         check_writable_parent(path)
         if path.suffix.lower() != ".png":

@@ -31,7 +31,7 @@ class Refining:
         found = hash_model(refiner.source)
         if old is not None and old.refiner_hash not in (None, found):
             raise InputError(
-                f"the recipe's refiner is {old.refiner_hash}, {self.model} is {found}; pass that one with --refiner"
+                f"the recipe's refiner is {old.refiner_hash}, {self.model} is {found}; pass the former with --refiner"
             )
         return {"refiner": self.model, "refiner_switch": self.switch, "refiner_hash": found}
 

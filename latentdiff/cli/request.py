@@ -8,7 +8,7 @@ from typing import Any
 from latentdiff.cli.edit_options import parse_extend
 from latentdiff.cli.options import parse_lora
 
-PARSED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # options with a syntax of their own, by name: settings
+PARSED: dict[str, tuple[str, Callable[[Any], Any]]] = {  # options with a special syntax: the names of their settings
     "lora": ("loras", lambda texts: tuple(map(parse_lora, texts))),
     "embedding": ("embeddings", tuple),
     "approximate": ("approximate", lambda text: [name for name in map(str.strip, text.split(",")) if name]),

@@ -14,9 +14,10 @@ KEY_VARIABLE = "LATENTDIFF_KEY"
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`.
+    """The options of the command. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`.
 
-    train: the folder that fine-tunes may take pictures from, None to offer no fine-tuning. runs: where they are kept.
+    train: the folder from which fine-tunes can copy pictures; None disables fine-tuning. runs: the folder of
+    fine-tunes.
     """
 
     models: list[str]

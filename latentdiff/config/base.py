@@ -89,7 +89,7 @@ def _explain(error: ValidationError, schema: TypeAdapter[Any]) -> str:
 
 
 def _all_keys(schema: Any) -> set[str]:
-    """Every property name anywhere in a JSON schema."""
+    """All property names in a JSON schema, at any depth."""
     if isinstance(schema, Mapping):
         keys = set(schema.get("properties", {}))
         return keys.union(*(_all_keys(value) for value in schema.values()))

@@ -1,6 +1,6 @@
 """Base of the configs in model folders: bounded numbers, and reading and writing diffusers' keys.
 
-Every number is bounded, so that an untrusted file cannot cause an overflow or a model of absurd size.
+Every number is bounded, so that an untrusted file cannot cause an overflow or an excessively large model.
 """
 
 from typing import Annotated, Any, Self

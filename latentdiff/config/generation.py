@@ -8,7 +8,7 @@ from latentdiff.config.diffusers_json import ModelConfig
 
 
 class GenerationConfig(ModelConfig):
-    """A model's default sampling settings, in a file with the name that transformers uses for those of its models."""
+    """A model's default sampling settings; the name of the file is the one that transformers uses."""
 
     num_inference_steps: PositiveInt = 25
     guidance_scale: float = 5.0

@@ -85,13 +85,13 @@ class UNetConfig(ModelConfig):
 
     @property
     def residual_blocks(self) -> int:
-        """How many there are in all."""
+        """The number of residual blocks."""
         mid = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0}[self.mid_block_type]
         return mid + len(self.block_out_channels) * (2 * self.layers_per_block + 1)
 
     @property
     def transformer_blocks(self) -> int:
-        """How many there are in all."""
+        """The number of transformer blocks."""
         levels = range(len(self.block_out_channels))
         down = sum(sum(self.down_depths(level)) for level in levels if self.down_attention(level))
         up = sum(sum(self.up_depths(level)) for level in levels if self.up_attention(level))
@@ -119,7 +119,8 @@ class UNetConfig(ModelConfig):
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % self.norm_num_groups or width % heads:
                 raise ValueError(
-                    f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups}, heads={heads}"
+                    f"block_out_channels={width} must be divisible by norm_num_groups={self.norm_num_groups}, "
+                    f"heads={heads}"
                 )
         return self
 
@@ -206,7 +207,9 @@ class VAEConfig(ModelConfig):
     def _groups_divide(self) -> Self:
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise ValueError(f"block_out_channels={width} must divide by norm_num_groups={self.norm_num_groups}")
+                raise ValueError(
+                    f"block_out_channels={width} must be divisible by norm_num_groups={self.norm_num_groups}"
+                )
         return self
 
     @property
@@ -248,7 +251,9 @@ class IdentityVAEConfig(ModelConfig):
 
 
 def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:
-    """The multiple that image sides must be of: pixels per latent, in pixel space the U-Net's downsampling factor."""
+    """The number of which image sides must be multiples: pixels per latent, or in pixel space the U-Net's downsampling
+    factor.
+    """
     return unet.downscale if isinstance(vae, IdentityVAEConfig) else vae.downscale
 
 
@@ -276,7 +281,7 @@ class CLIPTextConfig(ModelConfig):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} must divide by {self.num_attention_heads} heads")
+            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by {self.num_attention_heads} heads")
         return self
 
     @property

@@ -244,8 +244,8 @@ class UNetTrainConfig(DenoiserConfig):
 class PriorConfig(Config):
     """Prior preservation (Ruiz et al. 2023, sec. 3.2): class images keep the model from forgetting the class.
 
-    images: how many the base model generates from `prompt`, into `folder`, unless they exist. weight: factor of their
-    loss. Class images and training pictures are used equally often.
+    images: the number of class images, which the base model generates from `prompt` into `folder` unless they exist.
+    weight: factor of their loss. Class images and training pictures are used equally often.
     """
 
     prompt: str

@@ -15,7 +15,7 @@ from latentdiff.models.esrgan import RRDBNet
 from latentdiff.models.tiled_vae import cuts
 
 TILE, OVERLAP = 256, 32  # input pixels along each side
-OLD_NAMES = {  # of tensors in the original ESRGAN files
+OLD_NAMES = {  # of tensor names in the original ESRGAN files
     r"model\.0\.(.*)": r"conv_first.\1",
     r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(.*)": r"body.\1.rdb\2.conv\3.\4",
     r"model\.1\.sub\.\d+\.(weight|bias)": r"conv_body.\1",

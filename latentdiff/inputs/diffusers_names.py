@@ -18,7 +18,7 @@ OURS = {  # Arguments of diffusers that are not accepted, and what to use instea
     "prompt_embeds": "prompt=",
     "return_dict": "the returned PipelineOutput",
     "callback_steps": "callback=, which is called at every step",
-    "callback_on_step_end_tensor_inputs": "callback=, whose StepInfo holds latents and x0",
+    "callback_on_step_end_tensor_inputs": "callback=, whose StepInfo contains latents and x0",
     "revision": "owner/name@revision as the path",
     "cache_dir": "the environment variable HF_HOME",
     "scheduler": "sampler= and spacing= in the call",

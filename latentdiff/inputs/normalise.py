@@ -209,7 +209,7 @@ def _guidance(
         raise InputError(f"guidance_interval={shorten(interval)} must be two numbers; try 0.2, 0.8")
     low, high = (check_number(value, "guidance_interval") for value in interval)
     if not 0 <= low <= high <= 1:
-        raise InputError(f"guidance_interval={low}, {high} must rise within 0 and 1; try 0.2, 0.8")
+        raise InputError(f"guidance_interval={low}, {high} must increase within 0 and 1; try 0.2, 0.8")
     total = model.schedule.config.num_train_timesteps
     image_scale = (edit or EditOptions()).image_guidance_scale if model.task == "edit" else 1.0
     return Guidance(scale, low * total, high * total, image_scale) if scale > 1 else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from latentdiff.errors import InputError, check_integer
 
-SIZES, REFINER_SIZES = 6, 5  # how many numbers SDXL's base model and its refiner read
+SIZES, REFINER_SIZES = 6, 5  # the counts of numbers that SDXL's base model and its refiner read
 LARGEST = 2**16  # pixels
 
 Pair = tuple[int, int]
@@ -30,7 +30,9 @@ class SizeConditioning:
     negative_aesthetic_score: float = 2.5
 
     def time_ids(self, size: Pair, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The numbers for a prompt and for its negative prompt. size: of the image; count: how many the U-Net reads."""
+        """The numbers for a prompt and for its negative prompt. size: of the image. count: the number of values that
+        the U-Net reads.
+        """
         original, target = self.original_size or size, self.target_size or size
         crop = self.crops_coords_top_left or (0, 0)
         negative = self.negative_original_size or original, self.negative_crops_coords_top_left or crop
@@ -45,7 +47,7 @@ SCORES = tuple(name for name in SIZE_NAMES if "score" in name)
 
 
 def read_sizes(given: Mapping[str, Any], count: int) -> SizeConditioning:
-    """Validate values for some of `SIZE_NAMES`. count: how many numbers the U-Net reads, 0 for other families.
+    """Validate values for some of `SIZE_NAMES`. count: the number of values that the U-Net reads; 0 for other families.
 
     Raises InputError for a value out of range, and for a value that the model does not read.
     """

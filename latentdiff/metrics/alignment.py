@@ -22,7 +22,7 @@ def alignment(image: Any, text: Any) -> float:
 
 
 def retrieval(image: Any, text: Any, candidates: int = 100, seed: int = 0) -> dict[str, float]:
-    """`r1`, `r5`: how often a picture's own caption ranks first, or in the first five, of `candidates` captions.
+    """`r1`, `r5`: how often a picture's own caption ranks first, or among the first five, of `candidates` captions.
 
     R-precision of Xu et al. 2018, "AttnGAN", section 4. If there are fewer captions, all are candidates. Raises
     InputError, NonFiniteError.

@@ -48,7 +48,7 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 def open_clip(path_or_id: str, device: torch.device) -> Clip:
     """Open a transformers CLIPModel folder or hub id, or the result of `latentdiff train` with task text_encoder.
 
-    Raises InputError when the model is not found, CheckpointError when it cannot be read.
+    Raises InputError if the model is not found, and CheckpointError if it cannot be read.
     """
     folder = _find(Path(path_or_id))
     if folder is None and not _is_hub_id(path_or_id):

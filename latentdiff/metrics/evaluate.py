@@ -75,7 +75,7 @@ def evaluate(
     """Compute `metrics` (all available ones if None) between two sets of pictures of one size.
 
     network: whose features are compared. judge: the CLIP pair for alignment and retrieval.
-    seed: of patches, halves and candidates; one seed, one result. resamples: behind each interval.
+    seed: of patches, halves and candidates; one seed, one result. resamples: the number of resamples for each interval.
     Raises InputError before any picture is read, NonFiniteError for features that are NaN or infinite.
     """
     names = choose_metrics(metrics, kinds(network, judge, generated.captions, generated.resolution))

@@ -33,7 +33,7 @@ def write_json(result: Evaluation, path: Path) -> None:
 
 
 def write_html(result: Evaluation, path: Path) -> None:
-    """A self-contained page: the values, and generated pictures beside real ones. Raises InputError."""
+    """A self-contained page: the values, and generated pictures next to real ones. Raises InputError."""
     rows = "".join(
         f'<tr><td>{html.escape(name)}<td class="n">{value}<td class="n">{low} to {high}'
         for name, value, low, high in _rows(result)

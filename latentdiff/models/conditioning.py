@@ -68,7 +68,7 @@ class Conditioning:
         return replace(self, hidden=self.hidden.repeat(1, times, 1), keys=keys)
 
     def zeros_like(self) -> "Conditioning":
-        """Zeros instead of text: SDXL's unconditional row if there is no negative prompt."""
+        """Zeros in place of the text: SDXL's unconditional row if there is no negative prompt."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return Conditioning(torch.zeros_like(self.hidden), pooled, self.time_ids)
 
@@ -141,8 +141,8 @@ class DenoisingNetwork(nn.Module):
     """What the pipeline, training and checkpoints require of a network that predicts noise, velocity, x0 or flow.
 
     config: its numbers, with `write()` for diffusers' config.json. latent_channels: C of what it denoises.
-    default_size: latents a side that it was trained for. side_multiple: latents that each side is a multiple of for
-    maps that are halved evenly. gradient_checkpointing: keep only the blocks' inputs for the backward pass.
+    default_size: side in latents that it was trained for. side_multiple: sides in latents are multiples of it, so that
+    maps can be halved evenly. gradient_checkpointing: keep only the blocks' inputs for the backward pass.
     """
 
     config: Any

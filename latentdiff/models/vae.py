@@ -137,7 +137,7 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z [B, latent_channels, h, w] to pixels [B, 3, f*h, f*w], in [-1, 1] up to the decoder's overshoot."""
+        """z [B, latent_channels, h, w] to pixels [B, 3, f*h, f*w], in [-1, 1], apart from the decoder's overshoot."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
 
 

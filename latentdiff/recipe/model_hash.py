@@ -66,7 +66,7 @@ def _add(digest: Any, name: str, value: Any) -> None:
 def _read_cache() -> dict[str, str]:
     try:
         found = json.loads((cache_folder() / CACHE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError, RecursionError):  # RuntimeError: there is no home folder
+    except (OSError, ValueError, RuntimeError, RecursionError):  # RuntimeError is raised without a home folder
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
     return {key: value for key, value in pairs if isinstance(value, str) and len(value) == 64}

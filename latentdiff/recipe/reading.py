@@ -18,7 +18,7 @@ from latentdiff.recipe.schema import Recipe
 class Found:
     """A recipe as read. settings: with the field names of `Recipe`. dropped: settings that are not supported.
 
-    program: the one that wrote the file. recipe: only for files of latentdiff.
+    program: the program that wrote the file. recipe: only for files of latentdiff.
     """
 
     settings: dict[str, Any]

@@ -22,7 +22,9 @@ def check_approximations(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def approximate(denoiser: DenoisingNetwork, names: Sequence[str]) -> None:
-    """Replace layers of a prepared U-Net; `restore` undoes it. Raises InputError where an approximation cannot run."""
+    """Replace layers of a prepared U-Net; `restore` undoes it. Raises InputError if this machine does not support an
+    approximation.
+    """
     if "int8" in names:
         quantise(denoiser)
 

@@ -20,7 +20,7 @@ from latentdiff.files import atomic_path
 from latentdiff.runtime.cpu_features import processor
 from latentdiff.runtime.native import cache_folder
 
-FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch.compile reads and writes; Triton's kernels follow it
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the folder that torch.compile and Triton read and write
 
 
 _OPENED: dict[Path, "CompileCache"] = {}
@@ -43,7 +43,7 @@ class CompileCache:
     def _unpack(self) -> None:
         if self.archive.exists():
             with zipfile.ZipFile(self.archive) as packed:
-                packed.extractall(self.work)  # checks each file's sum
+                packed.extractall(self.work)  # verifies the checksum of each file
             return
         version = torch.__version__.partition("+")[0]
         others = self.archive.parent.glob(f"torch-*{self.archive.name.removeprefix(f'torch-{torch.__version__}')}")
@@ -53,7 +53,7 @@ class CompileCache:
             )
 
     def save(self) -> None:
-        """Write the archive if there is anything new; warn in one line if it cannot be written."""
+        """Write the archive if anything was added; warn in one line if it cannot be written."""
         if (found := self._files()) == self.kept:
             return
         try:

@@ -19,7 +19,7 @@ def compile_model(model: nn.Module, otherwise: Callable[[nn.Module], None]) -> N
     """Compile `model` at its first call for each input size, until `restore`; in place.
 
     Weights stay inputs of the graph, so that weights loaded later are used and the graph can be cached on disk. On CUDA
-    kernels are autotuned and recorded as a CUDA graph. otherwise: prepares the model where torch.compile fails.
+    kernels are autotuned and recorded as a CUDA graph. otherwise: prepares the model if torch.compile fails.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.forward = Compiled(model, next(model.parameters()).device, otherwise)

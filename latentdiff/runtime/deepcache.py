@@ -15,13 +15,14 @@ class DeepCacheUNet:
     """A U-Net for consecutive steps of one sampling run, between which deep features change little.
 
     Every `every`-th call computes all levels; the others compute only the outermost, around the deep features of the
-    last full call. Other conditioning also computes all levels: guidance begins or ends, or the prompt changes.
+    last full call. All levels are also computed if the conditioning changes: if guidance begins or ends, or the prompt
+    changes.
     """
 
     def __init__(self, unet: UNet2DConditionModel, every: int) -> None:
         self.unet, self.every = unet, every
         self.deep: Tensor | None = None
-        self.keys: tuple[Hashable, ...] = ()  # of the conditioning that `deep` was computed with
+        self.keys: tuple[Hashable, ...] = ()  # of the conditioning with which `deep` was computed
         self.age = 0
 
     def __call__(self, sample: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

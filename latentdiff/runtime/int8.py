@@ -31,8 +31,8 @@ TOP = 255
 def quantise(unet: nn.Module) -> None:
     """Quantise layers of a prepared U-Net that follow a norm, in place; the weights are kept.
 
-    The U-Net may have been called before. Raises InputError where the processor, the compiler or the precision is
-    missing.
+    The U-Net may have been called before. Raises InputError if the processor or the precision is not supported, or a
+    compiler is missing.
     """
     weight = next(unet.parameters())
     can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")

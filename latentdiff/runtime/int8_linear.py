@@ -1,8 +1,8 @@
 """8-bit integer linear layers behind the LayerNorms of transformer blocks.
 
 As in `int8`, the range of the input is known in advance: normalised values are assumed to lie within `DEVIATIONS`, so
-no range is measured at a call, the norm writes integers, and a row does not depend on others. Layers whose input is the
-output of attention or of GEGLU have no such range and stay in bfloat16.
+that a call measures no range, the norm writes integers directly, and a row does not depend on other rows. Layers whose
+input is the output of attention or of GEGLU have no such range and stay in bfloat16.
 """
 
 from typing import Any

@@ -29,7 +29,9 @@ WIDE = "-mprefer-vector-width=512"
 
 @dataclass(frozen=True)
 class Variant:
-    """`needs`: capabilities of the processor, by torch's names. `zig_cpu`: `flags` in the words of `zig c++`."""
+    """`needs`: capabilities of the processor, by torch's names. `zig_cpu`: the CPU for `zig c++`, equivalent to
+    `flags`.
+    """
 
     name: str
     machine: str

@@ -10,7 +10,7 @@ import torch
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 PAD = 64 * 1024 * 1024
-OWN, MAPS = 128 * 1024, 65536  # glibc's defaults; set explicitly, its threshold no longer grows by itself
+OWN, MAPS = 128 * 1024, 65536  # glibc's defaults; if set explicitly, the threshold no longer grows automatically
 _ONE_AT_A_TIME = Lock()
 _keeping: bool | None = None
 
@@ -29,8 +29,8 @@ def keep_freed_memory() -> None:
 def map_large_blocks() -> None:
     """Return kept memory to the system, and map each large block separately from now on.
 
-    For weights, which stay: between activations they would fragment the heap. A weight that is replaced by its packed
-    form is then returned to the system at once.
+    For weights, which are long-lived: between activations they would fragment the heap. A weight that is replaced by
+    its packed form is then returned to the system at once.
     """
     if _keeping is not False:
         _switch(False, {MMAP_MAX: MAPS, MMAP_THRESHOLD: OWN, TOP_PAD: OWN})

@@ -2,7 +2,7 @@
 
 A wheel contains the variants for its platform. Without them, the required one is compiled with `c++` at first use and
 kept in the user's cache folder. Without a compiler, torch's layers are used and a warning is issued. A compiler that
-fails is not called again by later processes, unless it or the sources change.
+fails is not called again by later processes, unless the compiler or the sources change.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ from latentdiff.runtime.kernel_build import (
     variants_of,
 )
 
-C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # anything else is an address
+C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # other arguments are addresses
 SWITCH = "LATENTDIFF_KERNELS"
 INSTALLED = KERNELS / "lib"
 _ONE_AT_A_TIME = Lock()
@@ -42,7 +42,7 @@ _ONE_AT_A_TIME = Lock()
 def load_kernels() -> ctypes.CDLL | None:
     """The fastest variant that runs here, or the one that LATENTDIFF_KERNELS names; None if no variant runs.
 
-    Raises InputError for a name that is unknown.
+    Raises InputError for an unknown name.
     """
     return _loaded()[1]
 
@@ -63,7 +63,7 @@ def provides(kernel: str) -> bool:
     return _has(load_kernels(), kernel)
 
 
-@cache  # ctypes looks a name that is missing up again each time
+@cache  # ctypes looks up a missing name again every time
 def _has(library: ctypes.CDLL | None, kernel: str) -> bool:
     return hasattr(library, kernel)
 
@@ -141,7 +141,7 @@ def _installed(variant: Variant) -> Path | None:
 
 
 def _compiled(variant: Variant) -> Path:
-    """The library in the cache folder, compiled if it is not there."""
+    """The library in the cache folder, which is compiled if it is missing."""
     library = cache_folder() / "kernels" / library_name(variant)
     if _is_sealed(library):
         return library

@@ -88,7 +88,7 @@ def restore(model: nn.Module, layers: Collection[str] | None = None) -> None:
 def _restored(model: nn.Module, layers: Collection[str]) -> set[str]:
     """Names of these layers, of the modules that contain them, and of the children of fast modules among those.
 
-    The U-Net itself, whose fast class keeps embeddings of timesteps, is among them only for layers of those.
+    The U-Net itself, whose fast class caches time embeddings, is included only if one of their layers is.
     """
     found = {""} if any("time_emb" in name or "add_embedding" in name for name in layers) else set()
     for name in layers:

@@ -36,7 +36,9 @@ class RuntimeOptions:
             make_room(torch.empty(0, device=device, dtype=dtype))
 
     def make_ready(self, denoiser: DenoisingNetwork, vae: VAE) -> None:
-        """Optimise the networks in place, until `restore`. Raises InputError where this machine cannot."""
+        """Optimise the networks in place, until `restore`. Raises InputError if this machine does not support the
+        options.
+        """
         if self.low_memory:
             return
         if self.optimize == "auto":

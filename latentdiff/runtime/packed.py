@@ -1,9 +1,8 @@
 """Linear layers and convolutions for the CPU whose weights are packed in the order the kernels read.
 
-torch reorders a weight for oneDNN at each call; here that happens once. Where our own kernels can take a layer, its
-weight is kept in panels of 32 columns, for any number of rows; `unpack` restores the weight to the bit. Weights are
-packed at a model's first call, with large blocks mapped one by one; when a packed layer is called again, freed memory
-is kept.
+torch reorders a weight for oneDNN at each call; here that happens once. If our own kernels support a layer, its weight
+is stored in panels of 32 columns, for any number of rows; `unpack` restores the weight to the bit. Weights are packed
+at a model's first call, with large blocks mapped one by one; when a packed layer is called again, freed memory is kept.
 
 With AMX, linear layers have one kernel (linear.cpp) and 3x3 convolutions have two: with few pixels (conv3x3_small.cpp)
 the weights are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels,
@@ -216,7 +215,7 @@ def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x [..., depth] times the weights, plus bias [columns] and residual [..., columns]; bfloat16.
 
-    Raises ValueError for a depth, a dtype or a residual that does not fit.
+    Raises ValueError for a depth, a dtype or a residual that does not match.
     """
     x, columns = x.contiguous(), len(panels) * COLUMNS
     out = x.new_empty(*x.shape[:-1], columns)
@@ -227,7 +226,7 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | No
 
 
 def gated_linear(x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
-    """value * gelu(gate) of the two halves that `linear` gives: [..., columns / 2]; the weights in gated panels.
+    """value * gelu(gate) of the two halves of the result of `linear`: [..., columns / 2]; the weights in gated panels.
 
     Raises ValueError as `linear` does.
     """

@@ -11,7 +11,7 @@ def part_of(whole: Plan, skipping: Callable[[int], Plan], total: int, start: flo
 
     A fraction f corresponds to the timestep (1 - f) T: steps from that timestep or a higher one come before it.
     skipping: returns the plan without a number of its first steps, which does not use their predictions of x0.
-    Raises InputError for fractions outside (0, 1), and for fractions that leave no step on one side.
+    Raises InputError for fractions outside (0, 1), and if there is no step before or after a fraction.
     """
     for name, value in (("denoising_start", start), ("denoising_end", end)):
         if value is not None and not 0 < check_number(value, name) < 1:

@@ -12,7 +12,7 @@ OVERLAP = 4  # neighbouring tiles overlap by 1 / OVERLAP of their side
 def in_tiles(denoiser: Denoiser, side: int) -> Denoiser:
     """Evaluate overlapping tiles of `side` latents, and blend x0 (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
 
-    Needs the memory of one tile. Latents that fit into one tile are evaluated directly.
+    The memory needed is that of one tile. Latents that fit into one tile are evaluated directly.
     """
 
     def tiled(latents: Tensor, levels: Levels) -> Tensor:

@@ -150,7 +150,7 @@ class CLIPTextModel(nn.Module):
 
 
 def current_key(key: str) -> str | None:
-    """Our name of a tensor in a file, or None for one that is not needed.
+    """Our name for a tensor in a file, or None if it is not needed.
 
     transformers 5 omits `text_model.` in models without a projection; files from 2022 contain the position ids.
     """

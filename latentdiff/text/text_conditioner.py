@@ -13,7 +13,7 @@ from latentdiff.text.clip import CLIPTextModel, CLIPTextOutput
 from latentdiff.text.prompt_syntax import PromptSyntax, parse_emphasis
 from latentdiff.text.tokenizer import CLIPTokenizer
 
-SMALLEST_MEAN = 1e-3  # in standard deviations: emphasis restores means of a chunk's states from this on
+SMALLEST_MEAN = 1e-3  # in standard deviations: emphasis restores means of a chunk's states that are at least this large
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class CLIPTokenizer:
 
     def _id(self, key: str) -> int:
         found = self._backend.token_to_id(self.special[key])
-        assert found is not None  # since it was added
+        assert found is not None  # because it was added later
         return found
 
     def __len__(self) -> int:
@@ -144,16 +144,16 @@ def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: st
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Read `tokenizer.json`, or `vocab.json` and `merges.txt`. Raises CheckpointError for what is missing or damaged.
+    """Read `tokenizer.json`, or `vocab.json` and `merges.txt`. Raises CheckpointError for missing or damaged files.
 
-    Which token is special is taken from `tokenizer_config.json`; where that lists no added ones, as before 2023, also
-    from `special_tokens_map.json`, and the added ones from `added_tokens.json` and `tokenizer.json`.
+    Special tokens are read from `tokenizer_config.json`. If it lists no added tokens, as before 2023, special tokens
+    are also read from `special_tokens_map.json`, and added ones from `added_tokens.json` and `tokenizer.json`.
     """
     try:
         return _read(folder)
     except CheckpointError:
         raise
-    except Exception as error:  # tokenizers raises no other
+    except Exception as error:  # tokenizers raises no other class
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} contains no readable CLIP tokenizer ({reason}); {AGAIN}") from error
 

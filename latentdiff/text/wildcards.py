@@ -17,7 +17,7 @@ from dynamicprompts.wildcards.collection.structured import parse_structured_file
 from latentdiff.errors import InputError, did_you_mean, shorten
 
 MAX_PROMPTS = 10_000  # of one prompt with all combinations
-MAX_LOOKUPS = 200  # of wildcards for one prompt: files can name each other
+MAX_LOOKUPS = 200  # of wildcards for one prompt: files can refer to each other
 MAX_DEPTH = 20  # of nested braces, since the parser is recursive
 MAX_FILES, MAX_BYTES, MAX_LISTS = 10_000, 64 * 2**20, 100_000
 SUFFIXES = (".txt", ".yaml", ".json")
@@ -28,7 +28,7 @@ logging.getLogger("dynamicprompts").setLevel(logging.ERROR)  # its warnings are 
 class Wildcards:
     """Expands prompts. folder: of `animal.txt` for `__animal__`, one value per line, and of YAML and JSON files.
 
-    Raises InputError for a folder that is not there, is too large, or has a link that leads out of it.
+    Raises InputError for a folder that does not exist, is too large, or contains a link to a file outside of it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -36,7 +36,9 @@ class Wildcards:
         self._folder = folder
 
     def draw(self, prompt: str, seed: int) -> str:
-        """The prompt with a random choice for each wildcard and variant; one seed is one choice. Raises InputError."""
+        """The prompt with a random choice for each wildcard and variant; equal seeds give equal choices. Raises
+        InputError.
+        """
         return self._sample(prompt, SamplingMethod.RANDOM, seed, 1)[0]
 
     def all(self, prompt: str) -> list[str]:
@@ -61,7 +63,9 @@ class Wildcards:
         except InputError:
             raise
         except RecursionError as error:
-            raise InputError(f"{shorten(prompt)}: a wildcard or variable names itself; remove that") from error
+            raise InputError(
+                f"{shorten(prompt)}: a wildcard or variable refers to itself; remove the reference"
+            ) from error
         except Exception as error:  # its parser's errors have many types
             reason = shorten(" ".join(str(error).split()))
             raise InputError(f"{shorten(prompt)} cannot be expanded ({reason}); check its braces") from error
@@ -83,7 +87,8 @@ class _Manager(WildcardManager):  # type: ignore[misc, unused-ignore]
         self._lookups += 1
         if self._lookups > MAX_LOOKUPS:
             raise InputError(
-                f"the prompt reads wildcards more than {MAX_LOOKUPS} times; use fewer, or remove one that names itself"
+                f"the prompt reads wildcards more than {MAX_LOOKUPS} times; use fewer, or remove one that "
+                "refers to itself"
             )
         if self._folder is None:
             raise InputError(f"__{wildcard}__ is a wildcard; pass the folder of {wildcard}.txt with --wildcards")
@@ -107,7 +112,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Any]]:
     root, files, size, lists = folder.resolve(), 0, 0, 0
     for path in _files(folder):
         if not path.resolve().is_relative_to(root):
-            raise InputError(f"{path} is a link that leads out of {folder}; copy the file into it")
+            raise InputError(f"{path} is a link to a file outside {folder}; copy the file into the folder")
         files, size = files + 1, size + path.stat().st_size
         if files > MAX_FILES or size > MAX_BYTES:
             raise InputError(

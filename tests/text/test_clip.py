@@ -144,7 +144,7 @@ def test_transformers_opens_what_is_written(kind: str, tmp_path: Path) -> None:
         ({"model_type": "t5"}, "model_type='t5' is not supported"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"num_attention_heads": 5}, "must divide by 5 heads"),
+        ({"num_attention_heads": 5}, "must be divisible by 5 heads"),
         ({"eos_token_id": [1, 2]}, "eos_token_id"),
     ],
 )

@@ -71,7 +71,7 @@ def test_other_prompts_are_not_changed(prompt: str, folder: Path) -> None:
         ("__../secret__", "__../secret__ is not a wildcard"),
         ("__/etc/passwd__", "is not a wildcard"),
         ("__hidden__", "is not a wildcard"),
-        ("__loop__", "names itself"),
+        ("__loop__", "refers to itself"),
         ("a {red|green", "cannot be expanded .*; check its braces"),
         ("a {red|green} ${x}", "cannot be expanded .*Variable x is not defined"),
         ("{" * 30 + "a" + "}" * 30, "has 30 braces inside each other, more than 20"),
@@ -126,5 +126,5 @@ def test_links_do_not_lead_out_of_the_folder(folder: Path) -> None:
     with pytest.raises(InputError, match="is not a wildcard"):
         Wildcards(folder).all("__linked/key__")
     (folder / "key.txt").symlink_to(secret / "key.txt")
-    with pytest.raises(InputError, match=r"key.txt is a link that leads out of .*; copy the file into it"):
+    with pytest.raises(InputError, match=r"key.txt is a link to a file outside .*; copy the file into"):
         Wildcards(folder)

@@ -1,22 +1,22 @@
-// Attention (Vaswani et al. 2017, eq. 1) with vector instructions, a few queries by a few keys at a time, so that no map
-// of queries by keys is written to memory (Dao et al. 2022).
+// Attention (Vaswani et al. 2017, eq. 1) with vector instructions, for blocks of queries and keys, so that the matrix
+// of scores is never written to memory (Dao et al. 2022).
 //
-// Both products are computed transposed, S' = K Q' and O' = V' P': a lane is a query, so softmax needs no sums across
-// lanes, and exp(S') is already in the layout that the second product reads.
+// Both products are computed transposed, S' = K Q' and O' = V' P': each lane is a query, so softmax needs no sums across
+// lanes, and exp(S') is already in the layout that the second product needs.
 //
-// Softmax does not change when a constant is subtracted from all scores of a query. Instead of a maximum, which needs a
-// pass of its own or rescaled sums, the bound |q| |k| (Cauchy-Schwarz) decides how much is subtracted: no weight is then
-// above 2^MOST. Where that leaves sums that are too small, the maximum is computed after all.
+// Softmax does not change when a constant is subtracted from all scores of a query. The constant is usually the maximum,
+// which needs an additional pass or rescaled sums. Here it is derived from the bound |q| |k| (Cauchy-Schwarz), so that no
+// weight is above 2^MOST. If the sums of weights are then too small, the maximum is computed in an additional pass.
 
 #include "attention_packing.h"
 #include "softmax_weights.h"
 
 namespace {
 
-constexpr int64_t KEYS = 256;                  // whose weights are computed before they meet the values
-constexpr float MOST = 80.0f;                  // powers of two; sums of values have room up to 2^128
-constexpr float FAR = 230.0f;                  // powers of two: a larger bound would leave sums that are too small
-constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of that much, weights below 2^-126 do not matter
+constexpr int64_t KEYS = 256;                  // per block: all their weights are computed before the products
+constexpr float MOST = 80.0f;                  // exponent of the largest weight; sums of values may reach 2^128
+constexpr float FAR = 230.0f;                  // exponent; with a larger bound, sums of weights would be too small
+constexpr float ENOUGH = 8.0779357e-28f;  // 2^-90: in a sum of at least this, weights below 2^-126 are negligible
 constexpr float LOG2_E = 1.44269504f;
 
 template <typename Operand, typename Source>
@@ -49,22 +49,22 @@ class Attention : Packing<Operand, Source> {
     using Base::depth, Base::key_size, Base::offset, Base::p, Base::row_words, Base::value_rows, Base::value_size;
     using Base::pack_keys, Base::pack_rows, Base::pack_values;
 
-    // QUERIES queries of one head on their way over the keys.
+    // The state of QUERIES queries of one head during the loop over the keys.
     struct Block {
         int64_t map, first;
         const uint32_t *keys, *values;
         float longest;
         uint32_t *queries, *weights;
         float* sums;             // [value_rows, QUERIES]
-        floats moved[VECTORS];   // what is subtracted from scores
-        floats bias[VECTORS];    // what `weight_pair` adds to scores instead
+        floats moved[VECTORS];   // subtracted from the scores
+        floats bias[VECTORS];    // added to the scores by `weight_pair` instead
         floats total[VECTORS];   // of the weights
-        bool bounded;            // whether `moved` is from the bound of the scores, so that these are finite
+        bool bounded;            // whether `moved` is derived from the bound, which implies that the scores are finite
     };
 
     float slope() const { return p.scale * LOG2_E; }
 
-    // The scores' bounds decide what is subtracted, where they are near enough.
+    // Derives `moved` from the bounds of the scores, unless a bound is too large.
     void pack_queries(Block& block) const {
         block.bounded = true;
         for (int v = 0; v < VECTORS; ++v) {
@@ -78,7 +78,7 @@ class Attention : Packing<Operand, Source> {
         }
     }
 
-    // sums [ROWS, VECTORS] = `steps` words of ROWS rows times those of QUERIES columns.
+    // sums [ROWS, VECTORS]: the products of ROWS rows with QUERIES columns, over `steps` words.
     static void multiply(const uint32_t* left, int64_t left_step, const uint32_t* const (&right)[VECTORS], int64_t right_step,
                          int64_t steps, floats (&sums)[ROWS][VECTORS]) {
         for (auto& row : sums)
@@ -96,7 +96,7 @@ class Attention : Packing<Operand, Source> {
         }
     }
 
-    // Scores, before they are scaled, of ROWS keys from `key` on.
+    // Unscaled scores of ROWS keys from `key` on.
     void score(const Block& block, int64_t key, floats (&scores)[ROWS][VECTORS]) const {
         const uint32_t* keys = block.keys + key / LANES * depth() * LANES + key % LANES;
         const uint32_t* queries[VECTORS];
@@ -105,13 +105,13 @@ class Attention : Packing<Operand, Source> {
     }
 
 #if defined(HAS_WEIGHT_PAIR)
-    // What `weight_pair` reads; the smallest weights are 0.
+    // The argument of `weight_pair`; the smallest weights are 0.
     __m512 step(floats score, floats bias) const {
         return _mm512_max_ps((__m512)(score * (slope() * STEPS) + bias), _mm512_set1_ps(WHOLE));
     }
 #endif
 
-    // Weights of the scores of Operand::VALUES keys in rows from `row` on, as one word for each of LANES queries.
+    // Weights of Operand::VALUES keys, whose scores are in the rows from `row` on, as one word for each of LANES queries.
     template <bool bounded>
     words weights(const Block& block, const floats (&scores)[ROWS][VECTORS], int row, int v) const {
         const floats first = scores[row][v], moved = block.moved[v];
@@ -126,10 +126,11 @@ class Attention : Packing<Operand, Source> {
         }
     }
 
-    // The bits of a word of which `left` keys and all queries are left.
+    // A mask of a word in which only the first `left` keys exist.
     static uint32_t present(int64_t left) { return left >= Operand::VALUES ? ~0u : left == 1 ? 0xffffu : 0u; }
 
-    // Weights of ROWS keys from `key` on, added to the total and stored as operands [ROWS / VALUES, QUERIES].
+    // Computes the weights of ROWS keys from `key` on, adds them to the total, and stores them as operands [ROWS / VALUES,
+    // QUERIES].
     template <bool bounded>
     void weigh(const Block& block, int64_t key, uint32_t* to, floats (&total)[VECTORS]) const {
         const bool last = key + ROWS > p.keys;
@@ -147,8 +148,8 @@ class Attention : Packing<Operand, Source> {
         }
     }
 
-    // The weights and their products with the values of all keys. Sums of KEYS keys are added to the sums so far, which
-    // rounds less than adding key by key.
+    // Computes the weights of all keys and their products with the values. The sums over KEYS keys are added to the previous
+    // sums, which has smaller rounding errors than adding each key to them.
     void add_keys(Block& block) const {
         memset(block.sums, 0, value_rows() * QUERIES * sizeof(float));
         for (floats& total : block.total) total = floats{};
@@ -178,7 +179,7 @@ class Attention : Packing<Operand, Source> {
         }
     }
 
-    void look_for_maximum(Block& block) const {
+    void find_maximum(Block& block) const {
         for (floats& moved : block.moved) moved = splat(-INFINITY);
         for (int64_t key = 0; key < p.keys; key += ROWS) {
             floats scores[ROWS][VECTORS];
@@ -200,13 +201,13 @@ class Attention : Packing<Operand, Source> {
         if (block.bounded) add_keys(block);
         if (!block.bounded || !enough(block)) {
             block.bounded = false;
-            look_for_maximum(block);
+            find_maximum(block);
             add_keys(block);
         }
         write(block);
     }
 
-    // The sums over the totals, as rows of the answer.
+    // Writes the sums divided by the totals as rows of the output.
     void write(const Block& block) const {
         const int64_t size = sizeof(typename Source::Type), stride = p.heads * p.dim * size, half = row_words();
         for (int v = 0; v < VECTORS; ++v) {

@@ -1,24 +1,24 @@
-// Attention (Vaswani et al. 2017, eq. 1) for bfloat16 on AMX, a few queries by a few keys at a time, so that no map of
-// queries by keys is ever written to memory (Dao et al. 2022).
+// Attention (Vaswani et al. 2017, eq. 1) for bfloat16 on AMX, for blocks of queries and keys, so that the matrix of
+// scores is never written to memory (Dao et al. 2022).
 //
-// Both products are computed transposed, S' = K Q' and O' = V' P': then a query is a column, and exp(S') is already in the
-// layout in which the second product reads it. A row of ones in V' gives the sums of the very weights that are multiplied.
+// Both products are computed transposed, S' = K Q' and O' = V' P': each column is a query, and exp(S') is already in the
+// layout that the second product needs. A row of ones in V' gives the sums of the rounded weights.
 //
-// Softmax is the same for scores moved by a constant, and bfloat16 reaches from 2^-126 to 2^127. So no maximum is looked for:
-// scores are moved by what the lengths of queries and keys bound them to. Where the bound is so far off that sums come out
-// too small, a pass over the keys finds the maximum after all.
+// Softmax does not change when a constant is subtracted from all scores of a query. bfloat16 represents 2^-126 to 2^127, so
+// the constant need not be the maximum: it is derived from the lengths of queries and keys, which bound the scores. If the
+// sums of weights are then too small, the maximum is computed in an additional pass over the keys.
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-
 
 #include "attention_amx.h"
 
 namespace {
 
-constexpr int64_t KEYS = 256;  // whose weights are kept before they meet the values
+constexpr int64_t KEYS = 256;  // per block: all their weights are computed before the products
 
-// scores [DEPTH, QUERIES] of the keys from `key` on, minus infinity of those that there are not. Between the products it calls
-// `meanwhile`, four times for DEPTH of the dimensions: tiles and vectors only work at once where their instructions alternate.
+// Computes the scores [DEPTH, QUERIES] of the keys from `key` on; minus infinity for keys that do not exist. Calls
+// `meanwhile` after each product, four times per DEPTH dimensions: tile and vector units only run in parallel if their
+// instructions alternate.
 template <typename Meanwhile>
 void score(const Problem& p, const bits* keys, int64_t key, const bits* queries, float* scores, Meanwhile meanwhile) {
     const int64_t depth = p.key_depth();
@@ -49,31 +49,31 @@ void score(const Problem& p, const bits* keys, int64_t key, const bits* queries,
     for (int64_t i = (p.keys - key) * QUERIES; i < DEPTH * QUERIES; ++i) scores[i] = -INFINITY;
 }
 
-// Moves a query's weights so that the largest is above 1/2 and at most 1. Those of a query with a score that is no number, or
-// beyond what single precision can be subtracted in, become zeros, and their ratio to their sum no number.
-void look_for_maximum(const Problem& p, const bits* keys, Block& block) {
+// Sets the bias so that the largest weight of each query is above 1/2 and at most 1. If a score of a query is NaN or too
+// large to be subtracted in single precision, all its weights become 0, and its output NaN.
+void find_maximum(const Problem& p, const bits* keys, Block& block) {
     alignas(64) float scores[DEPTH * QUERIES];
     __m512 top[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)};
-    __mmask16 strange[2] = {};
+    __mmask16 invalid[2] = {};
     for (int64_t key = 0; key < p.keys; key += DEPTH) {
         score(p, keys, key, block.queries, scores, [] {});
         for (int64_t i = 0; i < 2 * DEPTH; ++i) {
             const __m512 x = _mm512_load_ps(scores + i * TILE);
             top[i % 2] = _mm512_max_ps(top[i % 2], x);
-            strange[i % 2] |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+            invalid[i % 2] |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
         }
     }
     block.unmoved = false;
-    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36, rounded by 2^12 at most: 16 powers of two
+    const __m512 limit = _mm512_set1_ps(68719476736.0f);  // 2^36: rounding errors are at most 2^12, or 16 powers of two
     for (int64_t half = 0; half < 2; ++half) {
         const __m512 steps = _mm512_mul_ps(top[half], _mm512_set1_ps(p.slope()));
-        strange[half] |= _mm512_cmp_ps_mask(_mm512_abs_ps(steps), limit, _CMP_NLT_UQ);
+        invalid[half] |= _mm512_cmp_ps_mask(_mm512_abs_ps(steps), limit, _CMP_NLT_UQ);
         const __m512 bias = moved_by(_mm512_mul_ps(steps, _mm512_set1_ps(1 / STEPS)));
-        block.bias[half] = _mm512_mask_mov_ps(bias, strange[half], _mm512_set1_ps(-INFINITY));
+        block.bias[half] = _mm512_mask_mov_ps(bias, invalid[half], _mm512_set1_ps(-INFINITY));
     }
 }
 
-// Scores of QUERIES queries on their way to 2^(score * slope / STEPS), moved, in the layout of the second product.
+// Converts scores of QUERIES queries to weights, 2^(score * slope / STEPS) with the bias, in the layout of the second product.
 template <bool unmoved>
 class Weights {
   public:
@@ -85,7 +85,7 @@ class Weights {
         left_ = TILE;
     }
 
-    // Of the next pairs of rows, as many as there still are.
+    // Converts the next `pairs` pairs of rows, or as many as remain.
     void compute(int64_t pairs) {
         pairs = smaller(pairs, left_);
         left_ -= pairs;
@@ -102,7 +102,7 @@ class Weights {
 
     __m512 line(const float* scores, __m512 bias) const {
         const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores), slope_, bias);
-        return unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE));  // the smallest are 0
+        return unmoved ? x : _mm512_max_ps(x, _mm512_set1_ps(WHOLE));  // the smallest weights are 0
     }
 
     const Block& block_;
@@ -112,8 +112,8 @@ class Weights {
     int64_t left_ = 0;
 };
 
-// weights [count / DEPTH, 2, TILE pairs, TILE] of `count` keys from `key` on: the scores of DEPTH of them are computed while
-// those before become weights.
+// Computes the weights [count / DEPTH, 2, TILE pairs, TILE] of `count` keys from `key` on. While the scores of DEPTH keys are
+// computed, the previous scores are converted to weights.
 template <bool unmoved>
 void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const Block& block, bits* to) {
     alignas(64) float scores[2][DEPTH * QUERIES];
@@ -127,7 +127,7 @@ void weigh(const Problem& p, const bits* keys, int64_t key, int64_t count, const
     weights.compute(TILE);
 }
 
-// sums [TILE * tiles, QUERIES] += values times weights, over `count` keys.
+// Adds the products of values and weights of `count` keys to sums [TILE * tiles, QUERIES].
 template <int tiles>
 void accumulate(const bits* values, int64_t value_rows, const bits* weights, int64_t count, float* sums) {
     static_assert(QUERIES == PANEL);
@@ -148,8 +148,8 @@ void accumulate(const bits* values, int64_t value_rows, const bits* weights, int
     store_sums<tiles>(sums);
 }
 
-// Takes KEYS keys, or what is left of them, from `key` on into one block.
-void take_in(const Problem& p, const Map& map, int64_t key, const Block& block) {
+// Adds KEYS keys from `key` on, or as many as remain, to the sums of a block.
+void add_keys(const Problem& p, const Map& map, int64_t key, const Block& block) {
     alignas(64) bits weights[KEYS * QUERIES];
     const int64_t rows = p.value_rows(), count = smaller(KEYS, p.padded_keys() - key);
     if (block.unmoved) weigh<true>(p, map.keys, key, count, block, weights);
@@ -161,7 +161,7 @@ void take_in(const Problem& p, const Map& map, int64_t key, const Block& block) 
     }
 }
 
-// The sums of `block` over the sums of its weights, as rows of the answer from query `first` on.
+// Writes the sums of `block`, divided by the sums of its weights, as rows of the output from query `first` on.
 void write(const Problem& p, const Map& map, const Block& block, int64_t first) {
     const auto rounded = [](const float* row, __m512 factor) {
         const __m256bh halves = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(row), factor));
@@ -180,26 +180,26 @@ void write(const Problem& p, const Map& map, const Block& block, int64_t first) 
     }
 }
 
-// Whether the sum of each query's weights is large enough for all that matter to be in it.
+// Whether the sum of each query's weights is so large that weights which underflowed are negligible.
 bool enough(const Problem& p, const Block& block) {
     const float* sum = block.sums + p.dim * QUERIES;
     const __m512 least = _mm512_min_ps(_mm512_load_ps(sum), _mm512_load_ps(sum + TILE));
     return _mm512_cmp_ps_mask(least, _mm512_set1_ps(LEAST), _CMP_GE_OQ) == 0xffff;
 }
 
-void take_all_in(const Problem& p, const Map& map, const Block& block) {
+void add_all_keys(const Problem& p, const Map& map, const Block& block) {
     memset(block.sums, 0, p.value_rows() * QUERIES * sizeof(float));
-    for (int64_t key = 0; key < p.keys; key += KEYS) take_in(p, map, key, block);
+    for (int64_t key = 0; key < p.keys; key += KEYS) add_keys(p, map, key, block);
 }
 
-// The answer of QUERIES queries of one head from `first` on.
+// Computes the output of QUERIES queries of one head from `first` on.
 void attend(const Problem& p, const Map& map, bits* queries, float* sums, int64_t first) {
     Block block{queries, sums};
     pack_queries(p, map, first, queries, block);
-    if (block.guessed) take_all_in(p, map, block);
-    if (!block.guessed || !enough(p, block)) {
-        look_for_maximum(p, map.keys, block);
-        take_all_in(p, map, block);
+    if (block.bounded) add_all_keys(p, map, block);
+    if (!block.bounded || !enough(p, block)) {
+        find_maximum(p, map.keys, block);
+        add_all_keys(p, map, block);
     }
     write(p, map, block, first);
 }

@@ -1,4 +1,4 @@
-// What attention on AMX (attention_amx.cpp) reads: queries, keys and values of one head, in the layouts of tiles.
+// Packs the queries, keys and values of a head into the tile layouts that attention_amx.cpp reads.
 
 #pragma once
 
@@ -8,9 +8,9 @@
 namespace {
 
 constexpr int64_t QUERIES = 32;       // two tiles of columns
-constexpr float MOST = 80.0f;         // no weight is above 2^80, so that sums of values have room up to 2^128: values may be 1e-12 to 1e12
-constexpr float FAR = 230.0f;         // powers of two: a bound of scores that is above tells too little
-constexpr float LEAST = 8.0779357e-28f;  // 2^-90: with a sum of that much, weights below 2^-126 do not matter
+constexpr float MOST = 80.0f;         // exponent of the largest weight: sums may reach 2^128, so values may be 1e-12 to 1e12
+constexpr float FAR = 230.0f;         // exponent; with a larger bound, sums of weights would be too small
+constexpr float LEAST = 8.0779357e-28f;  // 2^-90: in a sum of at least this, weights below 2^-126 are negligible
 constexpr bits ONE = 0x3f80;
 
 // [batch, length, heads, dim] inside a larger tensor; the last two are dense.
@@ -28,28 +28,28 @@ struct Problem {
     bits* out;  // [batch, queries, heads, dim]
     float scale;
     int64_t key_depth() const { return round_up(dim, DEPTH); }
-    int64_t value_rows() const { return round_up(dim + 1, TILE); }  // one of them ones
+    int64_t value_rows() const { return round_up(dim + 1, TILE); }  // one of the rows contains ones
     int64_t padded_keys() const { return round_up(keys, DEPTH); }
     float slope() const { return scale * 1.44269504f * STEPS; }  // exp(x) = 2^(x / ln 2)
 };
 
-// What a head's queries share.
+// The packed keys and values of a head, which all of its queries share.
 struct Map {
     int64_t batch, head;
     const bits *keys, *values;  // packed
-    float longest;              // key's length, squared; infinite where one is not finite
+    float longest;              // largest squared length of a key; infinity if one is not finite
 };
 
-// QUERIES queries on their way over the keys.
+// The state of QUERIES queries during the loop over the keys.
 struct Block {
     const bits* queries;  // packed
     float* sums;          // [value_rows, QUERIES]
-    __m512 bias[2];       // what is added to score * slope
-    bool unmoved;         // no score is beyond -MOST and MOST powers of two
-    bool guessed;         // the bias is from a bound of the scores, not from their maximum
+    __m512 bias[2];       // added to score * slope
+    bool unmoved;         // whether all exponents of scores are within -MOST and MOST
+    bool bounded;         // whether the bias is derived from the bound of the scores, not from their maximum
 };
 
-// Where 16 rows begin, and which of them are among the `count` that there are.
+// The offsets of 16 rows, and a mask of those that are below `count`.
 inline __m512i starts(int64_t row_stride) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(row_stride)));
@@ -59,23 +59,23 @@ inline __mmask16 present(int64_t count) {
     return count >= TILE ? 0xffff : static_cast<__mmask16>((1 << larger<int64_t>(count, 0)) - 1);
 }
 
-// 16 rows' 32-bit word at `data`; zeros for rows from `count` on.
+// The 32-bit words at `data` in 16 rows; zeros for rows from `count` on.
 inline __m512i gather(const bits* data, int64_t row_stride, int64_t count) {
     return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), present(count), starts(row_stride), data, sizeof(bits));
 }
 
-// `Block::bias` that makes weights smaller by that many powers of two, and by a part of one.
+// The `Block::bias` that divides weights by 2^powers, with powers rounded up to an integer.
 inline __m512 moved_by(__m512 powers) {
     const __m512 whole = _mm512_roundscale_ps(powers, _MM_FROUND_TO_POS_INF);
     return _mm512_fnmadd_ps(whole, _mm512_set1_ps(STEPS), _mm512_set1_ps(UNMOVED));
 }
 
-// `sum` + the products of pairs in a and b.
+// `sum` plus the products of the pairs in a and b.
 inline __m512 add_products(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
-// Keys as they are, zeros up to whole tiles: [padded_keys, key_depth]. Returns `Map::longest`.
+// Packs the keys as [padded_keys, key_depth], padded with zeros to complete tiles. Returns `Map::longest`.
 float pack_keys(const Problem& p, int64_t batch, int64_t head, bits* to) {
     const int64_t depth = p.key_depth();
     float longest = 0;
@@ -93,7 +93,7 @@ float pack_keys(const Problem& p, int64_t batch, int64_t head, bits* to) {
     return longest;
 }
 
-// Values, transposed, and ones: [padded_keys / DEPTH, value_rows, DEPTH keys].
+// Packs the transposed values and a row of ones as [padded_keys / DEPTH, value_rows, DEPTH keys].
 void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
     const int64_t rows = p.value_rows();
     alignas(64) bits even[DEPTH], odd[DEPTH];
@@ -112,11 +112,11 @@ void pack_values(const Problem& p, int64_t batch, int64_t head, bits* to) {
     }
 }
 
-// QUERIES rows as the right-hand tiles of a product, pairs of dimensions as 32 bits: [key_depth / DEPTH, 2, TILE pairs, TILE].
-// Moves scores down by as much as their bound, |q| |k| (Cauchy-Schwarz), is above MOST, so that no weight is above 2^MOST.
+// Packs QUERIES rows as the right operand, in pairs of dimensions: [key_depth / DEPTH, 2, TILE pairs, TILE]. Subtracts from
+// the scores the excess of their bound |q| |k| (Cauchy-Schwarz) over MOST, so that no weight is above 2^MOST.
 void pack_queries(const Problem& p, const Map& map, int64_t first, bits* to, Block& block) {
     memset(to, 0, p.key_depth() * QUERIES * sizeof(bits));
-    __mmask16 unmoved = 0xffff, guessed = 0xffff;
+    __mmask16 unmoved = 0xffff, bounded = 0xffff;
     for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = first + half * TILE;
         const bits* from = p.q.row(map.batch, map.head, p.dim, row);
@@ -130,11 +130,11 @@ void pack_queries(const Problem& p, const Map& map, int64_t first, bits* to, Blo
         const __m512 most = _mm512_set1_ps(MOST), length = _mm512_sqrt_ps(_mm512_mul_ps(squares, _mm512_set1_ps(map.longest)));
         const __m512 bound = _mm512_mul_ps(length, _mm512_set1_ps(p.slope() / STEPS));
         unmoved &= _mm512_cmp_ps_mask(bound, most, _CMP_LE_OQ);
-        guessed &= _mm512_cmp_ps_mask(bound, _mm512_set1_ps(FAR), _CMP_LE_OQ);
+        bounded &= _mm512_cmp_ps_mask(bound, _mm512_set1_ps(FAR), _CMP_LE_OQ);
         block.bias[half] = moved_by(_mm512_sub_ps(_mm512_max_ps(bound, most), most));
     }
     block.unmoved = unmoved == 0xffff;
-    block.guessed = guessed == 0xffff;
+    block.bounded = bounded == 0xffff;
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
-// What attention with vector instructions (attention.cpp) reads: queries, keys and values of a head in the layouts of its
-// two products.
+// Packs the queries, keys and values of a head into the layouts that the two products of attention.cpp read.
 
 #pragma once
 
@@ -8,9 +7,9 @@
 
 namespace {
 
-constexpr int VECTORS = LANES == 4 ? 4 : 2;  // of queries in a block
+constexpr int VECTORS = LANES == 4 ? 4 : 2;  // vectors of queries in a block
 constexpr int QUERIES = VECTORS * LANES;
-constexpr int ROWS = REGISTERS / VECTORS / 2;  // of keys or values whose sums are in registers at once
+constexpr int ROWS = REGISTERS / VECTORS / 2;  // rows of keys or values whose sums are in registers at once
 
 // [batch, length, heads, dim] of T inside a larger tensor; the last two are dense.
 struct Rows {
@@ -32,7 +31,7 @@ struct Problem {
     char* out;  // [batch, queries, heads, dim]
 };
 
-// How a tensor's words, each two bfloat16 or one float, become the words that are multiplied, each `Operand::VALUES` values.
+// The types of the tensors: a word contains two bfloat16 values or one float, and the operands `Operand::VALUES` values.
 struct Bfloat16Source {
     using Type = bits;
     static constexpr int VALUES = 2;
@@ -48,7 +47,7 @@ class Packing {
   public:
     explicit Packing(const Problem& p) : p(p) {}
 
-    static constexpr bool SPLIT = Source::VALUES > Operand::VALUES;  // a tensor's word becomes two
+    static constexpr bool SPLIT = Source::VALUES > Operand::VALUES;  // a word of the tensor becomes two operands
 
     int64_t row_words() const { return p.dim / Source::VALUES; }
     int64_t depth() const { return p.dim / Operand::VALUES; }
@@ -57,7 +56,7 @@ class Packing {
     int64_t value_size() const { return divide_up(p.keys, Operand::VALUES) * value_rows() + LANES; }
     int64_t offset(int64_t map) const { return map % p.heads * p.dim * int64_t{sizeof(typename Source::Type)}; }
 
-    // LANES rows from `row` on, zeros from `end` on, as [depth, LANES]. Returns the squares of their lengths.
+    // Packs LANES rows from `row` on, with zeros from `end` on, as [depth, LANES]. Returns their squared lengths.
     floats pack_rows(const Rows& rows, int64_t map, int64_t row, int64_t end, uint32_t* to) const {
         floats squares{};
         const char* from = rows.at(map / p.heads, offset(map), row);
@@ -83,7 +82,7 @@ class Packing {
         return squares;
     }
 
-    // [keys / LANES, depth, LANES]. Returns the square of the longest key's length, infinity where one is not finite.
+    // Packs the keys as [keys / LANES, depth, LANES]. Returns the largest squared length; infinity if one is not finite.
     float pack_keys(int64_t map, uint32_t* to) const {
         float longest = 0;
         for (int64_t key = 0; key < p.keys; key += LANES, to += depth() * LANES) {
@@ -93,7 +92,7 @@ class Packing {
         return longest;
     }
 
-    // [keys / Operand::VALUES, value_rows], all even dimensions before all odd ones where the tensor is bfloat16.
+    // Packs the values as [keys / Operand::VALUES, value_rows]; for bfloat16, all even dimensions precede all odd ones.
     void pack_values(int64_t map, uint32_t* to) const {
         const int64_t half = p.dim / Source::VALUES;
         for (int64_t key = 0; key < p.keys; key += Operand::VALUES, to += value_rows()) {

@@ -1,4 +1,4 @@
-// Softmax's weights, 2^((score - moved) * slope), as the operands of the product with the values.
+// The weights of softmax, 2^((score - moved) * slope), as operands of the product with the values.
 
 #pragma once
 
@@ -6,13 +6,13 @@
 
 namespace {
 
-constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: a sum with it is whole, its low bits are the number
+constexpr float WHOLE = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is in the low bits of the sum
 constexpr float LEAST_POWER = -126.0f;
-constexpr float STEPS = 256.0f;  // of a weight from one power of two to the next; bfloat16 has half as many
-constexpr float UNMOVED = WHOLE + 127 * STEPS + 1;  // half of its low bits, rounded down, are 2^0 in bfloat16
+constexpr float STEPS = 256.0f;  // steps from one power of two to the next; bfloat16 has half as many
+constexpr float UNMOVED = WHOLE + 127 * STEPS + 1;  // half of its low bits, rounded down, is 2^0 in bfloat16
 
-// To what an operand holds: 2^whole by the exponent's bits, 2^rest, |rest| <= 1/2, by a polynomial of least relative error
-// (1e-4 and 2e-7).
+// A weight in the precision of an operand: 2^whole is written to the exponent bits, and 2^rest with |rest| <= 1/2 is a
+// polynomial with the smallest relative error (1e-4 for bfloat16, 2e-7 for float).
 template <typename Operand>
 inline floats weight(floats score, floats moved, float slope) {
     const floats to_whole = splat(WHOLE), distance = at_least(score - moved, LEAST_POWER / slope);
@@ -30,17 +30,17 @@ inline floats weight(floats score, floats moved, float slope) {
 #if defined(__AVX512BF16__)
 #define HAS_WEIGHT_PAIR
 
-// The bits of a bfloat16 2^x, read as a whole number, are 128 (127 + x) where x is whole; between, they are less by an amount
-// that depends on the fraction of x alone (Schraudolph 1999). One fma computes twice that number, rounded, in the low half of
-// a word, a table holds what to subtract, and half of it, rounded, is the weight: to a relative 0.0019, where rounding alone
-// leaves 0.0017.
+// The bits of 2^x in bfloat16, read as an integer, are 128 (127 + x) if x is an integer. Otherwise they are smaller by an
+// amount that depends only on the fraction of x (Schraudolph 1999). One fma computes twice 128 (127 + x), rounded, in the low
+// half of a word; an amount from a table is subtracted, and half of the result is the weight. The relative error is 0.0019;
+// rounding to bfloat16 alone causes 0.0017.
 
-// How much 256 (1 + f) is above 256 * 2^f, for f from 0 on in steps of 1/64: the whole numbers that leave the least error.
+// 256 (1 + f) - 256 * 2^f for f from 0 on in steps of 1/64, rounded to the integers with the smallest error.
 alignas(64) constexpr uint8_t BEND[64] = {
     1, 2, 3, 4, 5, 6, 8, 8, 10, 10, 11, 12, 13, 14, 15, 16, 16, 17, 18, 18, 19, 19, 20, 20, 21, 21, 21, 22, 22, 22, 22, 22,
     22, 23, 23, 23, 22, 22, 22, 22, 22, 21, 21, 21, 20, 20, 19, 19, 18, 17, 17, 16, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5, 3, 2};
 
-// Two weights, the first in the low half of a word. even, odd: (score - moved) * slope * STEPS + UNMOVED, at least WHOLE.
+// Two weights in one word, the first in the low half. even, odd: (score - moved) * slope * STEPS + UNMOVED, at least WHOLE.
 inline __m512i weight_pair(__m512 even, __m512 odd) {
     const __m512i to_high_half = _mm512_set4_epi32(0x0d0c0000, 0x09080000, 0x05040000, 0x01000000);
     const __m512i both = _mm512_mask_shuffle_epi8((__m512i)even, 0xCCCCCCCCCCCCCCCC, (__m512i)odd, to_high_half);
