@@ -187,7 +187,7 @@ def main() -> None:
     body = compare_pictures(Inputs(folder, given.device, given.steps, prompts), settings, given.rounds, given.real)
     about = (
         f"{folder.name}: seconds of one picture of {given.steps} DDIM steps, guidance 5, in turns; errors and features "
-        f"of {given.pictures} pictures, exact ones from the same seeds beside them."
+        f"of {given.pictures} pictures, compared with exact ones from the same seeds."
     )
     write(f"{what}_{folder.name}", about, body, device)
 

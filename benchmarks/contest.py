@@ -1,4 +1,4 @@
-"""Run contestants in processes of their own, alternating between them, as many at a time as fit into memory."""
+"""Run contestants in separate processes, alternating between them, as many at a time as fit into memory."""
 
 import sys
 import time
@@ -34,8 +34,8 @@ class Contest:
     def about(self, rounds: int) -> str:
         lots = "; then ".join(", ".join(group) for group in self.together)
         return (
-            f"Each contestant has its own process; a turn is half a second or one call; {rounds} rounds after one to "
-            f"warm up. In memory together: {lots}."
+            "Each contestant has a separate process. A turn lasts half a second, or one call if that is longer; "
+            f"{rounds} rounds, after one round of warm-up. In memory at the same time: {lots}."
         )
 
 

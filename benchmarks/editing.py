@@ -1,4 +1,4 @@
-"""What editing adds to sampling, and the rate and memory of its commands: `python -m benchmarks.editing`."""
+"""The additional cost of editing, and the rate and memory of its commands: `python -m benchmarks.editing`."""
 
 import argparse
 import statistics
@@ -25,7 +25,7 @@ from latentdiff.inputs import read_inputs
 from latentdiff.sampling.loop import StepInfo
 
 PROMPT, OTHER = "a red apple", "an orange"
-PREVIEW_EVERY = 5  # steps, as in the command
+PREVIEW_EVERY = 5  # steps, the default of the command
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -40,14 +40,16 @@ def best(call: Callable[[], Any], times: int = 50) -> float:
 
 
 def step_seconds(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> list[float]:
-    """Of each step of a call but the first."""
+    """The seconds of each step of a call, except the first."""
     moments: list[float] = []
     pipe(callback=lambda _: moments.append(time.perf_counter()), **arguments)
     return [later - earlier for earlier, later in pairwise(moments)]
 
 
 def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) -> list[list[str]]:
-    """Image to image as a part of text to image; what masks and previews add to a step, timed by themselves."""
+    """The time of image to image relative to text to image, and the additional time of masks and previews per step,
+    timed separately.
+    """
     image = pipe(**call).images[0]
     mask = Image.new("L", image.size)
     mask.paste(255, (image.width // 4, image.height // 4, image.width // 2, image.height // 2))
@@ -83,7 +85,7 @@ def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) 
 
 
 def rates(pipe: LatentDiffusionPipeline, steps: int, batches: list[int], rounds: int) -> list[list[str]]:
-    """Frames a second of an animation, and images a second of the pipeline at the same batch."""
+    """Frames per second of an animation, and images per second of the pipeline with the same batch size."""
     rows = []
     for batch in batches:
         settings: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": steps, "guidance_scale": 5.0}
@@ -102,7 +104,7 @@ def rates(pipe: LatentDiffusionPipeline, steps: int, batches: list[int], rounds:
 
 
 def memory(sizes: list[int]) -> list[list[str]]:
-    """Peak memory of new processes that make larger images in tiles of 128 pixels."""
+    """Peak memory of new processes that generate larger images in tiles of 128 pixels."""
     rows = []
     with TemporaryDirectory() as folder:
         fixed = [sys.executable, "-m", "latentdiff", "generate", PROMPT, "--device", "cpu", "--steps", "2"]
@@ -136,7 +138,7 @@ def main() -> None:
     tables = []
     for head, measure in parts.items():
         tables.append(table(list(head), measure()))
-        print(tables[-1], flush=True)  # so that an interrupted run has not measured in vain
+        print(tables[-1], flush=True)  # so that an interrupted run keeps its results
     body = "\n\n".join(tables)
     about = f"The bundled model, {pipe.dtype}, {given.steps} DDIM steps, guidance 5; medians of {given.rounds} rounds."
     write("editing_emoji", about, body, torch.device(given.device))

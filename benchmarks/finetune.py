@@ -1,16 +1,16 @@
-"""How good a fine-tune of the bundled model is, ours and one written with diffusers and peft.
+"""The quality of a fine-tune of the bundled model, ours and one written with diffusers and peft.
 
 `python -m benchmarks.finetune CORPUS FOLDERS RUNS NAME SIDE [--set rank=32 ...]` trains on one of the folders that
-`examples.finetune.folders` wrote, in a new folder of RUNS, and draws pictures there, of 15 steps; a run that was
-stopped after its training goes on;
+`examples.finetune.folders` wrote, in a new folder of RUNS, and generates pictures there in 15 steps; a run that was
+stopped after its training continues;
 `python -m benchmarks.finetune CORPUS FOLDERS RUNS` scores all runs and writes the table and rows of pictures.
 
-likeness: the share of drawn pictures that a linear probe takes for the folder's style or colouring rather than for one
-of the corpus' sets; the probe learnt from other pictures of both, encoded and decoded by the model's VAE. For the
-subject, the mean cosine of features of drawn pictures to the mean of the folder's, both without the mean of the corpus.
-concept: the share of pictures, of prompts that name the style or the colouring, that are recognised as their concept
-among 60, by the nearest mean of features over all sets. kept: the same of prompts that do not name it, relative to the
-base model.
+likeness: the share of generated pictures that a linear probe assigns to the folder's style or colouring rather than for
+one of the corpus' sets; the probe learnt from other pictures of both, encoded and decoded by the model's VAE. For the
+subject, the mean cosine of features of generated pictures to the mean of the folder's, both without the mean of the
+corpus. concept: the share of pictures, of prompts that name the style or the colouring, that are recognised as their
+concept among 60, by the nearest mean of features over all sets. kept: the same of prompts that do not name it, relative
+to the base model.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHOWN = 12
 
 
 def prompts(name: str, concepts: Sequence[str]) -> dict[str, list[str]]:
-    """Prompts of the folder `name`: those that name what it teaches, and those that do not."""
+    """Prompts for the folder `name`: with the concept or style that it teaches, and without it."""
     plain = [with_article(concept) for concept in concepts]
     if name == "subject":
         return {"named": [words.format(CAPTIONS[name]) for words in SUBJECT_PROMPTS] * 5, "plain": plain}
@@ -46,7 +46,7 @@ def prompts(name: str, concepts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def tuned(output: Path, method: str) -> LatentDiffusionPipeline:
-    """The bundled model with what the run in `output` taught it."""
+    """The bundled model with the result of the run in `output`."""
     if method == "full":
         return LatentDiffusionPipeline.from_pretrained(output / "model", device="cpu")
     pipe = LatentDiffusionPipeline.from_pretrained(device="cpu")
@@ -72,7 +72,7 @@ def draw(pipe: LatentDiffusionPipeline, texts: Sequence[str], rounds: int, folde
 
 
 def run(given: argparse.Namespace) -> None:
-    """Train, unless the side is `base`, and draw."""
+    """Train, unless the side is `base`, and generate pictures."""
     options = {key: value for key, _, value in (pair.partition("=") for pair in given.set)}
     words = [f"{key}-{value}" for key, value in options.items()]
     output = given.runs / "_".join([given.name, given.side, *words])

@@ -1,7 +1,7 @@
 """Memory that training a LoRA needs, calculated without weights: `python -m benchmarks.finetune_calculation`.
 
 A step of the U-Net, forward and backward, runs on fake tensors under bfloat16 autocast, and the bytes of all tensors
-that are alive at the same time are counted: frozen weights as `finetune` holds them, LoRA weights, gradients, AdamW's
+that are alive at the same time are counted: frozen weights as `finetune` stores them, LoRA weights, gradients, AdamW's
 state and their average in float32, and activations. VAE and text encoders are on the CPU during a step. Not counted:
 CUDA's context and the libraries' workspaces, about a GiB.
 """
@@ -22,7 +22,7 @@ from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.training.lora import TARGETS, inject_pairs
 
-COPIES = 4  # of a LoRA weight beside its gradient: itself, AdamW's two moments, the average
+COPIES = 4  # per LoRA weight, besides its gradient: the weight, AdamW's two moments, the average
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Need:
 
 
 def calculate(config: UNetConfig, latents: int, batch: int, checkpointing: bool, rank: int = 16) -> Need:
-    """The need of one step on `batch` pictures."""
+    """The memory needed by one step with `batch` pictures."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(config).requires_grad_(False)
         inject_pairs(unet, TARGETS, rank)

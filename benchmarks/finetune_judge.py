@@ -1,4 +1,4 @@
-"""What the pictures of a fine-tune show, and in which style."""
+"""Judge the concepts and the style of the pictures of a fine-tune."""
 
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -21,7 +21,7 @@ SIDE = 128
 
 
 class Judge:
-    """Judges that learnt from real pictures: of `concepts` in all sets, the first `prompted` of which are drawn."""
+    """Judges trained on real pictures of `concepts` in all sets; the first `prompted` concepts are generated."""
 
     def __init__(self, corpus: Path, concepts: Sequence[str], prompted: int) -> None:
         self.network, self.textures = feature_network(device="cpu"), texture_network("cpu")
@@ -50,12 +50,14 @@ class Judge:
         return F.cosine_similarity(drawn, subject[None]).mean().item()
 
     def in_style(self, files: Sequence[Path], folders: Path, name: str) -> float:
-        """The share of pictures that the probe takes for the style of the folder `name`."""
+        """The share of pictures that the probe assigns to the style of the folder `name`."""
         features = _features(self.textures, pixels(files))
         return self.probe(folders, name)(features).float().mean().item()
 
     def _probe(self, folders: Path, name: str) -> Probe:
-        """A probe for the style of a folder against the sets of the corpus, on pictures as the VAE gives them."""
+        """A probe for the style of a folder against the sets of the corpus, on pictures after encoding and decoding by
+        the VAE.
+        """
         own = [path for part in (name, f"{name}-unseen") for path in sorted((folders / part).glob("*.png"))]
         other = torch.tensor([style != name for _, style in self.real])
         features = [self._views(own), *(view[other] for view in self.others)]
@@ -68,7 +70,9 @@ class Judge:
         return list(self._views(list(self.real.values())).chunk(1 + len(HARDLY_SEEN)))
 
     def _views(self, files: Sequence[Path]) -> Tensor:
-        """Features [V * N, D] of pictures as the VAE gives them, and changed by what is hardly seen."""
+        """Features [V * N, D] of pictures after encoding and decoding by the VAE, and of nearly invisible modifications
+        of them.
+        """
         seen, generator = through_vae(pixels(files)), torch.Generator().manual_seed(0)
         views = [seen, *(change(seen, generator) for change in HARDLY_SEEN)]
         return torch.cat([_features(self.textures, view) for view in views])

@@ -1,6 +1,6 @@
 """Peak memory of training a LoRA, ours and with diffusers and peft: `python -m benchmarks.finetune_memory`.
 
-Random weights of Stable Diffusion 1.5's shape, read from a folder as a user's would be. `benchmarks.finetune_sides`
+Random weights of Stable Diffusion 1.5's shape, read from a folder like those of users. `benchmarks.finetune_sides`
 describes both sides; in new processes, both take a few steps of one picture, in bfloat16 with LoRA weights in float32.
 """
 
@@ -21,7 +21,7 @@ SIDES = ("diffusers", "ours")
 
 
 def measure(base: Path, shape: Shape, settings: Settings) -> dict[str, dict[str, float]]:
-    """The answer of each side."""
+    """The result of each side."""
     with TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         write_pictures(shape, pictures)

@@ -1,10 +1,10 @@
-"""One fine-tune in a process of its own: `python -m benchmarks.finetune_sides ours|diffusers SETTINGS.json`.
+"""One fine-tune in a separate process: `python -m benchmarks.finetune_sides ours|diffusers SETTINGS.json`.
 
-Prints as JSON the seconds of CPU time that the training took, all preparation of pictures included, and the process'
-peak memory in bytes. Neither side draws samples. diffusers' side is written with diffusers and peft after the habits of
-its LoRA scripts: the U-Net's attention is adapted, VAE and text encoder run in every step, pictures are cropped to
-squares, the rate is constant and the weights are not averaged. It gets our rank, rate, batch size, number of steps and
-class pictures. Both compute in bfloat16 on processors that multiply it, in float32 on others.
+Prints as JSON the seconds of CPU time that the training took, including all preparation of pictures, and the process'
+peak memory in bytes. Neither side generates samples. diffusers' side is written with diffusers and peft like its LoRA
+scripts: the U-Net's attention is adapted, VAE and text encoder run in every step, pictures are cropped to squares, the
+rate is constant and the weights are not averaged. It gets our rank, rate, batch size, number of steps and class
+pictures. Both compute in bfloat16 on processors with instructions for it, and in float32 on others.
 """
 
 import json
@@ -41,7 +41,9 @@ SUBJECT_CLASS = "a bear"
 
 
 class Settings(Config):
-    """What a cell trains. None: the default of `latentdiff finetune`. prior: the folder of the class pictures."""
+    """The settings of one training run. None: the default of `latentdiff finetune`. prior: the folder of the class
+    pictures.
+    """
 
     folder: Path
     output: Path
@@ -121,7 +123,7 @@ def diffusers_script(settings: Settings) -> None:
     trained = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.optim.learning_rate, weight_decay=0.01)
     rows = list(read_rows(config.data.train, config.data))
-    if config.prior and config.prior.folder:  # as many of each kind
+    if config.prior and config.prior.folder:  # equally many of each kind
         classes = class_rows(config.prior.folder, config.prior.prompt)
         rows = [row for k in range(len(classes)) for row in (rows[k % len(rows)], classes[k])]
     data = Pictures(rows, config.data.resolution, pipe.tokenizer)
@@ -154,14 +156,14 @@ def step_loss(pipe: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def class_rows(folder: Path, prompt: str) -> list[Row]:
-    """The class pictures that `make_prior` left."""
+    """The class pictures that `make_prior` generated."""
     (kept,) = folder.iterdir()
     container = open_container(kept)
     return [Row(container, path.name, (prompt,)) for path in sorted(kept.glob("*.png"))]
 
 
 def make_prior(settings: Settings) -> None:
-    """Draw the class pictures once, for both sides, so that neither side's time holds them."""
+    """Generate the class pictures once, for both sides, so that they are in neither side's time."""
 
     config, _ = settings.plan()
     assert config.prior is not None
@@ -170,7 +172,7 @@ def make_prior(settings: Settings) -> None:
 
 
 def run_side(side: str, settings: Settings) -> dict[str, float]:
-    """The answer of one side, in a new process."""
+    """The result of one side, from a new process."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(settings.model_dump_json())
         file.flush()

@@ -1,8 +1,9 @@
 """All tables of one GPU with one command, within 20 minutes: `python -m benchmarks.gpu`.
 
 Pictures against diffusers with and without torch.compile, training steps, and calls of the U-Net at several batch
-sizes, with peak memory. Parts run in order of importance; one that fails, or for which no time is left, has a line that
-says so. The report is rewritten after each part, so that an interrupted run leaves a complete one of the parts before.
+sizes, with peak memory. Parts run in order of importance; a part that fails, or for which no time remains, has a line
+that states this. The report is rewritten after each part, so that an interrupted run leaves a complete report of the
+earlier parts.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from benchmarks import compare, networks, pipeline, report, training, training_s
 from benchmarks.contestants import BASE, COMPILED
 from benchmarks.machine import device_option
 
-LEAST_S = 20  # a part that is begun with less time left cannot end
+LEAST_S = 20  # a part that starts with less remaining time cannot finish
 PICTURES = ["diffusers bfloat16", "diffusers bfloat16 compile", "latentdiff bfloat16", "latentdiff bfloat16 compile"]
 CALLS = [BASE, COMPILED, "latentdiff bfloat16 prepared", "latentdiff bfloat16 plain"]
 SHAPES = {"sd15": training_shapes.Shape, "emoji": training_shapes.emoji}
@@ -39,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Part:
-    """A table. measure: takes the seconds that are left and returns the table's body."""
+    """A table. measure: takes the remaining seconds and returns the table's body."""
 
     name: str
     measure: Callable[[float], str]
@@ -76,7 +77,7 @@ def calls(sizes: Sizes, shape: str, batch: int, left: float) -> str:
 
 
 def run(listed: Sequence[Part], seconds: float, write: Callable[[str], object]) -> None:
-    """Measure the parts while time is left; `write` gets all results so far after each part."""
+    """Measure the parts while time remains; after each part, `write` receives all results so far."""
     end, bodies = time.monotonic() + seconds, list[str]()
     for part in listed:
         left = end - time.monotonic()

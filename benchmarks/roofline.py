@@ -1,4 +1,4 @@
-"""The peak rate of matrix products on this machine, which the rates of the contestants are compared with."""
+"""The peak rate of matrix products on this machine, with which the rates of the contestants are compared."""
 
 from collections.abc import Callable
 

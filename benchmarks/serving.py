@@ -1,4 +1,4 @@
-"""Throughput and latency of `latentdiff serve`, beside pipelines behind a lock: `python -m benchmarks.serving`.
+"""Throughput and latency of `latentdiff serve`, compared with pipelines behind a lock: `python -m benchmarks.serving`.
 
 All sides use the same weights, dtype, sampler and steps. Rounds alternate between them, so that other work on the
 machine affects all of them equally.
@@ -24,12 +24,12 @@ from benchmarks.serving_sides import DIFFUSERS, LOCKED, OURS, Side, locked, our_
 from latentdiff.serving.group import MAX_ROWS
 
 PROMPTS = ("a red apple", "a cat face", "a rocket", "two hearts")
-QUEUE = 16  # of the server that is overloaded
+QUEUE = 16  # of the overloaded server
 
 
 @dataclass(frozen=True)
 class Load:
-    """Seconds of every answered request, the seconds of all together, and how often the queue was full."""
+    """The seconds of every answered request and of all together, and the number of times the queue was full."""
 
     seconds: list[float]
     wall: float
@@ -59,7 +59,7 @@ def post(url: str, values: dict[str, Any]) -> None:
 
 
 def load(url: str, clients: int, requests: int, steps: int) -> Load:
-    """Clients that send a request after the answer to the last, and after Retry-After when the queue is full."""
+    """Clients that send the next request after each response, or after Retry-After if the queue is full."""
     refused = 0
 
     def ask(index: int) -> float:
@@ -82,7 +82,7 @@ def load(url: str, clients: int, requests: int, steps: int) -> Load:
 
 
 def throughput(dtype: str, clients: int, requests: int, steps: int, rounds: int) -> dict[str, list[Load]]:
-    """Rounds of all sides in turns."""
+    """Rounds in which all sides take turns."""
     found: dict[str, list[Load]] = {OURS: [], LOCKED: [], DIFFUSERS: []}
     with ExitStack() as kept:
         sides = {name: kept.enter_context(_side(name, dtype)) for name in found}

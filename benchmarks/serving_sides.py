@@ -29,7 +29,7 @@ Make = Callable[[dict[str, Any]], Any]
 
 
 class Side:
-    """A server in a process of its own, ended by SIGTERM at the end of `with`."""
+    """A server in a separate process, which is ended by SIGTERM at the end of `with`."""
 
     def __init__(self, arguments: Sequence[str], port: int, ready: str) -> None:
         self.url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""Thousands of good, bad, cancelled and abandoned requests to one server: `python -m benchmarks.serving_soak`.
+"""Thousands of valid, invalid, cancelled and abandoned requests to one server: `python -m benchmarks.serving_soak`.
 
 The server has a small random model. Reports whether every accepted request was answered, and the memory and threads of
 the server over time.
@@ -32,7 +32,7 @@ OPTIONS = ("--max-queue", "64", "--device", "cpu")
 
 @dataclass
 class Soak:
-    """outcomes: how many requests of each kind ended how. samples: (requests, resident MiB, threads) over time."""
+    """outcomes: the number of requests by kind and result. samples: (requests, resident MiB, threads) over time."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[int, float, int]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Soak:
 
 
 def call(url: str, method: str, path: str, data: bytes = b"", kind: str = "application/json") -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own."""
+    """The status and the body of one request on a separate connection."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     try:
         connection.request(method, path, data, {"content-type": kind})
@@ -62,7 +62,7 @@ def body(chance: random.Random, **changes: Any) -> bytes:
 
 
 def finished(url: str, chance: random.Random) -> str:
-    """A job that is posted and polled until it is over."""
+    """A job that is posted and polled until it ends."""
     status, data = call(url, "POST", "/jobs", body(chance, images=chance.choice([1, 1, 2])))
     if status == 429:
         return "queue full"
@@ -100,7 +100,7 @@ def left(url: str, chance: random.Random) -> str:
 
 
 def broken(url: str, chance: random.Random) -> str:
-    """A body that is refused: not JSON, of other types, above a limit, or shorter than it says."""
+    """A body that is refused: not JSON, of the wrong type, above a limit, or shorter than its stated length."""
     bad = [b"{", b"[]", b"\xff\xfe", body(chance, steps="x"), body(chance, width=10**9), body(chance, extra=1)]
     if chance.random() < 0.1:
         _send(url, b"{", 10_000).close()
@@ -149,7 +149,7 @@ EXPECTED = {"finished", "answered", "cancelled", "left", "refused", "cut short",
 
 
 def soak(side: Side, requests: int) -> Soak:
-    """Send them, several at a time, and look at the server's memory after every twentieth part."""
+    """Send the requests, several at a time, and measure the server's memory after every twentieth of them."""
     found, process = Soak(), psutil.Process(side.process.pid)
 
     def one(index: int) -> str:

@@ -27,7 +27,9 @@ class Turn:
 
 
 class Worker:
-    """A process that answers each line of text on stdin with one line of JSON and is otherwise idle. `with` ends it."""
+    """A process that responds to each line of text on stdin with one line of JSON and is otherwise idle. `with` ends
+    it.
+    """
 
     def __init__(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -69,7 +71,7 @@ class Worker:
             self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it exited earlier, which the empty answer below reports
+            pass  # it exited earlier, which the empty response below reports
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; see its message above")
@@ -89,7 +91,9 @@ def alternate(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
 
 
 def passes(needs: Mapping[str, float], free: float) -> list[list[str]]:
-    """Groups of contestants that fit into `free` bytes together, in order; one that never fits is a group by itself."""
+    """Groups of contestants that fit into `free` bytes together, in order; a contestant that never fits is a separate
+    group.
+    """
     groups: list[list[str]] = []
     left = 0.0
     for name, needed in needs.items():

@@ -42,7 +42,7 @@ def take(call: Callable[[], Any], path: str) -> dict[str, Any]:
 def main() -> None:
     module, name, settings = sys.argv[1:]
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers, torch.no_grad():
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not be read as an answer
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not be read as a response
         try:
             call = importlib.import_module(module).build(name, settings)
             keep_freed_memory()

@@ -8,7 +8,7 @@ from latentdiff.errors import LatentDiffError
 
 
 def exit_code(work: Callable[..., object], *arguments: Any) -> int:
-    """0 after `work(*arguments)`; an error of the user or the disk prints one line and returns 2."""
+    """0 after `work(*arguments)`; for errors of the user or the disk, prints one line and returns 2."""
     try:
         work(*arguments)
     except LatentDiffError as error:

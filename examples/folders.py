@@ -11,7 +11,7 @@ from latentdiff.errors import InputError
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`: renamed to it on success, removed on an error."""
+    """A temporary folder next to `out`: renamed to it on success, removed after an error."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; choose another, or delete it first")

@@ -137,7 +137,7 @@ def test_the_parts_share_nothing_and_stay(folder: Path) -> None:
     assert [is_validation(name, "noto") for name in ("cookie", "dragon", "giraffe", "lion")] == CHOSEN
     with pytest.raises(InputError, match="holds 0 train pictures"):
         read_corpus(folder, ["travel"], CORE)
-    with pytest.raises(InputError, match="is no part of the corpus"):
+    with pytest.raises(InputError, match="is not a part of the corpus"):
         read_corpus(folder / "none", ["food"], CORE)
 
 

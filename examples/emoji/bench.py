@@ -30,12 +30,12 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        """Where the model was read from."""
+        """The origin of the model."""
         assert self.pipe.folder is not None
         return self.pipe.folder
 
     def see(self, batches: Iterable[Tensor], what: str = "looking") -> Seen:
-        """Features and embeddings of pictures uint8 [B, 3, R, R] a batch."""
+        """Features and embeddings of batches of pictures, uint8 [B, 3, R, R]."""
         return look(batches, self.network, self.textures, self.clip, what)
 
 

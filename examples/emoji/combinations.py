@@ -9,7 +9,12 @@ from examples.emoji.concepts import chance
 from examples.emoji.split import VALIDATION_PAIRS
 
 Part = Literal["train", "validation", "test"]
-HELD_OUT = {"colour": 0.25, "number": 0.3, "pair": 0.1, "position": 0.1}  # the fewer there are, the larger the share
+HELD_OUT = {
+    "colour": 0.25,
+    "number": 0.3,
+    "pair": 0.1,
+    "position": 0.1,
+}  # the fewer combinations of a kind, the larger the share
 POSITIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

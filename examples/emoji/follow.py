@@ -203,7 +203,7 @@ def run(given: argparse.Namespace) -> None:
     """Measure, print the results and write the files."""
     for name in ("pictures", "every"):
         if getattr(given, name) < 1:
-            raise InputError(f"{name}={getattr(given, name)} must be at least 1; leave it out for the default")
+            raise InputError(f"{name}={getattr(given, name)} must be at least 1; omit it for the default")
     for path in (given.output, given.markdown, given.sheet):
         if path is not None:
             check_writable_parent(path)

@@ -28,7 +28,7 @@ JUDGE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, d
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures uint8 [N, 3, R, R] and their features [N, D]; `textures` and `image` of those who looked for them."""
+    """Pictures uint8 [N, 3, R, R] and their features [N, D]; `textures` and `image` only if they were computed."""
 
     pixels: Tensor
     features: Tensor
@@ -60,7 +60,7 @@ def look(
 def features_of(
     folder: Path, pictures: Sequence[Picture], network: FeatureNetwork, change: Change | None = None
 ) -> Tensor:
-    """Features [N, D] of pictures of the corpus, or of them changed; `folder` keeps them for the next command."""
+    """Features [N, D] of pictures of the corpus, or of modified ones; cached in `folder` for the next command."""
     names = [*file_names(folder, pictures), *([change.__name__] if change else [])]
     digest = hashlib.sha256("\n".join([JUDGE, network.name, network.weights, *names]).encode()).hexdigest()[:12]
     kept = folder / f"features-{digest}.safetensors"
@@ -124,9 +124,9 @@ def first_of(similarity: Tensor, pool: Tensor) -> Tensor:
 
 
 class Judges:
-    """What was learned of the training pictures, and the candidates' words.
+    """The models trained on the training pictures, and the words of the candidates.
 
-    features: [N, D]; textures: [V, N, S] of V views of each, as it is and changed by what is hardly seen.
+    features: [N, D]; textures: [V, N, S] of V views of each: unchanged, and with nearly invisible modifications.
     """
 
     def __init__(self, corpus: Corpus, features: Tensor, textures: Tensor, clip: Clip | None) -> None:
@@ -145,9 +145,10 @@ class Judges:
         self.texts = None if clip is None else self._texts(clip)
 
     def hits(self, seen: Seen, asked: Sequence[Picture]) -> dict[str, Tensor]:
-        """For each judge, whether picture k is taken for what `asked[k]` shows: float64 [N] of 0 and 1.
+        """For each judge, whether it classifies picture k as the content of `asked[k]`: float64 [N] of 0 and 1.
 
-        `clip` and `centroid` choose the concept among the candidates, the latter only those it was taught; `style` all.
+        `clip` and `centroid` choose the concept among the candidates, the latter only among those that it was trained
+        on; `style` among all styles.
         """
         style, own = self._styles(asked), torch.tensor([self.index[picture.concept] for picture in asked])
         found = {} if seen.textures is None else {"style": self.probe(seen.textures) == style}

@@ -11,7 +11,7 @@ from examples.emoji.sprites import Pixels, resized
 
 SIZE = 128
 WHITE = (255, 255, 255)
-GAP = 6  # pixels between two objects, and twice the least distance to the edge
+GAP = 6  # pixels between two objects, and twice the minimum distance to the edge
 GRIDS = {2: ((2, 1), (2, 1), (1, 2), (2, 2)), 3: ((2, 2), (2, 2), (2, 2), (3, 1), (3, 3)), 4: ((2, 2),) * 5 + ((3, 3),)}
 CONTRAST = 48  # of 255, in the channel that differs most
 LEAST_VISIBLE = 0.7

@@ -70,9 +70,9 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
 
 
 def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> Corpus:
-    """The pictures of these groups and styles; of each held-out pair one, the first. Raises InputError.
+    """The pictures of these groups and styles; one picture, the first, of each held-out pair. Raises InputError.
 
-    A pair whose concept no training picture shows is left out: no judge could name it.
+    Pairs whose concept occurs in no training picture are omitted, because no judge could name it.
     """
     train, held_out = (read_rows(folder / part, groups, styles) for part in ("train", "held_out"))
     one_each = {(picture.concept, picture.style): picture for picture in reversed(held_out)}
@@ -98,7 +98,7 @@ def read_rows(folder: Path, groups: Sequence[str] = GROUPS, styles: Sequence[str
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(
-            f"{folder} is no part of the corpus ({error.strerror}); make it: examples.emoji.prepare"
+            f"{folder} is not a part of the corpus ({error.strerror}); create it with examples.emoji.prepare"
         ) from None
     return [
         Picture(folder / row["file_name"], row["concept"], row["style"], tuple(row["captions"]))

@@ -10,12 +10,12 @@ from scipy import ndimage
 from examples.emoji.colours import name_colour
 
 Pixels = NDArray[np.uint8]
-BORDER = 2  # pixels at the edge whose median is the background
+BORDER = 2  # width in pixels of the border whose median is the background
 CONTRAST = 28  # of 255, in the channel that differs most
-CLOSED = 2  # gaps of up to twice as many pixels inside an object are closed
+CLOSED = 2  # gaps of up to twice this many pixels inside an object are closed
 LEAST_AREA = 0.006  # of the picture
-MARGIN = 0.06  # around a part, of its longer side
-CROP = 128  # pixels a side
+MARGIN = 0.06  # margin around a part, relative to its longer side
+CROP = 128  # side in pixels
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def foreground(pixels: Pixels) -> NDArray[np.bool_]:
     edge = [pixels[:BORDER], pixels[-BORDER:], pixels[:, :BORDER], pixels[:, -BORDER:]]
     background = np.median(np.concatenate([part.reshape(-1, 3) for part in edge]), axis=0)
     mask = np.abs(pixels.astype(np.int16) - background.astype(np.int16)).max(2) > CONTRAST
-    padded = np.pad(mask, CLOSED)  # or closing would eat what touches the edge
+    padded = np.pad(mask, CLOSED)  # otherwise closing would remove parts that touch the edge
     closed = ndimage.binary_closing(padded, structure=np.ones((3, 3)), iterations=CLOSED)
     return ndimage.binary_fill_holes(closed)[CLOSED:-CLOSED, CLOSED:-CLOSED]
 

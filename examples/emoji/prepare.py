@@ -1,6 +1,6 @@
-"""Make the emoji corpus: `python -m examples.emoji.prepare OUT` writes two image folders, train and held_out.
+"""Create the emoji corpus: `python -m examples.emoji.prepare OUT` writes two image folders, train and held_out.
 
-`originals` holds the same pictures with their transparency, for `examples.emoji.scenes`.
+`originals` contains the same pictures with transparency, for `examples.emoji.scenes`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from latentdiff.errors import InputError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    parser.add_argument("out", type=Path, help="folder to create; must be new or empty")
     parser.add_argument("--cache", type=Path, default=Path("emoji-packages"), help="where the npm tarballs are kept")
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
     arguments = parser.parse_args()

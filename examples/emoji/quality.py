@@ -2,7 +2,8 @@
 
 `python -m examples.emoji.quality data/emoji -o docs/quality.md [--judge RUN] [--model FOLDER] [--quick]`
 
-Pairs are those held out for choosing. Finished cells are kept in a JSON file beside the page: stop it, and go on.
+It uses the pairs that are held out for choosing settings. Finished cells are cached in a JSON file next to the page, so
+that an interrupted run continues.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Lab:
         return self._kept([count, how], lambda: self._measure(count, settings), f"{count} pictures, {settings}")
 
     def floor(self, count: int) -> Cell:
-        """Frechet distance of as few training pictures to the others, as a reference for generated pictures."""
+        """Frechet distance of equally few training pictures to the others, as a reference for generated pictures."""
         return self._kept([count, "floor"], lambda: self._floor(count), f"{count} training pictures")
 
     def vae(self, pictures: list[Picture]) -> Cell:
@@ -143,7 +144,7 @@ class _Shown:
 
 
 def collect(lab: Lab, given: argparse.Namespace) -> Results:
-    """All cells of all tables. The DDIM table draws half as many pictures, and without guidance: it has 2,360 steps."""
+    """All cells of all tables. The DDIM table, with 2,360 steps, uses half as many pictures and no guidance."""
     quick, count, few = given.quick, given.num, max(LEAST, given.num // 2)
     guidance = lab.bench.pipe.generation.with_given(guidance_scale=given.guidance_scale).guidance_scale
     usual = Settings(4 if quick else 25, guidance)

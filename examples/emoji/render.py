@@ -18,7 +18,7 @@ def render_transparent(data: bytes, size: int) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An RGBA picture as RGB, its transparency laid on white."""
+    """An RGBA picture as RGB, blended with white."""
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image)
     return canvas.convert("RGB")

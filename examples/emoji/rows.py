@@ -1,4 +1,4 @@
-"""Write a labelled picture of what the model does: a row each of objects, colours, numbers and positions.
+"""Write a labelled picture of the abilities of the model: one row each of objects, colours, numbers and positions.
 
 `python -m examples.emoji.rows -o rows.png [--model FOLDER]`
 """

@@ -81,7 +81,8 @@ def scene_captions(
 ) -> list[str]:
     """Captions of a scene of one or two kinds of object, half of them Chinese; the second is placed by `relation`.
 
-    relation: "left of" or "above", or None when the captions leave the places open. background: a colour, None: white.
+    relation: "left of" or "above", or None if the captions do not state the positions. background: a colour, or None
+    for white.
     """
     found = [_english(phrases, relation, background, style, rng) for _ in range(EACH_LANGUAGE)]
     return found + [_chinese(phrases, relation, background, style, rng) for _ in range(EACH_LANGUAGE)]

@@ -1,7 +1,7 @@
-"""Make scenes whose captions are certain: `python -m examples.emoji.scenes data/emoji OUT --num 40000`.
+"""Generate scenes whose captions are reliable: `python -m examples.emoji.scenes data/emoji OUT --num 40000`.
 
-Colour, number and place of objects from the corpus's training pictures; no combination that is held out. Scene k of a
-seed is always the same. OUT is an image folder to train on.
+Scenes have objects from the corpus's training pictures with known colour, number and position, and no held-out
+combination. Scene k of a seed is always the same. OUT is an image folder to train on.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class SceneMaker:
         }
 
     def scene(self, number: int) -> Scene:
-        """Generate scene `number`; held-out or low-contrast combinations are rejected and drawn again."""
+        """Generate scene `number`; held-out and low-contrast combinations are rejected and replaced."""
         rng = random.Random(f"{self.seed}/{number}")
         (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
         while (scene := self.kinds[kind](rng)) is None:
@@ -147,14 +147,14 @@ class SceneMaker:
 
 
 def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: str | None = None) -> Phrase:
-    """How captions name a sprite; keywords serve as further names where it is alone and as it comes."""
+    """The names of a sprite in captions; keywords are additional names if it is unchanged and the only object."""
     row = sprite.row
     names = [tuple(row[key]) if number == 1 and colour is None else () for key in ("aliases", "aliases_zh")]
     return Phrase(row["concept"], row["concept_zh"], row["group"], names[0], names[1], number, colour, size)
 
 
 def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | None]) -> bool:
-    """Whether any combination of a scene of two objects is not to be trained on, whatever its captions say."""
+    """Whether a scene of two objects contains a combination that is held out, regardless of its captions."""
     a, b = first.concept, second.concept
     parts = [pair_part(a, b), position_part(a, relation, b)]
     parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=True) if colour]
@@ -162,7 +162,7 @@ def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | 
 
 
 def _background(rng: random.Random, things: list[Pixels], named: list[str]) -> str | None:
-    """White or another colour that is not `named` and that all things stand out from; None: drawn one does not."""
+    """White, or a random colour that is not in `named`; None if not all objects have enough contrast to it."""
     colour = rng.choice(list(BACKGROUNDS)) if rng.random() < COLOURED_BACKGROUND or "white" in named else "white"
     clear = colour not in named and all(stands_out(rgba, colour) for rgba in things)
     return colour if clear else None
@@ -177,7 +177,7 @@ def _compose(
     rng: random.Random,
     relation: str | None = None,
 ) -> Scene | None:
-    """Things in the middle of square boxes on a plain background; None without one."""
+    """Objects in the middle of square boxes on a plain background; None if there is no background."""
     if background is None:
         return None
     said = None if background == "white" else background
@@ -204,7 +204,7 @@ def _write_scene(folder: Path, number: int) -> dict[str, Any]:
 
 
 def make_scenes(corpus: Path, out: Path, num: int, styles: list[str], seed: int, processes: int) -> None:
-    """Write `num` scenes as an image folder, whole or not at all. Raises InputError."""
+    """Write `num` scenes as an image folder, which is created atomically. Raises InputError."""
     if num < 1:
         raise InputError(f"num={num} must be at least 1; try 40000")
     with whole_folder(out) as partial:
@@ -220,7 +220,7 @@ def make_scenes(corpus: Path, out: Path, num: int, styles: list[str], seed: int,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="what examples.emoji.prepare made")
-    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    parser.add_argument("out", type=Path, help="folder to create; must be new or empty")
     parser.add_argument("--num", type=int, default=40_000)
     parser.add_argument("--styles", nargs="+", default=list(CORE))
     parser.add_argument("--seed", type=int, default=0)

@@ -47,7 +47,7 @@ def prompts(corpus: Path, seed: int, groups: list[str], styles: list[str]) -> li
     """(prompt, label) of 32 training pictures, the four that must work first, and of 32 held-out pairs."""
     rng = random.Random(seed)
     train, held_out = (_rows(corpus / part, groups, styles) for part in ("train", "held_out"))
-    seen = [row for row in held_out if is_validation(row["concept"], row["style"])]  # the others are only reported on
+    seen = [row for row in held_out if is_validation(row["concept"], row["style"])]  # the others are only for reporting
     pairs = [row for row in seen if row["concept"] not in HELD_OUT_CONCEPTS]
     if len(train) < TRAINED:
         raise InputError(f"{len(train)} training pictures of {groups} in {styles}; name those that metadata.jsonl has")
@@ -68,7 +68,7 @@ def _prompt(row: dict[str, Any], rng: random.Random) -> tuple[str, str]:
 
 def main() -> int:
     from examples.emoji.drawing import (
-        add_settings,  # torch, which those who want a contact sheet alone need not wait for
+        add_settings,  # torch, which is not needed for a contact sheet
     )
 
     parser = argparse.ArgumentParser(description=__doc__)

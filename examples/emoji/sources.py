@@ -34,7 +34,7 @@ MICROSOFT = "Fluent Emoji, Copyright (c) Microsoft Corporation, MIT License"
 GOOGLE = "Noto Emoji, Copyright Google Inc., Apache License 2.0"
 CC_BY = "graphics CC BY 4.0, https://creativecommons.org/licenses/by/4.0/; rasterised"
 SOURCES = (
-    Source("fluent 3d", "@lobehub/fluent-emoji-3d@1.1.0", f"{MICROSOFT}; pictures not by Microsoft left out"),
+    Source("fluent 3d", "@lobehub/fluent-emoji-3d@1.1.0", f"{MICROSOFT}; pictures not by Microsoft omitted"),
     Source("fluent color", "@iconify-json/fluent-emoji@1.2.7", MICROSOFT),
     Source("fluent flat", "@iconify-json/fluent-emoji-flat@1.2.6", MICROSOFT),
     Source("noto", "@iconify-json/noto@1.2.9", GOOGLE),
@@ -49,7 +49,7 @@ SOURCES = (
 
 
 def fetch(package: str, cache: Path) -> Path:
-    """The package's tarball in `cache`, fetched by `npm pack` when it is not there yet."""
+    """The package's tarball in `cache`; `npm pack` downloads it if it is missing."""
     name, version = package.rsplit("@", 1)
     tarball = cache / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
     if tarball.is_file():
@@ -72,7 +72,7 @@ def fetch(package: str, cache: Path) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """The first line of npm's output that is more than an error code."""
+    """The first line of npm's output that is not only an error code."""
     lines = [re.sub(r"^npm (error|ERR!) ?", "", line).strip() for line in stderr.splitlines()]
     return next((line.rstrip(".") for line in lines if line and not line.startswith("code ")), "no reason given")
 
@@ -80,7 +80,7 @@ def _reason(stderr: str) -> str:
 def read_members(tarball: Path, wanted: str) -> dict[str, bytes]:
     """The members whose path matches the pattern `wanted`, by path; nothing is unpacked to disk.
 
-    Raises InputError when the tarball is damaged anywhere, or has no such member.
+    Raises InputError if the tarball is damaged or has no such member.
     """
     try:
         # tarfile stops before gzip's checksum; decompress reads it
@@ -100,7 +100,7 @@ def code_of(text: str) -> str:
 
 
 def pictures(packages: dict[Source, Path]) -> dict[Source, dict[str, bytes]]:
-    """Code point sequence to SVG or WebP bytes, of each set; one that lists no codes borrows the others' by name."""
+    """Code point sequence to SVG or WebP bytes, of each set; a set without codes uses those of other sets."""
     drawn = [source for source in packages if source.style != "fluent 3d"]
     files = {source: read_members(packages[source], r"package/(icons|chars)\.json") for source in drawn}
     chars = {source: json.loads(files[source].get("package/chars.json", b"{}")) for source in drawn}
@@ -128,7 +128,7 @@ def drawings(icons: dict[str, Any], names: dict[str, str]) -> dict[str, bytes]:
 
 
 def _svg(icons: dict[str, Any], name: str) -> bytes | None:
-    """The icon as an SVG file; None for one that its set lacks or hides."""
+    """The icon as an SVG file; None if it is missing or hidden in its set."""
     icon = icons["icons"].get(name)
     if icon is None or icon.get("hidden"):
         return None

@@ -61,14 +61,14 @@ class Sprite:
 
 
 def read_sprites(corpus: Path, styles: Sequence[str], part: str = "train") -> list[Sprite]:
-    """The sprites of a part of the corpus without skin tones. Raises InputError when it has no originals."""
+    """The sprites of a part of the corpus without skin tones. Raises InputError if it has no originals."""
     try:
         lines = (corpus / part / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [row for row in map(json.loads, lines) if row["style"] in styles and "skin tone" not in row["text"]]
         return [_read(corpus, row) for row in rows]
     except OSError as error:
         raise InputError(
-            f"{corpus} has no originals ({error.strerror}); make it again: examples.emoji.prepare"
+            f"{corpus} has no originals ({error.strerror}); create it again with examples.emoji.prepare"
         ) from None
 
 

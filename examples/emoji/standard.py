@@ -87,7 +87,8 @@ def statistic(sets: Sets, pairs: Tensor) -> dict[str, float]:
 def frechet_times(sets: Sets, pairs: Tensor) -> dict[str, float]:
     """Frechet distance to one half of the real pictures: of the other half, and of pictures generated for that half.
 
-    Means over random halves; so both sides show the same things, and as many. The values are those of that few.
+    Means over random halves, so that both sides have the same contents and the same number of pictures; the values are
+    those for this small number.
     """
     generator = torch.Generator().manual_seed(len(pairs))
     half, ours, theirs = len(pairs) // 2, 0.0, 0.0
@@ -104,7 +105,7 @@ def frechet_times(sets: Sets, pairs: Tensor) -> dict[str, float]:
 def measure_sets(
     bench: Bench, pictures: Sequence[Picture], prompts: Sequence[Prompt], settings: Settings
 ) -> tuple[Sets, Seen, Seen]:
-    """What the model makes of prompts for these pictures, and the pictures themselves, both looked at."""
+    """Features of pictures that the model generates for prompts of these pictures, and of the pictures themselves."""
     real = bench.see(pixels_of(pictures), "real pictures")
     made = bench.see(draw(bench.pipe, prompts, settings))
     place = torch.tensor([prompt.place for prompt in prompts])
@@ -146,7 +147,7 @@ def measure(bench: Bench, count: int, settings: Settings, seed: int, resamples: 
 def _measure_whole(
     bench: Bench, settings: Settings, seed: int, resamples: int
 ) -> tuple[dict[str, Interval], list[Shown]]:
-    """The concepts that no training picture shows, each in English and Chinese; the English ones to be shown."""
+    """The concepts that occur in no training picture, each in English and Chinese; the English ones are shown."""
     whole = bench.corpus.whole
     if len(whole) < 2:
         return {}, []
@@ -157,7 +158,7 @@ def _measure_whole(
 
 
 def _beside(prompts: Sequence[Prompt], made: Seen, real: Seen, step: int) -> list[Shown]:
-    """Every `step`-th generated picture with the real one it asks for."""
+    """Every `step`-th generated picture with the corresponding real one."""
     places = range(0, len(prompts), step)
     return [(made.pixels[k], real.pixels[prompts[k].place], prompts[k].text, "") for k in places]
 
@@ -179,7 +180,7 @@ def _notes(bench: Bench, pairs: int) -> list[str]:
 
 
 def verdicts(result: Evaluation) -> list[dict[str, Any]]:
-    """Each bar whose value was measured: what it asks, the value, and whether it was met."""
+    """Each requirement whose value was measured, its value, and whether it was met."""
     return [
         {"asks": bar.asks, "value": (value := result.values[bar.key].value), "met": bar.low <= value <= bar.high}
         for bar in BARS

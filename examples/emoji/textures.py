@@ -23,12 +23,12 @@ Change = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 [B, 3, R, R] with noise, its deviation up to 3 of 255 levels."""
+    """uint8 [B, 3, R, R] with noise of a standard deviation of up to 3 of 255 levels."""
     return _to_bytes(pixels + 3 * _strength(pixels, generator) * torch.randn(pixels.shape, generator=generator))
 
 
 def tinted(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 [B, 3, R, R] with smooth spots of 8 pixels, their deviation up to 4 levels."""
+    """uint8 [B, 3, R, R] with smooth spots of 8 pixels and a standard deviation of up to 4 levels."""
     batch, channels, *size = pixels.shape
     spots = torch.randn(batch, channels, *(side // 8 for side in size), generator=generator)
     return _to_bytes(pixels + 4 * _strength(pixels, generator) * F.interpolate(spots, size, mode="bicubic"))
@@ -52,7 +52,8 @@ def _to_bytes(pixels: Tensor) -> Tensor:
 
 
 def texture_network(device: str = "auto") -> FeatureNetwork:
-    """Of the maps after some blocks of EfficientNet-Lite0, and after its first layer, at the pictures' own size.
+    """They are those of the maps after some blocks of EfficientNet-Lite0, and after its first layer, at the size of the
+    pictures.
 
     Mean and deviation of each map are what Huang & Belongie 2017 ("Arbitrary Style Transfer", eq. 8) call its style.
     """

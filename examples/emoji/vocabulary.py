@@ -27,20 +27,20 @@ class Word:
 
     @cached_property
     def colours(self) -> list[str]:
-        """Colours in which two styles or more can show it and that none shows by itself."""
+        """Colours that two or more styles can be recoloured to, and that no style has originally."""
         natural = {name_colour(sprite.rgba[sprite.rgba[..., 3] >= 128][:, :3]) for sprite in self.sprites}
         return [colour for colour in COLOURS if colour not in natural and len(self.painted(colour)) >= 2]
 
     def painted(self, colour: str) -> list[Sprite]:
-        """The sprites that can be recoloured so."""
+        """The sprites that can be recoloured to this colour."""
         return [sprite for sprite in self.sprites if sprite.in_colour(colour) is not None]
 
 
 def read_vocabulary(sprites: Sequence[Sprite]) -> list[Word]:
     """Connected, countable objects with names of one or two words in at least three styles, equally many per group.
 
-    Names of what someone does ("man running") are left out, since their genders are drawn alike. Raises InputError when
-    a group has too few.
+    Names of activities of persons ("man running") are omitted, because the genders look alike. Raises InputError if a
+    group has too few objects.
     """
     by_concept: dict[str, list[Sprite]] = {}
     for sprite in sprites:

@@ -1,7 +1,7 @@
 """Four folders to fine-tune on, each of another kind: `python -m examples.finetune.folders CORPUS OUT`.
 
-CORPUS is what `examples.emoji.prepare` made. The bundled model knows none of what the folders teach: two styles that it
-was not trained on, an animal that was held out in every style, and a colouring that no set has.
+CORPUS is the output of `examples.emoji.prepare`. The bundled model knows none of what the folders teach: two styles
+that it was not trained on, an animal that was held out in every style, and a colouring that no set has.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def write(corpus: Path, out: Path, cache: Path) -> None:
-    """Write the folders and the unseen pictures of each. Raises InputError where pictures are missing."""
+    """Write the folders and the unseen pictures of each. Raises InputError if pictures are missing."""
     prompted = set(prompt_concepts(corpus))
     blob, emojitwo = (of_style(corpus, style, prompted) for style in ("blob", "emojitwo"))
     lines = {label: svg for label, svg in by_label(cache).items() if label not in prompted}
@@ -90,7 +90,7 @@ def duotone(image: Image.Image, place: int) -> Image.Image:
 
 
 def save(folder: Path, pictures: list[tuple[str, Image.Image]]) -> None:
-    """PNG files, and beside each its caption."""
+    """PNG files, each with a caption file."""
     folder.mkdir()
     for place, (caption, image) in enumerate(pictures):
         image.convert("RGB").save(folder / f"{place:03d}.png")

@@ -1,6 +1,7 @@
 """Replicas of latentdiff on a Ray cluster: `python -m examples.ray.deployment --replicas 2`.
 
-Each replica is one engine with batching between steps. Ray starts more when requests wait, and less when they do not.
+Each replica is one engine with batching between steps. Ray starts more replicas if requests wait, and stops them if
+they do not.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from latentdiff.serving.group import MAX_ROWS
 def application(
     model: str | None, replicas: tuple[int, int], cpus: float, gpus: float = 0.0, device: str = "auto"
 ) -> serve.Application:
-    """model: a path that every node has. replicas: least and most. cpus, gpus: of each replica."""
+    """model: a path that every node has. replicas: minimum and maximum. cpus, gpus: of each replica."""
     worker = serve.deployment(
         Worker,
         name="Worker",
@@ -36,7 +37,7 @@ def application(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or file; the bundled model when left out")
+    parser.add_argument("--model", help="folder or file; the bundled model if omitted")
     parser.add_argument("--replicas", type=int, default=1, help="least number")
     parser.add_argument("--max-replicas", type=int, default=8)
     parser.add_argument("--cpus", type=float, default=2, help="of each replica")

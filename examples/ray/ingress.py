@@ -1,4 +1,6 @@
-"""The address that clients call: fixes seeds, forwards to replicas, and repeats what a dead replica left undone."""
+"""The endpoint for clients: fixes seeds, forwards requests to replicas, and repeats the unfinished requests of a dead
+replica.
+"""
 
 import asyncio
 import json
@@ -15,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from latentdiff.sampling.seeds import GENERATOR_SEEDS
 
-MAX_IMAGES = 16  # of a request; image k is drawn from seed + k
+MAX_IMAGES = 16  # of a request; image k uses seed + k
 TRIES = 5
 KEPT_JOBS = 1000
 DROPPED_HEADERS = {b"content-length", b"transfer-encoding", b"connection"}
@@ -24,7 +26,9 @@ UNSHARED = ("/sdapi/v1/options", "/sdapi/v1/interrupt", "/sdapi/v1/skip", "/sdap
 
 
 def with_seed(path: str, body: bytes) -> bytes:
-    """The body of a JSON request with a seed, so that every try makes the same image; others as they are."""
+    """The body of a JSON request with a seed, so that every attempt generates the same image; other bodies are
+    unchanged.
+    """
     values = fields(body)
     if path not in SEEDED or not values or values.get("seed") not in (None, -1):
         return body
@@ -32,7 +36,7 @@ def with_seed(path: str, body: bytes) -> bytes:
 
 
 def fields(body: bytes) -> dict[str, Any]:
-    """Those of a JSON object; none for anything else, which the replica refuses."""
+    """The fields of a JSON object; empty for other bodies, which the replica refuses."""
     try:
         values = json.loads(body)
     except ValueError:
@@ -41,7 +45,9 @@ def fields(body: bytes) -> dict[str, Any]:
 
 
 async def repeated(call: Callable[[], Any]) -> Any:
-    """What a replica answers; repeated on another when it dies. Raises RayActorError after the last try."""
+    """The response of a replica; if it dies, the request is repeated on another one. Raises RayActorError after the
+    last attempt.
+    """
     for left in reversed(range(TRIES)):
         try:
             return await call()
@@ -54,7 +60,7 @@ async def repeated(call: Callable[[], Any]) -> Any:
 
 @dataclass
 class Job:
-    """A job that was accepted here. state, images: what the replica that finished it answered."""
+    """An accepted job. state, images: from the replica that finished it."""
 
     body: bytes
     task: asyncio.Task[None] | None = None
@@ -63,7 +69,7 @@ class Job:
 
 
 class Ingress:
-    """Jobs live here, so that they survive their replica. workers: a handle of `Worker`."""
+    """Jobs are stored here, so that they survive their replica. workers: a handle of `Worker`."""
 
     def __init__(self, workers: Any) -> None:
         self.workers = workers
@@ -86,7 +92,7 @@ class Ingress:
             return JSONResponse({"error": {"message": error.detail}}, error.status_code, error.headers)
 
     def _submit(self, body: bytes) -> Response:
-        """Accept a job. Mistakes in it are its error, and not an answer to this request."""
+        """Accept a job. Errors in the request become the job's error instead of the response to this request."""
         if len(self.jobs) >= KEPT_JOBS:
             over = (name for name, job in self.jobs.items() if job.task and job.task.done())
             if (oldest := next(over, None)) is None:
@@ -117,19 +123,19 @@ class Ingress:
         return Response(images[int(index)], media_type="image/png")
 
     def _delete(self, job_id: str) -> Response:
-        """Forget a job. A replica that works on it goes on."""
+        """Forget a job. A replica that is working on it continues."""
         state = self._shown(job_id)
         del self.jobs[job_id]
         return JSONResponse(state)
 
     async def _forward(self, http: Request) -> Response:
-        """Anything else, answered by a replica."""
+        """All other requests, which a replica handles."""
         path = http.url.path
         if path in UNSHARED or path.startswith(("/v1/files/", "/internal/", "/jobs/")):
             raise HTTPException(501, f"{path} is the state of one server; use the jobs API with several")
         body = with_seed(path, await http.body())
         if path in SEEDED and fields(body).get("stream"):
-            raise HTTPException(400, "stream is not supported by this deployment; leave it out")
+            raise HTTPException(400, "stream is not supported by this deployment; omit it")
         query, headers = http.url.query.encode(), [pair for pair in http.headers.raw if pair[0] not in DROPPED_HEADERS]
         answer = await repeated(lambda: self.workers.call.remote(http.method, path, query, headers, body))
         response = Response(answer.body, answer.status)

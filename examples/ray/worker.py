@@ -23,7 +23,7 @@ class Answer:
 
 
 class Worker:
-    """Answers requests of latentdiff's APIs. model: a path, None for the bundled one."""
+    """Handles requests to latentdiff's APIs. model: a path; None for the bundled model."""
 
     def __init__(self, model: str | None, device: str = "auto") -> None:
         engine = Engine(ModelStore([ModelSpec("model", model, {"device": device})]))
@@ -37,7 +37,7 @@ class Worker:
             await asyncio.sleep(0.1)
 
     async def call(self, method: str, path: str, query: bytes, headers: Headers, body: bytes) -> Answer:
-        """One request, answered as the server would over a socket."""
+        """Handle one request as the server would over a socket."""
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
