@@ -44,7 +44,7 @@ def test_key_frames_are_images_of_their_prompts(sampler: str, pipe: LatentDiffus
     assert max(steps) < np.abs(as_array(frames[0]) - as_array(frames[6])).mean() + 5
 
 
-def test_frames_are_between_noise_and_prompts(pipe: LatentDiffusionPipeline) -> None:
+def test_frames_interpolate_noise_and_prompts(pipe: LatentDiffusionPipeline) -> None:
     first, second = pipe.start(read_inputs(pipe.limits, PROMPTS[:2], seed=5))
     row = between(first, second, 0.3)
     assert torch.equal(row.state.latents, slerp(first.state.latents, second.state.latents, 0.3))
@@ -54,7 +54,7 @@ def test_frames_are_between_noise_and_prompts(pipe: LatentDiffusionPipeline) -> 
 
 
 @pytest.mark.parametrize("folder", ["model_folder", "xl_folder"])
-def test_prompts_of_other_lengths_meet(folder: str, request: pytest.FixtureRequest) -> None:
+def test_prompts_of_different_lengths_are_interpolated(folder: str, request: pytest.FixtureRequest) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(request.getfixturevalue(folder), device="cpu", dtype="float32")
     long = "a red apple, " * 12
     parts = [pipe.encode(text).with_time_ids(16, 16, 0, 0, 16, 16) for text in (PROMPTS[0], long)]
@@ -70,7 +70,7 @@ def test_prompts_of_other_lengths_meet(folder: str, request: pytest.FixtureReque
     assert len(frames) == 3
 
 
-def test_batches_that_exist_are_not_made(pipe: LatentDiffusionPipeline) -> None:
+def test_existing_batches_are_not_generated_again(pipe: LatentDiffusionPipeline) -> None:
     settings: dict[str, Any] = {"frames": 4, "batch_size": 2, "num_inference_steps": 2}
     everything = dict(animate(pipe, PROMPTS[:2], 5, **settings))
     some = dict(animate(pipe, PROMPTS[:2], 5, done={0, 1, 2}, **settings))
@@ -89,7 +89,9 @@ def test_batches_that_exist_are_not_made(pipe: LatentDiffusionPipeline) -> None:
         ({"seed": [1]}, "seed has 1 numbers for 2 images"),
     ],
 )
-def test_what_cannot_be_animated(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
+def test_settings_that_cannot_be_animated_are_errors(
+    change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline
+) -> None:
     arguments: dict[str, Any] = {"prompts": PROMPTS[:2], "num_inference_steps": 2} | change
     with pytest.raises(InputError, match=re.escape(message)):
         list(animate(pipe, **arguments))
@@ -109,7 +111,7 @@ def words(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif", "png"])
-def test_files_hold_frames_and_recipe(suffix: str, words: list[object]) -> None:
+def test_files_contain_frames_and_recipe(suffix: str, words: list[object]) -> None:
     assert run("animate", *PROMPTS[:2], "--seed", "5,9", "--fps", 10, *words, "-o", f"a.{suffix}") == 0
     with Image.open(f"a.{suffix}") as image:
         assert image.n_frames == 4 and image.info["loop"] == 0
@@ -130,7 +132,7 @@ def test_files_hold_frames_and_recipe(suffix: str, words: list[object]) -> None:
         assert np.abs(as_array(image) - second).max() <= 2 and read_recipe(Path(f"b.{suffix}")) == recipe
 
 
-def test_mp4_needs_its_extra_and_holds_the_recipe(
+def test_mp4_requires_its_extra_and_contains_the_recipe(
     words: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     av = pytest.importorskip("av")
@@ -188,7 +190,7 @@ def test_recipes_of_animations_are_for_animate(words: list[object], capsys: pyte
         (["a", "b", "--sampler", "dim", "-o", "x.webp"], "did you mean 'ddim'"),
     ],
 )
-def test_mistakes_leave_nothing(
+def test_errors_leave_no_files(
     arguments: list[str], message: str, words: list[object], capsys: pytest.CaptureFixture
 ) -> None:
     assert run("animate", *arguments, *words) == 2

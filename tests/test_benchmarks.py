@@ -161,7 +161,7 @@ def test_rows_have_ratios_rates_and_notes() -> None:
     assert lines[5].startswith(f"| {roofline.NAME} | 1 | 1 |  |")
 
 
-def test_the_matrix_product_is_what_its_operations_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operations_of_the_matrix_product_are_counted_correctly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofline.SIZES, "cpu", (64, 32, 16))
     assert roofline.build("", "cpu")().shape == (64, 16)
     assert roofline.flops("cpu") == 2 * 64 * 32 * 16

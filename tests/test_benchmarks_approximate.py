@@ -18,7 +18,7 @@ def test_settings_are_named_by_their_effect() -> None:
     assert [str(setting) for setting in settings] == [EXACT, "reuse, every 3 + int8", "exact, 7 steps"]
 
 
-def test_each_setting_makes_its_own_pictures_from_the_same_seeds(model_folder: Path) -> None:
+def test_each_setting_generates_pictures_from_the_same_seeds(model_folder: Path) -> None:
     inputs = Inputs(model_folder, "cpu", 4, ["a red apple", "a cat face"])
     (exact, pixels), (every, same), (near, _) = (
         Maker(inputs, setting).all() for setting in (Setting(()), Setting(("reuse",), 1), Setting(("reuse",), 2))

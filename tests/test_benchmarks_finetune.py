@@ -22,7 +22,7 @@ def test_prompts_name_what_the_folder_teaches() -> None:
     assert finetune.prompts("subject", ["bus"])["named"][:2] == ["a sks koala", "a sks koala, noto style"]
 
 
-def test_what_is_kept_is_relative_to_the_base_model() -> None:
+def test_the_kept_share_is_relative_to_the_base_model() -> None:
     base = {"folder": "blob", "side": "base", "options": {}, "likeness": 0.0, "concept": 0.9, "kept": 0.8}
     ours = base | {"side": "ours", "options": {"rank": "4"}, "kept": 0.6, "steps": 9, "cpu_seconds": 12.3}
     lines = finetune.tabulate([base, ours], {"blob": base}).splitlines()

@@ -28,7 +28,7 @@ def test_small_batches_and_the_most_important_parts_come_first() -> None:
     ]  # fmt: skip
 
 
-def test_a_part_that_fails_or_comes_too_late_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_or_is_too_late_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
 

@@ -72,7 +72,7 @@ def test_guidance_extrapolates_from_one_batch() -> None:
     assert evaluated == [2, 2, 2, 3, 3, 3]
 
 
-def test_each_row_has_its_own_guidance_and_takes_as_many_evaluations_as_it_needs() -> None:
+def test_each_row_has_its_own_guidance_and_the_evaluations_that_it_needs() -> None:
     some = rows(Guidance(5.0), None, Guidance(2.0), Guidance(4.0, low=200, high=800))
     found, evaluated = guided(some, torch.ones(4, 1), 7, 7, 7, 7)
     assert found[:, 0].tolist() == [7, 3, 4, 3]
@@ -81,7 +81,7 @@ def test_each_row_has_its_own_guidance_and_takes_as_many_evaluations_as_it_needs
     assert found[:, 0].tolist() == [7, 3, 4, 6] and len(evaluated) == 7
 
 
-def test_outside_its_interval_the_prompt_alone_is_evaluated() -> None:
+def test_outside_the_interval_only_the_prompt_is_evaluated() -> None:
     one = rows(Guidance(5.0, low=200.0, high=800.0))
     assert [guided(one, torch.ones(1, 1), t)[0].item() for t in (199, 200, 800, 801)] == [3, 7, 7, 3]
     assert [len(guided(one, torch.ones(1, 1), t)[1]) for t in (199, 200)] == [1, 2]

@@ -144,7 +144,7 @@ def test_strength_1_is_text_to_image_and_0_the_round_trip(sampler: str, pipe: La
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_sde", "heun"])
-def test_what_is_not_masked_keeps_its_pixels(strength: float, sampler: str, pipe: LatentDiffusionPipeline) -> None:
+def test_pixels_outside_the_mask_are_unchanged(strength: float, sampler: str, pipe: LatentDiffusionPipeline) -> None:
     image, blur, grown = picture(128, 96), 2.0, 3
     options = EditOptions(mask_blur=blur, mask_grow=grown)
     settings: dict[str, Any] = {"strength": strength, "sampler": sampler, "num_inference_steps": 4, "seed": 0}
@@ -307,7 +307,7 @@ def test_an_animation_is_not_one_picture(tmp_path: Path, pipe: LatentDiffusionPi
         pipe(PROMPT, image=tmp_path / "moving.gif")
 
 
-def test_models_that_read_an_image_say_what_they_need(model_with: Callable[[int], Path]) -> None:
+def test_models_that_read_an_image_name_the_missing_input(model_with: Callable[[int], Path]) -> None:
     inpainting, editing = opened(model_with(9)), opened(model_with(8))
     with pytest.raises(InputError, match="an inpainting checkpoint; pass image= and mask_image="):
         inpainting(PROMPT)

@@ -109,7 +109,7 @@ def test_prompts_express_the_request_in_both_languages() -> None:
     assert attributes.text("Chinese") == "一个白色的cat和一个蓝色的bus，绿色背景"
 
 
-def test_requests_are_of_their_part_and_always_the_same(words: list[Word], requests: list[Request]) -> None:
+def test_requests_belong_to_their_part_and_are_always_the_same(words: list[Word], requests: list[Request]) -> None:
     assert requests == make_requests(words, "test")
     others = make_requests(words, "validation")
     assert not {r.text("English") for r in requests} & {r.text("English") for r in others}
@@ -170,7 +170,7 @@ def test_the_interval_of_the_mean_is_that_of_independent_tasks() -> None:
     assert values["mean"].std == pytest.approx((0.25 / 200) ** 0.5, rel=0.15)
 
 
-def test_each_request_is_drawn_in_both_languages_from_the_same_noise() -> None:
+def test_each_request_is_generated_in_both_languages_from_the_same_noise() -> None:
     calls: list[tuple[str, int]] = []
 
     def pipe(texts: Sequence[str], seed: Sequence[int], **_: Any) -> Any:
@@ -220,7 +220,7 @@ def test_sets_that_share_a_drawing_are_held_out_together() -> None:
     assert flat == colour and 0.05 < sum(flat) / 200 < 0.25
 
 
-def test_the_vocabulary_is_clear_nouns_as_many_of_each_group() -> None:
+def test_the_vocabulary_has_unambiguous_nouns_equally_many_of_each_group() -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     found = [
         sprite(f"{prefix}{group[:3]}{letter}", style, 0, group=group)

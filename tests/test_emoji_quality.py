@@ -126,7 +126,7 @@ class Painter:
         return paint(concept, style) if self.faithful else paint("thing 3", CORE[0])
 
 
-def test_the_parts_share_nothing_and_stay(folder: Path) -> None:
+def test_the_parts_are_disjoint_and_fixed(folder: Path) -> None:
     corpus = corpus_of(folder)
     parts = [{(p.concept, p.style) for p in part} for part in (corpus.train, corpus.validation, corpus.test)]
     assert [len(part) for part in parts] == [120, len(corpus.validation), 40 - len(corpus.validation)]
@@ -144,7 +144,7 @@ def test_the_parts_share_nothing_and_stay(folder: Path) -> None:
 CHOSEN = [True, True, False, True]
 
 
-def test_prompts_are_even_over_pairs_and_languages(folder: Path) -> None:
+def test_prompts_are_evenly_distributed_over_pairs_and_languages(folder: Path) -> None:
     pictures = corpus_of(folder).test[:5]
     prompts = make_prompts(pictures, 24, seed=3)
     assert len(prompts) == 24 and all(pictures[p.place].style in p.text for p in prompts)

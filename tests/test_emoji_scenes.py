@@ -66,7 +66,7 @@ def test_grey_and_many_coloured_pictures_are_not_recoloured() -> None:
     assert not can_recolour(grey) and not can_recolour(halves) and can_recolour(halves[:4])
 
 
-def test_a_name_that_says_a_colour_is_not_recoloured(sprites: list[Sprite]) -> None:
+def test_an_object_with_a_colour_in_its_name_is_not_recoloured(sprites: list[Sprite]) -> None:
     red_book = Sprite(sprites[0].row | {"concept": "green book"}, sprites[0].rgba, sprites[0].path)
     red_apple = Sprite(sprites[0].row | {"concept": "red apple"}, sprites[0].rgba, sprites[0].path)
     assert red_book.in_colour("blue") is None and red_apple.in_colour("blue") is not None
@@ -75,7 +75,7 @@ def test_a_name_that_says_a_colour_is_not_recoloured(sprites: list[Sprite]) -> N
     )
 
 
-def test_a_scene_depends_on_seed_and_number_alone(sprites: list[Sprite], scenes: list[Scene]) -> None:
+def test_a_scene_depends_only_on_seed_and_number(sprites: list[Sprite], scenes: list[Scene]) -> None:
     again = SceneMaker(sprites, seed=0)
     for number in (149, 7, 60):
         scene = again.scene(number)
@@ -109,7 +109,7 @@ def test_no_held_out_combination_is_shown(scenes: list[Scene]) -> None:
     assert seen > 50
 
 
-def test_scenes_show_as_many_parts_as_their_captions_say(scenes: list[Scene]) -> None:
+def test_scenes_have_as_many_parts_as_their_captions_state(scenes: list[Scene]) -> None:
     counted = {english_number: number for number, (english_number, _) in NUMBERS.items()}
     for scene in scenes:
         if scene.kind == "original":
@@ -188,7 +188,7 @@ def test_captions_name_every_colour_number_and_place_in_both_languages() -> None
         assert "左" in text or "右" in text
 
 
-def test_a_folder_of_scenes_is_whole_or_not_there(corpus: Path, tmp_path: Path, scenes: list[Scene]) -> None:
+def test_a_folder_of_scenes_is_created_atomically(corpus: Path, tmp_path: Path, scenes: list[Scene]) -> None:
     make_scenes(corpus, tmp_path / "scenes", 6, list(CORE), 0, 1)
     rows = [json.loads(line) for line in (tmp_path / "scenes/metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["captions"] for row in rows] == [list(scene.captions) for scene in scenes[:6]]

@@ -35,7 +35,7 @@ def blurred(latents: Tensor, _: Levels) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 40), (37, 21)])
-def test_tiles_of_a_local_denoiser_give_what_it_gives_at_once(size: tuple[int, int]) -> None:
+def test_tiles_of_a_local_denoiser_give_the_same_result_as_one_evaluation(size: tuple[int, int]) -> None:
     seen: list[int] = []
 
     def watched(latents: Tensor, levels: Levels) -> Tensor:
@@ -66,7 +66,7 @@ def test_no_step_shows_where_tiles_meet(pipe: LatentDiffusionPipeline) -> None:
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "xy"])
-def test_a_wrapped_denoiser_moves_with_its_input(axes: str) -> None:
+def test_a_wrapped_denoiser_is_equivariant_to_shifts(axes: str) -> None:
     latents = torch.randn(1, 4, 20, 24)
     wrapped = wrapped_around(blurred, axes)
     dimension = -1 if axes != "y" else -2
@@ -127,7 +127,7 @@ def test_both_layouts_of_esrgan_files_are_read(unshuffle: int, tmp_path: Path) -
         load_upscaler(tmp_path / "other.safetensors", torch.device("cpu"))
 
 
-def test_upscaling_in_tiles_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upscaling_in_tiles_equals_upscaling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = RRDBNet(8, 4, 1).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     whole = upscale(image, (200, 160), network)
@@ -146,7 +146,7 @@ def test_upscaling_in_tiles_equals_the_whole(monkeypatch: pytest.MonkeyPatch) ->
         ({"seamless": "z"}, "seamless='z' must be x, y or x,y"),
     ],
 )
-def test_what_is_out_of_range(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
+def test_values_out_of_range_are_errors(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
     with pytest.raises(InputError, match=message):
         pipe(PROMPT, **change)
 

@@ -60,7 +60,7 @@ def test_imports_point_upwards(path: Path) -> None:
             assert len(place) > 1, f"{place[0]} imports itself"
 
 
-def test_generate_imports_nothing_slow_beside_torch(model_folder: Path, tmp_path: Path) -> None:
+def test_generate_imports_nothing_slow_except_torch(model_folder: Path, tmp_path: Path) -> None:
     words = ["latentdiff", "generate", "x", "-o", str(tmp_path / "x.png"), "--steps", "1", "--model", str(model_folder)]
     code = f"import sys; sys.argv = {words}\nfrom latentdiff.cli import main\n" + (
         f"try:\n    main()\nfinally:\n    print(*sorted({SLOW} & sys.modules.keys()))"

@@ -321,7 +321,7 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_the_pipeline_usable(pipe
     assert np.array_equal(pipe(PROMPT, num_inference_steps=2, seed=1, output_type="np").images, before)
 
 
-def test_whole_numbers_of_any_type_are_taken(pipe: LatentDiffusionPipeline) -> None:
+def test_integers_of_any_type_are_accepted(pipe: LatentDiffusionPipeline) -> None:
     call = partial(pipe, PROMPT, output_type="latent")
     wanted = call(seed=3, num_inference_steps=2, height=16).images
     given = {"seed": np.int64(3), "num_inference_steps": 2.0, "height": torch.tensor(16)}
@@ -329,7 +329,7 @@ def test_whole_numbers_of_any_type_are_taken(pipe: LatentDiffusionPipeline) -> N
     assert torch.equal(call(seed=np.array([3]), num_inference_steps=2, height=16).images, wanted)
 
 
-def test_every_seed_is_an_image_of_its_own(pipe: LatentDiffusionPipeline) -> None:
+def test_every_seed_gives_a_different_image(pipe: LatentDiffusionPipeline) -> None:
     """torch uses 32 bits of the seed of a CPU generator."""
     seeds = [1, 2**32 + 1, 2**40 + 1, 2**63 - 1]
     noise = torch.stack([torch.randn(4096, generator=generator_for(seed)) for seed in seeds])
@@ -346,12 +346,12 @@ def test_seeds_are_returned_where_anything_was_drawn(pipe: LatentDiffusionPipeli
     assert pipe(PROMPT, sampler="ddim", **given).seeds == []  # type: ignore[arg-type]
 
 
-def test_guidance_of_one_or_less_is_none(pipe: LatentDiffusionPipeline) -> None:
+def test_a_guidance_scale_of_one_or_less_disables_guidance(pipe: LatentDiffusionPipeline) -> None:
     call = partial(pipe, PROMPT, num_inference_steps=2, seed=1, output_type="latent")
     assert torch.equal(call(guidance_scale=0.0).images, call(guidance_scale=1.0).images)
 
 
-def test_a_prompt_has_the_same_embedding_whatever_came_before(model_folder: Path) -> None:
+def test_the_embedding_of_a_prompt_does_not_depend_on_earlier_prompts(model_folder: Path) -> None:
     first, second = (LatentDiffusionPipeline.from_pretrained(model_folder, "cpu", "float32") for _ in range(2))
     first("a cat face", num_inference_steps=1)
     together = first([PROMPT, "猫"], seed=1, num_inference_steps=2, output_type="latent").images

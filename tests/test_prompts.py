@@ -66,7 +66,7 @@ def start(pipe: LatentDiffusionPipeline, prompt: str) -> Row:
     return pipe.start(read_inputs(pipe.limits, prompt, seed=1, num_inference_steps=4))[0]
 
 
-def test_a_schedule_is_one_prompt_after_the_other(pipe: LatentDiffusionPipeline) -> None:
+def test_a_schedule_uses_one_prompt_after_the_other(pipe: LatentDiffusionPipeline) -> None:
     row, later = start(pipe, "a red apple"), start(pipe, "a cat face")
     for _ in range(3):
         (row,), _ = pipe.step([row])
@@ -125,7 +125,7 @@ def test_plain_prompts_are_read_as_text(pipe: LatentDiffusionPipeline) -> None:
     assert torch.equal(row.positive[0].at(0).hidden, expected)
 
 
-def test_nothing_is_cut_from_long_prompts(pipe: LatentDiffusionPipeline) -> None:
+def test_long_prompts_are_not_truncated(pipe: LatentDiffusionPipeline) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe(LONG * 3, num_inference_steps=1)

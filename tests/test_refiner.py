@@ -100,7 +100,7 @@ def test_every_step_equals_diffusers(
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
-def test_a_model_that_refines_itself_goes_on_where_it_stopped(sampler: str, base: Any) -> None:
+def test_a_model_that_refines_itself_continues_where_it_stopped(sampler: str, base: Any) -> None:
     """Exactly so for samplers that keep no earlier prediction of x0, and with the same noise."""
     settings: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 8, "sampler": sampler}
     settings |= {"output_type": "latent", "height": 16, "width": 16}
@@ -138,7 +138,7 @@ def test_a_callback_can_stop_either_model(base: Any, refiner: Any) -> None:
         assert made.stopped and len(calls) == last and len(made.images) == 1
 
 
-def test_the_refiner_alone_reads_a_score(refiner: Any) -> None:
+def test_only_the_refiner_reads_a_score(refiner: Any) -> None:
     draw = lambda **given: refiner(PROMPT, seed=1, num_inference_steps=2, output_type="latent", **given).images  # noqa: E731
     assert torch.equal(draw(aesthetic_score=6.0, negative_aesthetic_score=2.5), draw())
     assert not torch.equal(draw(aesthetic_score=2), draw())
@@ -165,7 +165,7 @@ def test_the_refiner_alone_reads_a_score(refiner: Any) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_incompatible_settings_are_named_in_the_error(
     which: str, change: dict[str, Any], message: str, base: Any, refiner: Any, model_folder: Path
 ) -> None:
     pipe = {"base": base, "refiner": refiner}.get(which) or opened(model_folder)

@@ -54,7 +54,7 @@ def generate(model: Path, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_generate_writes_what_the_checker_leaves_and_records_it(
+def test_generate_writes_checked_images_and_records_the_result(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

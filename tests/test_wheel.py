@@ -48,7 +48,7 @@ def initialize(warnings: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these variants are for x86-64")
-def test_a_wheel_holds_the_variants_that_the_compiler_knows(
+def test_a_wheel_contains_the_variants_that_the_compiler_supports(
     built: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "some-compiler")
@@ -92,7 +92,7 @@ def test_an_unknown_platform_is_refused(built: list[tuple[Any, ...]], monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER or not any(not lack for lack in native.variants().values()), reason="no kernels")
-def test_a_wheel_runs_its_kernels_where_no_compiler_is(tmp_path: Path) -> None:
+def test_a_wheel_runs_its_kernels_without_a_compiler(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")

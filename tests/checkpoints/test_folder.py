@@ -140,12 +140,12 @@ def shard_elsewhere(folder: Path) -> None:
         ),
         (only_pickle, "contains only pickles"),
         (other_width, "has 32 numbers per token, the U-Net reads 48"),
-        (other_groups, "by its config.json"),
+        (other_groups, "according to its config.json"),
         (extra_tensor, "unknown tensor surprise"),
         (shard_elsewhere, "a shard outside its folder"),
     ],
 )
-def test_damage_is_named(damage: Callable[[Path], None], message: str, folder: Path) -> None:
+def test_damaged_files_are_named_in_the_error(damage: Callable[[Path], None], message: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
         read_pipeline(folder, torch.float32)

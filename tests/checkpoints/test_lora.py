@@ -102,7 +102,7 @@ def diffusers_outcome(unet: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path, dora: bool) -> None:
+def test_kohyas_layout_survives_a_round_trip(model_folder: Path, tmp_path: Path, dora: bool) -> None:
     save_lora(trained(model_folder, dora), tmp_path)
     keys = set(load_file(tmp_path / KOHYA))
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -113,7 +113,7 @@ def test_kohyas_layout_there_and_back(model_folder: Path, tmp_path: Path, dora: 
 
 
 @pytest.mark.parametrize("kohya", [False, True])
-def test_the_text_encoders_pairs_go_along(model_folder: Path, tmp_path: Path, kohya: bool) -> None:
+def test_the_pairs_of_the_text_encoder_are_saved_too(model_folder: Path, tmp_path: Path, kohya: bool) -> None:
     parts = trained(model_folder, text=True)
     save_lora(parts, tmp_path)
     file = tmp_path / (KOHYA if kohya else FILE)

@@ -44,7 +44,7 @@ def change(
 
 
 @pytest.mark.parametrize("kind", [peft.LoHaConfig, peft.LoKrConfig, peft.LoraConfig])
-def test_peft_adapters_in_a_folder_of_their_own(kind: Any, model_folder: Path, tmp_path: Path) -> None:
+def test_peft_adapters_are_read_from_a_separate_folder(kind: Any, model_folder: Path, tmp_path: Path) -> None:
     """LoHa, LoKr and rank-stabilised LoRA with alphas by layer, saved by peft without `unet.` in the names."""
     theirs = diffusers.UNet2DConditionModel.from_pretrained(model_folder / "unet")
     options: dict[str, Any] = {"r": 4, "target_modules": ["to_q", "conv1"], "alpha_pattern": {LAYER: 3}}
@@ -180,7 +180,7 @@ PAIR = {f"unet.{LAYER}.lora_A.weight": torch.ones(2, 32), f"unet.{LAYER}.lora_B.
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 3)}, "do not match each other"),
         ({f"unet.{LAYER}.lora_B.weight": torch.ones(0, 2)}, "is empty"),
         ({f"unet.{LAYER}.lora_B.weight": torch.full((32, 2), torch.inf)}, "up of .* contains NaN or infinite numbers"),
-        ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 2).char()}, "up of .* holds int8, not floating-point"),
+        ({f"unet.{LAYER}.lora_B.weight": torch.ones(32, 2).char()}, "up of .* contains int8, not floating-point"),
     ],
 )
 def test_tensors_are_applied_or_refused_by_name(
@@ -195,10 +195,10 @@ def test_tensors_are_applied_or_refused_by_name(
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ([], "holds list, not settings by name"),
-        (None, "holds NoneType"),
+        ([], "contains list, not settings by name"),
+        (None, "contains NoneType"),
         ({"unet.r": 2, "unet.lora_alpha": "4"}, "lora_alpha='4' must be a number"),
-        ({"unet.r": 2, "unet.alpha_pattern": [1]}, "alpha_pattern holds list"),
+        ({"unet.r": 2, "unet.alpha_pattern": [1]}, "alpha_pattern contains list"),
         ({"unet.alpha_pattern": {"x": None}}, "alpha_pattern.x='None' must be a number"),
         ({"unet.alpha_pattern": {"a|b": 1}}, "only names are supported"),
         ({"unet.use_rslora": "yes"}, "use_rslora='yes' must be true or false"),

@@ -53,7 +53,7 @@ def test_several_with_weights_equal_diffusers(model_folder: Path, loras: list[Pa
 
 
 @pytest.mark.parametrize("optimize", ["off", "auto"])
-def test_weights_change_and_return_to_the_bit(optimize: str, model_folder: Path, loras: list[Path]) -> None:
+def test_weights_are_restored_to_the_bit_after_changes(optimize: str, model_folder: Path, loras: list[Path]) -> None:
     pipe = pipeline(model_folder, optimize)
     draw: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output_type": "pt"}
     base = pipe("a red apple", **draw).images
@@ -95,7 +95,7 @@ def test_only_layers_with_other_weights_are_computed(model_folder: Path, loras: 
     assert between({"one": (1.0, 1.0)}, {"one": (1.0, 0.5)}) == {key for key in every if key[0] != "unet"}
 
 
-def test_a_model_in_memory_returns_to_the_bit_too(model_folder: Path, loras: list[Path]) -> None:
+def test_a_model_created_in_memory_is_restored_to_the_bit_too(model_folder: Path, loras: list[Path]) -> None:
     parts = replace(read_pipeline(model_folder, torch.float32), source=None)
     pipe = LatentDiffusionPipeline(parts, torch.device("cpu"), torch.float32)
     before = weight(pipe.denoiser, LAYER)

@@ -118,15 +118,25 @@ def changed(state: State, name: str, tensor: torch.Tensor | None) -> State:
         ("sd1", "model.diffusion_model.out.2.bias", None, r"\(U-Net\): the weights lack tensor conv_out.bias"),
         ("sd1", "first_stage_model.decoder.norm_out.weight", None, r"\(VAE\): the weights lack tensor decoder"),
         ("sd1", "model.diffusion_model.out.2.bias", torch.zeros(4, dtype=torch.int8), "conv_out.bias is stored as I8"),
-        ("sd1", "model.diffusion_model.out.2.bias", torch.zeros(5), r"conv_out.bias is \[5\], \[4\] by"),
+        ("sd1", "model.diffusion_model.out.2.bias", torch.zeros(5), r"conv_out.bias is \[5\], but \[4\] according to"),
         (
             "sd1",
             "model.diffusion_model.out.2.scale_weight",
             torch.ones(1),
             "have an unknown tensor conv_out.scale_weight",
         ),
-        ("sd1", "model.diffusion_model.input_blocks.0.0.weight", None, "a VAE and a text encoder, and no U-Net"),
-        ("sd2-v", "cond_stage_model.model.positional_embedding", None, "a U-Net and a VAE, and no text encoder"),
+        (
+            "sd1",
+            "model.diffusion_model.input_blocks.0.0.weight",
+            None,
+            "a VAE and a text encoder, but no readable U-Net",
+        ),
+        (
+            "sd2-v",
+            "cond_stage_model.model.positional_embedding",
+            None,
+            "a U-Net and a VAE, but no readable text encoder",
+        ),
         (
             "sd2-v",
             "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",

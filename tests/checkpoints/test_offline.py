@@ -102,7 +102,7 @@ def test_a_hub_id_is_one_line(
 
 
 @pytest.mark.parametrize("name", ["missing/model.safetensors", "./missing", "weights/missing/model"])
-def test_a_missing_path_is_not_looked_up(
+def test_a_missing_path_is_not_searched_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "weights").mkdir()

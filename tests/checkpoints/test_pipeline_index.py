@@ -72,7 +72,7 @@ def test_a_component_of_another_class_is_refused_by_name(component: str, entry: 
 
 @pytest.mark.parametrize("entry", [None, ABSENT])
 @pytest.mark.parametrize("component", ["unet", "vae", "scheduler"])
-def test_a_required_component_that_is_null_is_named(component: str, entry: Any, folder: Path) -> None:
+def test_a_required_component_that_is_null_is_named_in_the_error(component: str, entry: Any, folder: Path) -> None:
     change(folder / INDEX, **{component: entry})
     with pytest.raises(CheckpointError, match=f"{INDEX}: the pipeline has no {component}; use a complete"):
         open_model(folder)
@@ -104,7 +104,7 @@ def test_unused_components_are_listed_and_not_opened(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["false", 0, []])
-def test_a_setting_that_is_no_boolean_is_named(value: Any, folder: Path) -> None:
+def test_a_setting_that_is_not_a_boolean_is_named_in_the_error(value: Any, folder: Path) -> None:
     change(folder / INDEX, force_zeros_for_empty_prompt=value)
     with pytest.raises(CheckpointError, match=r"force_zeros_for_empty_prompt=.* must be true or false"):
         open_model(folder)

@@ -36,7 +36,7 @@ def test_saved_words_mean_the_same_here_and_in_diffusers(model_folder: Path, tmp
         assert torch.allclose(theirs.text_encoder(ids).last_hidden_state, wanted[:1], atol=1e-5)
 
 
-def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -> None:
+def test_rows_are_initialised_with_the_mean_of_the_given_words(model_folder: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
     ids = text.tokenizers[0].encode("red apple")
     table = text.encoders[0].text_model.embeddings.token_embedding.weight.clone()
@@ -45,7 +45,7 @@ def test_rows_begin_as_the_mean_of_the_words_they_are_like(model_folder: Path) -
     assert torch.equal(rows.weight[: len(table)], table)
 
 
-def test_words_that_cannot_be_learned_or_loaded(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
+def test_words_that_cannot_be_learned_or_loaded_are_errors(model_folder: Path, xl_folder: Path, tmp_path: Path) -> None:
     text = read_pipeline(model_folder, torch.float32).text
     for token, like, message in (
         ("", "cat", "give one with --trigger"),
@@ -141,7 +141,7 @@ def test_tensors_of_other_shapes_are_one_line(shape: tuple[int, ...], model_fold
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (torch.ones(1, 32, dtype=torch.int64), "<toy> holds int64, not floating-point numbers"),
+        (torch.ones(1, 32, dtype=torch.int64), "<toy> contains int64, not floating-point numbers"),
         (torch.full((1, 32), torch.nan), "<toy> contains NaN or infinite numbers"),
     ],
 )

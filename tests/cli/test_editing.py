@@ -49,7 +49,7 @@ def pixels(path: str) -> np.ndarray:
         ["--width", 32, "--height", 32, "--fit", "contain"],
     ],
 )
-def test_the_recipe_of_an_edited_image_makes_it_again(options: list[object], inputs: Path, model_folder: Path) -> None:
+def test_the_recipe_of_an_edited_image_reproduces_it(options: list[object], inputs: Path, model_folder: Path) -> None:
     assert generate(model_folder, "--image", "in.webp", *options, "-o", "a.png") == 0
     recipe = read_recipe(Path("a.png"))
     assert recipe.image_hash and (recipe.mask_hash is not None) == ("--mask" in options)
@@ -68,9 +68,7 @@ def test_the_recipe_of_an_edited_image_makes_it_again(options: list[object], inp
         ["--hires", 2, "--image", "in.webp", "--strength", 0.5],
     ],
 )
-def test_the_recipe_of_an_enlarged_image_makes_it_again(
-    options: list[object], inputs: Path, model_folder: Path
-) -> None:
+def test_the_recipe_of_an_enlarged_image_reproduces_it(options: list[object], inputs: Path, model_folder: Path) -> None:
     assert generate(model_folder, *options, "-o", "a.png") == 0
     again = ["--image", "in.webp"] if "--image" in options else []
     assert generate(model_folder, "--recipe", "a.png", *again, "-o", "b.png") == 0
@@ -80,7 +78,9 @@ def test_the_recipe_of_an_enlarged_image_makes_it_again(
     assert (recipe.hires_strength is not None) == ("--hires" in options)  # a default may change
 
 
-def test_what_a_recipe_does_not_hold_is_named(inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_inputs_that_a_recipe_does_not_contain_are_named_in_the_error(
+    inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert generate(model_folder, "--image", "in.webp", "--mask", "mask.png", "-o", "a.png") == 0
     assert generate(model_folder, "--recipe", "a.png", "-o", "b.png") == 2
     assert "does not contain the input; pass it with --image" in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pyt
         (["--image", "in.webp", "--height", "15"], "height=15 must be a multiple of 2"),
     ],
 )
-def test_mistakes_leave_nothing(
+def test_errors_leave_no_files(
     arguments: list[str], message: str, inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     if "huge.png" in arguments:  # Pillow would print a warning

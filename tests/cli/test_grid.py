@@ -60,7 +60,7 @@ def test_a_grid_is_labelled_and_continues(model_folder: Path, tmp_path: Path, mo
     assert np.array_equal(np.asarray(Image.open("again.png")), np.asarray(Image.open(cells[1])))
 
 
-def test_every_cell_is_checked_before_the_first_is_drawn(
+def test_every_cell_is_checked_before_the_first_is_generated(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,9 @@ def test_system_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 @pytest.mark.parametrize("home", [True, False])
-def test_an_ascii_terminal_and_no_home_folder_are_no_errors(home: bool, model_folder: Path, tmp_path: Path) -> None:
+def test_an_ascii_terminal_and_a_missing_home_folder_are_not_errors(
+    home: bool, model_folder: Path, tmp_path: Path
+) -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
     environment["LATENTDIFF_KERNELS"] = "off"
     environment |= {"HOME": str(tmp_path)} if home else {}

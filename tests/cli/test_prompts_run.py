@@ -126,7 +126,7 @@ def test_nothing_is_overwritten(folder: Path, model_folder: Path, capsys: pytest
         ("a --steps 2000", "prompts.txt, line 7: num_inference_steps=2000"),
     ],
 )
-def test_a_bad_line_stops_the_command_before_anything_is_drawn(
+def test_a_bad_line_stops_the_command_before_anything_is_generated(
     line: str, message: str, folder: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "prompts.txt").write_text(
@@ -172,7 +172,7 @@ def test_images_of_one_shape_share_a_batch(
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_does(folder: Path, model_folder: Path) -> None:
+def test_two_processes_generate_the_same_images_as_one(folder: Path, model_folder: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for name, processes in (("one", 1), ("two", 2)):
         command = words(model_folder, "--prompts", "prompts.txt", "-o", name, "--num-processes", processes)
@@ -190,7 +190,7 @@ def test_a_process_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_expanded_prompts_are_drawn_and_recorded(folder: Path, model_folder: Path) -> None:
+def test_expanded_prompts_are_generated_and_recorded(folder: Path, model_folder: Path) -> None:
     """Random choices follow from the seed of each image; combinations are images of their line."""
     (folder / "words").mkdir()
     Path("words/animal.txt").write_text("cat\ndog\n")

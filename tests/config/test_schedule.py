@@ -74,7 +74,7 @@ def test_sigma_spacings_are_read_and_written(spacing: str) -> None:
     assert torch.allclose((grid.sigmas / grid.alphas).float(), again.sigmas, rtol=3e-4)
 
 
-def test_the_last_level_is_what_the_file_says() -> None:
+def test_the_last_level_is_that_of_the_file() -> None:
     for final, last in (("zero", 0.0), ("sigma_min", float(Schedule(read("EulerDiscreteScheduler")).sigmas[0]))):
         run = plan(Schedule(read("EulerDiscreteScheduler", final_sigmas_type=final)), "euler", 5)
         assert run.sigmas[-1] == pytest.approx(last)

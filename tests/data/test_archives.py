@@ -70,7 +70,7 @@ def test_archive_members_outside_or_too_large_are_refused(tmp_path: Path, monkey
             open_container(pack({"a.png": PNG}, tmp_path))
 
 
-def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_without_endless_loops(tmp_path: Path) -> None:
     as_folder({"elsewhere/a.png": PNG, "set/b.png": PNG, "set/c.JFIF": PNG}, tmp_path)
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "set")
@@ -151,7 +151,7 @@ class Members(torch.utils.data.Dataset[bytes]):
         return self.container.read(self.container.names[k])
 
 
-def test_forked_processes_read_a_zip_through_handles_of_their_own(tmp_path: Path) -> None:
+def test_forked_processes_read_a_zip_through_separate_handles(tmp_path: Path) -> None:
     members = Members(as_zip({f"{k:02}.png": bytes([k]) * 50_000 for k in range(50)}, tmp_path))
     loader = torch.utils.data.DataLoader(members, batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert list(loader) == [bytes([k]) * 50_000 for k in range(50)]

@@ -44,14 +44,14 @@ def plan(sizes: list[tuple[int, int]], batch: int, fitting: Fitting | None = Non
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 12, 16, 32, 64, 128])
 @pytest.mark.parametrize("count", [1, 7, 40, 150])
-def test_every_batch_of_a_mixed_folder_holds_distinct_pictures(count: int, batch: int) -> None:
+def test_every_batch_of_a_mixed_folder_has_distinct_pictures(count: int, batch: int) -> None:
     buckets = plan(mixed_sizes(count, seed=count), batch)
     for items in steps(buckets, batch, 25):
         assert len({row for row, _ in items}) == min(batch, count)
 
 
 @pytest.mark.parametrize("batch", [8, 16])
-def test_micro_batches_of_eight_processes_are_of_one_bucket_and_one_step_of_many(batch: int) -> None:
+def test_each_micro_batch_is_of_one_bucket_and_a_step_of_several(batch: int) -> None:
     sizes = mixed_sizes(400)
     buckets = plan(sizes, batch * 8)
     parts = [Batches(buckets, batch, seed=1, rank=rank, world=8) for rank in range(8)]
@@ -78,14 +78,14 @@ def test_a_global_batch_draws_the_same_rows_however_it_is_split(count: int, accu
     assert {len(batch) for micros in taken for batch in micros} == {parts[0].micro_batch}
 
 
-def test_any_step_can_be_the_first() -> None:
+def test_training_can_start_at_any_step() -> None:
     for buckets in ([0] * 7, [0, 1, 0, 2, 0, 0, 1]):
         whole = take(Batches(buckets, 3, seed=2, accumulation=2), 18)
         passes = Batches(buckets, 3, seed=2, accumulation=2).passes
         assert take(Batches(buckets, 3, seed=2, accumulation=2, start=1), 8) == whole[passes : passes + 8]
 
 
-def test_an_epoch_shows_every_picture_once_in_a_new_order() -> None:
+def test_an_epoch_contains_every_picture_once_in_a_new_order() -> None:
     items = [item for items in steps([0] * 10, 5, 4) for item in items]
     rows = [row for row, _ in items]
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
@@ -94,14 +94,14 @@ def test_an_epoch_shows_every_picture_once_in_a_new_order() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
-def test_all_pictures_of_a_mixed_folder_come_equally_often(batch: int) -> None:
+def test_all_pictures_of_a_mixed_folder_occur_equally_often(batch: int) -> None:
     buckets = plan(mixed_sizes(60), batch)
     seen = Counter(row for items in steps(buckets, batch, 600) for row, _ in items)
     assert len(seen) == 60
     assert max(seen.values()) - min(seen.values()) <= 0.02 * batch * 600 / 60 + 3
 
 
-def test_repeats_are_shown_as_often_and_spread_over_the_epoch() -> None:
+def test_repeats_occur_as_often_as_requested_and_are_spread_over_the_epoch() -> None:
     pictures = [0] * 10 + [1] * 10 + list(range(2, 22))  # two pictures of ten rows each, twenty of one
     seen = [row for items in steps([0] * 40, 4, 100, pictures=pictures) for row, _ in items]
     shown = Counter(pictures[row] for row in seen)
@@ -125,7 +125,7 @@ def test_a_picture_returns_after_the_window_and_every_round_differs(count: int, 
     assert [BucketOrder(range(count), range(count), (3, 0), window)[k] for k in range(count)] == draws[:count]
 
 
-def test_a_small_bucket_joins_the_nearest_and_few_pictures_lose_much() -> None:
+def test_small_buckets_join_the_nearest_one_and_few_pictures_are_cropped_much() -> None:
     sizes = [(1000, 1000)] * 60 + [(1300, 1000)] * 30 + [(3000, 1000)]
     joined = join_buckets(sizes, [1] * len(sizes), Fitting(512), 16)
     assert joined == {(1000, 1000): (512, 512), (1300, 1000): (576, 448), (3000, 1000): (576, 448)}
@@ -135,7 +135,7 @@ def test_a_small_bucket_joins_the_nearest_and_few_pictures_lose_much() -> None:
 
 
 @pytest.mark.parametrize(("resolution", "multiple"), [(1024, 8), (768, 8), (512, 8), (512, 64), (256, 8), (128, 8)])
-def test_buckets_are_about_twenty_and_no_picture_loses_over_a_tenth(resolution: int, multiple: int) -> None:
+def test_there_are_about_twenty_buckets_and_no_picture_loses_over_a_tenth(resolution: int, multiple: int) -> None:
     fitting = Fitting(resolution, multiple)
     step = min(64, resolution // 8)
     assert 9 <= len(fitting.sizes) <= 20 and len(set(fitting.sizes)) == len(fitting.sizes)

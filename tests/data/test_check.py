@@ -82,7 +82,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_the_command_prints_text_or_json_and_its_exit_code_tells_errors(
+def test_the_command_prints_text_or_json_and_its_exit_code_reports_errors(
     folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, folder, "--model", model_folder) == 0
@@ -202,7 +202,7 @@ def test_memory_is_bounded_while_pictures_are_decoded(tmp_path: Path, monkeypatc
         assert state["most"] == most
 
 
-def test_results_keep_their_order_and_few_items_are_taken_ahead() -> None:
+def test_results_keep_their_order_and_few_items_are_submitted_ahead() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:

@@ -99,7 +99,7 @@ def test_a_template_must_have_name_as_its_only_field(template: str, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_addresses_are_unchanged_by_the_config(tmp_path: Path) -> None:
+def test_the_config_does_not_change_urls(tmp_path: Path) -> None:
     raw = {"train": "https://host//a/{000..009}.tar", "held_out": "hf://owner/name?split=test"}
     config = DataConfig.model_validate(raw)
     dumped = config.model_dump(mode="json")
@@ -111,7 +111,7 @@ def test_pixels_run_from_minus_one_to_one() -> None:
     assert torch.allclose(to_pixels(image)[:, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
 
 
-def test_an_item_depends_on_its_draw_alone(pictures: Path) -> None:
+def test_an_item_depends_only_on_its_draw(pictures: Path) -> None:
     data = CaptionedImages(rows_of(pictures), DataConfig(train=pictures, resolution=8, flip=0.5))
     captions = {data[0, draw]["caption"] for draw in range(20)}
     assert captions == {"first", "one"}

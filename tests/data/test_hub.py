@@ -74,10 +74,10 @@ def test_pictures_need_no_captions_with_a_prefix(load: dict[str, Any]) -> None:
         ("hf://o/n?split=", "split is empty"),
         ("hf://o/n?image=img", "no column 'img' of pictures; it has image"),
         ("hf://o/n?text=txet", "no column 'txet'; did you mean 'text'"),
-        ("hf://o/n?text=label", "column 'label' holds 7"),
+        ("hf://o/n?text=label", "column 'label' contains 7"),
     ],
 )
-def test_invalid_addresses_are_one_line_errors(source: str, message: str, load: dict[str, Any]) -> None:
+def test_invalid_urls_are_one_line_errors(source: str, message: str, load: dict[str, Any]) -> None:
     load["gives"] = dataset(text=["a", "b", "c"], label=[7, 8, 9])
     with pytest.raises(InputError, match=message.replace("?", r"\?")) as caught:
         read_rows(source, DataConfig(train=source))

@@ -32,7 +32,7 @@ def identity() -> IdentityVAE:
     return IdentityVAE(IdentityVAEConfig())
 
 
-def test_latents_come_back_in_half_precision(tmp_path: Path) -> None:
+def test_latents_are_stored_in_half_precision(tmp_path: Path) -> None:
     shards = LatentShards(tmp_path / "cache", "vae")
     small, wide = torch.randn(3, 8, 2, 2), torch.randn(2, 8, 2, 4)
     shards.add(["a", "b", "c"], small)
@@ -99,7 +99,7 @@ def test_an_interrupted_encoding_continues_after_its_last_shard(
     assert all(data[k, 0]["mean"].shape == (3, 8, 8) for k in range(40))
 
 
-def test_shards_that_nobody_needs_are_deleted_when_others_are_written(tmp_path: Path) -> None:
+def test_unused_shards_are_deleted_when_others_are_written(tmp_path: Path) -> None:
     rows = many_rows(3)
     for resolution in (8, 16):
         encode_rows(

@@ -117,7 +117,7 @@ def test_damaged_shards_are_named(folder: Path) -> None:
 
 def test_a_shard_with_a_duplicate_name_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"cat.png": picture(), "./cat.png": picture("blue")})
-    with pytest.raises(InputError, match=r"a\.tar holds cat\.png twice"):
+    with pytest.raises(InputError, match=r"a\.tar contains cat\.png twice"):
         open_source(path)
 
 
@@ -182,7 +182,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, answers: dict[str, tuple[int, dict[st
     monkeypatch.setattr(Handler, "answers", answers)
 
 
-def test_shards_at_an_address_are_downloaded_once(
+def test_shards_at_a_url_are_downloaded_once(
     folder: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {f"/x/{path.name}?key=1": (200, {}, path.read_bytes()) for path in folder.iterdir()}

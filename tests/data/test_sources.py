@@ -16,7 +16,7 @@ from latentdiff.errors import InputError
 from tests.data.test_layouts import PNG, as_folder, as_tar, as_zip, jsonl, picture
 
 
-def test_archives_beside_metadata_are_opened(tmp_path: Path) -> None:
+def test_archives_next_to_metadata_are_opened(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     as_zip({"a.png": PNG, "sub/b.png": picture("blue")}, tmp_path).rename(tmp_path / "set" / "images.zip")
     lines = jsonl({"file_name": "a.png", "text": "a"}, {"file_name": "images/sub/b.png", "caption": "b"})

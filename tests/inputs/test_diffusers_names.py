@@ -67,7 +67,7 @@ def test_an_argument_with_another_meaning_names_ours(
         call(pipe, **arguments)
 
 
-def test_a_generator_that_has_drawn_is_refused(pipe: LatentDiffusionPipeline) -> None:
+def test_a_used_generator_is_refused(pipe: LatentDiffusionPipeline) -> None:
     generator = torch.Generator().manual_seed(1)
     torch.randn(1, generator=generator)
     with pytest.raises(InputError, match="has drawn nothing yet"):

@@ -31,7 +31,7 @@ def test_equal_captions_do_not_compete() -> None:
     assert retrieval(text, rounded) == {"r1": 1.0, "r5": 1.0}
 
 
-def test_candidates_are_drawn_and_not_the_neighbours() -> None:
+def test_candidates_are_random_and_not_the_neighbours() -> None:
     """Neighbours in a folder sorted by class show the same object, so they would all be equally good."""
     text = torch.nn.functional.normalize(torch.randn(400, 64))
     classes = torch.eye(64)[torch.arange(40)].repeat_interleave(10, 0)

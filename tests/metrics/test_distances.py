@@ -81,7 +81,7 @@ def test_precision_recall_density_and_coverage_on_a_line() -> None:
     assert density_coverage(generated, real, neighbours=1) == {"density": 0.5, "coverage": 0.5}
 
 
-def test_a_set_against_itself_and_against_one_far_away() -> None:
+def test_a_set_compared_with_itself_and_with_a_distant_one() -> None:
     near, far = normal(100, 4), normal(100, 4) + 100
     assert precision_recall(near, near) == {"precision": 1.0, "recall": 1.0}
     assert density_coverage(near, near)["coverage"] == 1.0

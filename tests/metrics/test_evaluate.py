@@ -64,7 +64,7 @@ def pictures(folder: Path, count: int, seed: int, size: int = 32, captions: bool
     return folder
 
 
-def test_a_folder_against_a_folder(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_folders_are_compared(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = pictures(tmp_path / "a", 20, 1), pictures(tmp_path / "b", 26, 2, size=48)
     out, page = tmp_path / "out.json", tmp_path / "out.html"
     assert run("--generated", first, "--real", second, *OPTIONS, "--seed", 3, "-o", out, "--html", page) == 0
@@ -162,7 +162,7 @@ def test_textures_need_no_network(tmp_path: Path, run: Run) -> None:
     assert json.loads(out.read_text())["features"] is None
 
 
-def test_pictures_against_themselves(tmp_path: Path, run: Run) -> None:
+def test_pictures_are_compared_with_themselves(tmp_path: Path, run: Run) -> None:
     folder, out = pictures(tmp_path / "a", 20, 1), tmp_path / "out.json"
     assert run("--generated", folder, "--real", folder, *OPTIONS, "-o", out) == 0
     values = {key: one["value"] for key, one in json.loads(out.read_text())["values"].items()}
@@ -171,7 +171,7 @@ def test_pictures_against_themselves(tmp_path: Path, run: Run) -> None:
     assert values["class_score"] == values["class_score_real"]
 
 
-def test_a_model_against_held_out_pictures(
+def test_a_model_is_compared_with_held_out_pictures(
     tmp_path: Path, run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from latentdiff.cli import evaluate as verb
@@ -227,7 +227,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_mistakes_are_one_line_and_leave_nothing(
+def test_errors_are_one_line_and_leave_no_files(
     name: str, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pictures(tmp_path / "a", 12, 1)

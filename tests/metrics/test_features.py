@@ -62,7 +62,7 @@ def test_a_run_of_ours_is_found_from_each_of_its_folders(run_folder: Path) -> No
 
 
 @torch.no_grad()
-def test_a_folder_of_the_hubs_layout_gives_what_transformers_gives(hub_folder: Path) -> None:
+def test_a_folder_in_the_hubs_layout_gives_the_same_result_as_in_transformers(hub_folder: Path) -> None:
     clip, model = open_clip(str(hub_folder), CPU), small_clip()
     pixels = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     settings = {"size": {"shortest_edge": 16}, "crop_size": 16, "image_mean": [0.4, 0.5, 0.6]}

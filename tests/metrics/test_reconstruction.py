@@ -43,7 +43,7 @@ def test_psnr_is_that_of_torchmetrics() -> None:
     assert torch.allclose(psnr(made, real), expected.double(), rtol=1e-5)
 
 
-def test_ssim_weighs_whole_windows_alone() -> None:
+def test_ssim_uses_only_complete_windows() -> None:
     """SSIM at one position of an 11 x 11 picture, eq. 13 with the window's weighted moments."""
     made, real = torch.randint(256, (2, 1, 3, 11, 11), dtype=torch.uint8)
     taps = torch.exp(-(torch.arange(11.0, dtype=torch.float64) - 5).square() / (2 * 1.5**2))

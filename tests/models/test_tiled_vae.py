@@ -29,7 +29,7 @@ def test_weights_of_every_pixel_sum_to_1(length: int, overlap: int) -> None:
     assert (len(found) == 1) == (length <= 16)
 
 
-def test_edges_inside_the_picture_count_for_nothing() -> None:
+def test_tile_edges_inside_the_picture_have_no_weight() -> None:
     first, second = tiled_vae.cuts(28, 16, 4, 8)
     assert first.inner == slice(0, 8 * 15) and second.inner == slice(8, 8 * 16)
 

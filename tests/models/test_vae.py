@@ -88,7 +88,7 @@ def test_pixel_space_keeps_pixels_or_their_grey(channels: int, kept: Any, tmp_pa
 
 
 @torch.no_grad()
-def test_a_map_that_a_level_began_with_is_let_go_within_it() -> None:
+def test_the_input_of_a_level_is_freed_within_it() -> None:
     decoder = AutoencoderKL(VAEConfig.read(SMALL["sd"], "sd")).eval().decoder
     inputs: list[Any] = []
     alive: list[bool] = []

@@ -24,7 +24,7 @@ def change(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_files_that_are_not_read_and_names_do_not_enter(folder: Path) -> None:
+def test_unused_files_and_file_names_do_not_affect_the_hash(folder: Path) -> None:
     first = hash_model(folder)
     (folder / "safety_checker").mkdir()
     shutil.copy(folder / "unet" / f"{WEIGHTS}.safetensors", folder / "safety_checker" / "model.safetensors")
@@ -34,7 +34,7 @@ def test_files_that_are_not_read_and_names_do_not_enter(folder: Path) -> None:
     assert hash_model(folder) == first
 
 
-def test_schedule_config_weights_and_additions_enter(folder: Path) -> None:
+def test_schedule_config_weights_and_additions_affect_the_hash(folder: Path) -> None:
     hashes = [hash_model(folder), hash_model(folder, folder / "model_index.json")]
     hashes.append(hash_model(open_model(folder, OpenOptions(prediction_type="v_prediction"))))
     change(folder / "scheduler" / "scheduler_config.json", beta_end=0.02)
@@ -61,7 +61,7 @@ def test_an_unchanged_file_is_read_once(folder: Path, monkeypatch: pytest.Monkey
     assert hash_model(folder) == first and read == [str(path)]
 
 
-def test_a_damaged_or_missing_cache_is_no_obstacle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_or_missing_cache_is_ignored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = hash_model(folder)
     (model_hash.cache_folder() / model_hash.CACHE).write_text('{"x": 3, "y": [')
     assert hash_model(folder) == first

@@ -95,7 +95,7 @@ def test_schedules_of_a1111(sampler: str, schedule: str, expected: tuple[str, st
     assert (settings["sampler"], settings["spacing"]) == expected and not dropped
 
 
-def test_what_a1111_has_and_we_do_not_is_named() -> None:
+def test_a1111_settings_without_an_equivalent_are_named() -> None:
     settings, dropped = parse_infotext("x\nSteps: many, Sampler: Restart, Seed: 1, ENSD: 31337") or ({}, [])
     assert settings == {"prompt": "x", "seed": 1}
     assert dropped == ["Steps: many", "Sampler: Restart", "ENSD: 31337"]
@@ -153,14 +153,14 @@ def test_texts_of_other_programs_in_files(tmp_path: Path) -> None:
         read_recipe(tmp_path / "a.jpg")
 
 
-def test_an_older_recipe_was_made_by_the_defaults(tmp_path: Path) -> None:
+def test_an_older_recipe_implies_the_defaults_of_its_time(tmp_path: Path) -> None:
     chunks, path = PngImagePlugin.PngInfo(), tmp_path / "a.png"
     chunks.add_itxt(CHUNK, RECIPE.model_dump_json(exclude={"optimize", "low_memory", "approximate"}))
     picture().save(path, pnginfo=chunks)
     assert read_recipe(path) == RECIPE and (RECIPE.optimize, RECIPE.low_memory) == ("auto", False)
 
 
-def test_a_recipe_without_the_strength_of_hires_means_the_earlier_default() -> None:
+def test_a_recipe_without_the_strength_of_hires_implies_the_earlier_default() -> None:
     old = RECIPE.model_dump() | {"hires": 2.0}
     assert Recipe.model_validate(old).hires_strength == 0.6
     assert Recipe.model_validate(old | {"hires_strength": 0.2}).hires_strength == 0.2
@@ -168,7 +168,7 @@ def test_a_recipe_without_the_strength_of_hires_means_the_earlier_default() -> N
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_leaves_nothing(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_files(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

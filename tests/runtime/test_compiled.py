@@ -176,7 +176,7 @@ def test_restoring_removes_only_the_compiled_call() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 @config.patch(freezing=True)  # as others in this process may have it
-def test_a_compiled_unet_follows_sizes_and_weights_and_leaves_its_work_to_the_next() -> None:
+def test_a_compiled_unet_accepts_other_sizes_and_weights_and_the_next_process_reuses_it() -> None:
     plain = UNet2DConditionModel(small_unet_config()).requires_grad_(False)
     unet = UNet2DConditionModel(small_unet_config()).requires_grad_(False)
     unet.load_state_dict(plain.state_dict())

@@ -74,7 +74,7 @@ def test_the_best_variant_that_the_processor_can_run_is_compiled_at_first_use(
     assert load_silently() == best and compiled == ([best] if best else [])
 
 
-def test_threads_that_come_at_once_get_the_same_library(compiled: list[str]) -> None:
+def test_simultaneous_threads_get_the_same_library(compiled: list[str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: native.load_kernels(), range(4)))
     assert isinstance(found[0], ctypes.CDLL) and all(kernels is found[0] for kernels in found)

@@ -86,7 +86,7 @@ def decibels(ours: np.ndarray, wanted: np.ndarray) -> float:
     return -10 * math.log10(float(((ours - wanted) ** 2).mean()))
 
 
-def test_the_source_prompt_gives_the_image_back(pipe: LatentDiffusionPipeline) -> None:
+def test_the_source_prompt_reproduces_the_image(pipe: LatentDiffusionPipeline) -> None:
     image = torch.randn(1, 4, 8, 16)
     settings: dict[str, Any] = {"image": image, "num_inference_steps": 20, "output_type": "latent", "strength": 0.5}
     found = pipe(SOURCE, source_prompt=SOURCE, guidance_scale=1, **settings).images
@@ -96,7 +96,7 @@ def test_the_source_prompt_gives_the_image_back(pipe: LatentDiffusionPipeline) -
 
 
 @pytest.mark.slow
-def test_real_images_come_back_from_the_bundled_model() -> None:
+def test_the_bundled_model_reproduces_real_images() -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(device="cpu")
     image = pipe("a cat face", seed=7).images[0]
     settings: dict[str, Any] = {"image": image, "num_inference_steps": 50, "output_type": "np"}
@@ -135,7 +135,9 @@ def test_callbacks_see_the_inversion_and_may_not_stop_it(pipe: LatentDiffusionPi
         ({"source_prompt": ["a", "b"]}, "source_prompt has 2 texts for 1 prompts"),
     ],
 )
-def test_what_cannot_be_inverted(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
+def test_settings_that_cannot_be_inverted_are_errors(
+    change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline
+) -> None:
     settings: dict[str, Any] = {"image": picture(), "source_prompt": SOURCE, "num_inference_steps": 2}
     with pytest.raises(InputError, match=re.escape(message)):
         pipe(PROMPT, **settings | change)
@@ -154,7 +156,7 @@ def generate(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_recipe_holds_the_source_prompt(
+def test_the_recipe_contains_the_source_prompt(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -170,7 +172,7 @@ def test_the_recipe_holds_the_source_prompt(
     assert generate(PROMPT, "--source-prompt", SOURCE, "-o", "c.png") == 2
 
 
-def test_options_of_editing_do_not_matter_to_inversion(pipe: LatentDiffusionPipeline) -> None:
+def test_editing_options_do_not_affect_inversion(pipe: LatentDiffusionPipeline) -> None:
     settings: dict[str, Any] = {"source_prompt": SOURCE, "num_inference_steps": 3, "image": picture()}
     done = pipe(PROMPT, edit=EditOptions(fit="contain"), height=16, width=16, **settings).images[0]
     assert done.size == (16, 16)

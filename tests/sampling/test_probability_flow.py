@@ -84,7 +84,7 @@ def test_the_likelihood_is_the_gaussians(kind: PredictionType, timestep: float) 
     assert torch.allclose(found, marginal(levels, timestep).log_prob(x), atol=2e-4)
 
 
-def test_one_probe_gives_the_likelihood_in_the_mean() -> None:
+def test_one_probe_gives_the_likelihood_on_average() -> None:
     levels, x = schedule("v_prediction"), MEAN.expand(2000, 2)
     probes = torch.randint(0, 2, (1, 2000, 2)).double() * 2 - 1
     found = log_likelihood(exact(levels), levels, x, probes)
@@ -105,7 +105,7 @@ def test_noise_flows_to_the_distribution_and_back(kind: PredictionType) -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 3.0), (3.0, 0.0)])
-def test_the_solver_keeps_its_tolerance_with_the_steps_of_its_order(start: float, end: float) -> None:
+def test_the_solver_keeps_its_tolerance_with_steps_expected_from_its_order(start: float, end: float) -> None:
     calls = []
 
     def slope(y: Tensor, t: float) -> Tensor:

@@ -35,7 +35,7 @@ def levels(spacing: str, count: int, **changes: Any) -> Grid:
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "heun")])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras"])
 @pytest.mark.parametrize("count", [1, 2, *COUNTS])
-def test_every_step_lands_on_the_next_marginal(name: str, spacing: str, count: int) -> None:
+def test_every_step_reaches_the_next_marginal(name: str, spacing: str, count: int) -> None:
     """Where x = a * x0 + s * noise and x0 is known, the next must be a' * x0 + s' * noise', whatever N and T."""
     grid = levels(spacing, count)
     c_base, c_latent, *c_x0, c_noise, _ = SAMPLERS[name].table(grid).unbind(1)
@@ -48,7 +48,7 @@ def test_every_step_lands_on_the_next_marginal(name: str, spacing: str, count: i
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("count", COUNTS)
-def test_ddim_lands_on_the_next_marginal_for_any_eta_and_on_flow(eta: float, count: int) -> None:
+def test_ddim_reaches_the_next_marginal_for_any_eta_and_for_flow(eta: float, count: int) -> None:
     for grid in (levels("leading", count), schedule(prediction_type="flow").grid(count, "trailing")):
         _, c_latent, c_x0, *_, c_noise, _ = ddim_table(grid, eta).unbind(1)
         assert torch.allclose(c_latent * grid.alphas[:-1] + c_x0, grid.alphas[1:], atol=1e-12)
@@ -63,7 +63,7 @@ def test_ddim_eta_is_equation_16() -> None:
     assert torch.allclose(ddim_table(grid, 0.7)[:, COLUMNS.index("noise")], expected, atol=1e-12)
 
 
-def test_lcm_lands_on_the_next_marginal_but_for_its_boundary_weights() -> None:
+def test_lcm_reaches_the_next_marginal_except_for_its_boundary_weights() -> None:
     grid = schedule().grid(4, "lcm", clean=True)
     _, c_latent, c_x0, *_, c_noise, _ = SAMPLERS["lcm"].table(grid).unbind(1)
     assert torch.allclose(c_latent * grid.alphas[:-1] + c_x0, grid.alphas[1:], atol=1e-5)
@@ -113,7 +113,7 @@ def test_order_of_convergence(table: Callable[[Grid], Tensor], order: int) -> No
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde"])
-def test_noisy_samplers_reach_the_data_they_know(name: str) -> None:
+def test_noisy_samplers_reach_known_data(name: str) -> None:
     """Mean and deviation of normal data, by the affine map of each step; more steps come closer."""
     distances = []
     for count in (50, 200):

@@ -48,7 +48,7 @@ def test_cosine_follows_its_formula_until_the_cap() -> None:
     assert betas(ScheduleConfig(beta_schedule="squaredcos_cap_v2")).max() == 0.999
 
 
-def test_zero_terminal_snr_keeps_the_first_level_and_ends_in_noise() -> None:
+def test_zero_terminal_snr_keeps_the_first_level_and_ends_in_pure_noise() -> None:
     before = alphas_cumprod(ScheduleConfig())
     after = rescale_zero_terminal_snr(before)
     assert after[-1] == 0
@@ -161,7 +161,7 @@ def test_steps_out_of_range_are_refused(count: int) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow"])
-def test_x0_is_found_again_from_the_target(prediction: str) -> None:
+def test_x0_is_recovered_from_the_target(prediction: str) -> None:
     s = schedule(prediction_type=prediction)
     x0, noise = torch.randn(2, 5, 3, dtype=torch.float64).unbind()
     timesteps = torch.tensor([0, 10, 400, 800, 998])

@@ -29,7 +29,7 @@ def pipe(model_folder: Path) -> LatentDiffusionPipeline:
 
 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 1.0])
-def test_slerp_turns_by_its_part_of_the_angle(t: float) -> None:
+def test_slerp_turns_by_a_fraction_of_the_angle(t: float) -> None:
     first, second = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     second *= first.norm() / second.norm()
     angle = math.acos(float((first * second).sum() / first.norm() ** 2))
@@ -56,7 +56,7 @@ def test_the_noise_of_a_variation_is_between_that_of_two_seeds(pipe: LatentDiffu
     assert torch.equal(noise(seed=[3, 4], variation_seed=[8, 9], variation_strength=1.0), noise(seed=8))
 
 
-def test_strength_0_is_the_image_and_1_another(pipe: LatentDiffusionPipeline) -> None:
+def test_strength_0_is_the_same_image_and_1_another(pipe: LatentDiffusionPipeline) -> None:
     def image(**settings: Any) -> np.ndarray:
         return pipe(PROMPT, **CALL, **settings).images[0]
 
@@ -90,7 +90,9 @@ def test_the_second_pass_of_hires_varies_as_the_first(pipe: LatentDiffusionPipel
         ({"variation_strength": 0.1, "latents": torch.zeros(1, 4, 8, 8)}, "omit it or latents="),
     ],
 )
-def test_what_cannot_be_varied(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
+def test_settings_that_cannot_be_varied_are_errors(
+    change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline
+) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         pipe(PROMPT, num_inference_steps=2, **change)
 
@@ -102,7 +104,7 @@ def generate(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_recipes_hold_variations(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_store_variations(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     varied = ["--seed", 3, "--variation-strength", 0.2, "--variation-seed", 8, "--num-images", 2]
     assert generate(PROMPT, "--model", model_folder, "--steps", 3, *varied, "-o", "a.png") == 0

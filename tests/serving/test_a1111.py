@@ -135,7 +135,7 @@ def test_sd_backend_client_cancels(make_live: MakeLive, monkeypatch: Any) -> Non
     assert job.done[0] < 150
 
 
-def test_interrupting_answers_with_what_there_is(make_live: MakeLive, monkeypatch: Any) -> None:
+def test_interrupting_returns_the_current_predictions(make_live: MakeLive, monkeypatch: Any) -> None:
     live = make_live()
     slow(live.server.engine, monkeypatch, 0.05)
     answers: list[httpx.Response] = []
@@ -166,7 +166,7 @@ def test_interrupting_answers_with_what_there_is(make_live: MakeLive, monkeypatc
         {"alwayson_scripts": {"ControlNet": {"args": []}}, "styles": [], "script_name": None},
     ],
 )
-def test_other_clients_bodies_are_taken(live: Live, change: dict[str, Any]) -> None:
+def test_bodies_of_other_clients_are_accepted(live: Live, change: dict[str, Any]) -> None:
     answer = post(live, "txt2img", **BODY | change)
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -198,13 +198,13 @@ def test_other_clients_bodies_are_taken(live: Live, change: dict[str, Any]) -> N
         ("extra-single-image", {"image": "AAAA"}, 400, "Invalid encoded image"),
     ],
 )
-def test_mistakes_have_a1111s_shape(live: Live, route: str, change: dict[str, Any], status: int, words: str) -> None:
+def test_errors_have_a1111s_format(live: Live, route: str, change: dict[str, Any], status: int, words: str) -> None:
     answer = post(live, route, **BODY | change)
     assert answer.status_code == status and words in answer.json()["detail"], answer.text
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
 
 
-def test_finished_tasks_hold_no_images(live: Live) -> None:
+def test_finished_tasks_keep_no_images(live: Live) -> None:
     assert post(live, "img2img", **BODY, init_images=[as_text(PICTURE)], force_task_id="done").status_code == 200
     job = live.server.tasks["done"]
     assert job.over and not job.images and not job.request.settings

@@ -54,7 +54,7 @@ def test_images_under_load_are_those_of_the_pipeline(make_engine: MakeEngine, mo
             assert np.abs(np.asarray(alone).astype(int) - np.asarray(image.image)).max() <= 1
 
 
-def test_a_padded_batch_gives_the_same_bits_alone_and_among_twenty_others(make_engine: MakeEngine) -> None:
+def test_a_padded_batch_gives_identical_bits_alone_and_among_twenty_others(make_engine: MakeEngine) -> None:
     watched = request(seed=77, steps=5, sampler="dpmpp_2m_sde", settings={"guidance_interval": (0.2, 1.0)})
     quiet, busy = make_engine(exact_batch=8), make_engine(exact_batch=8, start=False)
     (alone,) = pixels(quiet.submit(watched))
@@ -114,7 +114,7 @@ def hold(engine: Engine) -> threading.Event:
     return event
 
 
-def test_decoding_does_not_hold_up_the_steps_of_others(make_engine: MakeEngine) -> None:
+def test_decoding_does_not_delay_the_steps_of_others(make_engine: MakeEngine) -> None:
     engine = make_engine()
     release = hold(engine)
     first, second = engine.submit(request(steps=1)), engine.submit(request(steps=20, seed=2))
@@ -161,7 +161,7 @@ def test_a_cancelled_job_leaves_its_batch_within_a_step(make_engine: MakeEngine,
     assert len(other.wait(WAIT)) == 1 and not engine.queue.jobs
 
 
-def test_an_interrupted_job_ends_with_what_was_predicted(make_engine: MakeEngine, monkeypatch: Any) -> None:
+def test_an_interrupted_job_ends_with_the_current_prediction(make_engine: MakeEngine, monkeypatch: Any) -> None:
     engine = make_engine()
     slow(engine, monkeypatch)
     job, unstarted = engine.submit(request(steps=100, images=9)), engine.submit(request(seed=50))
@@ -184,7 +184,7 @@ def test_a_job_has_a_deadline_also_while_it_waits(make_engine: MakeEngine, monke
             job.wait(WAIT)
 
 
-def test_a_full_queue_names_the_position_and_when_to_come_back(make_engine: MakeEngine) -> None:
+def test_the_error_of_a_full_queue_states_the_position_and_the_waiting_time(make_engine: MakeEngine) -> None:
     engine = make_engine(start=False, limits=Limits(queue=2))
     jobs = [engine.submit(request(images=5)) for _ in range(2)]
     with pytest.raises(QueueFullError, match="10 images are ahead, at most 2 may wait") as caught:
@@ -208,7 +208,7 @@ def test_groups_take_turns(make_engine: MakeEngine, monkeypatch: Any) -> None:
         engine.cancel(job)
 
 
-def test_a_mistake_in_one_job_is_its_own(make_engine: MakeEngine) -> None:
+def test_an_error_in_one_job_affects_no_other(make_engine: MakeEngine) -> None:
     engine = make_engine(start=False)
     bad, good = engine.submit(request(sampler="eule")), engine.submit(request())
     engine.start()
@@ -219,7 +219,7 @@ def test_a_mistake_in_one_job_is_its_own(make_engine: MakeEngine) -> None:
         engine.submit(request(sampler="eule"))
 
 
-def test_a_step_that_fails_fails_its_jobs_and_the_engine_goes_on(make_engine: MakeEngine, monkeypatch: Any) -> None:
+def test_a_failed_step_fails_its_jobs_and_the_engine_continues(make_engine: MakeEngine, monkeypatch: Any) -> None:
     engine = make_engine()
     assert engine.submit(request()).wait(WAIT)
     pipe = engine.models.get("small")
@@ -234,7 +234,7 @@ def test_a_step_that_fails_fails_its_jobs_and_the_engine_goes_on(make_engine: Ma
     assert engine.submit(request()).wait(WAIT) and not engine.queue.jobs
 
 
-def test_models_share_a_memory_limit_and_a_broken_one_harms_no_other(
+def test_models_share_a_memory_limit_and_a_broken_model_affects_no_other(
     make_engine: MakeEngine, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken").mkdir()
@@ -264,7 +264,7 @@ def test_draining_finishes_accepted_jobs_and_accepts_no_more(make_engine: MakeEn
         engine.submit(request())
 
 
-def test_closing_ends_jobs_that_are_not_over(make_engine: MakeEngine, monkeypatch: Any) -> None:
+def test_closing_ends_unfinished_jobs(make_engine: MakeEngine, monkeypatch: Any) -> None:
     engine = make_engine()
     slow(engine, monkeypatch)
     job = engine.submit(request(steps=150))

@@ -9,7 +9,7 @@ from latentdiff.serving.errors import NotFoundError
 from latentdiff.serving.files import ResultFiles
 
 
-def test_files_have_unguessable_names_a_bound_and_an_age() -> None:
+def test_files_have_unguessable_names_and_limits_on_size_and_age() -> None:
     files = ResultFiles(limit=25)
     names = [files.write(bytes(10), "png") for _ in range(2)]
     folder = files.find(names[0]).parent
@@ -24,7 +24,7 @@ def test_files_have_unguessable_names_a_bound_and_an_age() -> None:
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "x.png", "", "a" * 32 + ".exe"])
-def test_only_our_names_are_looked_up(name: str, tmp_path: Path) -> None:
+def test_only_names_of_stored_files_are_found(name: str, tmp_path: Path) -> None:
     files = ResultFiles()
     files.write(b"x", "png")
     with pytest.raises(NotFoundError):

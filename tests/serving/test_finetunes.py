@@ -93,7 +93,7 @@ def test_a_server_without_a_folder_offers_no_fine_tuning(live: Live) -> None:
         assert answer.status_code == 404 and "--train FOLDER" in message(answer)
 
 
-def test_the_key_protects_every_route_but_the_page(make_engine: MakeEngine, source: Path, tmp_path: Path) -> None:
+def test_the_key_protects_every_route_except_the_page(make_engine: MakeEngine, source: Path, tmp_path: Path) -> None:
     server = Server(make_engine(start=False), Settings(key="secret"), finetunes=FineTunes(source, tmp_path / "runs"))
     running = Live(server)
     try:
@@ -106,7 +106,7 @@ def test_the_key_protects_every_route_but_the_page(make_engine: MakeEngine, sour
         running.close()
 
 
-def test_pictures_are_copied_with_captions_and_the_folder_stays_as_it_is(client: httpx.Client, source: Path) -> None:
+def test_pictures_are_copied_with_captions_and_the_folder_is_not_changed(client: httpx.Client, source: Path) -> None:
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     assert client.get("/finetunes").json() == {"finetunes": [], "folders": ["apples"]}
     assert client.post("/finetunes", json={"name": "apples", "folder": "apples"}).status_code == 201
@@ -126,7 +126,7 @@ def test_pictures_are_copied_with_captions_and_the_folder_stays_as_it_is(client:
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 
-def test_folders_of_repeats_are_shown_as_often_as_in_the_folder(client: httpx.Client, source: Path) -> None:
+def test_repeats_of_a_folder_are_kept(client: httpx.Client, source: Path) -> None:
     from latentdiff.data.layouts import read_layout
     from latentdiff.data.sources import open_source
 
@@ -153,7 +153,7 @@ def test_only_folders_below_the_root_can_be_named(client: httpx.Client, source: 
     assert listed == {"finetunes": [], "folders": ["apples"]}
 
 
-def test_a_link_out_of_the_root_is_refused(client: httpx.Client, source: Path) -> None:
+def test_a_link_to_a_file_outside_the_root_is_refused(client: httpx.Client, source: Path) -> None:
     (source.parent / "secret.png").write_bytes(picture())
     (source / "apples" / "d.png").symlink_to(source.parent / "secret.png")
     answer = client.post("/finetunes", json={"name": "x", "folder": "apples"})
@@ -167,7 +167,9 @@ def test_names_are_letters_and_digits(client: httpx.Client, name: str) -> None:
     assert answer.status_code == 400 and "1 to 40 letters" in message(answer)
 
 
-def test_odd_names_and_a_full_disk_are_one_line(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_names_and_a_full_disk_are_one_line_errors(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client.post("/finetunes", json={"name": "x"})
     for file in ("x" * 300, "..%5C..%5Cx", "x.png"):
         assert client.get(f"/finetunes/x/thumbnails/{file}").status_code == 404
@@ -181,7 +183,7 @@ def test_odd_names_and_a_full_disk_are_one_line(client: httpx.Client, monkeypatc
     assert answer.status_code == 500 and "No space left" in message(answer) and "/a/path" not in message(answer)
 
 
-def test_a_name_in_chinese_works_and_a_taken_one_is_refused(client: httpx.Client) -> None:
+def test_a_chinese_name_works_and_an_existing_one_is_refused(client: httpx.Client) -> None:
     assert client.post("/finetunes", json={"name": "猫_1"}).status_code == 201
     assert client.get("/finetunes/猫_1").json()["status"] == "new"
     answer = client.post("/finetunes", json={"name": "猫_1"})
@@ -208,13 +210,13 @@ def test_uploads_are_pictures_of_bounded_size(client: httpx.Client, file: str, d
 
 
 @pytest.mark.parametrize("path", ["..%2F..%2Fsecret.png", "%2e%2e/x.png"])
-def test_paths_in_addresses_leave_no_folder(client: httpx.Client, path: str, source: Path) -> None:
+def test_paths_in_urls_cannot_leave_the_folder(client: httpx.Client, path: str, source: Path) -> None:
     client.post("/finetunes", json={"name": "x"})
     assert client.put(f"/finetunes/x/pictures/{path}", content=picture()).status_code in (404, 405)
     assert not list(source.parent.rglob("secret.png"))
 
 
-def test_a_run_reports_its_progress_and_its_lora_is_used_at_once(
+def test_a_run_reports_its_progress_and_its_lora_can_be_used_immediately(
     client: httpx.Client, tuned: Live, fake: Callable[..., None], lora_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake()

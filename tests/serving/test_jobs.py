@@ -37,7 +37,9 @@ def events(live: Live, job_id: str, **query: Any) -> Iterator[tuple[str, dict[st
                 yield kind, json.loads(line.removeprefix("data: "))
 
 
-def test_a_job_is_accepted_watched_and_its_images_hold_their_recipes(make_live: MakeLive, monkeypatch: Any) -> None:
+def test_a_job_is_accepted_and_watched_and_its_images_contain_their_recipes(
+    make_live: MakeLive, monkeypatch: Any
+) -> None:
     live = make_live()
     slow(live.server.engine, monkeypatch, 0.1)
     accepted = httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 10})
@@ -61,7 +63,7 @@ def test_a_job_is_accepted_watched_and_its_images_hold_their_recipes(make_live: 
     assert httpx.get(live.url + images[0]["url"], params={"format": "webp"}).content[8:12] == b"WEBP"
 
 
-def test_deleting_a_job_cancels_it_and_deleting_it_again_forgets_it(make_live: MakeLive, monkeypatch: Any) -> None:
+def test_deleting_a_job_cancels_it_and_deleting_it_again_removes_it(make_live: MakeLive, monkeypatch: Any) -> None:
     live = make_live()
     slow(live.server.engine, monkeypatch)
     job = httpx.post(f"{live.url}/jobs", json=JOB | {"steps": 150}).json()
@@ -92,7 +94,7 @@ def test_deleting_a_job_cancels_it_and_deleting_it_again_forgets_it(make_live: M
         ({"prompt": "\ud800"}, 422, ""),
     ],
 )
-def test_what_cannot_be_used_is_named(live: Live, change: dict[str, Any], status: int, words: str) -> None:
+def test_unusable_fields_are_named_in_the_error(live: Live, change: dict[str, Any], status: int, words: str) -> None:
     content = json.dumps(JOB | change)
     answer = httpx.post(f"{live.url}/jobs", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (status, 400) and words in answer.json()["error"]["message"], answer.text
@@ -108,7 +110,7 @@ def test_a_body_that_is_not_json_is_an_error_about_the_body(live: Live) -> None:
     assert answer.status_code == 422 and answer.json()["error"]["message"].startswith("body: ")
 
 
-def test_more_images_than_the_queue_can_ever_hold_is_a_limit_and_not_a_full_queue(make_live: MakeLive) -> None:
+def test_more_images_than_the_queue_can_hold_exceed_a_limit_instead_of_filling_the_queue(make_live: MakeLive) -> None:
     live = make_live(limits=Limits(queue=1))
     answer = httpx.post(f"{live.url}/jobs", json=JOB | {"images": 10})
     assert answer.status_code == 400
@@ -228,7 +230,7 @@ def test_a_server_that_is_loading_is_not_ready(make_engine: Any) -> None:
     assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
 
 
-def test_a_key_is_required_where_there_is_one(make_live: MakeLive) -> None:
+def test_a_key_is_required_if_the_server_has_one(make_live: MakeLive) -> None:
     live = make_live(Settings(key="sesame"))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic !!"}, {"authorization": ""}):
         refused = httpx.get(f"{live.url}/v1/models", headers=headers)
@@ -285,7 +287,7 @@ def test_stopping_finishes_accepted_jobs(make_live: MakeLive, monkeypatch: Any) 
             httpx.post(f"{live.url}/jobs", json=JOB, timeout=0.5)
 
 
-def test_only_so_many_finished_jobs_are_kept(make_engine: MakeEngine, monkeypatch: Any) -> None:
+def test_the_number_of_finished_jobs_is_limited(make_engine: MakeEngine, monkeypatch: Any) -> None:
     monkeypatch.setattr("latentdiff.serving.server_state.KEPT_JOBS", 2)
     server = Server(make_engine())
     jobs = [server.engine.submit(request(seed=k, steps=1)) for k in range(4)]

@@ -86,7 +86,7 @@ def test_streaming_without_partial_images_sends_every_image(client: openai.OpenA
         ({"prompt": "x" * 30_000}, "prompt", "prompt length=30000 is above"),
     ],
 )
-def test_mistakes_have_openais_shape(client: openai.OpenAI, arguments: Any, param: str | None, words: str) -> None:
+def test_errors_have_openais_format(client: openai.OpenAI, arguments: Any, param: str | None, words: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(**{"prompt": PROMPT, **arguments})
     assert words in caught.value.message and caught.value.param == param
@@ -113,7 +113,7 @@ def test_a_full_queue_is_a_rate_limit(make_live: MakeLive, monkeypatch: Any) -> 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_client_that_leaves_is_out_of_the_batch(make_live: MakeLive, monkeypatch: Any, streaming: bool) -> None:
+def test_a_client_that_disconnects_leaves_the_batch(make_live: MakeLive, monkeypatch: Any, streaming: bool) -> None:
     live = make_live()
     slow(live.server.engine, monkeypatch)
     body = {"prompt": PROMPT, "num_inference_steps": 150, "stream": streaming, "partial_images": 3}
@@ -140,7 +140,7 @@ def test_errors_inside_a_stream_are_raised_by_the_client(make_live: MakeLive, mo
         list(client_of(live).images.generate(prompt=PROMPT, stream=True))
 
 
-def test_a_full_disk_stops_urls_only(make_live: MakeLive, monkeypatch: Any) -> None:
+def test_a_full_disk_affects_only_urls(make_live: MakeLive, monkeypatch: Any) -> None:
     live = make_live()
 
     def full(*_: Any) -> None:
@@ -173,7 +173,7 @@ def test_edits_repaint_where_the_mask_is_transparent(client: openai.OpenAI) -> N
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
-def test_variations_and_what_cannot_be_edited(client: openai.OpenAI) -> None:
+def test_variations_work_and_invalid_edits_are_errors(client: openai.OpenAI) -> None:
     varied = client.images.create_variation(image=file(PICTURE), n=2, response_format="b64_json")
     assert len(varied.data or []) == 2
     for arguments, words in (

@@ -134,7 +134,7 @@ def _used(path: Path) -> set[str]:
     )
 
 
-def test_mistakes_are_sentences_in_the_page(
+def test_errors_are_shown_as_sentences_on_the_page(
     context: Any, make_live: MakeLive, monkeypatch: Any, tmp_path: Path
 ) -> None:
     live = make_live(limits=Limits(queue=1))
@@ -161,7 +161,7 @@ def test_mistakes_are_sentences_in_the_page(
     assert page.input_value("#prompt") == "a red apple"
     page.fill("#images", "10")
     page.click("#generate")
-    page.get_by_text("images=10 is above the 9 that this server accepts").wait_for()
+    page.get_by_text("images=10 is above 9, this server").wait_for()
 
 
 def test_a_server_that_does_not_answer_is_stated_and_generate_works_once_it_runs_again(
@@ -204,7 +204,7 @@ def test_a_downloaded_image_can_be_dropped_to_get_its_recipe_back(context: Any, 
     assert values == ["a cat face", "blurry", "12", "4"]
 
 
-def test_a_recipe_of_an_absent_model_fills_in_the_rest_and_says_so(context: Any, live: Live) -> None:
+def test_a_recipe_of_a_missing_model_fills_in_the_rest_and_names_the_model(context: Any, live: Live) -> None:
     page = opened(context, live)
     text = (
         "a boat\nNegative prompt: grey\nSteps: 7, Sampler: Euler a, CFG scale: 5.5, Seed: 9, Size: 16x24, Model: other"
@@ -219,7 +219,7 @@ def test_a_recipe_of_an_absent_model_fills_in_the_rest_and_says_so(context: Any,
     assert page.locator("#problem").inner_text() == ""
 
 
-def test_dropped_files_become_the_input_or_a_sentence(context: Any, live: Live) -> None:
+def test_dropped_files_become_the_input_or_cause_a_message(context: Any, live: Live) -> None:
     page = opened(context, live)
     page.fill("#prompt", "kept")
     drop(page, ("notes.txt", "text/plain", b"hello"))

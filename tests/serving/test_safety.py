@@ -31,7 +31,7 @@ class FindsAll:
 
 
 @pytest.mark.parametrize("action", ["flag", "blur"])
-def test_found_images_state_it(make_live: MakeLive, action: str) -> None:
+def test_flagged_images_state_the_result(make_live: MakeLive, action: str) -> None:
     (plain,) = client_of(make_live()).images.generate(**BODY).data  # type: ignore[arg-type, call-overload]
     live = make_live(checker=FindsAll(action))
     (found,) = client_of(live).images.generate(**BODY).data  # type: ignore[arg-type, call-overload]

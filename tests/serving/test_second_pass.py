@@ -158,12 +158,12 @@ def test_our_own_api_takes_a_second_pass(make_live: MakeLive, esrgan: Path) -> N
         ({"clip_skip": 50}, 400, "clip_skip=50 must be from 0"),
     ],
 )
-def test_mistakes_name_the_field_and_its_limit(live: Live, change: dict[str, Any], status: int, words: str) -> None:
+def test_errors_name_the_field_and_its_limit(live: Live, change: dict[str, Any], status: int, words: str) -> None:
     answer = httpx.post(f"{live.url}/jobs", json=JOB | change)
     assert answer.status_code == status and words in answer.json()["error"]["message"], answer.text
 
 
-def test_loras_that_a_prompt_names_are_used(make_live: MakeLive, lora_file: Path) -> None:
+def test_loras_named_in_a_prompt_are_used(make_live: MakeLive, lora_file: Path) -> None:
     live = make_live(loras=[LoraSpec("ink", lora_file)])
     _, tagged = finished(live, prompt="a red apple<lora:ink:0.7>")
     state, named = finished(live, loras={"ink": 0.7})
@@ -205,7 +205,7 @@ def test_webuiapi_takes_a_second_pass_and_upscalers(make_live: MakeLive, esrgan:
     assert tiled.info["extra_generation_params"] == {"Tiling": True} and "Tiling: True" in tiled.info["infotexts"][0]
 
 
-def test_fields_left_out_come_from_an_infotext(live: Live) -> None:
+def test_omitted_fields_are_read_from_an_infotext(live: Live) -> None:
     def post(**body: Any) -> dict[str, Any]:
         answer = httpx.post(f"{live.url}/sdapi/v1/txt2img", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
@@ -240,13 +240,13 @@ def test_fields_left_out_come_from_an_infotext(live: Live) -> None:
         ({"infotext": "a red apple"}, "infotext contains no settings"),
     ],
 )
-def test_what_a1111s_clients_name_is_done_or_refused_by_name(live: Live, change: dict[str, Any], words: str) -> None:
+def test_fields_of_a1111s_clients_are_used_or_refused_by_name(live: Live, change: dict[str, Any], words: str) -> None:
     body = {"prompt": "a red apple", "steps": 2, "width": 16, "height": 16, "enable_hr": False}
     answer = httpx.post(f"{live.url}/sdapi/v1/txt2img", json=body | change, timeout=60)
     assert answer.status_code in (400, 404, 422) and words in answer.json()["detail"], answer.text
 
 
-def test_values_that_change_nothing_are_taken(live: Live) -> None:
+def test_values_without_an_effect_are_accepted(live: Live) -> None:
     body = {
         "prompt": "a red apple", "steps": 2, "width": 16, "height": 16, "enable_hr": True, "hr_scale": 1.5,
         "hr_sampler_name": "Use same sampler", "hr_prompt": "a red apple", "hr_upscaler": "Lanczos", "s_noise": 1.0,

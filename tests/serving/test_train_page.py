@@ -99,7 +99,7 @@ def test_the_check_names_problems_below_their_pictures_until_something_changes(c
     page.get_by_text("All 2 pictures can be used.").wait_for()
 
 
-def test_a_closed_page_loses_nothing(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
+def test_closing_the_page_loses_nothing(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
     fake("wait")
     page = train_page(context, tuned)
     create(page, "apples", "apples")
@@ -121,7 +121,7 @@ def test_a_closed_page_loses_nothing(context: Any, tuned: Live, fake: Callable[.
     page.locator("#badge", has_text="finished").wait_for()
 
 
-def test_dropped_pictures_take_their_captions_from_text_files(context: Any, tuned: Live) -> None:  # noqa: F811
+def test_dropped_text_files_become_captions_of_pictures(context: Any, tuned: Live) -> None:  # noqa: F811
     page = train_page(context, tuned)
     create(page, "mine")
     drop(page, ("cat.png", "image/png", RED), ("cat.txt", "text/plain", b"a cat"), ("bad.png", "image/png", b"no"),
@@ -135,7 +135,11 @@ def test_dropped_pictures_take_their_captions_from_text_files(context: Any, tune
     assert page.get_by_role("textbox", name="Captions of cat.png").input_value() == "a cat"
 
 
-def test_mistakes_are_sentences_next_to_their_cause(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
+def test_errors_are_shown_as_sentences_next_to_their_cause(
+    context: Any,
+    tuned: Live,
+    fake: Callable[..., None],  # noqa: F811
+) -> None:
     fake("fail")
     page = train_page(context, tuned)
     page.click("#new button")

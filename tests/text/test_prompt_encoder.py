@@ -68,7 +68,7 @@ def test_in_a_negative_prompt_and_is_text(encoder: PromptEncoder) -> None:
     assert same(encoder.scheduled(["red AND cat"], TIMESTEPS, A1111), [(math.inf, ["red AND cat"])], encoder)
 
 
-def test_plain_prompts_are_text_and_name_what_is_lost(encoder: PromptEncoder) -> None:
+def test_plain_prompts_are_text_and_the_lost_part_is_named(encoder: PromptEncoder) -> None:
     with pytest.warns(UserWarning, match="this part is lost: 'red apple'"):
         (found,) = encoder.positive(["cat face " * 7 + "red apple"], TIMESTEPS, PLAIN)
     ((start, row),) = found.spans

@@ -24,7 +24,7 @@ def test_only_changes_are_listed() -> None:
 
 
 @pytest.mark.parametrize("when", ["1e400", "9" * 400])
-def test_a_step_past_the_last_never_comes(when: str) -> None:
+def test_a_change_after_the_last_step_never_happens(when: str) -> None:
     assert schedule_prompt(f"[a:b:{when}]", 5) == [(0, "a")]
 
 

@@ -27,12 +27,12 @@ def test_parts_of_and_equal_the_table() -> None:
         assert [[part.text, part.weight] for part in split_and(prompt)] == expected, prompt
 
 
-def test_break_inside_brackets_begins_a_section_of_the_same_weight() -> None:
+def test_break_inside_brackets_starts_a_section_of_the_same_weight() -> None:
     assert parse_emphasis("(a BREAK b:1.5)") == [[WeightedText("a", 1.5)], [WeightedText("b", 1.5)]]
 
 
 @pytest.mark.parametrize("prompt", ["a clock at 12:30", "a", "AND-gate"[3:], "sAND"])
-def test_a_prompt_without_and_is_one_part_as_it_is(prompt: str) -> None:
+def test_a_prompt_without_and_is_one_unchanged_part(prompt: str) -> None:
     assert split_and(prompt) == [WeightedText(prompt)]
 
 

@@ -38,7 +38,7 @@ def diffusers_pipe(text: TextConditioner, folder: Path) -> Any:
     )
 
 
-def test_one_encoder_gives_its_last_states(tmp_path: Path) -> None:
+def test_one_encoder_returns_its_last_states(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     encoder = small_text_encoder(tokenizer)
     text = TextConditioner([tokenizer], [encoder])
@@ -50,7 +50,7 @@ def test_one_encoder_gives_its_last_states(tmp_path: Path) -> None:
     assert text.encode(PROMPTS).pooled is None
 
 
-def test_two_encoders_give_states_before_the_last_and_pooled(tmp_path: Path) -> None:
+def test_two_encoders_return_penultimate_and_pooled_states(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     encoders = [small_text_encoder(tokenizer), small_text_encoder(tokenizer, projection=True)]
     text = TextConditioner([tokenizer, tokenizer], encoders).encode(PROMPTS)
@@ -64,7 +64,7 @@ def test_two_encoders_give_states_before_the_last_and_pooled(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("prompt", "lost"), [("a red apple", ""), ("a cat face " * 4 + "a rocket , 3 d", ", 3 d")])
-def test_words_over_the_token_limit_are_known(prompt: str, lost: str) -> None:
+def test_words_over_the_token_limit_are_reported(prompt: str, lost: str) -> None:
     text = TextConditioner([small_tokenizer()], [])
     assert text.lost_words(prompt).replace(" ", "").endswith(lost.replace(" ", ""))
     assert bool(text.lost_words(prompt)) == bool(lost)

@@ -148,7 +148,7 @@ def test_added_words_equal_transformers() -> None:
     assert len(ours) == len(before) + 4
 
 
-def test_rows_are_padded_and_cut_to_the_length(tmp_path: Path) -> None:
+def test_rows_are_padded_and_truncated_to_the_length(tmp_path: Path) -> None:
     of_2022(tmp_path, pad="!")
     tokenizer = read_tokenizer(tmp_path)
     ids = tokenizer(["apple", "apple " * 30])
@@ -179,7 +179,7 @@ def test_the_default_length_is_that_of_clip(length: int | None, tmp_path: Path) 
         ("tokenizer.json", "{", "tokenizer.json is not JSON"),
     ],
 )
-def test_damage_is_named(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_named_in_the_error(name: str, text: str | None, message: str, tmp_path: Path) -> None:
     of_2022(tmp_path)
     if text is None:
         (tmp_path / name).unlink()

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "words"
 
 
-def test_a_seed_is_one_choice_and_seeds_choose_all(folder: Path) -> None:
+def test_equal_seeds_choose_equally_and_seeds_cover_all_choices(folder: Path) -> None:
     words = Wildcards(folder)
     template = "a {red|green} __animal__, (x:1.2) [a:b:0.4] [c|d] <lora:x:0.8> 猫"
     drawn = [words.draw(template, seed) for seed in range(40)]
@@ -78,7 +78,7 @@ def test_other_prompts_are_not_changed(prompt: str, folder: Path) -> None:
         ("__a__", "reads wildcards more than 200 times"),
     ],
 )
-def test_what_cannot_be_expanded_is_one_line(prompt: str, message: str, folder: Path) -> None:
+def test_prompts_that_cannot_be_expanded_are_one_line_errors(prompt: str, message: str, folder: Path) -> None:
     for expand in (Wildcards(folder).all, lambda text: Wildcards(folder).draw(text, 1)):
         with pytest.raises(InputError, match=message) as raised:
             expand(prompt)
@@ -116,7 +116,7 @@ def test_folders_that_cannot_be_used(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-def test_links_do_not_lead_out_of_the_folder(folder: Path) -> None:
+def test_links_to_files_outside_the_folder_are_errors(folder: Path) -> None:
     secret = folder.parent / "secret"
     secret.mkdir()
     (secret / "key.txt").write_text("key")

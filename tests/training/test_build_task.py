@@ -72,7 +72,7 @@ def test_inversion_changes_only_the_new_rows(
 
 
 @pytest.mark.parametrize("method", ["lora", "textual_inversion"])
-def test_frozen_matrices_have_the_compute_precision_and_what_trains_has_float32(
+def test_frozen_matrices_have_the_compute_precision_and_trained_weights_float32(
     method: str, config: dict[str, Any], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["run"]["mixed_precision"] = "bf16"

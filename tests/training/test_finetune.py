@@ -61,7 +61,7 @@ def test_from_a_folder_to_a_picture(
     assert np.array_equal(np.asarray(Image.open(again)), pictures[1])
 
 
-def test_a_full_fine_tune_changes_the_unet_alone(
+def test_a_full_fine_tune_changes_only_the_unet(
     folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--model", model_folder, "--method", "full", "--steps", 3]
@@ -148,7 +148,9 @@ def test_bad_pictures_are_refused_or_skipped(
     assert "1 skipped" in capsys.readouterr().out
 
 
-def test_choices_follow_the_folder_and_what_is_given(folder: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_defaults_depend_on_the_folder_and_given_options_are_kept(
+    folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
     plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder))
     assert (plan.config.data.batch_size, plan.config.optim.max_steps, plan.config.data.resolution) == (4, 100, 16)
     given = plan_finetune(
@@ -187,13 +189,13 @@ def test_no_captions_are_needed_with_a_trigger(folder: Path, model_folder: Path,
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "learning_rate", "rank"])
-def test_nothing_given_is_replaced(name: str, folder: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_given_options_are_not_replaced(name: str, folder: Path, model_folder: Path, tmp_path: Path) -> None:
     for value in (0, -1):
         with pytest.raises(InputError, match=rf"{'max_steps' if name == 'steps' else name}={value}"):
             plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), **{name: value})
 
 
-def test_files_that_are_not_of_a_run_are_left_alone(
+def test_files_that_do_not_belong_to_a_run_are_not_touched(
     folder: Path,
     model_folder: Path,
     tmp_path: Path,

@@ -70,7 +70,7 @@ def test_fsdp_gives_the_run_of_one_process_and_resumes(unet_config: Make, tmp_pa
 
 
 @pytest.mark.slow
-def test_fsdp_trains_a_lora_beside_frozen_weights(unet_config: Make, tmp_path: Path) -> None:
+def test_fsdp_trains_a_lora_with_frozen_weights(unet_config: Make, tmp_path: Path) -> None:
     base = unet_config(tmp_path / "base", max_steps=1)
     run(base)
 

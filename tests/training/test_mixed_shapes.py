@@ -29,14 +29,14 @@ def config(make: Make, mixed: Path, output: Path, batch: int, accumulation: int 
     return made
 
 
-def test_accumulation_has_the_losses_of_one_batch(unet_config: Make, mixed: Path, tmp_path: Path) -> None:
+def test_accumulation_gives_the_losses_of_one_batch(unet_config: Make, mixed: Path, tmp_path: Path) -> None:
     whole = losses(run(config(unet_config, mixed, tmp_path / "whole", 8)))
     parts = losses(run(config(unet_config, mixed, tmp_path / "parts", 2, 4)))
     assert len(whole) == 5 and parts == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(unet_config: Make, mixed: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(unet_config: Make, mixed: Path, tmp_path: Path) -> None:
     whole = losses(run(config(unet_config, mixed, tmp_path / "one", 8)))
     train_in_two(config(unet_config, mixed, tmp_path / "two", 4))
     assert losses(logged(tmp_path / "two")) == pytest.approx(whole, rel=1e-5)

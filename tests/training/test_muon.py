@@ -20,7 +20,7 @@ def test_singular_values_become_nearly_one(shape: tuple[int, int]) -> None:
     assert nn.functional.cosine_similarity(found.flatten(), (u @ vh).flatten(), dim=0) > 0.95
 
 
-def test_vectors_take_the_steps_of_adamw() -> None:
+def test_vectors_are_updated_as_by_adamw() -> None:
     ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
     group = {"params": [ours], "orthogonal": False, "weight_decay": 0.1}
     first = Muon([group], lr=0.01, betas=(0.9, 0.99))
@@ -43,7 +43,7 @@ def test_hidden_kernels_are_orthogonal_and_all_parameters_belong_somewhere() -> 
     assert all(p.ndim == 1 for p in vectors["params"]) and vectors["weight_decay"] == 0
 
 
-def test_a_kernel_moves_by_a_size_that_its_gradient_does_not_set() -> None:
+def test_the_size_of_a_kernels_update_does_not_depend_on_its_gradient() -> None:
     steps = []
     for scale in (1e-4, 1e3):
         torch.manual_seed(0)

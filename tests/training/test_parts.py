@@ -18,7 +18,7 @@ def test_contrastive_loss_is_low_only_for_matching_pairs() -> None:
     assert torch.allclose(contrastive_loss(torch.ones(4, 2), torch.ones(4, 2), scale), torch.tensor(4.0).log())
 
 
-def test_gradient_loss_sees_edges_and_not_brightness() -> None:
+def test_gradient_loss_depends_on_edges_and_not_on_brightness() -> None:
     x = torch.rand(1, 3, 8, 8)
     assert gradient_loss(x, x + 0.5) < 1e-6
     edge = x.clone()

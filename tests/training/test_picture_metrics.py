@@ -43,7 +43,7 @@ def measured(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return config | {"metrics": {"num": 8, "features": "means"} | changes}
 
 
-def test_they_are_logged_and_change_nothing_that_is_learned(unet_config: Make, tmp_path: Path) -> None:
+def test_metrics_are_logged_and_do_not_affect_training(unet_config: Make, tmp_path: Path) -> None:
     plain = run(unet_config(tmp_path / "plain", max_steps=4))
     found = run(measured(unet_config(tmp_path / "run", max_steps=4)))
     looks = [line for line in found if "held_out_loss" in line]
@@ -76,7 +76,7 @@ def test_captions_and_seeds_are_the_same_at_every_evaluation(
     assert [line["frechet_distance"] for line in found if "frechet_distance" in line] == [pytest.approx(expected)] * 2
 
 
-def test_a_failing_metric_leaves_the_others(unet_config: Make, tmp_path: Path) -> None:
+def test_a_failing_metric_does_not_affect_the_others(unet_config: Make, tmp_path: Path) -> None:
     found = run(measured(unet_config(tmp_path / "run", max_steps=4), features="broken"))
     looks = [line for line in found if "failures" in line]
     assert [line["failures"] for line in looks] == [["RuntimeError: no room for features"]] * 2

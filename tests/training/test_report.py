@@ -127,7 +127,7 @@ def test_samples_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
     assert [pixels_of(image).mean() for image in images] == pytest.approx(expected, abs=1.5)
 
 
-def test_a_sample_grid_that_another_program_wrote_is_shown_whole(tmp_path: Path) -> None:
+def test_a_sample_grid_of_another_program_is_shown_uncropped(tmp_path: Path) -> None:
     write_metrics(tmp_path, line(10))
     chunks = PngInfo()
     chunks.add_text("captions", "{")
@@ -159,7 +159,7 @@ def test_doubled_odd_and_truncated_lines(tmp_path: Path) -> None:
     assert fact(Page(write_report(RunFolder(tmp_path))), "steps") == "30"
 
 
-def test_speed_is_of_training_alone(tmp_path: Path) -> None:
+def test_the_speed_is_that_of_training_only(tmp_path: Path) -> None:
     """10 steps in 2 s, an evaluation of 60 s, 10 steps in 2 s, an interruption of a day, 10 steps in 2 s."""
     times = {10: 0.0, 20: 2.0, 30: 64.0, 40: 86_464.0, 50: 86_466.0}
     lines = [line(step, time=1e9 + time) for step, time in times.items()]
@@ -175,7 +175,7 @@ def test_speed_is_of_training_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", ["a: [", "text", "data: 3", "data: {batch_size: x}", "run: {}"])
 @pytest.mark.parametrize("data", ["{", "[]", "null", "{}"])
-def test_files_with_other_content_are_no_error(config: str, data: str, tmp_path: Path) -> None:
+def test_files_with_other_content_are_not_errors(config: str, data: str, tmp_path: Path) -> None:
     write_metrics(tmp_path, line(10), line(20))
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "data.json").write_text(data)

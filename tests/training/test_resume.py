@@ -52,7 +52,7 @@ def logged(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_place_it_gives_the_same_losses_and_weights_to_the_bit(unet_config: Make, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_point_gives_bit_identical_losses_and_weights(unet_config: Make, tmp_path: Path) -> None:
     whole, cut = (configured(unet_config, tmp_path / name) for name in ("whole", "cut"))
     assert process(whole, "never", resume=False) == 0
     # In the first epoch before any checkpoint could be; in the second; between two micro-batches; while saving.
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unet_config: M
         run(config, resume=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
+def test_a_full_disk_keeps_the_previous_checkpoint(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = unet_config(tmp_path / "cut", max_steps=10)
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_written_are_one_line(error: Exception, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "model"
     with Staged(True, final) as staged:
         (staged / "x").write_text("old")
@@ -172,7 +172,7 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert (final / "x").read_text() == "old"
 
 
-def test_what_is_frozen_is_not_saved_again(unet_config: Make, tmp_path: Path) -> None:
+def test_frozen_weights_are_not_saved_again(unet_config: Make, tmp_path: Path) -> None:
     run(unet_config(tmp_path / "run", max_steps=1))
     with safe_open(tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors", "pt") as file:
         assert {key.split(".")[0] for key in file.keys()} == {"unet"}  # noqa: SIM118

@@ -25,7 +25,7 @@ def test_timesteps_cover_the_range_evenly_from_any_draw() -> None:
     assert Draws(0, torch.arange(5000)).timesteps(1000, 1.0).max() == 999
 
 
-def test_timesteps_lean_towards_noise_by_their_power() -> None:
+def test_the_power_shifts_timesteps_towards_noise() -> None:
     drawn = Draws(0, torch.arange(20_000)).timesteps(1000, 2.0)
     for share in (0.1, 0.5, 0.9):
         assert (drawn < 1000 * share).float().mean().item() == pytest.approx(share**2, abs=2e-3)

@@ -82,7 +82,7 @@ def found(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_gives_the_cpus_losses_and_no_step_waits(task: str, found: dict[str, Any]) -> None:
+def test_every_task_gives_the_losses_of_the_cpu_and_no_step_waits(task: str, found: dict[str, Any]) -> None:
     expected = run(found["here"][task])
     there = found["trained"][task]
     assert losses(there["lines"]) == pytest.approx(losses(expected), rel=1e-4)

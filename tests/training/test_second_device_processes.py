@@ -19,7 +19,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_devices_make_the_run_of_one_process(unet_config: Make, tmp_path: Path) -> None:
+def test_two_devices_give_the_run_of_one_process(unet_config: Make, tmp_path: Path) -> None:
     whole, halves = (unet_config(tmp_path / name, max_steps=4) for name in ("whole", "halves"))
     halves["data"]["batch_size"] = whole["data"]["batch_size"] // 2
     (tmp_path / "config.json").write_text(json.dumps(halves, default=str))

@@ -186,7 +186,7 @@ def test_learning_rate_warms_up_and_falls(schedule: str, half: float) -> None:
     ("key", "message"),
     [("cross_attention_dim", "must be 32, the hidden size of"), ("in_channels", "must be 4, the latents' channels")],
 )
-def test_widths_that_do_not_meet_are_refused(unet_config: Make, tmp_path: Path, key: str, message: str) -> None:
+def test_mismatched_widths_are_refused(unet_config: Make, tmp_path: Path, key: str, message: str) -> None:
     config = unet_config(tmp_path / "run", max_steps=1)
     config["model"][key] = 16
     with pytest.raises(InputError, match=message):
@@ -279,7 +279,7 @@ def test_out_of_memory_names_the_setting_or_halves_the_batch(
     assert set(calls) == {8, 4}
 
 
-def test_auto_batch_is_refused_among_several_processes(
+def test_auto_batch_is_refused_with_several_processes(
     unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_run, "process_state", lambda: SimpleNamespace(num_processes=2, is_main_process=False))

@@ -42,7 +42,7 @@ def test_the_page_has_both_launchers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", [COMMANDS[:2], COMMANDS[2:]], ids=["torchrun", "accelerate"])
-def test_two_nodes_make_the_run_of_one(pair: list[str], unet_config: Make, tmp_path: Path) -> None:
+def test_two_nodes_give_the_run_of_one(pair: list[str], unet_config: Make, tmp_path: Path) -> None:
     config = unet_config(tmp_path / "nodes", max_steps=3)
     config["data"]["batch_size"] = 4
     (tmp_path / "nodes.yaml").write_text(yaml.safe_dump(config))
