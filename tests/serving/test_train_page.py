@@ -137,7 +137,7 @@ def test_dropped_text_files_become_captions_of_pictures(context: Any, tuned: Liv
 
 def test_errors_are_shown_as_sentences_next_to_their_cause(
     context: Any,
-    tuned: Live,
+    tuned: Live,  # noqa: F811
     fake: Callable[..., None],  # noqa: F811
 ) -> None:
     fake("fail")
