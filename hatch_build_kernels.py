@@ -1,4 +1,4 @@
-"""Build hook: a wheel holds the CPU kernels, one library for each variant of its platform.
+"""Build hook: adds the CPU kernels to a wheel, one library for each variant of its platform.
 
 They are compiled by $CXX or `c++`. Without a compiler the wheel is a pure one. With LATENTDIFF_WHEEL_PLATFORM, which
 `make wheels` sets, they are compiled by Zig's clang for one of PLATFORMS, to be uploaded.
@@ -49,7 +49,7 @@ class KernelBuildHook(BuildHookInterface):
         shutil.rmtree(getattr(self, "folder", ""), ignore_errors=True)
 
     def _compile(self) -> tuple[str, set[str]]:
-        """For this machine; a variant that the compiler is too old for is left out."""
+        """For this machine; a variant that the compiler does not support is omitted."""
         build, libraries = kernel_build(Path(self.root)), set()
         compiler = os.environ.get("CXX") or shutil.which("c++")
         for variant in build.variants_of(sysconfig.get_platform().rpartition("-")[2]) if compiler else []:
@@ -57,7 +57,7 @@ class KernelBuildHook(BuildHookInterface):
             try:
                 build.compile_variant(variant, [compiler], path)
             except (OSError, subprocess.CalledProcessError) as error:
-                self.app.display_warning(f"{variant.name} is left out: {getattr(error, 'stderr', error)}")
+                self.app.display_warning(f"{variant.name} is omitted: {getattr(error, 'stderr', error)}")
                 continue
             self._add(build, path, libraries)
         if not libraries:

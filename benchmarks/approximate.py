@@ -30,7 +30,7 @@ from latentdiff.runtime.approximate import KNOWN, approximate
 from latentdiff.runtime.optimize import prepare
 
 EXACT = "exact"
-BETWEEN = "reuse, a step between"
+BETWEEN = "reuse, an intermediate step"
 PROMPTS = ["a red apple", "a cat face", "a rocket", "a yellow taxi", "a green tree", "a slice of pizza", "a blue heart"]
 
 

@@ -12,7 +12,9 @@ import time
 
 def main() -> None:
     if sys.platform == "win32":
-        raise SystemExit("benchmarks need a POSIX system: Windows does not report what a child process took")
+        raise SystemExit(
+            "benchmarks need a POSIX system: Windows does not report the resources that a child process used"
+        )
     start = time.perf_counter()
     process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr

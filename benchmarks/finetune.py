@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, help="what examples.emoji.prepare made")
     parser.add_argument("folders", type=Path, help="what examples.finetune.folders made")
     parser.add_argument("runs", type=Path, help="folder of runs")
-    parser.add_argument("name", nargs="?", choices=list(CAPTIONS), help="without it, all runs are scored")
+    parser.add_argument("name", nargs="?", choices=list(CAPTIONS), help="if omitted, all runs are scored")
     parser.add_argument("side", nargs="?", choices=["base", "ours", "diffusers"], default="ours")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="options of finetune")
     given = parser.parse_args()

@@ -83,7 +83,7 @@ def run(listed: Sequence[Part], seconds: float, write: Callable[[str], object]) 
         left = end - time.monotonic()
         print(f"{part.name}: {left / 60:.0f} minutes left", file=sys.stderr)
         try:
-            body = part.measure(left) if left > LEAST_S else f"Not measured: the {seconds / 60:.0f} minutes were over."
+            body = part.measure(left) if left > LEAST_S else f"Not measured: the {seconds / 60:.0f} minutes had passed."
         except Exception as error:  # the other parts are valid
             body = f"Failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         bodies.append(f"## {part.name}\n\n{body}")
@@ -92,7 +92,9 @@ def run(listed: Sequence[Part], seconds: float, write: Callable[[str], object]) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=device_option, help="by default CUDA; cpu tries the command without a GPU")
+    parser.add_argument(
+        "--device", type=device_option, help="default: CUDA; with cpu the command can be tried without a GPU"
+    )
     parser.add_argument("--shapes", nargs="+", default=Sizes.shapes, choices=networks.SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=Sizes.batches)
     parser.add_argument("--steps", type=int, default=Sizes.steps)

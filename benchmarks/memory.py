@@ -28,7 +28,7 @@ from benchmarks.report import table, write
 from benchmarks.turns import Turn, alternate, median
 from latentdiff import LatentDiffusionPipeline
 
-LIBRARIES = "Python and libraries alone"
+LIBRARIES = "Python and libraries only"
 SCRIPT = """
 import torch
 from diffusers import StableDiffusionPipeline

@@ -70,7 +70,15 @@ def measure(shape: Shape, rounds: int, steps: int, together: bool = True) -> dic
 
 def tabulate(figures: dict[str, Figures]) -> str:
     base = figures["diffusers"]
-    header = ["", "median s a step", "pictures a second", "of diffusers", "peak memory", "of diffusers", "loading data"]
+    header = [
+        "",
+        "median s per step",
+        "pictures a second",
+        "of diffusers",
+        "peak memory",
+        "of diffusers",
+        "loading data",
+    ]
     rows = []
     for name, found in figures.items():
         speed = [f"{found.median_s:.3f}", f"{found.pictures_per_s:.1f}", f"{base.median_s / found.median_s:.2f}x"]

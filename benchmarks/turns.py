@@ -60,7 +60,7 @@ class Worker:
             return self._ask(line)
         except RuntimeError:
             if time.monotonic() >= end:
-                raise RuntimeError(f"no answer in {limit:.0f} s; excluded") from None
+                raise RuntimeError(f"no response in {limit:.0f} s; excluded") from None
             raise
         finally:
             late.cancel()

@@ -1,8 +1,8 @@
 """Write latentdiff/checkpoints/data/key_tables.json: names of weights in Stable Diffusion's own layout and diffusers'.
 
-Each table is learnt from diffusers' single-file converters: they are given a state dict whose values are their own
-names, and what they return says which name became which. Names are stored without the end that both layouts share.
-Run it again after a release of diffusers that changes them: python -m scripts.key_tables
+Each table is derived from diffusers' single-file converters: they convert a state dict whose values are its keys, so
+that the result maps new names to original ones. Names are stored without the end that both layouts share. Run it again
+after a release of diffusers that changes them: python -m scripts.key_tables
 """
 
 import json
@@ -20,7 +20,7 @@ TEXT_LAYER = ("attn.out_proj.weight", "ln_1.weight", "ln_2.weight", "mlp.c_fc.we
 
 
 class Named:
-    """Takes the place of a tensor in a converter."""
+    """Replaces a tensor in a converter."""
 
     shape = (1, 1)
 
@@ -58,7 +58,7 @@ def unet_table(levels: int) -> list[tuple[str, str]]:
     state = {f"model.diffusion_model.{name}": Named(name) for name in names}
     config = {"layers_per_block": LAYERS, "addition_embed_type": "text_time"}
     pairs = set()
-    for upsampler in ("1.conv", "2.conv"):  # its place depends on whether the level has attention; both are read
+    for upsampler in ("1.conv", "2.conv"):  # its index depends on whether the level has attention; both are read
         kept = {
             key: value for key, value in state.items() if not key.endswith((f"{upsampler}.weight", f"{upsampler}.bias"))
         }
@@ -84,7 +84,7 @@ def vae_table() -> list[tuple[str, str]]:
 
 
 def open_clip_table() -> list[tuple[str, str]]:
-    """Of the layers only the first: the number follows `layers.` and `resblocks.` in all of them."""
+    """Only the first layer, since the number follows `layers.` or `resblocks.` in all layers."""
     names = ["positional_embedding", "token_embedding.weight", "ln_final.weight", "text_projection"]
     names += [f"transformer.resblocks.0.{end}" for end in TEXT_LAYER]
     state = {f"conditioner.{name}": Named(name) for name in names}
@@ -95,7 +95,7 @@ def open_clip_table() -> list[tuple[str, str]]:
 
 
 def shortened(pairs: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(diffusers, original) prefixes: both names without the components at the end in which they agree.
+    """(diffusers, original) prefixes: both names without their common last components.
 
     A convolution that changes the size keeps its name: in the original layout it shares a prefix with attention.
     """

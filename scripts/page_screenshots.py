@@ -1,7 +1,7 @@
 """Write docs/page-*.webp: the web page of a server that runs the bundled model, in headless Chromium.
 
-Chinese needs a font for it, for instance Noto Sans CJK. Run it again after a change of the page, it takes some
-minutes: python -m scripts.page_screenshots
+Chinese requires a font such as Noto Sans CJK. Run it again after changes of the page; it takes some minutes:
+python -m scripts.page_screenshots
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Animations: what frames are made of, files that hold them, and runs that continue."""
+"""Animations: the content of frames, the files that contain them, and interrupted runs."""
 
 import re
 import sys

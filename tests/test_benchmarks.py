@@ -223,9 +223,9 @@ def test_the_peak_of_simultaneously_live_tensors_is_counted() -> None:
     weight = torch.zeros(100, 100)
     with memory.Alive([weight]) as alive:
         a = torch.ones(1000)  # 4000 bytes
-        a = a + 1  # 8000 for a moment
+        a = a + 1  # 8000 temporarily
         assert alive.peak == 8000
-        b = a.view(10, 100) @ weight.t()  # views are nothing, the product 4000
+        b = a.view(10, 100) @ weight.t()  # views need no memory, the product 4000
         assert alive.peak == 8000
         c = torch.cat([a, b.flatten()])  # 4000 + 4000 + 8000
         assert alive.peak == 16000

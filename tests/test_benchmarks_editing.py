@@ -1,4 +1,4 @@
-"""The benchmark of editing measures what it says."""
+"""The benchmark of editing measures what it reports."""
 
 from pathlib import Path
 from typing import Any

@@ -103,7 +103,9 @@ def test_the_configs_train_resume_and_make_models(
     monkeypatch.setattr(sys, "argv", ["likelihood", str(output), "--sheet", str(output / "sheet.png")])
     monkeypatch.setattr(likelihood, "SHOWN", 4)
     monkeypatch.setattr(likelihood, "AT_ONCE", 12)
-    monkeypatch.setattr(likelihood, "TOLERANCE", 0.1)  # hardly trained, the U-Net answers each timestep otherwise
+    monkeypatch.setattr(
+        likelihood, "TOLERANCE", 0.1
+    )  # with little training, the U-Net's output depends on the timestep
     assert likelihood.main() == 0
     words = capsys.readouterr().out
     assert "bits per pixel (upper bound) over 20 held-out pictures" in words

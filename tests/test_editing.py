@@ -1,4 +1,4 @@
-"""Image to image, inpainting and editing by instruction: against diffusers' pipelines, and their own promises."""
+"""Image to image, inpainting and editing by instruction: compared with diffusers' pipelines, and their guarantees."""
 
 import threading
 from collections.abc import Callable

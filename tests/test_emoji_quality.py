@@ -1,4 +1,4 @@
-"""The standard, the nearest pictures and the quality page, on a tiny corpus with judges whose answers are known."""
+"""The standard, the nearest pictures and the quality page, on a tiny corpus with judges whose results are known."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def paint(concept: str, style: str) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 concepts in four styles; the style k % 4 of each is held out, and koala is never shown."""
+    """40 concepts in four styles; the style k % 4 of each is held out, and koala never occurs."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     for k, concept in enumerate([*CONCEPTS, "koala"]):
         for s, style in enumerate(CORE):

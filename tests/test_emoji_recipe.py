@@ -76,7 +76,7 @@ def webp(k: int) -> bytes:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Tarballs under the names npm gives them."""
+    """Tarballs with the names that npm gives them."""
     folder = tmp_path / "cache"
     folder.mkdir()
     data = {
@@ -137,7 +137,7 @@ def test_no_pair_and_no_picture_is_on_both_sides(cache: Path) -> None:
 
 
 def test_pictures_are_found_by_code_or_name_and_others_are_omitted(cache: Path) -> None:
-    """fluent color, blob and emojitwo list no codes here: they borrow those of the other sets."""
+    """fluent color, blob and emojitwo have no codes here and use those of the other sets."""
     found = pictures({source: fetch(source.package, cache) for source in SOURCES})
     assert all(images.keys() == NAMES.keys() for images in found.values())
     for source, images in found.items():

@@ -56,7 +56,7 @@ def test_a_recoloured_object_has_the_colour_of_its_name(number: int, colour: str
     painted = recolour(rgba, COLOURS[colour])
     assert name_colour(painted[painted[..., 3] >= 128][:, :3]) == colour
     assert (painted[..., 3] == rgba[..., 3]).all()
-    assert (painted[66, 62] == 255).all()  # the white mark is no part of the colour
+    assert (painted[66, 62] == 255).all()  # the white mark is not recoloured
 
 
 def test_grey_and_many_coloured_pictures_are_not_recoloured() -> None:

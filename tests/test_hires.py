@@ -30,7 +30,7 @@ def pipe(model_folder: Path) -> LatentDiffusionPipeline:
 
 
 def blurred(latents: Tensor, _: Levels) -> Tensor:
-    """A denoiser that looks one latent far, and is disturbed at its borders."""
+    """A denoiser with a receptive field of one latent in each direction, and disturbances at its borders."""
     return F.avg_pool2d(F.pad(latents, (1, 1, 1, 1)), 3, stride=1)
 
 

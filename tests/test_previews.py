@@ -1,4 +1,4 @@
-"""Previews: the published maps, the fitted one, and what they cost."""
+"""Previews: the published maps, the fitted one, and their cost."""
 
 from pathlib import Path
 

@@ -90,7 +90,7 @@ def test_with_an_image_fractions_are_of_all_steps_and_counted_from_the_first_tha
 
 
 def test_and_adds_the_differences_of_its_prompts(pipe: LatentDiffusionPipeline) -> None:
-    """At weight 0.5 each, two equal prompts are one; a prompt of weight 0 adds nothing; all together is neither."""
+    """At weight 0.5 each, two equal prompts are one; a prompt of weight 0 adds nothing; all three differ from both."""
     one, joined = pipe("a cat", **CALL).images, pipe("a cat :0.5 AND a cat :0.5", **CALL).images
     assert torch.allclose(one, joined, atol=1e-5)
     assert torch.allclose(one, pipe("a cat AND 猫 :0", **CALL).images, atol=1e-5)

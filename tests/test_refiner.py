@@ -44,7 +44,7 @@ def refiner(refiner_folder: Path) -> LatentDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def theirs(xl_folder: Path, refiner_folder: Path) -> tuple[Any, Any]:
-    """diffusers' pipelines; the refiner decodes with the VAE of the base model, as its documentation has it."""
+    """diffusers' pipelines; the refiner decodes with the VAE of the base model, as in its documentation."""
     first = diffusers.StableDiffusionXLPipeline.from_pretrained(xl_folder)
     second = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(refiner_folder, vae=first.vae)
     for pipe in (first, second):
@@ -101,7 +101,7 @@ def test_every_step_equals_diffusers(
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
 def test_a_model_that_refines_itself_continues_where_it_stopped(sampler: str, base: Any) -> None:
-    """Exactly so for samplers that keep no earlier prediction of x0, and with the same noise."""
+    """This is exact for samplers that use no earlier prediction of x0, and with the same noise."""
     settings: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 8, "sampler": sampler}
     settings |= {"output_type": "latent", "height": 16, "width": 16}
     whole, parts = base(**settings).images, generate_refined(base, base, 0.6, **settings).images

@@ -1,4 +1,4 @@
-"""The content checker: its scores, what becomes of flagged images, and what recipes and messages say."""
+"""The content checker: its scores, the treatment of flagged images, and recipes and messages."""
 
 import sys
 from pathlib import Path

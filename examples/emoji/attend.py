@@ -27,7 +27,7 @@ def attending(unet: UNet2DConditionModel, heads: int) -> UNet2DConditionModel:
     """
     config = unet.config
     if config.down_attention(0) or config.up_attention(0):
-        raise InputError("this U-Net attends on its largest maps already; train it as it is")
+        raise InputError("this U-Net already has attention on its largest maps; train it without changes")
     changes = {
         "down_block_types": ("CrossAttnDownBlock2D", *config.down_block_types[1:]),
         "up_block_types": (*config.up_block_types[:-1], "CrossAttnUpBlock2D"),

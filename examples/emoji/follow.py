@@ -189,10 +189,12 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="the same as tables")
     parser.add_argument("--sheet", type=Path, help="PNG of one picture for each prompt")
     parser.add_argument("--model", default=None, help="model folder; else the bundled one")
-    parser.add_argument("--part", choices=("validation", "test"), default="test", help="validation: to choose settings")
-    parser.add_argument("--real", action="store_true", help="only what real pictures score: the ceiling and the floor")
+    parser.add_argument(
+        "--part", choices=("validation", "test"), default="test", help="validation: for choosing settings"
+    )
+    parser.add_argument("--real", action="store_true", help="score only real pictures: the ceiling and the floor")
     parser.add_argument("--pictures", type=int, default=4, help="of each prompt and language")
-    parser.add_argument("--every", type=int, default=1, help="take every so many-th prompt")
+    parser.add_argument("--every", type=int, default=1, help="use only every n-th prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resamples", type=int, default=200)
     add_settings(parser)

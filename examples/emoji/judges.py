@@ -23,7 +23,7 @@ from latentdiff.metrics.features import FeatureNetwork
 CANDIDATES = 100
 RIDGE = 0.1
 JUDGE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, drawn_how.__file__))).hexdigest()[:12]
-"""What measurements that are kept belong to: this file and the textures' as they were written."""
+"""Identifies cached measurements: the contents of this file and of textures.py."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from examples.emoji.sprites import Sprite
 
 VIEWS = 12
 CODE = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, parts.__file__))).hexdigest()[:12]
-"""What features that are kept belong to: this file and the parts' as they were written."""
+"""Identifies cached features: the contents of this file and of parts.py."""
 SOFTENED: tuple[Callable[[Image.Image], Image.Image], ...] = (
     lambda image: image,
     lambda image: image.filter(ImageFilter.GaussianBlur(0.7)),
@@ -24,7 +24,7 @@ SOFTENED: tuple[Callable[[Image.Image], Image.Image], ...] = (
     lambda image: image.filter(ImageFilter.MedianFilter(3)),
     lambda image: image.filter(ImageFilter.MedianFilter(5)),
 )
-"""Generated pictures lack fine detail, so real ones are also shown without it."""
+"""Generated pictures lack fine detail, so views of real pictures without it are added."""
 
 
 def views_of(sprite: Sprite) -> list[Part]:

@@ -183,9 +183,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_corpus_options(parser)
     add_judge(parser)
-    parser.add_argument("--num", type=int, default=96, help="pictures a cell; half of it in the DDIM table")
+    parser.add_argument("--num", type=int, default=96, help="pictures per cell; half as many in the DDIM table")
     parser.add_argument("--guidance-scale", type=float, help="of the samplers' table [the model's own]")
-    parser.add_argument("--quick", action="store_true", help="a few cells of few pictures, to see it work")
+    parser.add_argument("--quick", action="store_true", help="a few cells with few pictures, to test the command")
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     if given.quick:

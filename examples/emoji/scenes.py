@@ -64,7 +64,7 @@ class SceneMaker:
 
     def __init__(self, sprites: list[Sprite], seed: int) -> None:
         if len({sprite.concept for sprite in sprites if sprite.is_single}) < 2:
-            raise InputError("scenes need two concepts or more that are one connected thing; name more --styles")
+            raise InputError("scenes require at least two concepts that are single connected objects; add --styles")
         self.seed = seed
         self.all = SpriteBox(sprites)
         self.single = SpriteBox([sprite for sprite in sprites if sprite.is_single])

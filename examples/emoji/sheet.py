@@ -50,7 +50,9 @@ def prompts(corpus: Path, seed: int, groups: list[str], styles: list[str]) -> li
     seen = [row for row in held_out if is_validation(row["concept"], row["style"])]  # the others are only for reporting
     pairs = [row for row in seen if row["concept"] not in HELD_OUT_CONCEPTS]
     if len(train) < TRAINED:
-        raise InputError(f"{len(train)} training pictures of {groups} in {styles}; name those that metadata.jsonl has")
+        raise InputError(
+            f"{len(train)} training pictures of {groups} in {styles}; use values that occur in metadata.jsonl"
+        )
     chosen = [_prompt(row, rng) for row in rng.sample(train, TRAINED)]
     return [*ALWAYS, *chosen, *(_prompt(row, rng) for row in rng.sample(pairs, min(32, len(pairs))))]
 

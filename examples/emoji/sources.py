@@ -57,13 +57,15 @@ def fetch(package: str, cache: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{cache} cannot hold the packages ({error.strerror}); give another --cache") from None
+        raise InputError(f"{cache} cannot store the packages ({error.strerror}); use another --cache") from None
     try:
         subprocess.run(
             ["npm", "pack", "--loglevel=error", package], cwd=cache, check=True, capture_output=True, text=True
         )
     except FileNotFoundError:
-        raise InputError(f"npm is not installed and {tarball} is not there; install Node.js or put it there") from None
+        raise InputError(
+            f"npm is not installed and {tarball} does not exist; install Node.js, or put the tarball there"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise InputError(
             f"npm pack {package} failed: {_reason(error.stderr)}; check the network and run again"

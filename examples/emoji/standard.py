@@ -175,7 +175,7 @@ def _notes(bench: Bench, pairs: int) -> list[str]:
         f"one of {bench.judges.pool.shape[1]} concepts is chosen; intervals are over {pairs} pairs, not over prompts",
         f"Frechet distances are of {pairs // 2} pictures against {pairs // 2}, means of {SPLITS} random halves; "
         "so few make both too large, and their ratio too kind",
-        "never seen: whole concepts that no training picture shows in any style, in English and Chinese",
+        "never seen: concepts that occur in no training picture of any style, in English and Chinese",
     ]
 
 
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--resamples", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--html", type=Path)
-    parser.add_argument("--sheet", type=Path, help="PNG of the never seen concepts")
+    parser.add_argument("--sheet", type=Path, help="PNG with the concepts that were never seen")
     return exit_code(run, parser.parse_args())
 
 

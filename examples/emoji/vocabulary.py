@@ -49,7 +49,7 @@ def read_vocabulary(sprites: Sequence[Sprite]) -> list[Word]:
     for group in GROUPS.values():
         eligible = [c for c, found in by_concept.items() if found[0].row["group"] == group and _is_clear(c, found)]
         if len(eligible) < EACH_GROUP:
-            raise InputError(f"the corpus has {len(eligible)} clear objects of {group}; {EACH_GROUP} are needed")
+            raise InputError(f"the corpus has {len(eligible)} unambiguous objects of {group}; {EACH_GROUP} are needed")
         chosen = sorted(eligible, key=lambda concept: chance("vocabulary", concept))[:EACH_GROUP]
         words += [Word(c, by_concept[c][0].row["concept_zh"], group, tuple(by_concept[c])) for c in chosen]
     return words

@@ -132,7 +132,7 @@ class Ingress:
         """All other requests, which a replica handles."""
         path = http.url.path
         if path in UNSHARED or path.startswith(("/v1/files/", "/internal/", "/jobs/")):
-            raise HTTPException(501, f"{path} is the state of one server; use the jobs API with several")
+            raise HTTPException(501, f"{path} needs the state of a single server; use the jobs API")
         body = with_seed(path, await http.body())
         if path in SEEDED and fields(body).get("stream"):
             raise HTTPException(400, "stream is not supported by this deployment; omit it")

@@ -68,7 +68,7 @@ def parse_emphasis(prompt: str) -> list[list[WeightedText]]:
         for start in opened[bracket]:
             weights[start:] *= factor
     if not np.isfinite(weights).all():
-        raise InputError("the weights in the prompt multiply to infinity; use fewer brackets or smaller numbers")
+        raise InputError("the product of the weights in the prompt is infinite; use fewer brackets or smaller numbers")
     return _sections(texts, weights[: len(texts)].tolist())
 
 

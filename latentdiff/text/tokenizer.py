@@ -153,7 +153,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         return _read(folder)
     except CheckpointError:
         raise
-    except Exception as error:  # tokenizers raises no other class
+    except Exception as error:  # the only class that tokenizers raises
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} contains no readable CLIP tokenizer ({reason}); {AGAIN}") from error
 

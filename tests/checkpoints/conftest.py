@@ -10,7 +10,7 @@ from tests.checkpoints.small_families import family_file
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The single file of a family; its folder is beside it, named like the family."""
+    """The single file of a family; its folder is next to it and has the name of the family."""
     folder, made = tmp_path_factory.mktemp("families"), dict[str, Path]()
 
     def get(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Small random models of the families that single files come in; widths are what their layout allows."""
+"""Small random models of the families that single files come in; the layout determines their widths."""
 
 from functools import cache
 from pathlib import Path

@@ -27,7 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(
     path: Path, state: dict[str, torch.Tensor], kind: Type, architecture: str = "sd1", flatten: bool = False
 ) -> None:
-    """A GGUF file; matrices in `kind` where their rows divide by its block, all else in float32."""
+    """A GGUF file; matrices are stored as `kind` if its block size divides their rows, other tensors in float32."""
     writer = gguf.GGUFWriter(path, architecture)
     block = gguf.GGML_QUANT_SIZES[kind][0]
     for name, tensor in state.items():

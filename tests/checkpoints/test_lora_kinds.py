@@ -35,7 +35,7 @@ def weight(model: Any, name: str) -> Tensor:
 def change(
     state: dict[str, Tensor], name: str, folder: Path, tmp_path: Path, strength: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """A layer's weight and what a file adds to it."""
+    """A layer's weight, and the change by a file."""
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "x.safetensors")
     pipe = pipeline(folder)
     before = weight(pipe.denoiser, name)

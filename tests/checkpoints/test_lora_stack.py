@@ -1,4 +1,4 @@
-"""Several LoRAs at once: weights per part, which can be changed and removed without any trace."""
+"""Several LoRAs at once: weights per part, which can be changed and removed completely."""
 
 from dataclasses import replace
 from pathlib import Path

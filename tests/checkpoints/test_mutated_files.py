@@ -53,7 +53,7 @@ VALUES = NUMBERS | st.sampled_from(
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of SD's and one of SDXL's kind, LoRA files in both layouts, and learned words."""
+    """A folder of each of SD and SDXL, LoRA files in both layouts, and learned words."""
     root = tmp_path_factory.mktemp("originals")
     for name, xl in (("sd", False), ("xl", True)):
         write_pipeline(small_components(xl), root / name)
@@ -89,7 +89,7 @@ def mutate_json(text: str, draw: Callable[[Any], Any]) -> str:
 
 
 def mutate_tensors(data: bytes, draw: Callable[[Any], Any]) -> bytes:
-    """A changed value in the header, a changed byte, or a cut."""
+    """A changed value in the header, a changed byte, or a truncated file."""
     size = int.from_bytes(data[:8], "little")
     kind = draw(st.sampled_from(["header", "byte", "cut", "length"]))
     if kind == "header":

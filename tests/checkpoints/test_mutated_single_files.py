@@ -1,4 +1,4 @@
-"""Single files with one changed tensor: loaded rightly, or one line that names the file; never in part."""
+"""Single files with one changed tensor: loaded correctly and completely, or a one-line error that names the file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ EXTRAS = (
 
 @pytest.fixture(scope="module")
 def originals(files: Any) -> dict[str, tuple[State, dict[str, State]]]:
-    """The tensors of each family's file in float16, and the weights of the networks that they are."""
+    """The tensors of each family's file in float16, and the weights of its networks."""
     found = {}
     for family in FAMILIES:
         state = {name: tensor.half() for name, tensor in load_file(files(family)).items()}
@@ -52,7 +52,7 @@ def weights_of(file: Path) -> dict[str, State]:
 
 
 def mutate(state: State, draw: Callable[[Any], Any]) -> tuple[State, torch.dtype | None]:
-    """The tensors with one change, and the type that one has now if that is of floating-point numbers."""
+    """The tensors with one of them changed, and its new dtype if that is a floating-point type."""
     state, name = dict(state), draw(st.sampled_from(sorted(state)))
     kind = draw(st.sampled_from(["drop", "rename", "shape", "dtype", "extra"]))
     if kind == "extra":
@@ -72,7 +72,7 @@ def mutate(state: State, draw: Callable[[Any], Any]) -> tuple[State, torch.dtype
 
 
 def loads_rightly(file: Path, expected: dict[str, State], dtype: torch.dtype | None) -> None:
-    """Every weight has its value, rounded to `dtype` at most; or one line names the file."""
+    """Every weight is correct, at most rounded to `dtype`, or a one-line error names the file."""
     try:
         found = weights_of(file)
     except LatentDiffError as error:

@@ -45,7 +45,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def inputs_of(family: str, picture: Path) -> list[object]:
-    """What a family reads beside the prompt."""
+    """The inputs of a family besides the prompt."""
     if family.endswith("inpainting"):
         return ["--image", picture, "--mask", picture]
     return ["--image", picture] if family.endswith("pix2pix") else []

@@ -220,7 +220,7 @@ def test_a_missing_file_is_not_searched_on_the_hub(tmp_path: Path, monkeypatch: 
 
 
 def test_pruned_unets_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
-    """Attention of uneven depth, and no middle block: what SSD-1B and small-sd have."""
+    """Attention of uneven depth and no middle block, as in SSD-1B and small-sd."""
     sizes = {"block_out_channels": (16, 32), "norm_num_groups": 8, "cross_attention_dim": 32, "attention_head_dim": 4}
     kinds = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -1,4 +1,4 @@
-"""`latentdiff generate` from an image: what it writes, what its recipe holds, and its mistakes."""
+"""`latentdiff generate` from an image: files, recipes and errors."""
 
 import sys
 from pathlib import Path

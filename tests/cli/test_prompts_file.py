@@ -1,4 +1,4 @@
-"""Files of prompts: what a line says, and how its mistakes are named."""
+"""Files of prompts: the meaning of lines, and errors that name the line."""
 
 from pathlib import Path
 from typing import Any

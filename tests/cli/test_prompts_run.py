@@ -1,4 +1,4 @@
-"""`generate --prompts`: which images it draws, how it continues, and that no process or batch changes them."""
+"""`generate --prompts`: the images it generates, continuation, and independence of processes and batches."""
 
 import os
 import subprocess
@@ -85,7 +85,7 @@ def test_lines_of_variations_share_a_seed(folder: Path, model_folder: Path) -> N
 def test_an_interrupted_command_continues_with_the_same_images(
     folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without two of its files it draws the batches of these; with all of them it draws nothing."""
+    """If two files are missing it generates their batches; if all files exist it generates nothing."""
     assert generate(model_folder, "--prompts", "prompts.txt", "-o", "whole", "--num-images", 3) == 0
     assert generate(model_folder, "--prompts", "prompts.txt", "-o", "parts", "--num-images", 3) == 0
     removed = [Path("parts/1-2.png"), Path("parts/6-3.png")]

@@ -15,8 +15,8 @@ from latentdiff.sampling.schedule import Schedule, alphas_cumprod
 
 READ = {*ScheduleConfig.model_fields, *ONLY, *(key for keys in SAMPLED.values() for key in keys)}
 NAMES = [*CLASSES, *LEVELS_ONLY]
-# Keys that change nothing here: PNDM's warm-up and UniPC's corrector are not computed, whatever they say; the others
-# are only read where a key that is refused asks for them, or name what is always done.
+# Keys without an effect here: PNDM's warm-up and UniPC's corrector are never computed; the others are only used
+# together with a key that is refused, or describe what is always done.
 WITHOUT_EFFECT = {
     "skip_prk_steps", "disable_corrector", "solver_p", "predict_x0", "flow_shift", "time_shift_type", "base_shift",
     "max_shift", "base_image_seq_len", "max_image_seq_len", "euler_at_final", "solver_order", "solver_type",

@@ -26,7 +26,7 @@ def dataset(**columns: list[Any]) -> Any:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `load_dataset` gives; and, once called, its request."""
+    """The result of `load_dataset` and, after a call, its arguments."""
     state: dict[str, Any] = {}
 
     def load_dataset(repository: str, config: str | None, split: str) -> Any:

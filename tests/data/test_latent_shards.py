@@ -22,7 +22,7 @@ CONFIG = DataConfig(train="pictures", resolution=8)
 
 
 def many_rows(count: int) -> list[Row]:
-    """Pictures that exist in memory alone: one PNG, behind which each has bytes of its own."""
+    """Pictures in memory: one PNG, followed by different bytes for each picture."""
     names = tuple(f"{k:06}" for k in range(count))
     container = Container("many", names, lambda name: picture() + name.encode())
     return [Row(container, name, (f"caption of picture {name}",)) for name in names]
@@ -111,7 +111,7 @@ def test_unused_shards_are_deleted_when_others_are_written(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_a_million_pictures_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's memory grows by a few kilobytes a picture, and latents are in files mapped into memory."""
+    """Python's memory grows by a few kilobytes per picture, and latents are in files mapped into memory."""
     shard_bytes = 2**16
     monkeypatch.setattr(latent_shards, "SHARD_BYTES", shard_bytes)
     monkeypatch.setattr(latent_cache, "PIXELS_AT_ONCE", 16 * 8 * 8)

@@ -146,7 +146,7 @@ def test_the_name_of_a_shard_is_not_a_class(tmp_path: Path) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by path: (status, headers, body)."""
+    """Responses by path: (status, headers, body)."""
 
     answers: ClassVar[dict[str, tuple[int, dict[str, str], bytes]]] = {}
     requests: ClassVar[list[str]] = []

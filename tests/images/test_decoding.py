@@ -165,7 +165,7 @@ def test_damaged_files_are_one_line_errors(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF", "WEBP"])
 def test_random_damage_is_decoded_or_a_one_line_error(kind: str) -> None:
-    """Pillow raises RuntimeError, struct.error and more where bytes are wrong."""
+    """Pillow raises RuntimeError, struct.error and others for invalid bytes."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
     whole, rng = encode(NOISE.resize((16, 16)), kind, exif=exif), random.Random(0)

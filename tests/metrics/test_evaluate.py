@@ -146,7 +146,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
     assert same["frechet_distance"]["std"] != other["frechet_distance"]["std"]  # other halves
 
 
-def test_small_pictures_have_all_metrics_but_textures(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture) -> None:
+def test_small_pictures_have_all_metrics_except_textures(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture
+) -> None:
     folder, out = pictures(tmp_path / "a", 20, 1, size=8), tmp_path / "out.json"
     assert run("--generated", folder, "--real", folder, *OPTIONS, "-o", out) == 0
     found = json.loads(out.read_text())["values"]

@@ -1,4 +1,4 @@
-"""Peak memory: reported for the requested device, in bytes on all systems, and close to what is needed."""
+"""Peak memory: reported for the requested device, in bytes on all systems, and close to the memory needed."""
 
 import json
 import platform

@@ -164,7 +164,7 @@ def test_keys_and_values_of_a_prompt_are_computed_once_whatever_shares_its_batch
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_freed_memory_is_kept() -> None:
     keep_freed_memory()
-    size = 12 * 1024 * 1024  # floats: more than glibc would ever keep by itself
+    size = 12 * 1024 * 1024  # floats: more than glibc keeps by default
     for _ in range(20):
         torch.ones(size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

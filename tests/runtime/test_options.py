@@ -84,7 +84,7 @@ def test_no_step_waits_for_the_device(model_folder: Path, sampler: str) -> None:
         pipe("a cat face", **options, callback=lambda *_: seen.append(len(waits.names)))
         steps = len(waits.names)
         torch.ones(1).item()
-    assert seen == [seen[0]] * 4 and len(waits.names) == steps + 1  # the mode does see a number that is read
+    assert seen == [seen[0]] * 4 and len(waits.names) == steps + 1  # the mode does detect a number that is read
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""DDIM inversion: against diffusers, and images that are found again."""
+"""DDIM inversion: compared with diffusers, and reproduction of images."""
 
 import math
 import re

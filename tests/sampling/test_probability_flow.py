@@ -16,7 +16,7 @@ from latentdiff.sampling.schedule import Schedule
 
 MEAN = torch.tensor([0.7, -0.4], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
-EXACT = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # e e^T of both is the identity in the mean
+EXACT = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # the mean of e e^T over both is the identity
 KINDS: list[PredictionType] = ["epsilon", "sample", "v_prediction", "flow"]
 
 

@@ -207,7 +207,7 @@ def test_ddim_and_ddpm_equal_diffusers_where_n_divides_t(
         ("ddpm", diffusers.DDPMScheduler(**common)),
     ):
         if (name, spacing) == ("ddpm", "trailing"):
-            continue  # its last step adds noise again, to a picture that is done
+            continue  # its last step adds noise to the finished picture
         scheduler.set_timesteps(count)
         compare(name, scheduler, s, noises)
 
@@ -345,7 +345,9 @@ def test_a_plan_can_start_in_the_middle_at_its_own_noise_level() -> None:
     state = SamplerState(run, noisy, torch.Generator(), position=4)
     (done,), _ = sample(lambda latents, _: x0.expand_as(latents), [state])
     wanted = run.alphas[10] * x0 + run.sigmas[10] * noise
-    assert torch.allclose(done.latents, wanted, atol=1e-5)  # a perfect prediction leaves the same noise, at less level
+    assert torch.allclose(
+        done.latents, wanted, atol=1e-5
+    )  # a perfect prediction keeps the same noise, at a lower level
 
 
 def test_rows_that_cannot_share_a_batch_are_named() -> None:

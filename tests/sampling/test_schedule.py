@@ -70,7 +70,7 @@ def test_timesteps_equal_diffusers(spacing: str, count: int, offset: int) -> Non
     theirs.set_timesteps(count)
     wanted = theirs.timesteps.tolist()
     if spacing in ("linspace", "leading") and count == 1:
-        wanted = [999]  # diffusers begins where there is no noise
+        wanted = [999]  # diffusers starts at a level without noise
     if spacing == "leading" and count == 1000:
         wanted = list(range(999, -1, -1))  # with an offset of 1 diffusers' first lies outside its own table
     if spacing == "leading" and 1000 % count:

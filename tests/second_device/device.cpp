@@ -1,8 +1,8 @@
-// A device for tests that computes on the CPU but has memory of its own, as an accelerator has.
+// A device for tests that computes on the CPU but has separate memory, like an accelerator.
 //
 // PrivateUse1 backend: tensors are malloc'ed, every operator without a kernel here runs on CPU copies. It refuses what
 // CUDA refuses (operands on different devices, a generator of another device), optionally float64 as Apple's MPS does,
-// and counts copies to the host, which are what would make a step wait for an accelerator.
+// and counts copies to the host, which would make a step wait for an accelerator.
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
@@ -150,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
     return {to_device(first), to_device(second), to_device(third)};
 }
 
-// Only shapes and strides: what the CPU kernel does holds for any memory.
+// Only shapes and strides, for which the CPU kernels are valid with any memory.
 at::Tensor as_strided(const at::Tensor& self, c10::IntArrayRef size, c10::IntArrayRef stride,
                       std::optional<int64_t> offset) {
     return at::cpu::as_strided(self, size, stride, offset);

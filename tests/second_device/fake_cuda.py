@@ -1,6 +1,6 @@
-"""What runs on "cuda" with fake tensors, which have a device and a shape but no data.
+"""Checks that run on "cuda" with fake tensors, which have a device and a shape but no data.
 
-`python -m tests.second_device.fake_cuda GUARD` prints what each check saw, as JSON. An operation on operands of two
+`python -m tests.second_device.fake_cuda GUARD` prints the result of each check as JSON. An operation on operands of two
 devices raises, as on a GPU, and so does reading a value, which would wait for the GPU.
 """
 
@@ -77,7 +77,7 @@ def sampling() -> str:
 
 
 def training_step() -> str:
-    """What a step sends to the GPU comes from pinned memory, and does not wait."""
+    """Copies of a step to the GPU come from pinned memory and are asynchronous."""
     schedule = Schedule(ScheduleConfig())
     with fake() as pinned:
         x0 = send(torch.zeros(3, 4, 8, 8), CUDA)

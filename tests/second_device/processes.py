@@ -1,6 +1,6 @@
 """Training on second devices of several processes: `torchrun -m tests.second_device.processes LIBRARY CONFIG.json`.
 
-Gradients are exchanged through the host, by gloo; apart from that, DDP does what it does between GPUs.
+Gradients are exchanged through the host, by gloo; otherwise DDP works as with GPUs.
 """
 
 import json

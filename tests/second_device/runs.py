@@ -1,7 +1,8 @@
 """Training, sampling and evaluation on the second device: `python -m tests.second_device.runs LIBRARY JOBS.json`.
 
-JOBS.json: `configs` to train and `resumed` ones to go on with, `models` to draw with, and arguments of `evaluate`.
-Prints one JSON object: what each job gave, and for each training step how often it would have waited for the device.
+JOBS.json: `configs` to train, `resumed` configs to continue, `models` to generate with, and arguments of `evaluate`.
+Prints one JSON object: the result of each job, and for each training step the number of times it would have waited for
+the device.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the tests of the pages do in a browser."""
+"""Browser actions for the tests of the web pages."""
 
 import io
 import shutil
@@ -57,7 +57,7 @@ def drop(page: Any, *files: tuple[str, str, bytes]) -> None:
 
 
 def violations(page: Any) -> list[str]:
-    """What axe finds, and whether the page is wider than the window."""
+    """The violations that axe reports, and whether the page is wider than the window."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = [

@@ -74,7 +74,7 @@ MakeLive = Callable[..., Live]
 
 @pytest.fixture
 def make_live(make_engine: MakeEngine) -> Iterator[MakeLive]:
-    """Servers on free ports. settings: of `Settings`; the rest is `make_engine`'s."""
+    """Servers on free ports. settings: fields of `Settings`; other arguments are those of `make_engine`."""
     made: list[Live] = []
 
     def make(settings: Settings | None = None, port: int = 0, **engine: Any) -> Live:
@@ -89,7 +89,7 @@ def make_live(make_engine: MakeEngine) -> Iterator[MakeLive]:
 
 @pytest.fixture(scope="session")
 def live(model_folder: Path) -> Iterator[Live]:
-    """One server for the tests that leave it as it is."""
+    """One server, shared by the tests that do not change it."""
     running = Live(Server(Engine(ModelStore([ModelSpec("small", str(model_folder), OPTIONS)]))))
     yield running
     running.close()
@@ -117,7 +117,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def context(browser: Any) -> Iterator[Any]:
-    """A browser without history; the policy of the page is off, so that axe can be added to it."""
+    """A browser with an empty profile; the page's content security policy is disabled, so that axe can be added."""
     made = browser.new_context(viewport={"width": 1400, "height": 900}, bypass_csp=True, locale="en-GB")
     made.set_default_timeout(20_000)
     yield made

@@ -1,4 +1,4 @@
-"""Stands in for `latentdiff finetune` in tests of the server: writes the files of a run without training.
+"""Replaces `latentdiff finetune` in tests of the server: writes the files of a run without training.
 
 Arguments: the output folder, then `finish`, `fail`, or `wait` (two steps, then until SIGTERM), then the steps.
 """

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API, through two of its clients and as others call it."""
+"""AUTOMATIC1111's API, through two of its clients and with requests of others."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Files behind url answers."""
+"""Files that `url` responses refer to."""
 
 import os
 from pathlib import Path

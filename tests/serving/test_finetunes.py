@@ -61,7 +61,7 @@ def client(tuned: Live) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replaces `latentdiff finetune` by a process that writes the same files quickly; `how` is its behaviour."""
+    """Replaces `latentdiff finetune` with a process that quickly writes the same files; `how` selects its behaviour."""
 
     def use(how: str = "finish") -> None:
         def command(one: Any, settings: Any, model: Any) -> list[str]:

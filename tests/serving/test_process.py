@@ -1,4 +1,4 @@
-"""The server as a process of its own: SIGTERM under load, and a soak of good and bad requests."""
+"""The server as a separate process: SIGTERM under load, and a soak of valid and invalid requests."""
 
 import signal
 import time

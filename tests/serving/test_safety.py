@@ -1,4 +1,4 @@
-"""The content checker in the server: what it finds is flagged, blurred or refused, in every API."""
+"""The content checker in the server: images that it finds are flagged, blurred or refused in every API."""
 
 import base64
 import io

@@ -124,7 +124,7 @@ def test_requests_that_wait_for_their_model_count_towards_the_queue(make_engine:
 
 
 def finished(live: Live, **changes: Any) -> tuple[dict[str, Any], Any]:
-    """The state of a job that is over, and its first image."""
+    """The state of a finished job, and its first image."""
     accepted = httpx.post(f"{live.url}/jobs", json=JOB | changes).json()
     deadline = time.monotonic() + WAIT
     while (state := httpx.get(f"{live.url}/jobs/{accepted['id']}").json())["status"] in ("queued", "running"):

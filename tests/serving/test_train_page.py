@@ -29,7 +29,7 @@ def create(page: Any, name: str, folder: str = "") -> None:
     page.locator("#title", has_text=name).wait_for()
 
 
-def test_a_server_without_fine_tuning_says_how_to_turn_it_on(context: Any, live: Live) -> None:
+def test_a_server_without_fine_tuning_explains_how_to_enable_it(context: Any, live: Live) -> None:
     page = context.new_page()
     page.goto(f"{live.url}/train")
     page.get_by_text("latentdiff serve --train pictures").wait_for()

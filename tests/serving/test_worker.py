@@ -1,4 +1,4 @@
-"""The thread beside the engine's."""
+"""The worker thread besides that of the engine."""
 
 import threading
 import time

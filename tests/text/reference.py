@@ -8,5 +8,5 @@ TABLE: list[dict[str, Any]] = json.loads((Path(__file__).parent / "prompt_refere
 
 
 def rows_with(column: str) -> list[tuple[str, Any]]:
-    """Prompts and what the table says of each in this column."""
+    """Prompts and the entries of the table in this column."""
     return [(row["prompt"], row[column]) for row in TABLE if column in row]

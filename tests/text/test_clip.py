@@ -46,7 +46,7 @@ def theirs(kind: str, values: dict[str, Any]) -> Any:
 
 
 def random(kind: str) -> Any:
-    """With weights large enough that every layer counts."""
+    """With weights so large that every layer has an effect."""
     model = theirs(kind, SMALL[kind])
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
@@ -108,7 +108,7 @@ def test_full_size_keys_and_shapes_equal_transformers(size: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_files_of_every_transformers_version_load(kind: str) -> None:
-    """With `text_model.` and the places' numbers, as in 2022; with it alone; without, as transformers 5 writes."""
+    """With `text_model.` and position ids, as in 2022; with `text_model.` only; with neither, as in transformers 5."""
     reference = random(kind)
     model = ours(reference)
     state = {current_key(key) or "": value for key, value in reference.state_dict().items()}

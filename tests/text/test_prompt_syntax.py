@@ -10,7 +10,7 @@ from tests.text.reference import rows_with
 
 
 def pieces(prompt: str) -> list[list[object]]:
-    """What `parse_emphasis` finds, as the table writes it."""
+    """The result of `parse_emphasis` in the format of the table."""
     found: list[list[object]] = []
     for k, section in enumerate(parse_emphasis(prompt)):
         found += [["BREAK", -1]] * (k > 0) + [[piece.text, piece.weight] for piece in section]

@@ -121,7 +121,7 @@ def test_the_bundled_one_equals_transformers() -> None:
 @pytest.mark.parametrize("form", ["2022, padded with !", "2024"])
 @pytest.mark.parametrize("old_files", [False, True])
 def test_a_saved_tokenizer_reads_the_same(form: str, old_files: bool, tmp_path: Path) -> None:
-    """By us and by transformers; also by those versions that know no `tokenizer.json`."""
+    """By our code and by transformers, including versions that do not support `tokenizer.json`."""
     FORMS[form](tmp_path)
     tokenizer = read_tokenizer(tmp_path)
     for word in ("<my cat>", "Mixed"):

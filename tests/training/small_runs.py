@@ -33,7 +33,7 @@ def text_config(folder: Path, output: Path, **optim: Any) -> dict[str, Any]:
 
 
 def run(config: dict[str, Any], resume: bool = False) -> list[dict[str, Any]]:
-    """Train in this process; what it logged."""
+    """Train in this process; returns the logged values."""
     checked = train_config.validate_python(config)
     train(checked, resume=resume)
     lines = (checked.run.output / "metrics.jsonl").read_text().splitlines()

@@ -35,7 +35,7 @@ def config(model_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def trained(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The task as it is after training."""
+    """The task after training."""
     seen: list[Any] = []
     start = loop.Run.__init__
 

@@ -50,7 +50,7 @@ def test_two_processes_give_the_run_of_one(unet_config: Make, tmp_path: Path, ac
     first, second = (
         load_file(tmp_path / name / "model" / "unet" / "diffusion_pytorch_model.safetensors") for name in ("one", "two")
     )
-    # In the norm: Adam divides by the gradient's own size, so that where it is hardly any a last bit moves a weight.
+    # Compare norms: Adam divides by the size of the gradient, so that rounding of a tiny gradient changes a weight.
     assert all((first[key] - second[key]).norm() < 1e-3 * first[key].norm() + 1e-5 for key in first)
 
 
@@ -67,7 +67,7 @@ def test_two_processes_resume(unet_config: Make, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_run_resumes_with_another_number_of_processes(unet_config: Make, tmp_path: Path, first: int) -> None:
-    """Weights and all: the steps after it have the losses of a run that one process made."""
+    """Including the weights: the following steps have the losses of a run with one process."""
     whole = run(unet_config(tmp_path / "whole", max_steps=6, lr_schedule="constant"))
     config = unet_config(tmp_path / "run", max_steps=3, lr_schedule="constant")
     for processes in (first, 3 - first):

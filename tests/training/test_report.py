@@ -29,7 +29,7 @@ HOSTILE = '<script>alert("&amp;")</script>'
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, the text; fails where a tag is closed that was not open."""
+    """All tags with their attributes, and the text; fails if a tag is closed that was not open."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_the_page_of_a_run_that_has_just_started(tmp_path: Path) -> None:
 
 
 def test_doubled_odd_and_truncated_lines(tmp_path: Path) -> None:
-    """The run was cut at step 30 and went on from 15, days later."""
+    """The run was interrupted at step 30 and continued from step 15 days later."""
     later = [{"step": 16, "time": 2e9, "held_out_loss": 0.5}, line(20, 3.0, time=2e9 + 10)]
     first = [line(10, 2.0), line(20, 2.0), {"step": 30, "time": 1e9 + 30, "held_out_loss": 0.1}, line(30, 9.0)]
     odd = ["[1]", '{"lo', "", {"step": True, "loss": 7.0}, {"step": 30, "loss": float("nan"), "name": "x"}]

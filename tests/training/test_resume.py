@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def configured(make: Make, output: Path, accumulation: int = 2) -> dict[str, Any]:
-    """16 pictures, 8 a step: an epoch is two steps long."""
+    """16 pictures, 8 per step: an epoch has two steps."""
     config = make(output, max_steps=10)
     config["data"]["batch_size"] //= accumulation
     config["run"] |= {"gradient_accumulation_steps": accumulation, "checkpoint_every": 3}
@@ -37,7 +37,7 @@ def configured(make: Make, output: Path, accumulation: int = 2) -> dict[str, Any
 
 
 def process(config: dict[str, Any], at: str, resume: bool) -> int:
-    """Train in another process that ends as `at` says (see killed.py); its exit code."""
+    """Train in another process that ends as `at` specifies (see killed.py); returns its exit code."""
     path = Path(config["run"]["output"]).with_suffix(f".{at.replace(':', '-')}.yaml")
     path.write_text(yaml.safe_dump(config))
     words = [sys.executable, "-m", "tests.training.killed", str(path), at, *(["--resume"] if resume else [])]

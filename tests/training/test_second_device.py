@@ -54,7 +54,7 @@ def configs(folder: Path, model: Path, unet: dict[str, Any], output: Path) -> di
 def found(
     folder: Path, frozen: Path, model_folder: Path, xl_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What the second device gave in one process, and the CPU here."""
+    """The results of the second device in one process, and of the CPU here."""
     work = tmp_path_factory.mktemp("second device")
     unet = unet_values(folder, frozen, work / "unet")
     here, there = (configs(folder, model_folder, unet, work / place) for place in ("cpu", "other"))

@@ -1,4 +1,4 @@
-"""Two processes, each with a second device, make the run of one on the CPU."""
+"""Two processes, each with a second device, give the run of one process on the CPU."""
 
 import json
 import os

@@ -51,7 +51,7 @@ def grid() -> Image.Image:
 
 
 def fake(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a package of this code where imports find it, and return it."""
+    """Create an importable package with this code, and return it."""
     (folder / "packages").mkdir()
     (folder / "packages" / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(folder / "packages")

@@ -65,7 +65,7 @@ def test_a_decoder_is_trained_behind_its_frozen_encoder(folder: Path, tmp_path: 
 
 
 def test_the_noise_on_latents_has_the_configured_size(folder: Path, tmp_path: Path) -> None:
-    """Evenly up to 0.8 of their deviation: the mean square of what is added is 0.8^2 / 3 of theirs."""
+    """Uniform up to 0.8 of their deviation: the mean square of the added noise is 0.8^2 / 3 of theirs."""
     batch = {"pixels": torch.rand(64, 3, 16, 16) * 2 - 1, "draw": torch.arange(64)}
     config = vae_config(folder, tmp_path / "run", max_steps=1)
     seen: dict[float, Tensor] = {}
@@ -142,7 +142,7 @@ def test_the_last_step_is_logged(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_is_kept_with_the_run(folder: Path, tmp_path: Path) -> None:
-    """A folder that was not finished is not read: it has another name until it is."""
+    """An unfinished folder is not read, because it has another name until it is complete."""
     config = text_config(folder, tmp_path / "run", max_steps=1)
     (tmp_path / "run" / "tokenizer.partial").mkdir(parents=True)
     (tmp_path / "run" / "data.json").write_text("{}")

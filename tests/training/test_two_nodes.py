@@ -1,4 +1,4 @@
-"""The commands for two nodes in docs/train.md, run as two launchers on this machine, make the run of one process."""
+"""The commands for two nodes in docs/train.md, run as two launchers on this machine, give the run of one process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def of_small_nodes(command: str, port: int, config: Path) -> list[str]:
-    """A command of the page with one process a node, both on this machine and without GPUs."""
+    """A command of the page with one process per node, both on this machine and without GPUs."""
     for theirs, here in (
         ("node0", "localhost"), ("29500", str(port)), ("--nproc-per-node 8", "--nproc-per-node 1"),
         ("--num_processes 16", "--num_processes 2"), ("ddp.yaml", "cpu.yaml"), ("configs/emoji/unet.yaml", str(config)),
