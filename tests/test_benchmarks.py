@@ -261,7 +261,7 @@ def test_a_contestant_over_the_time_limit_is_ended_with_its_children(tmp_path: P
     )
     with Worker("slow", "sleeper", environment={"PYTHONPATH": str(tmp_path)}) as worker:
         child = worker.ask("who?")["child"]
-        with pytest.raises(RuntimeError, match="no answer in 1 s; excluded"):
+        with pytest.raises(RuntimeError, match="no response in 1 s; excluded"):
             worker.ask("", limit=1)
         with pytest.raises(RuntimeError, match="ended with status -9"):
             worker.ask("", limit=60)
@@ -279,12 +279,12 @@ def test_a_contestant_that_fails_in_a_later_round_has_a_note_and_no_turns(monkey
         def ask(self, line: str, limit: float | None = None) -> dict[str, Any]:
             self.count += 1
             if self.name == "bad" and self.count == 3:
-                raise RuntimeError("no answer in 9 s; excluded")
+                raise RuntimeError("no response in 9 s; excluded")
             return {"seconds": [1.0], "peak_bytes": 0}
 
     monkeypatch.setattr(contests, "Worker", Fails)
     found = run_contest({"good": Entry("", ""), "bad": Entry("", "")}, 3, 1.0, limit=9)
-    assert found.notes == {"bad": "no answer in 9 s; excluded"}
+    assert found.notes == {"bad": "no response in 9 s; excluded"}
     assert list(found.turns) == ["good"] and len(found.turns["good"]) == 3
 
 

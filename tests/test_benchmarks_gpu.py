@@ -44,7 +44,7 @@ def test_a_part_that_fails_or_is_too_late_does_not_affect_the_others(monkeypatch
     assert len(written) == 4 and all(written[k + 1].startswith(written[k]) for k in range(3))
     assert written[-1].split("\n\n")[1::2] == [
         "110 seconds", "Failed: RuntimeError: CUDA out of memory and more", "60 seconds",
-        "Not measured: the 2 minutes were over.",
+        "Not measured: the 2 minutes had passed.",
     ]  # fmt: skip
 
 

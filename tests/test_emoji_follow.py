@@ -232,7 +232,7 @@ def test_the_vocabulary_has_unambiguous_nouns_equally_many_of_each_group() -> No
     words = read_vocabulary(found)
     assert len(words) == 140 and not any(word.concept.startswith("man ") for word in words)
     assert {word.concept for word in words} == {word.concept for word in read_vocabulary(found[::-1])}
-    with pytest.raises(InputError, match="0 clear objects of smileys"):
+    with pytest.raises(InputError, match="0 unambiguous objects of smileys"):
         read_vocabulary([s for s in found if s.row["group"] != "smileys"])
 
 

@@ -58,7 +58,7 @@ def test_a_wheel_contains_the_variants_that_the_compiler_supports(
     files = {Path(path).name for path in build_data["force_include"].values()}
     assert files == {f"{name}.so{end}" for name, *_ in built for end in ("", ".sha256")}
     assert not build_data["pure_python"] and build_data["tag"].startswith("py3-none-")
-    assert log == ["avx512 is left out: unknown option"]
+    assert log == ["avx512 is omitted: unknown option"]
 
 
 def test_without_a_compiler_the_wheel_is_pure(built: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

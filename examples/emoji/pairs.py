@@ -88,7 +88,7 @@ def read_corpus(folder: Path, groups: Sequence[str], styles: Sequence[str]) -> C
     for part in ("train", "validation", "test"):
         if len(getattr(corpus, part)) < 4:
             raise InputError(f"{folder} holds {len(getattr(corpus, part))} {part} pictures of {groups} in {styles}; "
-                             "name more --groups or --styles")  # fmt: skip
+                             "add --groups or --styles")  # fmt: skip
     return corpus
 
 

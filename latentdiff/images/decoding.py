@@ -12,7 +12,9 @@ from torch import Tensor
 
 from latentdiff.errors import InputError
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is lower, and an error
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # MAX_PIXELS is lower, and exceeding it is an error
 Result = TypeVar("Result")
 
 MAX_PIXELS = 64 * 1024 * 1024

@@ -78,7 +78,7 @@ def test_folder_repeats_become_rows(tmp_path: Path) -> None:
     assert [row.captions for row in rows_of(tmp_path)] == [("red",)] * 3
 
 
-def test_the_template_captions_classes_that_have_a_name(tmp_path: Path) -> None:
+def test_the_template_applies_to_classes_with_a_name(tmp_path: Path) -> None:
     for name in ("red_apple", "cat", "123"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")

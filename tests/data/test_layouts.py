@@ -131,7 +131,7 @@ def test_layouts_are_recognised_in_every_container(name: str, pack, tmp_path: Pa
     assert all(row.read() == files[row.name] for row in layout.rows)
 
 
-def test_the_template_captions_classes(tmp_path: Path) -> None:
+def test_the_template_applies_to_classes(tmp_path: Path) -> None:
     layout = read_layout(open_container(as_folder(LAYOUTS["classes"][0], tmp_path)), "a photo of a {name}")
     assert layout.rows[0].captions == ("a photo of a cat",)
 

@@ -83,7 +83,7 @@ def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
 
 
 def test_tiled_decoding_agrees_with_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms and attention process tiles instead of the image, so results differ, but no more at seams than elsewhere."""
+    """Norms and attention process tiles instead of the image, so results differ, no more at seams than elsewhere."""
     monkeypatch.setattr(tiled_vae, "AT_ONCE", 64 * 64)
     monkeypatch.setattr(tiled_vae, "TILE", 64)
     monkeypatch.setattr(tiled_vae, "OVERLAP", 16)
