@@ -124,10 +124,13 @@ class LatentDiffusionPipeline(LoadedModel):
         given = call_arguments(diffusers_names, count)
         seed, callback = given.get("seed", seed), given.get("callback", callback)
         inputs = read_inputs(
-            self.limits, prompt, negative_prompt, num_inference_steps, guidance_scale, guidance_interval,
-            height, width, num_images_per_prompt, seed, sampler, spacing, eta, latents,
-            image, mask_image, strength, edit, prompt_2, negative_prompt_2, prompt_syntax, clip_skip,
-            tile, seamless, variation_seed, variation_strength, denoising_start, denoising_end, sizes, source_prompt,
+            self.limits, prompt, negative_prompt=negative_prompt, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, guidance_interval=guidance_interval, height=height, width=width,
+            num_images_per_prompt=num_images_per_prompt, seed=seed, sampler=sampler, spacing=spacing, eta=eta,
+            latents=latents, image=image, mask_image=mask_image, strength=strength, edit=edit, prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2, prompt_syntax=prompt_syntax, clip_skip=clip_skip, tile=tile,
+            seamless=seamless, variation_seed=variation_seed, variation_strength=variation_strength,
+            denoising_start=denoising_start, denoising_end=denoising_end, sizes=sizes, source_prompt=source_prompt,
         )  # fmt: skip
         with self.use_adapters(inputs.prompts.loras):
             rows, x0 = self.sample_rows(self.start(inputs, callback), inputs, callback)
