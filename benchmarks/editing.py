@@ -29,9 +29,9 @@ PREVIEW_EVERY = 5  # steps, the default of the command
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def best(call: Callable[[], Any], times: int = 50) -> float:

@@ -95,7 +95,7 @@ class LatentDiffusionPipeline(LoadedModel):
         if None; spacing is one of `sampling.spacings.SPACINGS`.
         guidance_scale: 1 or less means no guidance, as in diffusers. guidance_interval: guide only at timesteps between
         these fractions of the schedule, where 0 is clean and 1 is noise.
-        seed: image k uses seed + k, or seed[k], in a generator of its own; random if None. latents: [B, C, H/f, W/f]
+        seed: image k uses seed + k, or seed[k], in a separate generator; random if None. latents: [B, C, H/f, W/f]
         initial noise, instead of a seed.
         variation_strength: interpolate from the noise of the seed, which all images then share, to the noise of
         variation_seed + k (random if None), from 0 to 1.

@@ -83,13 +83,13 @@ def _strips(
 
     scale: elements of z per latent along each side; 1 unless z contains pixels.
     """
-    begun: Tensor | None = None  # the seam with the tiles above
+    seam: Tensor | None = None  # the overlap with the tiles above
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         band = _band(decode, z[..., _scaled(row.latents, scale), :], row, columns, scale)
-        if begun is not None:
-            band[..., : begun.shape[-2], :] += begun
+        if seam is not None:
+            band[..., : seam.shape[-2], :] += seam
         done = (following.kept.start if following else row.kept.stop) - row.kept.start
-        begun = band[..., done:, :].clone()
+        seam = band[..., done:, :].clone()
         yield band[..., :done, :]
 
 

@@ -180,7 +180,7 @@ async def start(body: Settings, one: One, finetunes: All, server: Here) -> dict[
 async def resume(body: Resume, one: One, finetunes: All, server: Here) -> dict[str, Any]:
     """Continue from the newest checkpoint, with the settings it was started with."""
     async with finetunes.changing:
-        if not one.begun:
+        if not one.started:
             raise ConflictError(f"{one.name} has no checkpoint; start it")
         settings = Settings(**one.read(SETTINGS))
         settings = settings.model_copy(update={"steps": body.steps or settings.steps})

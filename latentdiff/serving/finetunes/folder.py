@@ -66,7 +66,7 @@ class FineTune:
         return max(steps, default=0)
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether there is a checkpoint, after which the pictures and settings are fixed."""
         return self.steps_saved > 0
 

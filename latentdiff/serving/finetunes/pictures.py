@@ -74,7 +74,7 @@ def last_change(one: FineTune) -> int:
 
 def refuse_begun(one: FineTune) -> None:
     """Raise ConflictError once there is a checkpoint."""
-    if one.begun:
+    if one.started:
         raise ConflictError(f"{one.name} has been trained with these pictures; copy it to change them")
 
 

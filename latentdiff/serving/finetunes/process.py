@@ -101,7 +101,7 @@ def start(finetunes: FineTunes, one: FineTune, settings: Settings, model: ModelS
 
 def finetune_command(one: FineTune, settings: Settings, model: ModelSpec) -> list[str]:
     """The command line that trains, or resumes from a checkpoint."""
-    options = settings.options(model) + ["--resume"] * one.begun
+    options = settings.options(model) + ["--resume"] * one.started
     return [sys.executable, "-m", "latentdiff", "finetune", str(one.pictures), f"--output={one.output}", *options]
 
 

@@ -50,7 +50,7 @@ const TEXTS = {
     checkGood: n => (n === 1 ? "The picture can be used." : `All ${n} pictures can be used.`), checkErrors: (a, b) => `${a} of ${b} pictures cannot be used; the reasons are below the pictures.`,
     finding: (kind, detail) => `${kind}: ${detail}`, toSettings: "To the settings",
     checkWarnings: n => (n === 1 ? "1 warning." : `${n} warnings.`), trainedAt: s => `Trained at ${s}.`, enlarged: n => `${n} are enlarged.`,
-    fixedHint: "Pictures and settings are fixed once training has begun. Copy the fine-tune to change them.",
+    fixedHint: "Pictures and settings are fixed once training has started. Copy the fine-tune to change them.",
     loss: "Loss", heldOutLoss: "Held-out loss", lossNow: v => `Loss, now ${v}`, samples: "Samples", before: "before", atStep: n => `step ${n}`,
     sampleOf: (c, n) => `${c}, step ${n}`, deleteQuestion: n => `Delete ${n} with its copies of the pictures, its checkpoints and its LoRAs? The files the pictures were copied from stay.`,
   },
