@@ -171,7 +171,7 @@ async def check(body: Settings, one: One, finetunes: All, server: Here) -> dict[
 async def start(body: Settings, one: One, finetunes: All, server: Here) -> dict[str, Any]:
     """Start `latentdiff finetune` in a separate process."""
     async with finetunes.changing:
-        pictures.refuse_begun(one)
+        pictures.refuse_started(one)
         await asyncio.to_thread(process.start, finetunes, one, body, _model(server, body))
     return _state(one)
 

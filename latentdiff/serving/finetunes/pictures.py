@@ -72,7 +72,7 @@ def last_change(one: FineTune) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def refuse_begun(one: FineTune) -> None:
+def refuse_started(one: FineTune) -> None:
     """Raise ConflictError once there is a checkpoint."""
     if one.started:
         raise ConflictError(f"{one.name} has been trained with these pictures; copy it to change them")
@@ -80,7 +80,7 @@ def refuse_begun(one: FineTune) -> None:
 
 def add_picture(one: FineTune, file: str, data: bytes) -> Picture:
     """Save an uploaded picture; it replaces one of the same name. Raises ServingError."""
-    refuse_begun(one)
+    refuse_started(one)
     if not is_file_name(file):
         raise ServingError(f"file={file[:120]!r} is not a file name that can be saved; rename it", "file")
     if not is_picture(file):
@@ -141,7 +141,7 @@ def copy_pictures(one: FineTune, other: FineTune) -> None:
 
 def set_captions(one: FineTune, captions: Mapping[str, list[str]]) -> None:
     """Replace the captions of the named pictures. Raises NotFoundError and LimitError."""
-    refuse_begun(one)
+    refuse_started(one)
     pictures = {picture.file: picture for picture in read_pictures(one)}
     for file, texts in captions.items():
         if file not in pictures:
@@ -157,7 +157,7 @@ def set_captions(one: FineTune, captions: Mapping[str, list[str]]) -> None:
 
 def remove_picture(one: FineTune, file: str) -> None:
     """Raises NotFoundError."""
-    refuse_begun(one)
+    refuse_started(one)
     pictures = {picture.file: picture for picture in read_pictures(one)}
     if pictures.pop(file, None) is None:
         raise NotFoundError(f"picture {file[:120]!r} does not exist; it may have been removed", "file")
