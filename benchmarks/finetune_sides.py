@@ -30,9 +30,9 @@ from latentdiff.data.archives import open_container
 from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.data.layouts import Row
-from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.build_task import open_base_model
 from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.frozen import COMPUTE
 from latentdiff.training.prior import prior_rows
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.train import train_checked
@@ -67,8 +67,7 @@ class Settings(Config):
     def plan(self) -> tuple[FineTuneConfig, DataCheck]:
         """Our config with the defaults filled in, and the result of the check."""
         given = self.model_dump(exclude_none=True, exclude={"folder", "output", "prior", "timestep_power"})
-        precision = "bf16" if compute_dtype() == torch.bfloat16 else "no"
-        plan = plan_finetune(self.folder, self.run, mixed_precision=precision, **given)
+        plan = plan_finetune(self.folder, self.run, **given)
         config, last = plan.config, plan.config.optim.max_steps
         changes: dict[str, Any] = {"sample_prompts": ()}
         changes["run"] = config.run.model_copy(
@@ -79,11 +78,6 @@ class Settings(Config):
         if self.class_prompt:
             changes["prior"] = PriorConfig(prompt=self.class_prompt, folder=self.prior)
         return config.model_copy(update=changes), plan.checked
-
-
-def compute_dtype() -> torch.dtype:
-    """What both sides compute in."""
-    return pick_dtype("auto", torch.device("cpu"))
 
 
 def ours(settings: Settings) -> None:
@@ -113,7 +107,8 @@ def diffusers_script(settings: Settings) -> None:
 
     config, _ = settings.plan()
     torch.manual_seed(config.run.seed)
-    pipe: Any = StableDiffusionPipeline.from_pretrained(locate(config.base), torch_dtype=compute_dtype())
+    dtype = COMPUTE[config.run.mixed_precision]
+    pipe: Any = StableDiffusionPipeline.from_pretrained(locate(config.base), torch_dtype=dtype)
     unet = pipe.unet.requires_grad_(False)
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(
@@ -131,7 +126,7 @@ def diffusers_script(settings: Settings) -> None:
     batches = (batch for _ in iter(int, 1) for batch in loader)
     unet.train()
     for _ in range(config.optim.max_steps):
-        with torch.autocast("cpu", enabled=compute_dtype() == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = step_loss(pipe, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

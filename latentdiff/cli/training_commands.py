@@ -49,7 +49,9 @@ def finetune(
         bool, typer.Option("--auto-batch", help="If memory runs out, halve the batch and continue.")
     ] = False,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
-    mixed_precision: Annotated[str | None, typer.Option(help="bf16, fp16 or no. [default: bf16]")] = None,
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or no. [default: bf16; no on CPUs without it]")
+    ] = None,
     gradient_accumulation: Annotated[
         int | None,
         typer.Option(min=1, help="Batches per step; small batches need less memory. [default: 1]"),

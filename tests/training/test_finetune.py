@@ -165,6 +165,15 @@ def test_defaults_depend_on_the_folder_and_given_options_are_kept(
         plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), "lroa")
 
 
+@pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16"), (False, "no")])
+def test_the_precision_is_bf16_where_the_processor_multiplies_it(
+    multiplies: bool, precision: str, folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentdiff.runtime.device.cpu_has", lambda name: multiplies)
+    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder))
+    assert plan.config.run.mixed_precision == precision
+
+
 def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(
     folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
