@@ -8,13 +8,15 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.contest import Contest, Entry, run_contest
-from benchmarks.contestants import BASE, CONTESTANTS, OPT_IN, REFERENCE
+from benchmarks.contestants import CONTESTANTS, OPT_IN, PRECISIONS, REFERENCE, base
 from benchmarks.machine import device_option, free_memory
 from benchmarks.networks import Network, flops, parameters
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import median
+from latentdiff.runtime import pick_dtype
 
 ACTIVATIONS = 2**30  # approximate bytes of a call and of the libraries
+SINGLE_PRECISION = (REFERENCE, "ONNX Runtime float32", "stable-diffusion.cpp")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +27,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--peers", nargs="*", help=f"parts of the names of contestants; by default all but {', '.join(OPT_IN)}"
     )
     parser.add_argument(
-        "--base", default=BASE, choices=CONTESTANTS, help="contestant whose time the ratios are relative to"
+        "--dtype",
+        default="auto",
+        choices=["auto", *PRECISIONS],
+        help="auto is what latentdiff's dtype='auto' picks here",
+    )
+    parser.add_argument(
+        "--base",
+        choices=CONTESTANTS,
+        help="contestant whose time the ratios are relative to; by default diffusers in channels_last",
     )
 
 
-def chosen(peers: list[str] | None) -> list[str]:
-    """latentdiff, and the contestants whose names contain one of `peers`."""
+def chosen(peers: list[str] | None, dtype: str) -> list[str]:
+    """latentdiff, and the contestants whose names contain one of `peers`, in `dtype` or with their only precision."""
+    names = [name for name in CONTESTANTS if dtype in name or name in SINGLE_PRECISION]
     if peers is None:
-        return [name for name in CONTESTANTS if name not in OPT_IN]
-    return [name for name in CONTESTANTS if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
+        return [name for name in names if name not in OPT_IN]
+    return [name for name in names if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
 
 
 def compare(
-    network: Network, names: list[str], rounds: int, limit: float | None = None
+    network: Network, names: list[str], dtype: str, rounds: int, limit: float | None = None
 ) -> tuple[Contest, dict[str, float]]:
     """Turns of those of `names` that are installed, and their relative errors ||y - y_exact|| / ||y_exact||."""
     size, settings = parameters(network), network.model_dump_json()
@@ -48,7 +59,7 @@ def compare(
     }
     # Memory for the float32 weights that a contestant starts from, and for what other contestants still occupy.
     free = free_memory(torch.device(network.device)) - 8 * size
-    product = {roofline.NAME: Entry("benchmarks.roofline", network.device)}
+    product = {roofline.name(dtype): Entry("benchmarks.roofline", network.device)}
     with TemporaryDirectory() as folder:
         contest = run_contest(entries, rounds, free, always=product, outputs=Path(folder), limit=limit)
         paths = {name: Path(folder) / f"{name}.pt" for name in entries if name in contest.turns}
@@ -60,18 +71,21 @@ def compare(
     return contest, {name: float((out - exact).norm() / exact.norm()) for name, out in outputs.items()}
 
 
-def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: str, device: str) -> str:
+def tabulate(
+    contest: Contest, errors: dict[str, float], operations: int, dtype: str, device: str, relative_to: str | None = None
+) -> str:
     """A row for each contestant and for the matrix product that rates are compared with. operations: of one call."""
-    header = ["", "median s", "min s", f"of {base}", "TFLOP/s", "of matrix product", "relative error"]
-    product = roofline.flops(device) / median(contest.turns[roofline.NAME])
+    first, product = relative_to or base(dtype), roofline.name(dtype)
+    header = ["", "median s", "min s", f"of {first}", "TFLOP/s", "of matrix product", "relative error"]
+    peak = roofline.flops(device) / median(contest.turns[product])
     rows = []
-    for name in [*CONTESTANTS, roofline.NAME]:
+    for name in [*CONTESTANTS, product]:
         if name in contest.turns:
-            work = roofline.flops(device) if name == roofline.NAME else operations
+            work = roofline.flops(device) if name == product else operations
             rate = work / median(contest.turns[name])
             error = f"{errors[name]:.4f}" if name in errors else ""
-            cells = seconds_cells(contest.turns, name, "" if name == roofline.NAME else base)
-            rows.append([name, *cells, f"{rate / 1e12:.2f}", f"{rate / product:.2f}", error])
+            cells = seconds_cells(contest.turns, name, "" if name == product else first)
+            rows.append([name, *cells, f"{rate / 1e12:.2f}", f"{rate / peak:.2f}", error])
         elif name in contest.notes:
             rows.append([name, contest.notes[name], *[""] * (len(header) - 2)])
     return table(header, rows)
@@ -79,8 +93,9 @@ def tabulate(contest: Contest, errors: dict[str, float], operations: int, base: 
 
 def run(what: str, about: str, network: Network, given: argparse.Namespace) -> None:
     """Measure, print the report and write it to a file."""
-    contest, errors = compare(network, chosen(given.peers), given.rounds, given.limit)
+    dtype = str(pick_dtype(given.dtype, torch.device(given.device))).removeprefix("torch.")
+    contest, errors = compare(network, chosen(given.peers, dtype), dtype, given.rounds, given.limit)
     operations = flops(network)
     about += f": {operations / 1e12:.3f} TFLOP. {contest.about(given.rounds)} Relative error: L2, of {REFERENCE}."
-    body = tabulate(contest, errors, operations, given.base, given.device)
-    write(what, about, body, torch.device(given.device))
+    body = tabulate(contest, errors, operations, dtype, given.device, given.base)
+    write(f"{what}_{dtype}", about, body, torch.device(given.device))

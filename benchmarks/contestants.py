@@ -15,12 +15,12 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from benchmarks.networks import Network, weights
+from latentdiff.runtime import DTYPES
 from latentdiff.runtime.optimize import prepare
 
 Call = Callable[[], Tensor]
-BASE = "diffusers bfloat16 channels_last"
+PRECISIONS = ("bfloat16", "float32")
 REFERENCE = "diffusers float32"
-COMPILED = "diffusers bfloat16 compiled"
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,22 @@ def _diffusers(network: Network, dtype: torch.dtype, layout: torch.memory_format
     return partial(module, *_inputs(network, dtype))
 
 
-def _compiled(network: Network) -> Call:
+def _compiled(network: Network, dtype: torch.dtype) -> Call:
     from torch._inductor import config
 
     config.freezing = True  # weights are constants, which inductor packs
-    module = _their_module(network, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = _their_module(network, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mode = "max-autotune" if torch.device(network.device).type == "cuda" else None
-    return partial(torch.compile(module, mode=mode), *_inputs(network, torch.bfloat16))
+    return partial(torch.compile(module, mode=mode), *_inputs(network, dtype))
 
 
-def _openvino(network: Network) -> Call:
+def _openvino(network: Network, precision: str) -> Call:
     import openvino
 
     if network.device != "cpu":
         raise RuntimeError(f"does not run on {network.device}")
     hints = {
-        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -142,18 +142,39 @@ def _whole_pictures_only(_: Network) -> Call:
     raise RuntimeError("generates complete pictures only")
 
 
+def base(dtype: str) -> str:
+    return f"diffusers {dtype} channels_last"
+
+
+def compiled(dtype: str) -> str:
+    return f"diffusers {dtype} compiled"
+
+
+def _of_precision(name: str) -> dict[str, Contestant]:
+    dtype = DTYPES[name]
+    size = dtype.itemsize
+    diffusers = ("diffusers",)
+    return {
+        base(name): Contestant(partial(_diffusers, dtype=dtype, layout=torch.channels_last), diffusers, size),
+        f"latentdiff {name} prepared": Contestant(partial(_latentdiff, dtype=dtype, fast=True), (), 2 * size),
+        f"OpenVINO {name}": Contestant(
+            partial(_openvino, precision={"bfloat16": "bf16", "float32": "f32"}[name]),
+            ("openvino", "diffusers"),
+            1.5 * size,
+        ),
+        f"latentdiff {name} plain": Contestant(partial(_latentdiff, dtype=dtype, fast=False), (), size),
+        f"diffusers {name}": Contestant(
+            partial(_diffusers, dtype=dtype, layout=torch.contiguous_format), diffusers, size
+        ),
+        compiled(name): Contestant(partial(_compiled, dtype=dtype), diffusers, 3 * size),
+    }
+
+
 # Memory is assigned in this order, so the most important comparisons come first.
 CONTESTANTS: dict[str, Contestant] = {
-    BASE: Contestant(partial(_diffusers, dtype=torch.bfloat16, layout=torch.channels_last), ("diffusers",), 2),
-    "latentdiff bfloat16 prepared": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=True), (), 4),
-    "OpenVINO bfloat16": Contestant(_openvino, ("openvino", "diffusers"), 3),
-    "latentdiff bfloat16 plain": Contestant(partial(_latentdiff, dtype=torch.bfloat16, fast=False), (), 2),
-    "diffusers bfloat16": Contestant(
-        partial(_diffusers, dtype=torch.bfloat16, layout=torch.contiguous_format), ("diffusers",), 2
-    ),
-    COMPILED: Contestant(_compiled, ("diffusers",), 6),
-    REFERENCE: Contestant(partial(_diffusers, dtype=torch.float32, layout=torch.contiguous_format), ("diffusers",), 4),
+    **_of_precision("bfloat16"),
+    **_of_precision("float32"),
     "ONNX Runtime float32": Contestant(_onnxruntime, ("onnxruntime", "onnx", "onnxscript", "diffusers"), 9),
     "stable-diffusion.cpp": Contestant(_whole_pictures_only, ("stable_diffusion_cpp",), 0),
 }
-OPT_IN = {COMPILED}  # needs minutes before its first call
+OPT_IN = {compiled(dtype) for dtype in PRECISIONS}  # needs minutes before its first call

@@ -17,12 +17,13 @@ from functools import partial
 import torch
 
 from benchmarks import compare, networks, pipeline, report, training, training_shapes
-from benchmarks.contestants import BASE, COMPILED
+from benchmarks.contestants import base, compiled
 from benchmarks.machine import device_option
 
 LEAST_S = 20  # a part that starts with less remaining time cannot finish
 PICTURES = ["diffusers bfloat16", "diffusers bfloat16 compile", "latentdiff bfloat16", "latentdiff bfloat16 compile"]
-CALLS = [BASE, COMPILED, "latentdiff bfloat16 prepared", "latentdiff bfloat16 plain"]
+DTYPE = "bfloat16"
+CALLS = [base(DTYPE), compiled(DTYPE), "latentdiff bfloat16 prepared", "latentdiff bfloat16 plain"]
 SHAPES = {"sd15": training_shapes.Shape, "emoji": training_shapes.emoji}
 
 
@@ -72,8 +73,8 @@ def steps(sizes: Sizes, shape: str, _: float) -> str:
 
 def calls(sizes: Sizes, shape: str, batch: int, left: float) -> str:
     network = networks.unet(shape, batch=batch, device=sizes.device)
-    contest, errors = compare.compare(network, CALLS, sizes.rounds, limit=left / 2)
-    return compare.tabulate(contest, errors, networks.flops(network), BASE, sizes.device)
+    contest, errors = compare.compare(network, CALLS, DTYPE, sizes.rounds, limit=left / 2)
+    return compare.tabulate(contest, errors, networks.flops(network), DTYPE, sizes.device)
 
 
 def run(listed: Sequence[Part], seconds: float, write: Callable[[str], object]) -> None:

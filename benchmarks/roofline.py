@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NAME = "matrix product bfloat16"
+from latentdiff.runtime import DTYPES
+
+NAME = "matrix product"
 # Rows, depth and columns. On a CPU, sizes like those of a U-Net's feed-forward layers are faster than large squares.
 SIZES = {"cpu": (8192, 640, 2560), "cuda": (8192, 8192, 8192)}
 
@@ -16,11 +18,16 @@ def flops(device: str) -> int:
     return 2 * rows * inner * columns
 
 
-def build(_: str, device: str) -> Callable[[], Tensor]:
-    """A bfloat16 product; on the CPU, with a matrix that oneDNN has packed in advance."""
+def name(dtype: str) -> str:
+    return f"{NAME} {dtype}"
+
+
+def build(name: str, device: str) -> Callable[[], Tensor]:
+    """The product that `name` names; on the CPU, with a matrix that oneDNN has packed in advance."""
     rows, inner, columns = SIZES[torch.device(device).type]
-    x = torch.randn(rows, inner, dtype=torch.bfloat16, device=device)
-    weight = torch.randn(columns, inner, dtype=torch.bfloat16, device=device)
+    dtype = DTYPES[name.removeprefix(f"{NAME} ")]
+    x = torch.randn(rows, inner, dtype=dtype, device=device)
+    weight = torch.randn(columns, inner, dtype=dtype, device=device)
     if x.is_cuda or not torch.backends.mkldnn.is_available():
         return lambda: x @ weight.T
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)

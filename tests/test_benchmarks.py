@@ -14,7 +14,7 @@ from benchmarks import coldstart, contestants, machine, memory, networks, numeri
 from benchmarks import contest as contests
 from benchmarks.compare import chosen, compare, tabulate
 from benchmarks.contest import Contest, Entry, run_contest
-from benchmarks.contestants import BASE, CONTESTANTS, REFERENCE
+from benchmarks.contestants import CONTESTANTS, OPT_IN, PRECISIONS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
 from benchmarks.turns import Turn, Worker, alternate, passes
 from latentdiff.checkpoints.locate_model import locate
@@ -71,7 +71,17 @@ SMALL = {
     "unet of XL": networks.UNet(config=small_unet_config(**XL), latents=8, tokens=5),
     "decoder": networks.Decoder(config=small_vae_config(), size=16),
 }
-IN_TORCH = [BASE, "latentdiff bfloat16 prepared", "latentdiff bfloat16 plain", "diffusers bfloat16", REFERENCE]
+BASE = contestants.base("bfloat16")
+IN_TORCH = [
+    name.format(dtype=dtype)
+    for dtype in PRECISIONS
+    for name in (
+        "diffusers {dtype} channels_last",
+        "diffusers {dtype}",
+        "latentdiff {dtype} prepared",
+        "latentdiff {dtype} plain",
+    )
+]
 
 
 def output(name: str, network: networks.Network) -> torch.Tensor:
@@ -89,7 +99,7 @@ def test_contestants_compute_the_same(name: str, network: networks.Network) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["OpenVINO bfloat16", "ONNX Runtime float32", contestants.COMPILED])
+@pytest.mark.parametrize("name", ["OpenVINO bfloat16", "OpenVINO float32", "ONNX Runtime float32", *sorted(OPT_IN)])
 def test_contestants_outside_torch_compute_the_same(name: str) -> None:
     if not CONTESTANTS[name].installed:
         pytest.skip(f"{name} is not installed")
@@ -136,10 +146,12 @@ def test_groups_of_contestants_fit_into_memory() -> None:
 
 
 def test_peers_are_chosen_by_a_part_of_their_names() -> None:
-    ours = [name for name in CONTESTANTS if name.startswith("latentdiff")]
-    assert len(ours) == 2 and chosen([]) == ours
-    assert set(chosen(["openvino"])) == {*ours, "OpenVINO bfloat16"}
-    assert set(CONTESTANTS) - set(chosen(None)) == {contestants.COMPILED}
+    ours = ["latentdiff bfloat16 prepared", "latentdiff bfloat16 plain"]
+    assert chosen([], "bfloat16") == ours
+    assert set(chosen(["openvino"], "bfloat16")) == {*ours, "OpenVINO bfloat16"}
+    assert set(chosen([REFERENCE], "bfloat16")) == {*ours, REFERENCE}
+    assert {"bfloat16" in name for name in chosen(None, "float32")} == {False}
+    assert not OPT_IN & {*chosen(None, "bfloat16"), *chosen(None, "float32")}
 
 
 def test_table_has_a_cell_for_each_column() -> None:
@@ -149,21 +161,24 @@ def test_table_has_a_cell_for_each_column() -> None:
 
 
 def test_rows_have_ratios_rates_and_notes() -> None:
-    contest = Contest({BASE: [Turn([2.0, 4.0], 0), Turn([3.0], 0)], roofline.NAME: [Turn([1.0], 0)]})
+    product = roofline.name("bfloat16")
+    contest = Contest({BASE: [Turn([2.0, 4.0], 0), Turn([3.0], 0)], product: [Turn([1.0], 0)]})
     contest.turns["latentdiff bfloat16 prepared"] = [Turn([1.5], 0)]
     contest.notes["OpenVINO bfloat16"] = "not installed"
     operations = 3 * roofline.flops("cpu")
-    lines = tabulate(contest, {BASE: 0.01}, operations, BASE, "cpu").splitlines()
+    lines = tabulate(contest, {BASE: 0.01}, operations, "bfloat16", "cpu").splitlines()
     rate = roofline.flops("cpu") / 1e12
     assert lines[2] == f"| {BASE} | 3 | 2 | 1.00 | {rate:.2f} | 1.00 | 0.0100 |"
     assert lines[3] == f"| latentdiff bfloat16 prepared | 1.5 | 1.5 | 0.50 | {2 * rate:.2f} | 2.00 |  |"
     assert lines[4] == "| OpenVINO bfloat16 | not installed |  |  |  |  |  |"
-    assert lines[5].startswith(f"| {roofline.NAME} | 1 | 1 |  |")
+    assert lines[5].startswith(f"| {product} | 1 | 1 |  |")
 
 
 def test_the_operations_of_the_matrix_product_are_counted_correctly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofline.SIZES, "cpu", (64, 32, 16))
-    assert roofline.build("", "cpu")().shape == (64, 16)
+    for dtype in PRECISIONS:
+        product = roofline.build(roofline.name(dtype), "cpu")()
+        assert product.shape == (64, 16) and str(product.dtype) == f"torch.{dtype}"
     assert roofline.flops("cpu") == 2 * 64 * 32 * 16
 
 
@@ -185,10 +200,10 @@ def test_an_unavailable_device_is_a_one_line_error() -> None:
 @pytest.mark.slow
 def test_a_comparison_names_absent_and_failed_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["latentdiff bfloat16 plain", REFERENCE, "stable-diffusion.cpp"]
-    contest, errors = compare(SMALL["unet"], names, rounds=1)
+    contest, errors = compare(SMALL["unet"], names, "bfloat16", rounds=1)
     assert contest.notes == {"stable-diffusion.cpp": "not installed"}
     assert contest.together == [names[:2]] or contest.together == [[name] for name in names[:2]]
-    assert set(contest.turns) == {*names[:2], roofline.NAME}
+    assert set(contest.turns) == {*names[:2], roofline.name("bfloat16")}
     assert errors[REFERENCE] == 0 < errors[names[0]] < 0.05
     entry = Entry("benchmarks.contestants", SMALL["unet"].model_dump_json())
     failed = run_contest({"stable-diffusion.cpp": entry}, 1, 0)
