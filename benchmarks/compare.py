@@ -42,8 +42,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def chosen(peers: list[str] | None, dtype: str) -> list[str]:
     """latentdiff, and the contestants whose names contain one of `peers`, in `dtype` or with their only precision."""
     names = [name for name in CONTESTANTS if dtype in name or name in SINGLE_PRECISION]
+    if "compiled" not in (peers or []):
+        names = [name for name in names if name not in OPT_IN]
     if peers is None:
-        return [name for name in names if name not in OPT_IN]
+        return names
     return [name for name in names if any(part.lower() in name.lower() for part in ["latentdiff", *peers])]
 
 

@@ -36,13 +36,15 @@ def hardware(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The name of the microarchitecture; for AMD from the family, since model names in virtual machines omit it."""
+    """The microarchitecture, from family and model, since names in virtual machines omit it; else the name."""
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
-    zen = {"23": "zen2", "25": "zen4" if cpu_has("avx512_f") else "zen3", "26": "zen5"}
-    if facts.get("vendor_id") == "AuthenticAMD" and facts["cpu family"] in zen:
-        return zen[facts["cpu family"]]
-    return facts.get("model name") or platform.processor() or platform.machine()
+    amd = {"23": "zen2", "25": "zen4" if cpu_has("avx512_f") else "zen3", "26": "zen5"}
+    intel = {"85": "cascadelake" if cpu_has("avx512_vnni") else "skylake", "106": "icelake", "143": "sapphirerapids"}
+    intel |= {"207": "emeraldrapids", "173": "graniterapids"}
+    found = {"AuthenticAMD": amd.get(facts.get("cpu family", "")), "GenuineIntel": intel.get(facts.get("model", ""))}
+    name = found.get(facts.get("vendor_id", "")) or facts.get("model name")
+    return name or platform.processor() or platform.machine()
 
 
 def versions() -> str:

@@ -151,6 +151,8 @@ def test_peers_are_chosen_by_a_part_of_their_names() -> None:
     assert set(chosen(["openvino"], "bfloat16")) == {*ours, "OpenVINO bfloat16"}
     assert set(chosen([REFERENCE], "bfloat16")) == {*ours, REFERENCE}
     assert {"bfloat16" in name for name in chosen(None, "float32")} == {False}
+    assert contestants.compiled("float32") in chosen(["openvino", "compiled"], "float32")
+    assert contestants.compiled("float32") not in chosen(["diffusers"], "float32")
     assert not OPT_IN & {*chosen(None, "bfloat16"), *chosen(None, "float32")}
 
 

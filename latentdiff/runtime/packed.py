@@ -7,7 +7,8 @@ at a model's first call, with large blocks mapped one by one; when a packed laye
 With AMX, linear layers have one kernel (linear.cpp) and 3x3 convolutions have two: with few pixels (conv3x3_small.cpp)
 the weights are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels,
 the map (conv3x3_large.cpp). With AVX-512 BF16 the kernels for few pixels and for linear layers with GEGLU
-(gated_linear.cpp) are faster than oneDNN's; other layers are oneDNN's.
+(gated_linear.cpp) are faster than oneDNN's; other layers are oneDNN's. In float32, 3x3 convolutions of many pixels are
+Winograd's (winograd.py).
 """
 
 import math
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
 from latentdiff.runtime.native import call, provides
+from latentdiff.runtime.winograd import suits_winograd, transformed_weight, winograd
 
 ops: Any = torch.ops.mkldnn
 COLUMNS, DEPTH, TILE = 32, 32, 16
@@ -90,7 +92,11 @@ class PackedLinear(Packed, nn.Linear):
 class PackedConv2d(Packed, nn.Conv2d):
     """[B, C_in, H, W] -> [B, C_out, H', W'], channels last."""
 
+    transformed: Tensor | None = None  # the weight for Winograd's algorithm, in addition to `weight`
+
     def forward(self, x: Tensor) -> Tensor:
+        if suits_winograd(self, x):
+            return winograd(x, transformed_weight(self), self.bias, None)
         weight = self._packed(x)
         if in_panels(weight):
             return convolution(x, weight, self.bias, None)
@@ -99,6 +105,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         return ops._convolution_pointwise(x, weight, self.bias, *self._geometry(), "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        if suits_winograd(self, x):
+            return winograd(x, transformed_weight(self), self.bias, residual)
         weight = self._packed(x)
         if in_panels(weight):
             return convolution(x, weight, self.bias, residual)
@@ -163,6 +171,8 @@ def _hold(layer: nn.Module, packed: Tensor) -> Tensor:
 def unpack(layer: PackedLinear | PackedConv2d) -> None:
     """Restore the plain weight, to the bit."""
     map_large_blocks()
+    if isinstance(layer, PackedConv2d):
+        vars(layer).pop("transformed", None)
     if layer.weight.is_mkldnn:
         _hold(layer, layer.weight.to_dense().reshape(layer.weight_shape))
     elif in_panels(layer.weight):
