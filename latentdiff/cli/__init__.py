@@ -1,4 +1,10 @@
-"""Command-line interface: one thin function per command."""
+"""The command line. `main` turns errors of the user into one line and exit code 2.
+
+`app` imports the modules `*_command` and `*_commands`, which declare the options of each command; the module with the
+name of the command runs it. Most other modules are parts of `generate`, in this order: `request` (the options),
+`edit_options` and `refiner_options`, `expansion` and `prompts_file` (many prompts), `image_plan` (the images to
+generate), `open_pipeline`, and `image_generator`.
+"""
 
 import io
 import os

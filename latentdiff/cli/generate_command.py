@@ -1,4 +1,4 @@
-"""The command `generate`."""
+"""Declares the options of `latentdiff generate`; `cli.generate` runs it."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Commands about models: conversion, inspection, serving, environment."""
+"""Declares the options of `convert`, `info`, `serve` and `env`; the modules with these names run them."""
 
 from pathlib import Path
 from typing import Annotated

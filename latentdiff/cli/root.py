@@ -1,4 +1,4 @@
-"""The Typer applications, with which the modules of commands register."""
+"""The Typer application that commands are added to, and its option `--version`."""
 
 from typing import Annotated
 

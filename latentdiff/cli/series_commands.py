@@ -1,4 +1,4 @@
-"""The commands `animate` and `grid`."""
+"""Declares the options of `animate` and `grid`; the modules with these names run them."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Commands for training and evaluation."""
+"""Declares the options of the commands for training and evaluation; the modules with their names run them."""
 
 import json
 from pathlib import Path

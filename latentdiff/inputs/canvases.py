@@ -1,4 +1,4 @@
-"""Prepare the input images of a call: one canvas for each output image."""
+"""Pair the input images and masks of a call with its output images, one `Canvas` of the output's size for each."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The training loop that every task uses."""
+"""The training loop that every task uses: `Run`, the state of a run, and `fit`, which repeats its step."""
 
 import math
 import signal

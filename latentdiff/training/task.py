@@ -1,4 +1,4 @@
-"""The interface of training tasks, and their evaluation across processes."""
+"""`Task`, the interface of training tasks to the loop, and their evaluation across processes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
