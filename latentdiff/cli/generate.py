@@ -9,7 +9,7 @@ from tqdm import tqdm
 from latentdiff.cli.edit_options import take_editing, take_hires
 from latentdiff.cli.expansion import read_expansion, warn_of_syntax
 from latentdiff.cli.image_generator import ImageGenerator
-from latentdiff.cli.image_plan import Picture, batches, makes_folder, pictures_of_lines, pictures_of_prompts
+from latentdiff.cli.image_plan import PlannedImage, batches, images_of_lines, images_of_prompts, makes_folder
 from latentdiff.cli.launch import check_devices, local_device
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, Opened, open_pipeline
 from latentdiff.cli.progress import Progress, check_preview, preview_file
@@ -35,8 +35,8 @@ def run(request: Request) -> None:
     if request.num_images < 1:
         raise InputError(f"--num-images {request.num_images} must be at least 1; try 1")
     settings = _settings(request, found)
-    pictures = _pictures(request, settings, found)
-    _check_outputs(request, pictures)
+    planned = _planned_images(request, settings, found)
+    _check_outputs(request, planned)
     editing = take_editing(request.image, request.mask, settings, request.given, found)
     hires, hires_recipe = take_hires(settings)
     refining = take_refiner(settings, hires)
@@ -52,45 +52,45 @@ def run(request: Request) -> None:
     settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
     generator = ImageGenerator(opened, settings, editing, hires, hires_recipe, checker)
     if request.prompts_file is None:
-        refused = len(pictures) - _generate(generator, pictures, request)
+        refused = len(planned) - _generate(generator, planned, request)
     else:
-        refused = generate_missing(generator, pictures, request)
+        refused = generate_missing(generator, planned, request)
     if refused:
         raise InputError(
-            f"{refused} of {len(pictures)} images were refused by the content checker and not written; "
+            f"{refused} of {len(planned)} images were refused by the content checker and not written; "
             "change the prompt or the seed, or use --safety blur"
         )
 
 
-def _pictures(request: Request, settings: dict[str, Any], found: Found | None) -> list[Picture]:
+def _planned_images(request: Request, settings: dict[str, Any], found: Found | None) -> list[PlannedImage]:
     expansion = read_expansion(request.expand, request.wildcards)
     common = request.num_images, settings, expansion
     if request.prompts_file is not None:
         if request.prompts:
             raise InputError(f"the prompt {request.prompts[0]!r} cannot be combined with --prompts; omit one of them")
         lines = read_prompts_file(request.prompts_file)
-        pictures = pictures_of_lines(request.output, lines, *common, request.prompts_file)
+        planned = images_of_lines(request.output, lines, *common, request.prompts_file)
     else:
         if request.num_processes is not None:
             raise InputError(f"--num-processes {request.num_processes} requires --prompts FILE; omit it")
         prompts = request.prompts or ([found.settings["prompt"]] if found and found.settings.get("prompt") else [])
         if not prompts:
             raise InputError("there is no prompt; write one in quotes, or pass --prompts FILE or --recipe FILE")
-        pictures = pictures_of_prompts(request.output, prompts, *common)
+        planned = images_of_prompts(request.output, prompts, *common)
     if expansion.wildcards is None and request.recipe is None:
-        warn_of_syntax(picture.prompt for picture in pictures)
-    return pictures
+        warn_of_syntax(item.prompt for item in planned)
+    return planned
 
 
-def _check_outputs(request: Request, pictures: list[Picture]) -> None:
+def _check_outputs(request: Request, planned: list[PlannedImage]) -> None:
     if request.prompts_file is not None and makes_folder(request.output):
         if not request.output.is_dir():
             check_writable_parent(request.output)
         if request.output.exists() and not request.output.is_dir():
             raise InputError(f"-o {request.output} is a file; pass a folder, or a name that ends in .png")
     else:
-        for picture in pictures:
-            check_writable_parent(picture.path)
+        for item in planned:
+            check_writable_parent(item.path)
     check_preview(request.preview)
     if request.preview and request.safety in ("blur", "refuse"):
         raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
@@ -98,13 +98,13 @@ def _check_outputs(request: Request, pictures: list[Picture]) -> None:
         check_devices(request.num_processes)
 
 
-def _generate(generator: ImageGenerator, pictures: list[Picture], request: Request) -> int:
+def _generate(generator: ImageGenerator, planned: list[PlannedImage], request: Request) -> int:
     """Generate and write the images; returns the number written, without those that the content checker refuses."""
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
         preview = preview_file(generator.opened.pipe, request.preview, request.preview_every)
-        groups = batches(pictures, generator.settings, request.batch_size or len(pictures))
+        groups = batches(planned, generator.settings, request.batch_size or len(planned))
         for batch in groups[1:]:  # before the first is generated
             generator.check(batch)
         written = 0

@@ -10,7 +10,7 @@ from PIL import Image
 
 import latentdiff
 from latentdiff.cli.edit_options import Editing
-from latentdiff.cli.image_plan import OF_EACH, Picture
+from latentdiff.cli.image_plan import OF_EACH, PlannedImage
 from latentdiff.cli.open_pipeline import Opened
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
@@ -33,7 +33,7 @@ class ImageGenerator:
     hires_recipe: dict[str, Any]
     checker: ContentChecker | None = None
 
-    def generate(self, batch: Sequence[Picture], callback: Callback | None) -> list[Image.Image]:
+    def generate(self, batch: Sequence[PlannedImage], callback: Callback | None) -> list[Image.Image]:
         """Generate the images of a batch, with second pass or refiner if any. Errors name the line of the prompt."""
         from latentdiff.hires import generate_hires
         from latentdiff.refiner import generate_refined
@@ -48,7 +48,7 @@ class ImageGenerator:
             raise type(error)(f"{batch[0].place}{error}") from error
         return images
 
-    def write(self, picture: Picture, image: Image.Image) -> bool:
+    def write(self, item: PlannedImage, image: Image.Image) -> bool:
         """Write an image with its recipe and print its path; returns False if the content checker refuses it."""
         checked = None if self.checker is None else self.checker([image])[0]
         found: dict[str, Any] = {}
@@ -56,15 +56,15 @@ class ImageGenerator:
             found = {"safety": self.checker.action, "safety_score": checked.score, "flagged": checked.flagged}
             if checked.flagged:
                 done = DONE[self.checker.action]
-                print(f"warning: the content checker {done} {picture.path} ({checked.score:.2f})", file=sys.stderr)
+                print(f"warning: the content checker {done} {item.path} ({checked.score:.2f})", file=sys.stderr)
             if checked.image is None:
                 return False
             image = checked.image
-        write_image(image, self.recipe(picture, image, found), picture.path)
-        print(picture.path, flush=True)
+        write_image(image, self.recipe(item, image, found), item.path)
+        print(item.path, flush=True)
         return True
 
-    def check(self, batch: Sequence[Picture]) -> None:
+    def check(self, batch: Sequence[PlannedImage]) -> None:
         """Raise InputError, naming the line, for arguments that the pipeline would refuse."""
         from latentdiff.inputs import read_inputs
         from latentdiff.inputs.size_conditioning import SCORES, SIZE_NAMES
@@ -79,43 +79,45 @@ class ImageGenerator:
             pipe.check_loaded(inputs.prompts.loras)
         except LatentDiffError as error:
             if len(batch) > 1:
-                for picture in batch:
-                    self.check([picture])
+                for item in batch:
+                    self.check([item])
             raise InputError(f"{batch[0].place}{error}") from error
 
-    def exists(self, picture: Picture) -> bool:
+    def exists(self, item: PlannedImage) -> bool:
         """Whether the file of this image exists. Raises InputError if it has a different recipe, or none."""
-        if not picture.path.exists():
+        if not item.path.exists():
             return False
-        found, wanted = read_recipe(picture.path).model_dump(), self.recipe(picture).model_dump()
+        found, wanted = read_recipe(item.path).model_dump(), self.recipe(item).model_dump()
         ignored = {"version", "safety_score", "flagged"} | (SIZES if self.editing.arguments else set())
         for name in sorted(wanted.keys() - ignored):
             if found[name] != wanted[name]:
                 raise InputError(
-                    f"{picture.path} exists and was made with {name}={shorten(found[name])}, not "
+                    f"{item.path} exists and was made with {name}={shorten(found[name])}, not "
                     f"{shorten(wanted[name])}; remove it, or choose another output with -o"
                 )
         return True
 
-    def recipe(self, picture: Picture, image: Image.Image | None = None, found: dict[str, Any] | None = None) -> Recipe:
+    def recipe(
+        self, item: PlannedImage, image: Image.Image | None = None, found: dict[str, Any] | None = None
+    ) -> Recipe:
         """The recipe of an image, or if None of a file that is still to be written, as far as its size is known.
 
         found: the result of the content checker.
         """
-        settings = self.settings | picture.settings
+        settings = self.settings | item.settings
         same = settings | self.editing.recipe | self.hires_recipe | self.opened.same
-        own = {"prompt": picture.prompt, "version": latentdiff.__version__}
+        own = {"prompt": item.prompt, "version": latentdiff.__version__}
         own |= found or ({} if self.checker is None else {"safety": self.checker.action})
         return Recipe.model_validate(same | own | self._size(settings, image))
 
-    def _arguments(self, batch: Sequence[Picture]) -> dict[str, Any]:
+    def _arguments(self, batch: Sequence[PlannedImage]) -> dict[str, Any]:
         """The arguments of the pipeline's call; images of a batch differ only in texts and seeds."""
-        settings = [self.settings | picture.settings for picture in batch]
+        settings = [self.settings | item.settings for item in batch]
         call = {PIPELINE_NAMES.get(name, name): value for name, value in settings[0].items()}
         for name in OF_EACH:
             if call.get(name) is not None:
                 call[name] = [own[name] for own in settings]
-        return call | self.editing.arguments | {"prompt": [picture.prompt for picture in batch]}
+        return call | self.editing.arguments | {"prompt": [item.prompt for item in batch]}
 
     def _size(self, settings: dict[str, Any], image: Image.Image | None) -> dict[str, int]:
         """The size in the recipe: the image's, with only_masked the crop's, and with hires that of the first pass."""

@@ -20,7 +20,7 @@ OF_EACH = ("negative_prompt", "prompt_2", "negative_prompt_2", *SEED_NAMES)
 
 
 @dataclass(frozen=True)
-class Picture:
+class PlannedImage:
     """One image to generate. settings: its seeds and the options of its line. place: the line, for messages."""
 
     path: Path
@@ -29,10 +29,10 @@ class Picture:
     place: str = ""
 
 
-def pictures_of_prompts(
+def images_of_prompts(
     output: Path, prompts: list[str], num_images: int, settings: dict[str, Any], expansion: Expansion
-) -> list[Picture]:
-    """Pictures named `apple.png`, or `apple-1.png`, `apple-2.png`, … if there are several; image k has seed + k.
+) -> list[PlannedImage]:
+    """Images named `apple.png`, or `apple-1.png`, `apple-2.png`, … if there are several; image k has seed + k.
 
     Removes the seeds from the settings. Raises InputError for other formats and for seeds that are too large.
     """
@@ -44,29 +44,29 @@ def pictures_of_prompts(
     for name in SEED_NAMES:
         settings.pop(name, None)
     parts = zip(paths, texts, seeds, strict=True)
-    return [Picture(path, expansion.text(text, own["seed"]), own) for path, text, own in parts]
+    return [PlannedImage(path, expansion.text(text, own["seed"]), own) for path, text, own in parts]
 
 
-def pictures_of_lines(
+def images_of_lines(
     output: Path,
     lines: Sequence[PromptLine],
     num_images: int,
     settings: dict[str, Any],
     expansion: Expansion,
     file: Path,
-) -> list[Picture]:
-    """Pictures named `012.png` for line 12, or `apple-012.png` if the output is a file; several add `-1`, `-2`, ….
+) -> list[PlannedImage]:
+    """Images named `012.png` for line 12, or `apple-012.png` if the output is a file; several add `-1`, `-2`, ….
 
     Image k of the file has seed + k; image k of a line with its own seed has that seed + k. Removes the seeds from
     the settings. Raises InputError.
     """
-    digits, pictures = len(str(lines[-1].number)), list[Picture]()
+    digits, planned = len(str(lines[-1].number)), list[PlannedImage]()
     first = {name: settings.pop(name) for name in SEED_NAMES if settings.get(name) is not None}
     for line in lines:
         place = f"{file}, line {line.number}: "
         varied = (settings | line.settings).get("variation_strength") is not None
         counted = {"seed": FIRST_SEED} | ({"variation_seed": FIRST_SEED} if varied else {}) | first
-        moved = {name: seed + len(pictures) for name, seed in counted.items() if name != "seed" or not varied}
+        moved = {name: seed + len(planned) for name, seed in counted.items() if name != "seed" or not varied}
         try:
             each = expansion.texts(line.prompt)
             texts = [text for text in each for _ in range(line.num_images or num_images)]
@@ -76,8 +76,8 @@ def pictures_of_lines(
             raise InputError(f"{place}{error}") from error
         for k, (text, own) in enumerate(zip(texts, seeds, strict=True), 1):
             path = _path(output, f"{line.number:0{digits}}" + (f"-{k}" if len(texts) > 1 else ""))
-            pictures.append(Picture(path, text, line.settings | own, place))
-    return pictures
+            planned.append(PlannedImage(path, text, line.settings | own, place))
+    return planned
 
 
 def _seeds(settings: dict[str, Any], count: int) -> list[dict[str, int]]:
@@ -101,24 +101,24 @@ def _path(output: Path, name: str) -> Path:
     return output / f"{name}.png" if makes_folder(output) else output.with_name(f"{output.stem}-{name}{output.suffix}")
 
 
-def batches(pictures: Sequence[Picture], same: dict[str, Any], size: int) -> list[list[Picture]]:
+def batches(planned: Sequence[PlannedImage], same: dict[str, Any], size: int) -> list[list[PlannedImage]]:
     """Batches of at most `size` images that differ only in texts and seeds, regardless of which images already exist.
 
     Raises InputError for LoRA tags that cannot be parsed.
     """
-    groups: dict[str, list[Picture]] = {}
-    for picture in pictures:
+    groups: dict[str, list[PlannedImage]] = {}
+    for item in planned:
         try:
-            shape = _shape(picture, same | picture.settings)
+            shape = _shape(item, same | item.settings)
         except InputError as error:
-            raise InputError(f"{picture.place}{error}") from error
-        groups.setdefault(shape, []).append(picture)
+            raise InputError(f"{item.place}{error}") from error
+        groups.setdefault(shape, []).append(item)
     return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
 
 
-def _shape(picture: Picture, settings: dict[str, Any]) -> str:
+def _shape(item: PlannedImage, settings: dict[str, Any]) -> str:
     """A key that is equal for images that can share a batch: all settings except texts, and the LoRAs in the texts."""
-    texts = [picture.prompt, settings.get("prompt_2") or ""]
+    texts = [item.prompt, settings.get("prompt_2") or ""]
     loras = [take_lora_tags(text)[1] for text in texts] if settings.get("prompt_syntax") != "plain" else []
     values = {name: settings[name] is not None if name in OF_EACH else settings[name] for name in sorted(settings)}
     return json.dumps([values, str(loras)], default=str)
