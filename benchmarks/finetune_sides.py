@@ -29,7 +29,7 @@ from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container
 from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.training.build_task import open_base_model
 from latentdiff.training.finetune import plan_finetune
 from latentdiff.training.frozen import COMPUTE
@@ -87,7 +87,7 @@ def ours(settings: Settings) -> None:
 class Pictures(Dataset[dict[str, Tensor]]):
     """Pictures decoded, cropped and tokenised on every access."""
 
-    def __init__(self, rows: list[Row], size: int, tokenizer: Any) -> None:
+    def __init__(self, rows: list[DataRow], size: int, tokenizer: Any) -> None:
         self.rows, self.size, self.tokenizer = rows, size, tokenizer
 
     def __len__(self) -> int:
@@ -150,11 +150,11 @@ def step_loss(pipe: Any, batch: dict[str, Tensor]) -> Tensor:
     return F.mse_loss(output.float(), target)
 
 
-def class_rows(folder: Path, prompt: str) -> list[Row]:
+def class_rows(folder: Path, prompt: str) -> list[DataRow]:
     """The class pictures that `make_prior` generated."""
     (kept,) = folder.iterdir()
     container = open_container(kept)
-    return [Row(container, path.name, (prompt,)) for path in sorted(kept.glob("*.png"))]
+    return [DataRow(container, path.name, (prompt,)) for path in sorted(kept.glob("*.png"))]
 
 
 def make_prior(settings: Settings) -> None:

@@ -22,7 +22,7 @@ from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_rows
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime.memory import peak_memory
@@ -82,7 +82,7 @@ class Ours:
 class Pictures(torch.utils.data.Dataset[Item]):
     """Pictures that are decoded and tokenised on every access."""
 
-    def __init__(self, rows: list[Row], shape: Shape) -> None:
+    def __init__(self, rows: list[DataRow], shape: Shape) -> None:
         from transformers import CLIPTokenizer
 
         self.rows, self.shape = rows, shape

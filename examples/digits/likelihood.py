@@ -15,7 +15,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import UNetTrainConfig, train_config
 from latentdiff.data.dataset import load_pixels, read_parts
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.denoiser import NetworkDenoiser
 from latentdiff.errors import InputError
 from latentdiff.files import atomic_path, check_writable_parent
@@ -68,7 +68,7 @@ def measure(run: Path, levels: int, sheet: Path | None) -> None:
         write_sheet(with_words(pipe, shown), pipe, sheet)
 
 
-def grey_levels(rows: list[Row], resolution: int, levels: int) -> Tensor:
+def grey_levels(rows: list[DataRow], resolution: int, levels: int) -> Tensor:
     """The grey level of each pixel, integers [N, 1, H, W]."""
     pixels = torch.stack([load_pixels(row, resolution) for row in rows])[:, :1]
     return ((pixels + 1) / 2 * (levels - 1)).round().long()

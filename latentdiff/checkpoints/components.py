@@ -58,8 +58,8 @@ class Components:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Input limits of a model: its training resolution, the number of which sides are multiples, and its tokenizers."""
+class DatasetLimits:
+    """What a model requires of a dataset: its resolution, the multiple that sides must be of, and its tokenizers."""
 
     resolution: int
     multiple: int
@@ -159,12 +159,12 @@ def read_pipeline(source: ModelSource | Path, dtype: torch.dtype, give: Fill = f
     )
 
 
-def read_limits(source: ModelSource | Path) -> Limits:
+def read_limits(source: ModelSource | Path) -> DatasetLimits:
     """The limits of a model; reads no weights."""
     source = open_model(source) if isinstance(source, Path) else source
     unet, vae = source.unet.config, source.vae.config
     text = TextConditioner(source.read_tokenizers(), [])
-    return Limits(unet.sample_size * vae.downscale, side_multiple(unet, vae), text)
+    return DatasetLimits(unet.sample_size * vae.downscale, side_multiple(unet, vae), text)
 
 
 def read_text(source: ModelSource, dtype: torch.dtype = torch.float32, give: Fill = fill) -> TextConditioner:

@@ -4,7 +4,7 @@ import random
 import re
 
 from latentdiff.config.train import DataConfig
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 
 COMMA = re.compile("(, |，)")
 
@@ -14,7 +14,7 @@ def prefixed(caption: str, prefix: str) -> str:
     return ", ".join(part for part in (prefix, caption) if part)
 
 
-def choose_caption(row: Row, config: DataConfig, rng: random.Random) -> str:
+def choose_caption(row: DataRow, config: DataConfig, rng: random.Random) -> str:
     """One of the row's captions, with its comma-separated parts shuffled and dropped according to `config`.
 
     The first part stays first. Parts of `config.prefix` are never dropped, and at least one part remains.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from latentdiff.config.train import CLASS_NAME
 from latentdiff.data.buckets import Fitting, Size, enlargement
 from latentdiff.data.captions import prefixed
-from latentdiff.data.layouts import Layout, Row, read_layout
+from latentdiff.data.layouts import DataRow, Layout, read_layout
 from latentdiff.data.parallel import FILES, PIXELS, threaded_map
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
@@ -129,7 +129,7 @@ def check(
     )
 
 
-def _look(row: Row) -> _Look:
+def _look(row: DataRow) -> _Look:
     try:
         with FILES.reserve(row.container.size(row.name)):
             data = row.read()
@@ -144,7 +144,7 @@ def _findings(
     layout: Layout, looks: list[_Look], fitting: Fitting, lost_words: Callable[[str], str], prefix: str
 ) -> Iterator[Finding]:
     """Errors and warnings about each picture and its captions."""
-    first: dict[bytes, Row] = {}
+    first: dict[bytes, DataRow] = {}
     for row, look in zip(layout.rows, looks, strict=True):
         if look.problem:
             yield Finding("unreadable", row.where, row.name, look.problem)

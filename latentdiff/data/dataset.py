@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentdiff.config.train import DataConfig
 from latentdiff.data.captions import choose_caption, prefixed
-from latentdiff.data.layouts import Row, read_layout
+from latentdiff.data.layouts import DataRow, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.images.decoding import decode, to_pixels
@@ -20,7 +20,7 @@ from latentdiff.images.fit import centre_square
 HELD_OUT_EVERY = 20
 
 
-def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
+def read_rows(source: str | Path, config: DataConfig) -> list[DataRow]:
     """The rows of a source that `config` selects; a picture with ten repeats per epoch has ten rows.
 
     Raises InputError if there are none, and for a picture without a caption.
@@ -41,7 +41,7 @@ def read_rows(source: str | Path, config: DataConfig) -> list[Row]:
     return [row for row in rows for _ in range(row.repeats)]
 
 
-def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | Path) -> list[Row]:
+def _selected(rows: list[DataRow], keep: dict[str, tuple[str, ...]], source: str | Path) -> list[DataRow]:
     """Rows whose columns have one of the values in `keep`, compared as text. Raises InputError for unknown columns."""
     for column in keep:
         if rows and not any(column in row.columns for row in rows):
@@ -50,7 +50,7 @@ def _selected(rows: list[Row], keep: dict[str, tuple[str, ...]], source: str | P
     return [row for row in rows if all(str(row.columns.get(column)) in values for column, values in keep.items())]
 
 
-def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], list[Row]]:
+def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[DataRow], list[DataRow]]:
     """The training rows and the held-out rows, as `DataConfig` describes.
 
     Without `data.held_out`, every 20th picture is held out. With fewer than 20 pictures there are no held-out rows, and
@@ -67,7 +67,7 @@ def read_parts(config: DataConfig, measure: bool = False) -> tuple[list[Row], li
     return [row for row in train if row.name not in held_out], list(first.values())
 
 
-def load_pixels(row: Row, resolution: int, background: str = "white") -> Tensor:
+def load_pixels(row: DataRow, resolution: int, background: str = "white") -> Tensor:
     """The centre square of a picture: float32 [3, resolution, resolution] in [-1, 1]."""
     return to_pixels(centre_square(decode(row.read(), row.where, background), resolution))
 
@@ -78,7 +78,7 @@ class CaptionedImages(torch.utils.data.Dataset[dict[str, Any]]):
     Items: `pixels` [3, R, R] in [-1, 1], `caption`, `row`, `draw`.
     """
 
-    def __init__(self, rows: list[Row], config: DataConfig) -> None:
+    def __init__(self, rows: list[DataRow], config: DataConfig) -> None:
         self.rows, self.config = rows, config
         self.buckets, self.pictures = [0] * len(rows), [row.picture for row in rows]
 

@@ -19,7 +19,7 @@ from latentdiff.data.bucket_plan import join_buckets
 from latentdiff.data.buckets import Fitting, Size, View, views
 from latentdiff.data.captions import choose_caption
 from latentdiff.data.latent_shards import LatentShards
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.data.parallel import FILES, PIXELS, threaded_map
 from latentdiff.images.decoding import decode, measure, memory_needed, to_pixels
 from latentdiff.models.vae import VAE
@@ -30,7 +30,7 @@ PIXELS_AT_ONCE = 2**19  # in one call of the encoder: 32 pictures of 128 x 128, 
 class Crop(NamedTuple):
     """A view of a picture, and its key in the cache."""
 
-    row: Row
+    row: DataRow
     view: View
     key: str
 
@@ -57,7 +57,7 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
     Items: `mean` and `std` [C, h, w] in the VAE's own scale, `caption`, `weight`, `draw`.
     """
 
-    def __init__(self, rows: list[Row], encoded: list[Encoded], config: DataConfig) -> None:
+    def __init__(self, rows: list[DataRow], encoded: list[Encoded], config: DataConfig) -> None:
         self.rows, self.encoded, self.config = rows, encoded, config
         sizes = sorted({one.bucket for one in encoded})
         self.buckets = [sizes.index(one.bucket) for one in encoded]
@@ -81,7 +81,7 @@ class LatentImages(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def encode_rows(
-    vae: VAE, rows: Sequence[Row], config: DataConfig, cache: Path, multiple: int | None = None, batch: int = 1
+    vae: VAE, rows: Sequence[DataRow], config: DataConfig, cache: Path, multiple: int | None = None, batch: int = 1
 ) -> list[Encoded]:
     """Encode the crops of all rows into the folder `cache`, unless it already contains them for this VAE and the same
     files.
@@ -107,7 +107,7 @@ def encode_rows(
     return [encoded[row.picture] for row in rows]
 
 
-def load_view(row: Row, view: View) -> Tensor:
+def load_view(row: DataRow, view: View) -> Tensor:
     """float32 [3, H, W] in [-1, 1]: the crop that `view` describes."""
     with FILES.reserve(row.container.size(row.name)):
         data = row.read()
@@ -121,7 +121,7 @@ def _crop(image: Image.Image, view: View) -> Tensor:
     return to_pixels(ImageOps.mirror(image) if view.mirrored else image)
 
 
-def _survey(row: Row) -> tuple[str, Size]:
+def _survey(row: DataRow) -> tuple[str, Size]:
     """The hash of a picture's bytes, and its size."""
     with FILES.reserve(row.container.size(row.name)):
         data = row.read()

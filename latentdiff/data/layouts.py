@@ -19,7 +19,7 @@ DOCUMENTS = re.compile(r"(?i)(readme|licen[cs]e|notice|copying|changelog)\b.*|.*
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One picture of a container, its alternative captions, and its number of repeats per epoch.
 
     columns: other columns of the metadata file. weight: factor of its loss.
@@ -51,7 +51,7 @@ class Layout:
     """The rows of a container, and where their captions come from. ignored: unused files, with the reason."""
 
     kind: str
-    rows: list[Row]
+    rows: list[DataRow]
     ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -71,11 +71,11 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
     """
     metadata = [name for name in container.names if PurePosixPath(name).name in METADATA]
     files = FileNames(container)
-    rows = [Row(container, *described) for name in metadata for described in read_metadata(container, name, files)]
+    rows = [DataRow(container, *described) for name in metadata for described in read_metadata(container, name, files)]
     pictures = container.pictures
     if metadata and (rows or pictures):
         described = {row.name for row in rows}
-        rows += [Row(container, name, ()) for name in sorted({*pictures} - described)]
+        rows += [DataRow(container, name, ()) for name in sorted({*pictures} - described)]
         return Layout("metadata", rows, list(_ignored(container, {*metadata, *described}, "metadata has the captions")))
     if not pictures:
         kinds = ", ".join(sorted(PICTURES))
@@ -86,7 +86,7 @@ def read_layout(container: Container, caption_template: str = CLASS_NAME) -> Lay
 
 def _without_metadata(
     container: Container, files: FileNames, pictures: list[str], template: str
-) -> tuple[str, list[Row], set[str]]:
+) -> tuple[str, list[DataRow], set[str]]:
     """The name of the layout, its rows, and the caption files that it uses."""
     folders = {_folder(name) for name in pictures}
     repeated = all(REPEATS.fullmatch(folder) for folder in folders)
@@ -126,16 +126,16 @@ def _sidecar(picture: str, files: FileNames, suffixes: tuple[str, ...]) -> str |
     return next((name for name in found if name), None)
 
 
-def _sidecar_row(container: Container, picture: str, sidecar: str | None, repeated: bool) -> Row:
+def _sidecar_row(container: Container, picture: str, sidecar: str | None, repeated: bool) -> DataRow:
     repeats = _repeats(picture) if repeated else 1
     if sidecar is None:
-        return Row(container, picture, (), repeats=repeats)
+        return DataRow(container, picture, (), repeats=repeats)
     where = container.where(sidecar)
     if not sidecar.lower().endswith(".json"):
-        return Row(container, picture, clean_caption(read_text(container, sidecar), where), repeats=repeats)
+        return DataRow(container, picture, clean_caption(read_text(container, sidecar), where), repeats=repeats)
     columns = _json_object(container, sidecar)
     try:
-        return Row(container, picture, read_captions(columns, where), columns, repeats)
+        return DataRow(container, picture, read_captions(columns, where), columns, repeats)
     except TypeError as error:
         value = columns[str(error)]
         raise InputError(f"{where}: {error}={shorten(value)} is not a caption; give a string or a list") from error
@@ -151,7 +151,7 @@ def _json_object(container: Container, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _repeats_row(container: Container, picture: str, template: str) -> Row:
+def _repeats_row(container: Container, picture: str, template: str) -> DataRow:
     _, _, name = _folder(picture).partition("_")
     return replace(_named_row(container, picture, name, template), repeats=_repeats(picture))
 
@@ -160,7 +160,7 @@ def _repeats(picture: str) -> int:
     return int(_folder(picture).partition("_")[0])
 
 
-def _named_row(container: Container, picture: str, name: str, template: str = CLASS_NAME) -> Row:
+def _named_row(container: Container, picture: str, name: str, template: str = CLASS_NAME) -> DataRow:
     """A row whose caption is the name of its class, folder or file. Raises InputError if its encoding is unknown."""
     words, where = _words(name), container.where(picture)
     if picture in container.garbled and not words.isascii():
@@ -168,7 +168,7 @@ def _named_row(container: Container, picture: str, name: str, template: str = CL
             f"{where}: the archive does not state the encoding of its file names, so {shorten(words)} is not used; "
             "pack it again with UTF-8 names, or add caption files"
         )
-    return Row(container, picture, clean_caption(template.format(name=words), where) if words else ())
+    return DataRow(container, picture, clean_caption(template.format(name=words), where) if words else ())
 
 
 def _folder(picture: str) -> str:

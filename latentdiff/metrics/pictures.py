@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.generation import GenerationConfig
-from latentdiff.data.layouts import Row, read_layout
+from latentdiff.data.layouts import DataRow, read_layout
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import decode, measure
@@ -39,7 +39,7 @@ class FolderPictures:
     """Rows of a data source, cropped to the centre square and resized to `resolution`."""
 
     path: str | Path
-    rows: list[Row]
+    rows: list[DataRow]
     resolution: int
 
     @property
@@ -98,7 +98,7 @@ class ModelPictures:
             yield (made.images.cpu() * 255).round().to(torch.uint8)
 
 
-def read_pictures(path: str | Path) -> list[Row]:
+def read_pictures(path: str | Path) -> list[DataRow]:
     """The pictures of any source that `open_source` opens, captioned or not. Raises InputError if there are none."""
     rows = read_layout(open_source(path)).rows
     if not rows:
@@ -106,7 +106,7 @@ def read_pictures(path: str | Path) -> list[Row]:
     return rows
 
 
-def short_sides(rows: list[Row]) -> list[int]:
+def short_sides(rows: list[DataRow]) -> list[int]:
     """The shorter side of each picture, in pixels. Raises InputError for a file that is not an image."""
     return [min(measure(row.read(), row.where)) for row in rows]
 
@@ -124,7 +124,7 @@ def size_notes(pictures: FolderPictures) -> list[str]:
     return notes
 
 
-def choose_rows(path: str | Path, count: int | None, seed: int) -> list[Row]:
+def choose_rows(path: str | Path, count: int | None, seed: int) -> list[DataRow]:
     """`count` captioned pictures (all if None) in an order drawn with `seed`.
 
     Raises InputError for a picture without a caption, and if there are fewer than `count`.

@@ -157,42 +157,42 @@ class Engine:
 
     def _start_images(self, group: Group, pipe: LatentDiffusionPipeline) -> None:
         while len(group.active) < MAX_ROWS and not self.models.starts_no_images:
-            if (picture := self.queue.next_waiting(group)) is None:
+            if (item := self.queue.next_waiting(group)) is None:
                 return
-            job = picture.job
+            job = item.job
             try:
-                inputs = read_inputs(pipe.limits, **picture.arguments)
+                inputs = read_inputs(pipe.limits, **item.arguments)
                 (row,) = pipe.start(inputs)
             except Exception as error:
                 if not isinstance(error, InputError):
                     log.exception("start_failed")
                 self._end(job, as_serving_error(error))
                 continue
-            picture.begin_pass(pipe, inputs, row)
+            item.begin_pass(pipe, inputs, row)
             if job.started_at is None:
                 job.begin()
                 self.metrics.queue_seconds.observe(time.monotonic() - job.accepted_at)
             if row.state.finished:
-                self.finisher.finish(pipe, picture, row.result)
+                self.finisher.finish(pipe, item, row.result)
                 continue
             with self.queue.changed:
-                group.active.append(picture)
+                group.active.append(item)
 
     def _step(self, group: Group, pipe: LatentDiffusionPipeline) -> None:
         batch = group.next_batch(self.exact_batch)
         began = time.monotonic()
         inputs = batch[0].inputs
         assert inputs is not None
-        old = [picture.row for picture in batch if picture.row]
+        old = [item.row for item in batch if item.row]
         rows, x0 = pipe.step(old, self.exact_batch, inputs.tile, inputs.seamless)
         self.metrics.observe_step(len(batch), time.monotonic() - began)
-        for picture, row, predicted in zip(batch, rows, x0, strict=True):
-            picture.row, picture.x0 = row, predicted
-            picture.job.advance(picture.index, picture.steps, picture.total_steps, predicted)
+        for item, row, predicted in zip(batch, rows, x0, strict=True):
+            item.row, item.x0 = row, predicted
+            item.job.advance(item.index, item.steps, item.total_steps, predicted)
             if row.state.finished:
                 with self.queue.changed:
-                    group.active.remove(picture)
-                self.finisher.finish(pipe, picture, row.result)
+                    group.active.remove(item)
+                self.finisher.finish(pipe, item, row.result)
 
     def _end_jobs(self) -> None:
         """Remove jobs that were cancelled or stopped, that failed, or whose deadline has passed."""
@@ -212,9 +212,9 @@ class Engine:
         """Decode the current predictions of images that were started, and do not start the others."""
         with self.queue.changed:
             job.interrupted = True
-            for picture in self.queue.take_out(job):
-                if picture.pipe is not None and picture.x0 is not None:
-                    self.finisher.decode(picture.pipe, picture, picture.x0, stopped=True)
+            for item in self.queue.take_out(job):
+                if item.pipe is not None and item.x0 is not None:
+                    self.finisher.decode(item.pipe, item, item.x0, stopped=True)
             job.expect(job.finishing)
         if job.over:
             self.queue.forget(job)

@@ -17,7 +17,7 @@ from latentdiff.errors import LatentDiffError, NonFiniteError
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.safety import ContentChecker
 from latentdiff.serving.errors import ContentRefusedError, as_serving_error
-from latentdiff.serving.group import GroupKey, Picture
+from latentdiff.serving.group import EngineImage, GroupKey
 from latentdiff.serving.job import JobImage
 from latentdiff.serving.metrics import Metrics
 from latentdiff.serving.queue import JobQueue
@@ -37,28 +37,28 @@ class Finisher:
         self.queue, self.upscalers, self.metrics, self.checker = queue, upscalers, metrics, checker
         self._decoder, self._enlarger = Worker("latentdiff-decoder"), Worker("latentdiff-upscaler")
 
-    def finish(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
+    def finish(self, pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> None:
         """Latents [C, h, w] after the last step of a pass."""
-        if picture.hires is None:
-            self.decode(pipe, picture, latents)
+        if item.hires is None:
+            self.decode(pipe, item, latents)
         else:
-            self._hand_over(self._enlarger, self._enlarge, pipe, picture, latents)
+            self._hand_over(self._enlarger, self._enlarge, pipe, item, latents)
 
-    def decode(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor, stopped: bool = False) -> None:
+    def decode(self, pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor, stopped: bool = False) -> None:
         """Deliver the image of latents [C, h, w]. stopped: the job was interrupted, and they are a prediction."""
 
-        def deliver(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
+        def deliver(pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> None:
             began = time.monotonic()
-            image = _decoded(pipe, picture, latents)
+            image = _decoded(pipe, item, latents)
             self.metrics.decode_seconds.observe(time.monotonic() - began)
             self.metrics.images.inc()
             image, checked = self._check(image)
-            seeds = picture.job.request.seeds(picture.index)
-            picture.job.deliver(picture.index, JobImage(image, *seeds, stopped, checked))
-            if picture.job.over:
-                self.queue.forget(picture.job)
+            seeds = item.job.request.seeds(item.index)
+            item.job.deliver(item.index, JobImage(image, *seeds, stopped, checked))
+            if item.job.over:
+                self.queue.forget(item.job)
 
-        self._hand_over(self._decoder, deliver, pipe, picture, latents)
+        self._hand_over(self._decoder, deliver, pipe, item, latents)
 
     def upscale(self, work: Callable[[], T]) -> Future[T]:
         """Run work on the upscaler's thread, one item at a time."""
@@ -69,18 +69,18 @@ class Finisher:
         self._enlarger.close()
         self._decoder.close()
 
-    def _enlarge(self, pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> None:
-        hires, job = picture.hires, picture.job
+    def _enlarge(self, pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> None:
+        hires, job = item.hires, item.job
         assert hires is not None
         network = self.upscalers.get(hires.upscaler, pipe.device)
-        first = latents[None] if hires.latent else [_decoded(pipe, picture, latents)]
+        first = latents[None] if hires.latent else [_decoded(pipe, item, latents)]
         enlarged = hires.enlarge(first, pipe.vae.config.downscale, network)
         with self.queue.changed:
             if job.interrupted:
-                return self.decode(pipe, picture, latents, stopped=True)
+                return self.decode(pipe, item, latents, stopped=True)
             job.finishing -= 1
-            picture.begin_second_pass(enlarged)
-            return self.queue.add_first(picture, GroupKey.of(job.request, job.request.output_size))
+            item.begin_second_pass(enlarged)
+            return self.queue.add_first(item, GroupKey.of(job.request, job.request.output_size))
 
     def _check(self, image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
         """The image after the content check, and the result of the check. Raises ContentRefusedError."""
@@ -97,13 +97,13 @@ class Finisher:
     def _hand_over(
         self,
         worker: Worker,
-        work: Callable[[LatentDiffusionPipeline, Picture, Tensor], None],
+        work: Callable[[LatentDiffusionPipeline, EngineImage, Tensor], None],
         pipe: LatentDiffusionPipeline,
-        picture: Picture,
+        item: EngineImage,
         latents: Tensor,
     ) -> None:
         """Run `work` on a worker, unless the job has ended by then; an exception ends the job."""
-        job = picture.job
+        job = item.job
 
         def guarded() -> None:
             if job.over or job.cancelling:
@@ -111,7 +111,7 @@ class Finisher:
             try:
                 if not torch.isfinite(latents).all():
                     raise NonFiniteError("the latents are not finite; serve the model with --dtype float32")
-                work(pipe, picture, latents)
+                work(pipe, item, latents)
             except Exception as error:
                 if not isinstance(error, LatentDiffError):
                     log.exception("finishing_failed")
@@ -122,8 +122,8 @@ class Finisher:
         worker.submit(guarded)
 
 
-def _decoded(pipe: LatentDiffusionPipeline, picture: Picture, latents: Tensor) -> Image.Image:
-    assert picture.inputs is not None
-    (image,) = pipe.finish(latents[None], canvases=picture.inputs.canvases, axes=picture.inputs.seamless)
+def _decoded(pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> Image.Image:
+    assert item.inputs is not None
+    (image,) = pipe.finish(latents[None], canvases=item.inputs.canvases, axes=item.inputs.seamless)
     assert isinstance(image, Image.Image)
     return image

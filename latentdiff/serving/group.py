@@ -36,7 +36,7 @@ class GroupKey(NamedTuple):
 
 
 @dataclass(eq=False)
-class Picture:
+class EngineImage:
     """One image of a job in the engine.
 
     arguments: of `read_inputs`. hires: its second pass; None during that pass and for images without one. pipe, inputs,
@@ -91,46 +91,46 @@ class Group:
     """The images of one key: waiting ones in order of arrival, active ones with the least recently advanced first."""
 
     key: GroupKey
-    waiting: deque[Picture] = field(default_factory=deque)
-    active: list[Picture] = field(default_factory=list)
+    waiting: deque[EngineImage] = field(default_factory=deque)
+    active: list[EngineImage] = field(default_factory=list)
     last_turn: float = field(default_factory=time.monotonic)
 
     @property
     def jobs(self) -> set[Job]:
-        return {picture.job for picture in (*self.active, *self.waiting)}
+        return {item.job for item in (*self.active, *self.waiting)}
 
-    def next_batch(self, evaluations: int | None = None) -> list[Picture]:
+    def next_batch(self, evaluations: int | None = None) -> list[EngineImage]:
         """The least recently advanced images of one shape and token count: 8, 4, 2 or 1 of them.
 
         evaluations: take as many as fit into this number of network evaluations instead, at least one; a guided row
         needs two or more.
         """
-        same = [picture for picture in self.active if _shape(picture) == _shape(self.active[0])]
+        same = [item for item in self.active if _shape(item) == _shape(self.active[0])]
         chosen = _fitting(same, evaluations) if evaluations else same[: next(n for n in SIZES if n <= len(same))]
-        self.active = [*(picture for picture in self.active if picture not in chosen), *chosen]
+        self.active = [*(item for item in self.active if item not in chosen), *chosen]
         return chosen
 
-    def remove(self, job: Job) -> list[Picture]:
+    def remove(self, job: Job) -> list[EngineImage]:
         """Remove all images of a job, and return them."""
-        gone = [picture for picture in (*self.waiting, *self.active) if picture.job is job]
-        for picture in gone:
-            (self.active if picture in self.active else self.waiting).remove(picture)
+        gone = [item for item in (*self.waiting, *self.active) if item.job is job]
+        for item in gone:
+            (self.active if item in self.active else self.waiting).remove(item)
         return gone
 
 
-def _shape(picture: Picture) -> tuple[object, ...]:
+def _shape(item: EngineImage) -> tuple[object, ...]:
     """The properties that the rows of a batch have in common: the shape of the latents and the number of tokens."""
-    assert picture.row is not None
-    return (*picture.row.state.latents.shape, picture.row.tokens)
+    assert item.row is not None
+    return (*item.row.state.latents.shape, item.row.tokens)
 
 
-def _fitting(pictures: list[Picture], evaluations: int) -> list[Picture]:
-    chosen: list[Picture] = []
+def _fitting(items: list[EngineImage], evaluations: int) -> list[EngineImage]:
+    chosen: list[EngineImage] = []
     used = 0
-    for picture in pictures:
-        assert picture.row is not None
-        used += picture.row.evaluations
+    for item in items:
+        assert item.row is not None
+        used += item.row.evaluations
         if used > evaluations and chosen:
             break
-        chosen.append(picture)
+        chosen.append(item)
     return chosen

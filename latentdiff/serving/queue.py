@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from latentdiff.serving.errors import LimitError, QueueFullError, UnavailableError
-from latentdiff.serving.group import MAX_ROWS, Group, GroupKey, Picture
+from latentdiff.serving.group import MAX_ROWS, EngineImage, Group, GroupKey
 from latentdiff.serving.job import Job
 from latentdiff.serving.metrics import Metrics
 
@@ -77,24 +77,24 @@ class JobQueue:
         with self.changed:
             self.check_room(job.request.images)
             self._jobs[job.id] = job
-            self._group(key).waiting.extend(Picture(job, k) for k in range(job.request.images))
+            self._group(key).waiting.extend(EngineImage(job, k) for k in range(job.request.images))
             self.changed.notify_all()
 
-    def add_first(self, picture: Picture, key: GroupKey) -> None:
+    def add_first(self, item: EngineImage, key: GroupKey) -> None:
         """Move an image that was started to the front of another group."""
         with self.changed:
-            self._group(key).waiting.appendleft(picture)
+            self._group(key).waiting.appendleft(item)
             self.changed.notify_all()
 
-    def next_waiting(self, group: Group) -> Picture | None:
+    def next_waiting(self, group: Group) -> EngineImage | None:
         """Take the image of a group that has waited the longest."""
         with self.changed:
             return group.waiting.popleft() if group.waiting else None
 
-    def take_out(self, job: Job) -> list[Picture]:
+    def take_out(self, job: Job) -> list[EngineImage]:
         """Remove all images of a job from their groups, and return them."""
         with self.changed:
-            return [picture for group in self._groups.values() for picture in group.remove(job)]
+            return [item for group in self._groups.values() for item in group.remove(job)]
 
     def forget(self, job: Job) -> None:
         """Remove a job that has ended, and count it in the metrics."""

@@ -15,7 +15,7 @@ from latentdiff.config.model import side_multiple
 from latentdiff.config.train import DenoiserConfig
 from latentdiff.data.dataset import load_pixels, read_parts
 from latentdiff.data.latent_cache import Encoded, LatentImages, encode_rows
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.device_transfer import send
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.training_attention import attention_for_training
@@ -87,7 +87,7 @@ class DenoiserTask:
         folder: RunFolder,
         parts: Components,
         write: Callable[[Components, Path], None] = write_pipeline,
-        more: Sequence[Row] = (),
+        more: Sequence[DataRow] = (),
         trains_text: bool = False,
         load: Callable[[], None] = lambda: None,
     ) -> None:
@@ -128,20 +128,20 @@ class DenoiserTask:
             files += zip(self.parts.text.encoders, source.text_encoders, strict=True)
         return files
 
-    def _save_strip(self, rows: list[Row]) -> None:
+    def _save_strip(self, rows: list[DataRow]) -> None:
         """Save a few pictures of the dataset for the report."""
         shown = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
         if process_state().is_main_process:
             pixels = [load_pixels(row, self.config.data.resolution, self.config.data.background) for row in shown]
             Samples.of(pixels, [row.captions[0] for row in shown]).save(self.folder.data_pictures)
 
-    def _encode(self, rows: list[Row], name: str, batch: int = 1) -> list[Encoded]:
+    def _encode(self, rows: list[DataRow], name: str, batch: int = 1) -> list[Encoded]:
         cache = self.folder.latents(name)
         multiple = side_multiple(self.parts.denoiser.config, self.parts.vae.config)
         with process_state().main_process_first(), on_device([self.parts.vae], process_state().device):
             return encode_rows(self.parts.vae, rows, self.config.data, cache, multiple, batch)
 
-    def _embed(self, rows: list[Row]) -> TextCache:
+    def _embed(self, rows: list[DataRow]) -> TextCache:
         captions = {"", *(caption for row in (*rows, *self.held_out_rows) for caption in row.captions)}
         if self.config.data.shuffle_captions or self.config.data.tag_dropout:
             captions = set()
@@ -205,6 +205,6 @@ class DenoiserTask:
         self.write(self.parts, folder)
 
 
-def _as_often(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+def _as_often(rows: Sequence[DataRow], others: Sequence[DataRow]) -> list[DataRow]:
     """The rows, repeated if `others` are more, so that both kinds occur equally often."""
     return list(islice(cycle(rows), max(len(rows), len(others) if rows else 0)))

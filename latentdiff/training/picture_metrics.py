@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentdiff.config.train import DataConfig, MetricsConfig
 from latentdiff.data.dataset import load_pixels
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
 from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, look
@@ -46,7 +46,7 @@ class PictureMetrics:
     Raises InputError for too few rows, and for a metric, network, package or judge that is not available.
     """
 
-    def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[Row]) -> None:
+    def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[DataRow]) -> None:
         self.data = data
         needs = {need for name in choose_metrics(config.names, set(LACKS)) for need in METRICS[name].needs}
         if len(held_out) < config.num:

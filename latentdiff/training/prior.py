@@ -9,7 +9,7 @@ from tqdm import tqdm
 from latentdiff.checkpoints.components import Components
 from latentdiff.config.train import FineTuneConfig, PriorConfig
 from latentdiff.data.archives import open_container
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.files import atomic_path
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.recipe.model_hash import hash_model
@@ -21,7 +21,7 @@ BATCH = 8
 SAMPLER = "ddim"
 
 
-def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig, run: RunFolder) -> list[Row]:
+def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig, run: RunFolder) -> list[DataRow]:
     """The class images; missing ones are generated, image k with seed k.
 
     The subfolder is named by a hash of the prompt, the base model, the size and the sampling settings.
@@ -33,7 +33,7 @@ def prior_rows(parts: Components, config: FineTuneConfig, prior: PriorConfig, ru
         if missing and process_state().is_main_process:
             _draw(parts, config, prior.prompt, folder, missing)
     container = open_container(folder)
-    return [Row(container, name, (prior.prompt,), weight=prior.weight) for name in names]
+    return [DataRow(container, name, (prior.prompt,), weight=prior.weight) for name in names]
 
 
 def _settings_hash(parts: Components, config: FineTuneConfig, prior: PriorConfig) -> str:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from latentdiff.config.base import load_yaml
 from latentdiff.config.train import DataConfig
 from latentdiff.data.dataset import CaptionedImages, read_parts, read_rows
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.errors import InputError
 from latentdiff.images.decoding import to_pixels
 
@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> Path:
     return write(tmp_path, *rows)
 
 
-def rows_of(folder: Path, **options: Any) -> list[Row]:
+def rows_of(folder: Path, **options: Any) -> list[DataRow]:
     return read_rows(folder, DataConfig(train=folder, **options))
 
 

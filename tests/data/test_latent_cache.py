@@ -17,7 +17,7 @@ from latentdiff.data.buckets import RANDOM_CROPS, View, views
 from latentdiff.data.captions import choose_caption
 from latentdiff.data.dataset import CaptionedImages, load_pixels
 from latentdiff.data.latent_cache import LatentImages, encode_rows, fingerprint, load_view
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.models.vae import AutoencoderKL, IdentityVAE
 from tests.small import small_vae_config
 
@@ -25,12 +25,12 @@ CONFIG = DataConfig(train="pictures", resolution=16)
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+def rows(tmp_path: Path) -> list[DataRow]:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for k in range(3):
         Image.effect_noise((16, 16), 60).convert("RGB").save(folder / f"{k}.png")
-    return [Row(open_container(folder), f"{k}.png", (f"caption {k}",)) for k in range(3)]
+    return [DataRow(open_container(folder), f"{k}.png", (f"caption {k}",)) for k in range(3)]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def vae() -> AutoencoderKL:
     return AutoencoderKL(small_vae_config()).eval().requires_grad_(False)
 
 
-def test_moments_equal_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
+def test_moments_equal_the_encoders(vae: AutoencoderKL, rows: list[DataRow], tmp_path: Path) -> None:
     encoded = encode_rows(vae, rows, CONFIG, tmp_path / "cache")
     posterior = vae.encode(load_pixels(rows[1], 16)[None])
     item = LatentImages(rows, encoded, CONFIG)[1, 0]
@@ -48,12 +48,12 @@ def test_moments_equal_the_encoders(vae: AutoencoderKL, rows: list[Row], tmp_pat
 
 
 def test_only_what_changed_is_encoded_again(
-    vae: AutoencoderKL, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vae: AutoencoderKL, rows: list[DataRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     loaded: list[str] = []
 
-    def counted(row: Row, view: View) -> torch.Tensor:
+    def counted(row: DataRow, view: View) -> torch.Tensor:
         loaded.append(row.name)
         return load_view(row, view)
 
@@ -84,7 +84,7 @@ def test_pictures_of_similar_shape_share_a_bucket_and_keep_nine_tenths(vae: Auto
     sizes = {"a": (32, 32), "b": (60, 33), "c": (20, 60), "d": (34, 60), "e": (64, 35)}
     for name, size in sizes.items():
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"{name}.png")
-    rows = [Row(open_container(tmp_path), f"{name}.png", (name,)) for name in sizes]
+    rows = [DataRow(open_container(tmp_path), f"{name}.png", (name,)) for name in sizes]
     encoded = encode_rows(vae, rows, DataConfig(train=tmp_path, resolution=32), tmp_path / "cache")
     data = LatentImages(rows, encoded, DataConfig(train=tmp_path))
     assert data.buckets[1] == data.buckets[4] and len(set(data.buckets)) == 4
@@ -96,12 +96,12 @@ def test_pictures_of_similar_shape_share_a_bucket_and_keep_nine_tenths(vae: Auto
 
 def test_sides_are_multiples_of_the_given_number(tmp_path: Path) -> None:
     Image.effect_noise((33, 20), 60).convert("RGB").save(tmp_path / "a.png")
-    rows, config = [Row(open_container(tmp_path), "a.png", ("a",))], DataConfig(train=tmp_path, resolution=16)
+    rows, config = [DataRow(open_container(tmp_path), "a.png", ("a",))], DataConfig(train=tmp_path, resolution=16)
     (one,) = encode_rows(IdentityVAE(IdentityVAEConfig()), rows, config, tmp_path / "cache", 4)
     assert one.cuts[0].shape[1] < one.cuts[0].shape[2] and all(side % 4 == 0 for side in one.cuts[0].shape[1:])
 
 
-def test_flip_mirrors_half_of_the_draws(vae: AutoencoderKL, rows: list[Row], tmp_path: Path) -> None:
+def test_flip_mirrors_half_of_the_draws(vae: AutoencoderKL, rows: list[DataRow], tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"flip": 0.5})
     encoded = encode_rows(vae, rows, config, tmp_path / "cache")
     data = LatentImages(rows, encoded, config)
@@ -112,7 +112,7 @@ def test_flip_mirrors_half_of_the_draws(vae: AutoencoderKL, rows: list[Row], tmp
 
 def test_random_crops_are_several_crops_of_one_picture(vae: AutoencoderKL, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((64, 32)).convert("RGB").save(tmp_path / "wide.png")
-    rows = [Row(open_container(tmp_path), "wide.png", ("wide",))]
+    rows = [DataRow(open_container(tmp_path), "wide.png", ("wide",))]
     config = DataConfig(train=tmp_path, resolution=16, buckets=False, crop="random")
     (encoded,) = encode_rows(vae, rows, config, tmp_path / "cache")
     assert len(encoded.cuts) == RANDOM_CROPS
@@ -121,7 +121,7 @@ def test_random_crops_are_several_crops_of_one_picture(vae: AutoencoderKL, tmp_p
 
 def test_background_is_the_colour_behind_transparent_pictures(tmp_path: Path) -> None:
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
-    row = Row(open_container(tmp_path), "clear.png", ("clear",))
+    row = DataRow(open_container(tmp_path), "clear.png", ("clear",))
     config = DataConfig(train=tmp_path, resolution=16, background="#ff0000")
     (view,) = views((16, 16), (16, 16), config, "")
     for pixels in (load_view(row, view), CaptionedImages([row], config)[0, 0]["pixels"]):
@@ -129,7 +129,7 @@ def test_background_is_the_colour_behind_transparent_pictures(tmp_path: Path) ->
 
 
 def test_large_pictures_are_encoded_few_at_a_time(
-    vae: AutoencoderKL, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vae: AutoencoderKL, rows: list[DataRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = []
     encode = AutoencoderKL.encode
@@ -147,7 +147,7 @@ def test_large_pictures_are_encoded_few_at_a_time(
 
 def test_shuffling_keeps_the_first_part_of_a_caption() -> None:
     config = DataConfig(train="x", shuffle_captions=True)
-    row = Row(open_container(Path(__file__).parent), "x.png", ("sks, b, c, d",))
+    row = DataRow(open_container(Path(__file__).parent), "x.png", ("sks, b, c, d",))
     seen = {choose_caption(row, config, random.Random(k)) for k in range(60)}
     assert len(seen) == 6 and all(caption.startswith("sks, ") for caption in seen)
 
@@ -155,7 +155,7 @@ def test_shuffling_keeps_the_first_part_of_a_caption() -> None:
 @pytest.mark.parametrize("comma", [", ", "，"])
 def test_parts_of_a_caption_are_dropped_with_the_given_probability(comma: str) -> None:
     config = DataConfig(train="x", tag_dropout=0.25)
-    row = Row(open_container(Path(__file__).parent), "x.png", (comma.join("abc"),))
+    row = DataRow(open_container(Path(__file__).parent), "x.png", (comma.join("abc"),))
     seen = [choose_caption(row, config, random.Random(k)) for k in range(4000)]
     assert set(seen) == {"a", "b", "c"} | {comma.join(pair) for pair in ("ab", "ac", "bc", "abc")}
     for part in "abc":  # where nothing would be left, all is
@@ -163,7 +163,7 @@ def test_parts_of_a_caption_are_dropped_with_the_given_probability(comma: str) -
 
 
 def test_the_prefix_is_never_dropped_and_parts_keep_their_comma() -> None:
-    row = Row(open_container(Path(__file__).parent), "x.png", ("sks, 猫，红",))
+    row = DataRow(open_container(Path(__file__).parent), "x.png", ("sks, 猫，红",))
     config = DataConfig(train="x", prefix="sks", tag_dropout=0.5, shuffle_captions=True)
     seen = {choose_caption(row, config, random.Random(k)) for k in range(200)}
     assert seen == {"sks", "sks, 猫", "sks，红", "sks, 猫，红", "sks，红, 猫"}

@@ -14,18 +14,18 @@ from latentdiff.data import latent_cache, latent_shards
 from latentdiff.data.archives import Container
 from latentdiff.data.latent_cache import LatentImages, encode_rows, load_view
 from latentdiff.data.latent_shards import MANIFEST, LatentShards
-from latentdiff.data.layouts import Row
+from latentdiff.data.layouts import DataRow
 from latentdiff.models.vae import IdentityVAE
 from tests.data.test_layouts import picture
 
 CONFIG = DataConfig(train="pictures", resolution=8)
 
 
-def many_rows(count: int) -> list[Row]:
+def many_rows(count: int) -> list[DataRow]:
     """Pictures in memory: one PNG, followed by different bytes for each picture."""
     names = tuple(f"{k:06}" for k in range(count))
     container = Container("many", names, lambda name: picture() + name.encode())
-    return [Row(container, name, (f"caption of picture {name}",)) for name in names]
+    return [DataRow(container, name, (f"caption of picture {name}",)) for name in names]
 
 
 def identity() -> IdentityVAE:
@@ -80,7 +80,7 @@ def test_an_interrupted_encoding_continues_after_its_last_shard(
     monkeypatch.setattr(latent_shards, "SHARD_BYTES", 8 * 6 * 8 * 8 * 2)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
-    def interrupted(row: Row, view: latent_cache.View) -> torch.Tensor:
+    def interrupted(row: DataRow, view: latent_cache.View) -> torch.Tensor:
         if len(loaded) == 21:
             raise KeyboardInterrupt
         loaded.append(row.name)

@@ -14,7 +14,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import CancelledError, DeadlineError, InternalError, QueueFullError, UnavailableError
-from latentdiff.serving.group import Group, GroupKey, Picture
+from latentdiff.serving.group import EngineImage, Group, GroupKey
 from latentdiff.serving.job import Job, Status
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import ModelSpec, ModelStore
@@ -79,7 +79,7 @@ def ready_group(count: int, guided: bool = False) -> Group:
 
     group = Group(GroupKey("small", (), (16, 16)))
     job = Job(request(images=count), WAIT)
-    group.active = [Picture(job, k, row=FakeRow()) for k in range(count)]  # type: ignore[arg-type]
+    group.active = [EngineImage(job, k, row=FakeRow()) for k in range(count)]  # type: ignore[arg-type]
     return group
 
 
