@@ -13,7 +13,7 @@ from benchmarks.machine import device_option, free_memory
 from benchmarks.networks import Network, flops, parameters
 from benchmarks.report import seconds_cells, table, write
 from benchmarks.turns import median
-from latentdiff.runtime import pick_dtype
+from latentdiff.runtime.device import pick_dtype
 
 ACTIVATIONS = 2**30  # approximate bytes of a call and of the libraries
 SINGLE_PRECISION = (REFERENCE, "ONNX Runtime float32", "stable-diffusion.cpp")

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from benchmarks.networks import Network, weights
-from latentdiff.runtime import DTYPES
+from latentdiff.runtime.device import DTYPES
 from latentdiff.runtime.optimize import prepare
 
 Call = Callable[[], Tensor]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentdiff.runtime import DTYPES
+from latentdiff.runtime.device import DTYPES
 
 NAME = "matrix product"
 # Rows, depth and columns. On a CPU, sizes like those of a U-Net's feed-forward layers are faster than large squares.
