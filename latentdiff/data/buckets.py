@@ -84,10 +84,16 @@ class Fitting:
     def problem(self, size: Size) -> tuple[str, str] | None:
         """The kind of error that a picture of this size causes, and its details; None if it is usable."""
         bucket = self.bucket(size)
-        if enlargement(size, bucket) > self.allow_upscale:
-            return "too small", f"{size[0]}x{size[1]} would be enlarged to {bucket[0]}x{bucket[1]}"
+        if (factor := enlargement(size, bucket)) > self.allow_upscale:
+            needed = math.ceil(factor * 100) / 100
+            return "too small", (
+                f"{size[0]}x{size[1]} would be enlarged {factor:.2f} times to {bucket[0]}x{bucket[1]}, more than "
+                f"{self.allow_upscale:g}; use a larger picture, or --allow-upscale {needed:g}"
+            )
         if self.buckets and (lost := lost_area(size, bucket)) > self.max_crop + 1e-9:
-            return "too narrow", f"{size[0]}x{size[1]} would lose {lost:.0%} of its area, more than {self.max_crop:.0%}"
+            return "too narrow", (
+                f"{size[0]}x{size[1]} would lose {lost:.0%} of its area, more than {self.max_crop:.0%}; crop it"
+            )
         return None
 
 

@@ -153,7 +153,7 @@ def _findings(
         if not row.captions and not prefix:
             yield Finding("no caption", row.where, row.name, "nothing describes it; add a caption")
         if not look.problem and first.setdefault(look.digest, row).name != row.name:
-            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].name}")
+            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].name}; remove one")
         for caption in row.captions or [""]:
             if lost := lost_words(prefixed(caption, prefix)):
                 yield Finding("long caption", row.where, row.name, f"exceeds the token limit; lost: {lost!r}")

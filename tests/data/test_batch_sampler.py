@@ -151,6 +151,16 @@ def test_small_enlargements_are_allowed_up_to_the_limit() -> None:
         assert (found and found[0]) == kind
 
 
+def test_a_picture_that_is_too_small_is_told_the_factor_that_would_allow_it() -> None:
+    kind, detail = Fitting(512).problem((480, 480)) or ("", "")
+    assert kind == "too small" and detail.startswith(
+        "480x480 would be enlarged 1.07 times to 512x512, more than 1.05; "
+    )
+    assert detail.endswith("--allow-upscale 1.07") and Fitting(512, allow_upscale=1.07).problem((480, 480)) is None
+    kind, detail = Fitting(512).problem((400, 400)) or ("", "")
+    assert Fitting(512, allow_upscale=float(detail.split()[-1])).problem((400, 400)) is None
+
+
 def test_a_picture_that_just_covers_a_bucket_is_not_enlarged_to_another() -> None:
     assert lost_area((640, 384), (704, 384)) < lost_area((640, 384), (576, 384))
     fitting = Fitting(512)
