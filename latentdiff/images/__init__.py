@@ -1,1 +1,5 @@
-"""Images outside the model: guarded decoding, resizing, grids."""
+"""Images outside the model.
+
+`reading` takes images in any form and calls `decoding` for the bytes of files. `fit`, `masks` and `edit` prepare the
+inputs of a model; `upscaling`, `image_grid` and `sheet` use its outputs.
+"""
