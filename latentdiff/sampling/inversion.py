@@ -1,4 +1,4 @@
-"""DDIM inversion: find the noise from which the deterministic sampler reproduces a given image."""
+"""DDIM inversion: the reversed plan, whose steps lead from an image to the noise that reproduces it."""
 
 from collections.abc import Mapping
 from typing import Any
