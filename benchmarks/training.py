@@ -21,6 +21,7 @@ from benchmarks.training_shapes import Shape, emoji, write_pictures
 from benchmarks.training_sides import SIDES
 from benchmarks.turns import Worker, alternate
 from latentdiff.runtime.device import pick_device
+from latentdiff.training.processes import usual_precision
 
 
 @contextmanager
@@ -94,6 +95,7 @@ def write(figures: dict[str, Figures], shape: Shape, command: str) -> Path:
         "command": command,
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
+        "mixed_precision": usual_precision(),
         "versions": versions(),
         "shape": shape.model_dump(mode="json"),
         "sides": {name: asdict(found) for name, found in figures.items()},
@@ -118,7 +120,8 @@ def main() -> None:
     shape = Shape(latents=given.latents) if given.sd15 else emoji()
     figures = measure(shape, given.rounds, given.steps, together=not given.sd15)
     path = write(figures, shape, " ".join(["python -m benchmarks.training", *sys.argv[1:]]))
-    print(f"{tabulate(figures)}\n\n{shape.name}, batch {shape.batch}, bf16 autocast, {torch.get_num_threads()} threads")
+    settings = f"batch {shape.batch}, mixed precision {usual_precision()}, {torch.get_num_threads()} threads"
+    print(f"{tabulate(figures)}\n\n{shape.name}, {settings}")
     print(f"written to {path}")
 
 

@@ -29,7 +29,9 @@ from latentdiff.runtime.memory import peak_memory
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.denoiser import DenoiserTask
+from latentdiff.training.frozen import COMPUTE
 from latentdiff.training.loop import Run
+from latentdiff.training.processes import usual_precision
 from latentdiff.training.run_folder import RunFolder
 
 Item = dict[str, Tensor]
@@ -59,7 +61,7 @@ def config(shape: Shape, folder: Path) -> DenoiserConfig:
         {
             "task": "unet",
             "data": {"train": folder / "pictures", "resolution": shape.resolution, "batch_size": shape.batch},
-            "run": {"output": folder / "run", "tracker": "none"},
+            "run": {"output": folder / "run", "tracker": "none", "mixed_precision": usual_precision()},
         }
     )
 
@@ -121,7 +123,8 @@ class Script:
         from transformers import CLIPTextConfig, CLIPTextModel
 
         diffusers.utils.logging.set_verbosity_error()
-        self.accelerator = Accelerator(mixed_precision="bf16")
+        precision = usual_precision()
+        self.accelerator, self.dtype = Accelerator(mixed_precision=precision), COMPUTE[precision]
         optim = config(shape, folder).optim
         unet = diffusers.UNet2DConditionModel.from_config(shape.unet.write())
         self.scale = shape.vae.scaling_factor
@@ -129,7 +132,7 @@ class Script:
         self.vae = diffusers.AutoencoderKL.from_config(shape.vae.write()).requires_grad_(False).eval()
         self.text = CLIPTextModel(CLIPTextConfig.from_dict(shape.text.write())).requires_grad_(False).eval()
         for frozen in (self.vae, self.text):
-            frozen.to(self.accelerator.device, torch.bfloat16)
+            frozen.to(self.accelerator.device, self.dtype)
         optimizer = torch.optim.AdamW(unet.parameters(), optim.learning_rate, optim.betas, weight_decay=0.01)
         pictures = Pictures(read_rows(folder / "pictures", config(shape, folder).data), shape)
         self.cached = cached
@@ -145,7 +148,7 @@ class Script:
     def encode(self, batch: Item) -> Item:
         """Mean and standard deviation from the VAE, and hidden states from the text encoder."""
         device = self.accelerator.device
-        posterior = self.vae.encode(batch["pixels"].to(device, torch.bfloat16)).latent_dist
+        posterior = self.vae.encode(batch["pixels"].to(device, self.dtype)).latent_dist
         hidden = self.text(batch["ids"].to(device), return_dict=False)[0]
         return {"mean": posterior.mean, "std": posterior.std, "hidden": hidden}
 
@@ -166,7 +169,7 @@ class Script:
         noise = torch.randn_like(latents)
         steps = self.scheduler.config.num_train_timesteps
         timesteps = torch.randint(0, steps, (len(latents),), device=latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps).to(torch.bfloat16)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
         output = self.unet(noisy, timesteps, encoded["hidden"], return_dict=False)[0]
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise

@@ -109,11 +109,12 @@ class RunConfig(Config):
 
     early_stopping: number of evaluations without a lower held-out loss after which the run ends.
     gradient_checkpointing: recompute activations in the backward pass, to use less memory.
+    mixed_precision: "auto" is bf16, or "no" on CPUs without bfloat16 instructions; a resumed run keeps its precision.
     """
 
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
     early_stopping: PositiveInt | None = None

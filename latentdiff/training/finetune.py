@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentdiff.checkpoints.components import read_limits
 from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.config.base import load_yaml, validate
@@ -14,9 +12,8 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
 from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError
-from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.build_task import open_base_model
-from latentdiff.training.processes import process_state
+from latentdiff.training.processes import process_state, usual_precision
 from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
@@ -127,17 +124,12 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
         },
         "run": {
             "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
-            "mixed_precision": given.get("mixed_precision", _usual_precision()), "sample_every": max(1, steps // 4),
+            "mixed_precision": given.get("mixed_precision", usual_precision()), "sample_every": max(1, steps // 4),
             "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
             "gradient_checkpointing": resolution >= LARGE_MODEL,
         },
         **{name: given[name] for name in ("rank", "text_encoder", "init_word") if name in given},
     }  # fmt: skip
-
-
-def _usual_precision() -> str:
-    """bf16 where `dtype="auto"` is bfloat16; CPUs that emulate it take twice as long with it as in float32."""
-    return "bf16" if pick_dtype("auto", process_state().device) == torch.bfloat16 else "no"
 
 
 def _global_batch(given: int | None, usual: int, parts: int) -> int:

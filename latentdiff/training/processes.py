@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from latentdiff.config.train import RunConfig
 from latentdiff.errors import InputError
+from latentdiff.runtime.device import pick_dtype
 
 T = TypeVar("T")
 
@@ -33,6 +34,11 @@ def on_main_process(make: Callable[[], T]) -> T:
 def on_many_cpus() -> bool:
     """Whether a launcher started this process among others on a machine without an accelerator."""
     return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
+def usual_precision() -> str:
+    """bf16 where `dtype="auto"` is bfloat16; CPUs that emulate it take twice as long with it as in float32."""
+    return "bf16" if pick_dtype("auto", process_state().device) == torch.bfloat16 else "no"
 
 
 def check_launcher(run: RunConfig) -> None:

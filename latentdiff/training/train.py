@@ -15,7 +15,7 @@ from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
 from latentdiff.training.build_task import build_task, picture_limits
 from latentdiff.training.loop import Stopped, fit
-from latentdiff.training.processes import check_launcher, on_main_process, process_state
+from latentdiff.training.processes import check_launcher, on_main_process, process_state, usual_precision
 from latentdiff.training.report import write_report
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.trackers import check_tracker
@@ -28,8 +28,18 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
     """
     folder = RunFolder(config.run.output)
     folder.check(resume, config.task)
+    config = with_precision(config, folder if resume else None)
     config, checked = on_main_process(lambda: _check_pictures(config, folder, skip_bad))
     train_checked(config, checked, folder, resume, auto_batch)
+
+
+def with_precision(config: TrainConfig, resumed: RunFolder | None = None) -> TrainConfig:
+    """The config with "auto" replaced by the precision of the run to resume, or else by the usual one here."""
+    if config.run.mixed_precision != "auto":
+        return config
+    begun = {} if resumed is None else yaml.safe_load(resumed.config.read_text(encoding="utf-8"))["run"]
+    precision = begun.get("mixed_precision", usual_precision())
+    return config.model_copy(update={"run": config.run.model_copy(update={"mixed_precision": precision})})
 
 
 def _check_pictures(config: TrainConfig, folder: RunFolder, skip_bad: bool) -> tuple[TrainConfig, DataCheck]:

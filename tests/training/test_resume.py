@@ -184,3 +184,15 @@ def test_a_second_run_in_one_process_keeps_its_own_precision(unet_config: Make, 
     train(train_config.validate_python(config))
     plain = losses(run(unet_config(tmp_path / "plain", max_steps=2)))
     assert plain != losses(logged(tmp_path / "run"))
+
+
+def test_auto_is_the_usual_precision_and_a_resumed_run_keeps_its_own(
+    unet_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = unet_config(tmp_path / "run", max_steps=2)
+    config["run"]["mixed_precision"] = "auto"
+    for usual, steps in (("bf16", 2), ("no", 4)):
+        monkeypatch.setattr("latentdiff.training.train.usual_precision", lambda usual=usual: usual)
+        config["optim"]["max_steps"] = steps
+        run(config, resume=steps > 2)
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["mixed_precision"] == "bf16"
