@@ -19,13 +19,13 @@ from benchmarks.report import table, write
 from benchmarks.turns import alternate
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.animation import animate
-from latentdiff.cli.progress import PreviewFile
+from latentdiff.cli.progress import EVERY, PreviewFile
 from latentdiff.denoiser import keep_known
 from latentdiff.inputs import read_inputs
 from latentdiff.sampling.loop import StepInfo
 
 PROMPT, OTHER = "a red apple", "an orange"
-PREVIEW_EVERY = 5  # steps, the default of the command
+PARTS = ("steps", "rates", "memory")
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -46,6 +46,13 @@ def step_seconds(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> li
     return [later - earlier for earlier, later in pairwise(moments)]
 
 
+def sampling(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> float:
+    """Seconds of all steps of a call, without encoding and decoding."""
+    inputs = read_inputs(pipe.limits, **arguments)
+    rows = pipe.start(inputs)
+    return seconds(lambda: pipe.sample_rows(rows, inputs))
+
+
 def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) -> list[list[str]]:
     """The time of image to image relative to text to image, and the additional time of masks and previews per step,
     timed separately.
@@ -53,13 +60,9 @@ def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) 
     image = pipe(**call).images[0]
     mask = Image.new("L", image.size)
     mask.paste(255, (image.width // 4, image.height // 4, image.width // 2, image.height // 2))
-    latent = call | {"output_type": "latent", "image": None}
-    half = call | {"output_type": "latent", "image": image, "strength": 0.5}
+    half = call | {"image": image, "strength": 0.5}
 
-    def sampling(arguments: dict[str, Any]) -> float:
-        return sum(step_seconds(pipe, arguments))
-
-    turns = alternate({"all": lambda: sampling(latent), "half": lambda: sampling(half)}, rounds)
+    turns = alternate({"all": lambda: sampling(pipe, call), "half": lambda: sampling(pipe, half)}, rounds)
     whole, part = (statistics.median(turns[name]) for name in ("all", "half"))
     step = statistics.median(step_seconds(pipe, call))
     inputs = read_inputs(pipe.limits, **call, image=image, mask_image=mask)
@@ -68,7 +71,7 @@ def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) 
     keep = best(lambda: keep_known(lambda latents, _: latents, rows)(x0, None))  # type: ignore[arg-type]
     with TemporaryDirectory() as folder:
         preview = PreviewFile(Path(folder) / "look.png", 1, pipe)
-        shown = best(lambda: preview(StepInfo(1, 2, 0.0, x0, x0))) / PREVIEW_EVERY
+        shown = best(lambda: preview(StepInfo(1, 2, 0.0, x0, x0))) / EVERY
     return [
         [
             "sampling at strength 0.5, relative to text to image",
@@ -77,7 +80,7 @@ def additions(pipe: LatentDiffusionPipeline, call: dict[str, Any], rounds: int) 
         ],
         ["a mask, relative to a step", f"{1e3 * keep:.3f} ms of {1e3 * step:.1f} ms", f"{keep / step:.2%}"],
         [
-            f"a preview every {PREVIEW_EVERY} steps",
+            f"a preview every {EVERY} steps",
             f"{1e3 * shown:.3f} ms of {1e3 * step:.1f} ms",
             f"{shown / step:.2%}",
         ],
@@ -125,23 +128,27 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="tables to make; all by default")
     given = parser.parse_args()
     pipe = LatentDiffusionPipeline.from_pretrained(given.model, device=given.device)
     call = {"prompt": PROMPT, "seed": 0, "sampler": "ddim", "num_inference_steps": given.steps, "guidance_scale": 5.0}
-    parts: dict[tuple[str, ...], Callable[[], list[list[str]]]] = {
-        ("", "times", "ratio"): lambda: additions(pipe, call, given.rounds),
-        ("", "animate, frames a second", "pipeline, images a second", "ratio"): lambda: rates(
-            pipe, given.steps, given.batches, given.rounds
-        ),
-        ("--tile 128", "peak memory GiB", "with --hires 2"): lambda: memory(given.sizes),
+    head = {
+        "steps": ["", "times", "ratio"],
+        "rates": ["", "animate, frames a second", "pipeline, images a second", "ratio"],
+        "memory": ["--tile 128", "peak memory GiB", "with --hires 2"],
+    }
+    measure: dict[str, Callable[[], list[list[str]]]] = {
+        "steps": lambda: additions(pipe, call, given.rounds),
+        "rates": lambda: rates(pipe, given.steps, given.batches, given.rounds),
+        "memory": lambda: memory(given.sizes),
     }
     tables = []
-    for head, measure in parts.items():
-        tables.append(table(list(head), measure()))
+    for part in given.parts:
+        tables.append(table(head[part], measure[part]()))
         print(tables[-1], flush=True)  # so that an interrupted run keeps its results
     body = "\n\n".join(tables)
     about = f"The bundled model, {pipe.dtype}, {given.steps} DDIM steps, guidance 5; medians of {given.rounds} rounds."
-    write("editing_emoji", about, body, torch.device(given.device))
+    write("_".join(["editing_emoji", *given.parts]), about, body, torch.device(given.device))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ class LoadedModel:
         """
         options = choose_options(optimize, approximate, low_memory)
         chosen_device = options.device(device)
-        dtype = open_arguments(diffusers_names).get("dtype", dtype)
+        theirs = open_arguments(diffusers_names)
+        if theirs and dtype != "auto":
+            raise InputError("torch_dtype= and dtype= have the same meaning; omit one of them")
+        dtype = theirs.get("dtype", dtype)
         chosen_dtype = pick_dtype(dtype_name(dtype), chosen_device)
         source = open_model(path_or_id, OpenOptions(allow_pickle, prediction_type, variant, vae, unet))
         options.await_weights(chosen_device, chosen_dtype)

@@ -1,5 +1,6 @@
 """From a prompt to an image: encode the text, sample latents from noise, decode them to pixels."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,7 +122,7 @@ class LatentDiffusionPipeline(LoadedModel):
         prompt = spread(prompt, image)
         count = (1 if isinstance(prompt, str) else len(prompt)) * num_images_per_prompt
         sizes = {name: diffusers_names.pop(name) for name in SIZE_NAMES if name in diffusers_names}
-        given = call_arguments(diffusers_names, count)
+        given = call_arguments(diffusers_names, count, {"seed": seed, "callback": callback})
         seed, callback = given.get("seed", seed), given.get("callback", callback)
         inputs = read_inputs(
             self.limits, prompt, negative_prompt=negative_prompt, num_inference_steps=num_inference_steps,
@@ -170,6 +171,8 @@ class LatentDiffusionPipeline(LoadedModel):
             if inputs.guidance is not None or len(joined) > 1:
                 unconditional = _with_ids(self._unconditional(negative, inputs), inputs.time_ids[1])
                 row = replace(row, negative=unconditional, guidance=inputs.guidance or row.guidance)
+            elif negative and any(negative):
+                warnings.warn("the negative prompt has no effect without guidance (a scale above 1)", stacklevel=2)
             rows.append(row)
         if inputs.canvases is None:
             return rows

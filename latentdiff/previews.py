@@ -13,39 +13,40 @@ SD_FACTORS = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.26
 """For SD 1 and 2, channel by channel and a bias; source: discuss.huggingface.co/t/23204, "Decoding latents to RGB"."""
 XL_BYTES = ((60, 60, 60), (-60, -5, 10), (25, 15, -5), (-70, -50, -35), (150, 140, 130))
 """For SDXL, in steps of 8 bits; source: T. Vass, "Explaining the SDXL latent space", huggingface.co/blog."""
-FITTED, DISCS, SIDE = (
-    32,
-    2,
-    16,
-)  # images to which other maps are fitted, discs in each, and latents per side; these values gave
+EMOJI_FACTORS = (
+    (-0.48, -0.57, -0.539), (0.173, -0.084, -1.777), (0.26, 0.013, -0.652),
+    (-1.011, -0.657, -0.147), (0.197, 0.299, 1.297), (-1.699, -0.68, 0.175),
+    (-1.068, -0.644, -0.329), (0.011, 0.272, 0.74), (1.252, 0.868, 0.968),
+)  # fmt: skip
+"""For the bundled model, as `_fitted` computes them in seconds; a test compares them."""
+FITTED, DISCS, SIDE = 32, 2, 16  # images to which other maps are fitted, discs in each, latents per side; these gave
 # 19 dB on images of the bundled model, of 20 that a linear map can reach, 16 to 48 images of 2 or 3 discs at least 16
 
 
 class Previewer:
-    """Converts x0 to a small image, with published factors for the VAEs of SD 1, 2 and XL, otherwise fitted ones."""
+    """Converts x0 to a small image, with known factors for SD 1, 2, XL and the bundled model, else fitted ones."""
 
     def __init__(self, pipe: LatentDiffusionPipeline) -> None:
-        self._factors = _published(pipe)
-        if self._factors is None:
-            self._factors = _fitted(pipe)
+        known = _known(pipe)
+        self._factors = _fitted(pipe) if known is None else known
 
     def __call__(self, x0: Tensor) -> Image.Image:
         """x0 [C, h, w] to an image of w x h pixels."""
-        assert self._factors is not None
         colours = _with_one(x0[None].float().cpu())[0] @ self._factors
         return Image.fromarray(((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
 
 
-def _published(pipe: LatentDiffusionPipeline) -> Tensor | None:
+def _known(pipe: LatentDiffusionPipeline) -> Tensor | None:
+    """The factors of a VAE that its numbers identify."""
     config = pipe.vae.config
-    if not isinstance(config, VAEConfig) or config.latent_channels != 4 or config.downscale != 8:
+    if not isinstance(config, VAEConfig) or config.downscale != 8:
         return None
-    if abs(config.scaling_factor - 0.18215) < 1e-4:
-        return torch.tensor(SD_FACTORS)
-    if abs(config.scaling_factor - 0.13025) < 1e-4:
-        bytes_ = torch.tensor(XL_BYTES, dtype=torch.float32) / 127.5
-        bytes_[-1] -= 1
-        return bytes_
+    xl = torch.tensor(XL_BYTES, dtype=torch.float32) / 127.5
+    xl[-1] -= 1
+    known = {(4, 0.18215): torch.tensor(SD_FACTORS), (4, 0.13025): xl, (8, 0.4676): torch.tensor(EMOJI_FACTORS)}
+    for (channels, scale), factors in known.items():
+        if config.latent_channels == channels and abs(config.scaling_factor - scale) < 1e-5:
+            return factors
     return None
 
 

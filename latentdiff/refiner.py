@@ -31,6 +31,8 @@ def generate_refined(
     _check_pair(pipe, refiner)
     if not 0 < switch < 1:
         raise InputError(f"refiner_switch={switch:g} (--refiner-switch) must be between 0 and 1; try {SWITCH}")
+    if arguments.get("source_prompt") is not None:
+        raise InputError("source_prompt= (--source-prompt) cannot be combined with a refiner; omit one of them")
     output_type = arguments.pop("output_type", "pil")
     sampling = _sampling(pipe, arguments)
     of_base = {name: value for name, value in arguments.items() if name not in SCORES}

@@ -24,6 +24,7 @@ from tests.small import small_components
 
 PROMPT = "a red apple"
 KEEP_NOTHING = EditOptions(paste_back=False)
+MASKED: dict[str, Any] = {"mask_image": Image.fromarray(np.eye(16, 32, dtype=np.uint8) * 255)}
 
 
 def picture(width: int = 32, height: int = 16, seed: int = 0) -> Image.Image:
@@ -120,7 +121,7 @@ def test_instruct_pix2pix_equals_diffusers(kind: str, guidance_scale: float, mod
     settings: dict[str, Any] = {"image": picture(), "num_inference_steps": 10, "guidance_scale": guidance_scale}
     settings |= {"height": 16, "width": 32}
     folder = model_with(8, xl=kind == "XL")
-    options = EditOptions(image_guidance_scale=2.0)
+    options = EditOptions(image_guidance_scale=2.0) if guidance_scale > 1 else None
     ours = opened(folder)(PROMPT, seed=5, edit=options, output_type="np", **settings).images[0]
     if not kind:
         del settings["height"], settings["width"]  # diffusers takes those of the image
@@ -278,6 +279,21 @@ def test_threads_with_different_jobs(pipe: LatentDiffusionPipeline) -> None:
         ({"image": np.zeros((4, 4, 7), np.uint8)}, r"shape \[4, 4, 7\]"),
         ({"image": np.full((4, 4, 3), 3.0)}, "values from 3 to 3"),
         ({"edit": EditOptions(only_masked=4)}, "only_masked=4 requires a mask"),
+        ({"edit": EditOptions(mask_grow=2)}, "mask_grow=2 requires a mask"),
+        ({"edit": EditOptions(mask_blur=1)}, "mask_blur=1 requires a mask"),
+        ({"edit": EditOptions(mask_fill="blur"), "strength": 0.5}, "mask_fill='blur' requires a mask"),
+        ({"edit": EditOptions(paste_back=False)}, "paste_back=False requires a mask"),
+        ({"edit": EditOptions(image_guidance_scale=3)}, "image_guidance_scale=3 requires an InstructPix2Pix model"),
+        (MASKED | {"edit": EditOptions(mask_fill="noise")}, "mask_fill='noise' has no effect at strength 1"),
+        (MASKED | {"edit": EditOptions(only_masked=4, fit="contain")}, "fit='contain' has no effect with only_masked"),
+        (MASKED | {"edit": EditOptions(only_masked=4, paste_back=False)}, "paste_back=False has no effect with"),
+        ({"guidance_interval": (0.2, 0.8), "guidance_scale": 1}, "guidance_interval=0.2, 0.8 has no effect"),
+        ({"image": torch.zeros(1, 4, 8, 8), "height": 32}, "height=32 is not that of the latents in image=, 16"),
+        (
+            {"image": torch.zeros(1, 4, 8, 8), "denoising_start": 0.5, "variation_strength": 0.2},
+            "variation_strength= and denoising_start= both set where sampling starts",
+        ),
+        ({"generator": torch.Generator().manual_seed(1), "seed": 3}, "generator= and seed= have the same meaning"),
     ],
 )
 def test_invalid_edits_are_errors(change: dict[str, Any], message: str, pipe: LatentDiffusionPipeline) -> None:
@@ -315,3 +331,12 @@ def test_models_that_read_an_image_name_the_missing_input(model_with: Callable[[
         editing(PROMPT, image=picture(), mask_image=mask_of((1, 1, 9, 9)))
     with pytest.raises(InputError, match="strength= is not used"):
         editing(PROMPT, image=picture(), strength=0.5)
+    with pytest.raises(InputError, match=r"image_guidance_scale=2.0 requires .* guidance above 1"):
+        editing(PROMPT, image=picture(), guidance_scale=1.0, edit=EditOptions(image_guidance_scale=2.0))
+    with pytest.raises(InputError, match=r"extend={'left': 8} cannot be used with an image-editing checkpoint"):
+        editing(PROMPT, image=picture(), edit=EditOptions(extend={"left": 8}))
+
+
+def test_a_negative_prompt_without_guidance_is_a_warning(pipe: LatentDiffusionPipeline) -> None:
+    with pytest.warns(UserWarning, match="the negative prompt has no effect without guidance"):
+        pipe(PROMPT, negative_prompt="blue", guidance_scale=1, num_inference_steps=1)

@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.config.model import VAEConfig
-from latentdiff.previews import Previewer
+from latentdiff.previews import Previewer, _fitted, _known
 
 
 def test_a_map_that_is_linear_is_found(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,10 @@ def test_vaes_of_sd_and_xl_have_published_maps(model_folder: Path, monkeypatch: 
         assert np.array(Previewer(pipe)(torch.randn(4, 8, 8))).std() > 10
     assert (np.abs(grey[0.18215].astype(int) - 127) <= 1).all()
     assert grey[0.13025][0, 0].tolist() == [150, 140, 130]
+
+
+@pytest.mark.slow
+def test_the_factors_of_the_bundled_model_are_those_that_are_fitted() -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(device="cpu", dtype="float32")
+    known = _known(pipe)
+    assert known is not None and (known - _fitted(pipe)).abs().max() <= 2e-3

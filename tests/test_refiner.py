@@ -7,15 +7,18 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import InputError
+from latentdiff.images.edit import EditOptions
 from latentdiff.refiner import generate_refined
 from latentdiff.sampling.samplers import SAMPLERS
 from tests.small import write_small_refiner
 
 PROMPT = "a red apple"
+EXTENDED: dict[str, Any] = {"image": Image.new("RGB", (16, 16)), "edit": EditOptions(extend={"left": 8})}
 SIZES: dict[str, Any] = {
     "original_size": (40, 24), "crops_coords_top_left": (3, 5), "target_size": (30, 20),
     "negative_original_size": (12, 14), "negative_crops_coords_top_left": (0, 1), "negative_target_size": (8, 9),
@@ -130,6 +133,11 @@ def test_batches_lora_tags_and_second_prompts_are_of_the_base_model(base: Any, r
         generate_refined(base, refiner, prompt="a <lora:x:1>", num_inference_steps=6)
 
 
+def test_an_inversion_has_no_refiner(base: Any, refiner: Any) -> None:
+    with pytest.raises(InputError, match=r"source_prompt= \(--source-prompt\) cannot be combined with a refiner"):
+        generate_refined(base, refiner, prompt=PROMPT, source_prompt=PROMPT, image=EXTENDED["image"])
+
+
 def test_a_callback_can_stop_either_model(base: Any, refiner: Any) -> None:
     for last in (2, 7):
         calls: list[int] = []
@@ -161,8 +169,9 @@ def test_only_the_refiner_reads_a_score(refiner: Any) -> None:
         (
             "base",
             {"denoising_start": 0.5, "strength": 0.3, "image": torch.zeros(1, 4, 8, 8)},
-            "both set the first step",
+            "both set where sampling starts",
         ),
+        ("base", EXTENDED | {"denoising_end": 0.5}, "denoising_end= and refiners cannot be used with a mask, extend"),
     ],
 )
 def test_incompatible_settings_are_named_in_the_error(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.animation import animate, frame_count
-from latentdiff.cli.finished_images import cached_path, is_cached
+from latentdiff.cli.finished_images import cached_path, check_cache, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
 from latentdiff.cli.progress import check_preview, preview_file
@@ -22,7 +22,7 @@ from latentdiff.recipe.animations import check_animation, write_animation
 from latentdiff.recipe.schema import AnimationRecipe
 from latentdiff.sampling.seeds import seeds_per_image
 
-FRAMES, FPS, PREVIEW_EVERY = 16, 12.0, 5
+FRAMES, FPS = 16, 12.0
 USUAL: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
 NOT_SETTINGS = {"animation", "prompt", "seed", "model_hash", "hashes", "version"}
 
@@ -61,6 +61,7 @@ def run(request: AnimationRequest) -> None:
     total = frame_count(len(prompts), frames)
     check_animation(request.output, fps)
     check_writable_parent(request.output)
+    check_cache(request.output, "frames")
     check_preview(request.preview)
     settings = USUAL | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
     opened = open_pipeline(request.device, settings)
@@ -90,7 +91,7 @@ def _make_frames(
     paths = [cached_path(request.output, "frames", recipe) for recipe in recipes]
     done = {index for index, path in enumerate(paths) if is_cached(path, recipes[index])}
     call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
-    animation, preview = recipes[0].animation, preview_file(pipe, request.preview, PREVIEW_EVERY)
+    animation, preview = recipes[0].animation, preview_file(pipe, request.preview)
     assert animation is not None
     keys = animation.prompts, animation.seeds, animation.frames
     with tqdm(desc="frames", total=len(paths), initial=len(done), disable=None, file=sys.stderr) as bar:

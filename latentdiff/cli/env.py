@@ -12,7 +12,7 @@ import latentdiff
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.cpu_features import capabilities
 from latentdiff.runtime.device import pick_device, pick_dtype
-from latentdiff.runtime.native import cache_folder, kernel_variant, variants
+from latentdiff.runtime.native import cache_folder, kernel_variant, problems, variants, why_none
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 
@@ -33,9 +33,10 @@ def environment() -> Iterator[str]:
     yield f"latentdiff {latentdiff.__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield f"processor: {platform.machine()} with {', '.join(sorted(capabilities())) or 'unknown capabilities'}"
-    yield f"kernels: {kernel_variant() or 'none, PyTorch computes everything'}"
+    yield f"kernels: {kernel_variant() or f'none ({why_none()}), PyTorch computes everything'}"
     for name, missing in variants().items():
-        yield f"  {name}: {'this processor lacks ' + ', '.join(missing) if missing else 'runs here'}"
+        lacks = f"this processor lacks {', '.join(missing)}" if missing else None
+        yield f"  {name}: {lacks or problems().get(name, 'runs here')}"
     yield f"device auto: {device}, dtype auto: {pick_dtype('auto', device)}"
     yield f"threads: {torch.get_num_threads()} of {os.cpu_count()}"
     yield f"cache folders: {cache_folder()}, {_hub_cache()}"

@@ -42,6 +42,8 @@ def run(request: Request) -> None:
     refining = take_refiner(settings, hires)
     checker = None if request.safety is None else ContentChecker(request.safety)
     opened = open_pipeline(local_device(request.device), settings)
+    if (scale := request.given.get("image_guidance_scale")) is not None and opened.pipe.task != "edit":
+        raise InputError(f"--image-guidance-scale {scale:g} is for InstructPix2Pix models; pass one with --model")
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
     if refining is not None:
@@ -91,7 +93,7 @@ def _check_outputs(request: Request, planned: list[PlannedImage]) -> None:
     else:
         for item in planned:
             check_writable_parent(item.path)
-    check_preview(request.preview)
+    check_preview(request.preview, request.preview_every)
     if request.preview and request.safety in ("blur", "refuse"):
         raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
     if request.num_processes:

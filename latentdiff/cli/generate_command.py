@@ -174,7 +174,7 @@ def generate(
     preview: Annotated[
         Path | None, typer.Option(help="PNG with previews of the unfinished images, updated during sampling.")
     ] = None,
-    preview_every: Annotated[int, typer.Option(min=1, help="Steps between previews.")] = 5,
+    preview_every: Annotated[int | None, typer.Option(min=1, help="Steps between previews. [default: 5]")] = None,
     safety: Annotated[
         str | None,
         typer.Option(help="Check the content of images, and flag, blur or refuse nudity. [default: no check]"),

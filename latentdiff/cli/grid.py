@@ -10,12 +10,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentdiff
-from latentdiff.cli.finished_images import cached_path, is_cached
+from latentdiff.cli.finished_images import cached_path, check_cache, is_cached
 from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, open_pipeline
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
-from latentdiff.images.decoding import FORMATS
+from latentdiff.images.decoding import FORMATS, decode
 from latentdiff.images.reading import read_images
 from latentdiff.images.sheet import contact_sheet, labelled_grid
 from latentdiff.recipe import Recipe, write_image
@@ -49,10 +49,16 @@ def parse_axis(text: str, option: str) -> Axis:
     words = [word.strip() for word in values.split(",") if word.strip()]
     if not equals or not words:
         raise InputError(f"{option} {text}: write a setting and its values, for example steps=5,10,20")
+    return Axis(key, [_value(key, word, f"{option} {text}") for word in words])
+
+
+def _value(key: str, word: str, place: str) -> Any:
+    kind = AXES[key]
     try:
-        return Axis(key, [AXES[key](word) for word in words])
+        return kind(word)
     except ValueError as error:
-        raise InputError(f"{option} {text}: the values of {key} are numbers; write for example {key}=1,2,3") from error
+        rule = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{place}: {word!r}: the values of {key} are {rule}; write for example {key}=1,2,3") from error
 
 
 def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: dict[str, Any]) -> None:
@@ -65,6 +71,7 @@ def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: di
         raise InputError(f"the grid has {count} cells, more than {MOST_CELLS}; use fewer values")
     check_writable_parent(output)
     _check_png(output)
+    check_cache(output, "cells")
     settings = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "seed": 0} | DEFAULT_OPTIONS | given
     opened = open_pipeline(device, settings)
     usual = opened.pipe.generation.model_dump()
@@ -112,7 +119,7 @@ def _draw(opened: Any, settings: dict[str, Any], output: Path, bar: Any) -> Imag
     return image
 
 
-def contact(folder: Path, output: Path, columns: int, side: int) -> None:
+def contact(folder: Path, output: Path, columns: int = 6, side: int = 160) -> None:
     """Write a contact sheet of a folder's images. Raises InputError."""
     check_writable_parent(output)
     _check_png(output)
@@ -123,7 +130,7 @@ def contact(folder: Path, output: Path, columns: int, side: int) -> None:
         raise InputError(f"--folder {folder} contains no images; pass a folder with {', '.join(SUFFIXES)} files")
     images = []
     for path in paths:
-        image = read_images(path)[0]
+        image = decode(path.read_bytes(), str(path))  # of animations the first frame
         image.thumbnail((side, side))
         images.append(image)
     _save(contact_sheet(images, [path.name for path in paths], columns, side), output)

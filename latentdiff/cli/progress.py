@@ -12,6 +12,7 @@ from latentdiff.previews import Previewer
 from latentdiff.sampling.loop import StepInfo
 
 LONGEST_SIDE = 512  # pixels of a preview
+EVERY = 5  # steps between previews
 
 
 class Progress:
@@ -53,14 +54,16 @@ class PreviewFile:
             partial.unlink(missing_ok=True)
 
 
-def check_preview(path: Path | None) -> None:
+def check_preview(path: Path | None, every: int | None = None) -> None:
     """Raise InputError unless previews can be written to `path`; None means no previews."""
+    if path is None and every is not None:
+        raise InputError(f"--preview-every {every} requires a file; pass it with --preview")
     if path is not None:
         check_writable_parent(path)
         if path.suffix.lower() != ".png":
             raise InputError(f"--preview {path} must end in .png; try {path.stem}.png")
 
 
-def preview_file(pipe: Any, path: Path | None, every: int) -> PreviewFile | None:
+def preview_file(pipe: Any, path: Path | None, every: int | None = None) -> PreviewFile | None:
     """The callback that writes previews to `path`, if any."""
-    return PreviewFile(path, every, pipe) if path else None
+    return PreviewFile(path, every or EVERY, pipe) if path else None

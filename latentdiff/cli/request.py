@@ -29,7 +29,7 @@ class Request:
     image: Path | None = None
     mask: Path | None = None
     preview: Path | None = None
-    preview_every: int = 5
+    preview_every: int | None = None
     prompts_file: Path | None = None
     batch_size: int | None = None
     num_processes: int | None = None

@@ -80,8 +80,10 @@ def grid(
     folder: Annotated[
         Path | None, typer.Option(help="Make a contact sheet of the images in this folder instead.")
     ] = None,
-    columns: Annotated[int, typer.Option(min=1, help="Columns of a contact sheet.")] = 6,
-    side: Annotated[int, typer.Option(min=16, max=1024, help="Longest side of its images in pixels.")] = 160,
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of a contact sheet. [default: 6]")] = None,
+    side: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Longest side of its images in pixels. [default: 160]")
+    ] = None,
     model: Model = None,
     negative_prompt: NegativePrompt = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. [default: the model's]")] = None,
@@ -100,16 +102,24 @@ def grid(
     from latentdiff.cli.grid import contact, run
     from latentdiff.errors import InputError
 
-    if folder is not None and (prompt is not None or x is not None or y is not None):
-        raise InputError(f"--folder {folder} makes a contact sheet; omit the prompt, --x and --y, or --folder")
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
+    settings = given(**options, **more, prediction_type=prediction_type, allow_pickle=allow_pickle)
+    sheet = given(columns=columns, side=side)
     if folder is not None:
-        contact(folder, output, columns, side)
+        unused = ["the prompt"] * (prompt is not None) + [_option(name) for name in given(x=x, y=y) | settings]
+        if unused:
+            raise InputError(f"--folder {folder} makes a contact sheet; omit {unused[0]}, or --folder")
+        contact(folder, output, **sheet)
         return
+    if sheet:
+        raise InputError(f"{_option(next(iter(sheet)))} is for contact sheets; pass --folder, or omit it")
     if prompt is None or x is None:
         raise InputError(
             "a grid requires a prompt and --x, for example --x steps=5,10,20; a contact sheet requires --folder"
         )
-    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
-    more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
-    more |= {"prediction_type": prediction_type, "allow_pickle": allow_pickle}
-    run(prompt, output, x, y, device, given(**options, **more))
+    run(prompt, output, x, y, device, settings)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -3,12 +3,14 @@
 Every number is bounded, so that an untrusted file cannot cause an overflow or an excessively large model.
 """
 
+import warnings
+from collections.abc import Collection
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 
 from latentdiff.config.base import Config
-from latentdiff.errors import CheckpointError
+from latentdiff.errors import CheckpointError, shorten
 
 Channels = Annotated[int, Field(ge=1, le=2**16)]
 Layers = Annotated[int, Field(ge=1, le=256)]
@@ -25,10 +27,15 @@ class ModelConfig(Config):
 
     @classmethod
     def read(cls, raw: dict[str, Any], where: str) -> Self:
-        """Validate a diffusers dictionary; keys without an effect are ignored.
+        """Validate a diffusers dictionary; warns of keys that the class does not have.
 
         Raises CheckpointError naming `where`, the key and its value if it requires an unsupported feature.
         """
+        if (without_effect := cls._without_effect()) is not None:
+            others = raw.keys() - {*cls.model_fields, *cls._only(), *without_effect}
+            if unknown := sorted(key for key in others if not key.startswith("_")):  # as _diffusers_version does
+                names = shorten(", ".join(unknown))
+                warnings.warn(f"{where}: unknown keys have no effect: {names}; correct or remove them", stacklevel=3)
         for key, supported in cls._only().items():
             if key in raw and raw[key] not in supported:
                 raise CheckpointError(
@@ -49,6 +56,11 @@ class ModelConfig(Config):
     @classmethod
     def _class_name(cls) -> str:
         raise NotImplementedError
+
+    @classmethod
+    def _without_effect(cls) -> Collection[str] | None:
+        """The other keys of diffusers' class; None if unknown keys are not reported."""
+        return None
 
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:

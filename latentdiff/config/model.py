@@ -1,5 +1,6 @@
 """Configs of the networks, with the keys of diffusers' and transformers' JSON files."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -156,6 +157,10 @@ class UNetConfig(ModelConfig):
         return "UNet2DConditionModel"
 
     @classmethod
+    def _without_effect(cls) -> Collection[str]:
+        return "addition_embed_type_num_heads", "attention_head_dim", "dropout", "upcast_attention"
+
+    @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         off = (None, False)
         return {
@@ -227,6 +232,10 @@ class VAEConfig(ModelConfig):
         return "AutoencoderKL"
 
     @classmethod
+    def _without_effect(cls) -> Collection[str]:
+        return "down_block_types", "up_block_types"
+
+    @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:
         return {
             "_class_name": ("AutoencoderKL",),
@@ -248,6 +257,10 @@ class IdentityVAEConfig(ModelConfig):
     @classmethod
     def _class_name(cls) -> str:
         return "IdentityVAE"
+
+    @classmethod
+    def _without_effect(cls) -> Collection[str]:
+        return ()
 
 
 def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:

@@ -1,6 +1,7 @@
 """Config of the noise schedule: diffusers' `scheduler_config.json`, for the scheduler classes of SD 1, 2 and XL."""
 
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -74,6 +75,12 @@ SAMPLED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "LCMScheduler": {"original_inference_steps": (50,), "timestep_scaling": (10.0,)},
 }
+# Keys that are read only with others, or change nothing: PNDM's warm-up and UniPC's corrector are not computed.
+WITHOUT_EFFECT = (
+    "skip_prk_steps", "disable_corrector", "solver_p", "predict_x0", "flow_shift", "time_shift_type", "base_shift",
+    "max_shift", "base_image_seq_len", "max_image_seq_len", "euler_at_final", "use_karras_sigmas",
+    "use_exponential_sigmas", "use_beta_sigmas",
+)  # fmt: skip
 
 
 class ScheduleConfig(ModelConfig):
@@ -149,6 +156,10 @@ class ScheduleConfig(ModelConfig):
     @classmethod
     def _class_name(cls) -> str:
         return "DDIMScheduler"
+
+    @classmethod
+    def _without_effect(cls) -> Collection[str]:
+        return {*WITHOUT_EFFECT, *ONLY, *(key for keys in SAMPLED.values() for key in keys)}
 
     @property
     def class_name(self) -> str:

@@ -56,7 +56,7 @@ def make_canvases(
         return None
     masks = [None] if mask_image is None else read_masks(mask_image)
     if isinstance(images[0], Tensor):
-        return _latent_canvases(images, mask_image, edit, count, times, model)
+        return _latent_canvases(images, mask_image, edit, sides, count, times, model)
     prompts = count // times
     pairs = zip(per_image(images, prompts, "image"), per_image(masks, prompts, "mask_image"), strict=True)
     made: dict[tuple[int, int], Canvas] = {}
@@ -71,12 +71,41 @@ def make_canvases(
 
 
 def _latent_canvases(
-    latents: list[Tensor], mask: Any, edit: EditOptions | None, count: int, times: int, model: ModelLimits
+    latents: list[Tensor],
+    mask: Any,
+    edit: EditOptions | None,
+    sides: tuple[int | None, int | None],
+    count: int,
+    times: int,
+    model: ModelLimits,
 ) -> list[Canvas]:
     """Canvases for input images given as scaled latents, at their own size."""
     if mask is not None or edit is not None:
         raise InputError("mask_image= and edit= cannot be used with latents as image=; pass an image instead")
     height, width = (model.downscale * side for side in latents[0].shape[-2:])
+    for name, side, own in (("width", sides[0], width), ("height", sides[1], height)):
+        if side not in (None, own):
+            raise InputError(f"{name}={side} is not that of the latents in image=, {own}; omit it")
     blank = Image.new("RGB", (width, height))
     made = [Canvas(blank, (width, height), latents=one.float()) for one in latents]
     return [canvas for canvas in per_image(made, count // times, "image") for _ in range(times)]
+
+
+def check_effects(edit: EditOptions, canvas: Canvas, strength: float, guided: bool, model: ModelLimits) -> None:
+    """Raise InputError for an option that is not the default and would have no effect."""
+    edits = model.task == "edit"
+    needs_mask = None if canvas.mask is not None else "requires a mask; pass mask_image= (--mask) or extend"
+    excluded = None if edit.only_masked is None else "has no effect with only_masked; omit one of them"
+    reasons = {
+        "image_guidance_scale": None if edits and guided else "requires an InstructPix2Pix model and guidance above 1",
+        "extend": "cannot be used with an image-editing checkpoint; use a text-to-image model" if edits else None,
+        "mask_grow": needs_mask,
+        "mask_blur": needs_mask,
+        "mask_fill": needs_mask or (None if strength < 1 else "has no effect at strength 1; try strength=0.8"),
+        "paste_back": needs_mask or excluded,
+        "fit": excluded,
+    }
+    usual = EditOptions()
+    for name, reason in reasons.items():
+        if reason is not None and (value := getattr(edit, name)) != getattr(usual, name):
+            raise InputError(f"{name}={value!r} {reason}")

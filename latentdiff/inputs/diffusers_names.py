@@ -27,11 +27,11 @@ OURS = {  # Arguments of diffusers that are not accepted, and what to use instea
 }
 
 
-def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
+def call_arguments(given: dict[str, Any], images: int, ours: dict[str, Any]) -> dict[str, Any]:
     """Convert `generator` to seeds and `callback_on_step_end` to a callback.
 
-    images: the number of images of the call. Raises InputError for other names, and for values that would not have the
-    same effect as in diffusers.
+    images: the number of images of the call. ours: our own arguments `seed` and `callback`. Raises InputError for other
+    names, if both names of an argument are given, and for values that would not have the same effect as in diffusers.
     """
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -43,6 +43,9 @@ def call_arguments(given: dict[str, Any], images: int) -> dict[str, Any]:
             found["callback"] = _callback(value)
         else:
             raise _unknown(name, ["generator", "callback_on_step_end"])
+    for theirs, name in (("generator", "seed"), ("callback_on_step_end", "callback")):
+        if name in found and ours[name] is not None:
+            raise InputError(f"{theirs}= and {name}= have the same meaning; omit one of them")
     return found
 
 

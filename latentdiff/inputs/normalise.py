@@ -11,7 +11,7 @@ from torch import Tensor
 from latentdiff.denoiser import Guidance
 from latentdiff.errors import InputError, check_integer, check_number, shorten
 from latentdiff.images.edit import Canvas, EditOptions
-from latentdiff.inputs.canvases import ImageInputs, input_images, make_canvases, spread
+from latentdiff.inputs.canvases import ImageInputs, check_effects, input_images, make_canvases, spread
 from latentdiff.inputs.model_limits import ModelLimits, Task
 from latentdiff.inputs.prompts import ImagePrompts, prompts_per_image, read_options, sources_per_image
 from latentdiff.inputs.size_conditioning import read_sizes
@@ -110,7 +110,9 @@ def read_inputs(
     count, usual, sources = len(prompts.positives), model.generation, None
     sides = _side(width, "width", model), _side(height, "height", model)
     canvases = make_canvases(images, mask_image, strength, edit, sides, count, times, model, denoising_start)
-    _check_range(denoising_start, denoising_end, strength, mask_image, model)
+    starts = {"strength": strength, "latents": latents, "variation_strength": variation_strength}
+    masked = canvases is not None and canvases[0].mask is not None
+    _check_range(denoising_start, denoising_end, starts, masked, model)
     if canvases is not None:
         sides = canvases[0].size
     width, height = (model.default_size if side is None else side for side in sides)
@@ -120,11 +122,20 @@ def read_inputs(
     if source_prompt is not None:
         _refuse_channels("source_prompt", model)
         sampler, strength = sampler or "ddim", 1.0 if strength is None else strength
-        excluded = {"mask_image": mask_image, "latents": latents, "variation_strength": variation_strength}
+        extended = True if masked and mask_image is None else None
+        excluded = {
+            "mask_image": mask_image,
+            "extend": extended,
+            "latents": latents,
+            "variation_strength": variation_strength,
+        }
         excluded |= {"denoising_start": denoising_start, "denoising_end": denoising_end}
         check_invertible(sampler, eta, images is not None, excluded)
         sources = sources_per_image(source_prompt, prompts, times, model.text_encoders)
     strength = 1.0 if denoising_start is not None else _strength(strength, canvases, model.task)
+    guidance = _guidance(guidance_scale, guidance_interval, edit, model)
+    if canvases is not None and edit is not None:
+        check_effects(edit, canvases[0], strength, guidance is not None, model)
     variation = read_variation(variation_seed, variation_strength, count, latents)
     steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
     steps = check_integer(steps, "num_inference_steps")
@@ -137,7 +148,7 @@ def read_inputs(
         height=height,
         width=width,
         plan=used,
-        guidance=_guidance(guidance_scale, guidance_interval, edit, model),
+        guidance=guidance,
         latents=latents,
         canvases=canvases,
         strength=strength,
@@ -169,16 +180,23 @@ def _draws_before(complete: Plan, used: Plan) -> int:
 
 
 def _check_range(
-    start: float | None, end: float | None, strength: float | None, mask_image: ImageInputs | None, model: ModelLimits
+    start: float | None,
+    end: float | None,
+    starts: Mapping[str, Any],
+    masked: bool,
+    model: ModelLimits,
 ) -> None:
-    """Raise InputError for arguments that cannot be combined with denoising_start or denoising_end."""
+    """Raise InputError for arguments that cannot be combined with denoising_start or denoising_end.
+
+    starts: other arguments that set where sampling starts.
+    """
     name = "denoising_end" if start is None else "denoising_start"
     if start is None and end is None:
         return
-    if model.task != "generate" or mask_image is not None:
-        raise InputError(f"{name}= cannot be used with a mask or with a checkpoint that reads an image; omit it")
-    if start is not None and strength is not None:
-        raise InputError("strength= and denoising_start= both set the first step; omit one of them")
+    if model.task != "generate" or masked:
+        raise InputError(f"{name}= and refiners cannot be used with a mask, extend or a checkpoint that reads an image")
+    if start is not None and (given := [name for name, value in starts.items() if value is not None]):
+        raise InputError(f"{given[0]}= and denoising_start= both set where sampling starts; omit one of them")
 
 
 def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -191,9 +209,9 @@ def check_latents(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _side(value: int | None, name: str, model: ModelLimits) -> int | None:
     if value is None:
         return None
-    factor, side = model.downscale, check_integer(value, name, 1)
+    factor, side = model.downscale, check_integer(value, name, model.downscale)
     if side % factor:
-        low = max(factor, side // factor * factor)
+        low = side // factor * factor
         raise InputError(f"{name}={side} must be a multiple of {factor}; try {low} or {low + factor}")
     return side
 
@@ -210,6 +228,8 @@ def _guidance(
     low, high = (check_number(value, "guidance_interval") for value in interval)
     if not 0 <= low <= high <= 1:
         raise InputError(f"guidance_interval={low}, {high} must increase within 0 and 1; try 0.2, 0.8")
+    if scale <= 1 and (low, high) != (0, 1):
+        raise InputError(f"guidance_interval={low}, {high} has no effect at guidance_scale={scale:g}; omit one of them")
     total = model.schedule.config.num_train_timesteps
     image_scale = (edit or EditOptions()).image_guidance_scale if model.task == "edit" else 1.0
     return Guidance(scale, low * total, high * total, image_scale) if scale > 1 else None

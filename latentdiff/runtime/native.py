@@ -15,7 +15,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,12 +44,24 @@ def load_kernels() -> ctypes.CDLL | None:
 
     Raises InputError for an unknown name.
     """
-    return _loaded()[1]
+    return _loaded().library
 
 
 def kernel_variant() -> str | None:
     """The variant in use."""
-    return _loaded()[0]
+    return _loaded().variant
+
+
+def problems() -> dict[str, str]:
+    """The variants that run on this processor but could not be installed, compiled or loaded, each with the reason."""
+    return _loaded().problems
+
+
+def why_none() -> str:
+    """The reason why no variant is in use."""
+    if os.environ.get(SWITCH) == "off":
+        return f"{SWITCH}=off"
+    return next(iter(problems().values()), "there are no native kernels for this processor")
 
 
 def variants() -> dict[str, tuple[str, ...]]:
@@ -93,34 +105,43 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="latentdiff-"))
 
 
-def _loaded() -> tuple[str | None, ctypes.CDLL | None]:
+class _Loaded(NamedTuple):
+    """The variant in use, its library, and the reasons why better variants are not used."""
+
+    variant: str | None
+    library: ctypes.CDLL | None
+    problems: dict[str, str]
+
+
+def _loaded() -> _Loaded:
     with _ONE_AT_A_TIME:
         return _load()
 
 
 @cache
-def _load() -> tuple[str | None, ctypes.CDLL | None]:
+def _load() -> _Loaded:
     candidates = _candidates()
-    problems: list[str] = []
+    problems: dict[str, str] = {}
+    news: list[str] = []
     for variant in candidates:
         for find in (_installed, _compiled):
             try:
                 library = find(variant)
                 if library is not None:
-                    return _with_notice(variant.name, problems), ctypes.CDLL(str(library))
-            except _ReportedError:
-                pass
+                    return _Loaded(_with_notice(variant.name, news), ctypes.CDLL(str(library)), problems)
             except (OSError, _UnusableError) as error:
-                problems.append(str(error))
-    return _with_notice(None, problems), None
+                problems.setdefault(variant.name, str(error))
+                if not isinstance(error, _ReportedError):
+                    news.append(str(error))
+    return _Loaded(_with_notice(None, news), None, problems)
 
 
 class _UnusableError(Exception):
     """The reason why a library cannot be used, without a final full stop."""
 
 
-class _ReportedError(Exception):
-    """An earlier process could not compile a library and warned about it."""
+class _ReportedError(_UnusableError):
+    """The reason why an earlier process could not compile a library, of which it warned."""
 
 
 def _with_notice(name: str | None, problems: list[str]) -> str | None:
@@ -149,8 +170,9 @@ def _compiled(variant: Variant) -> Path:
     if compiler is None:
         raise _UnusableError("no library came with the package and no compiler (c++) is on the PATH")
     failure, attempt = library.with_suffix(".failed"), f"{source_hash()} {compiler} {Path(compiler).stat().st_mtime_ns}"
-    if failure.is_file() and failure.read_text() == attempt:
-        raise _ReportedError
+    before, _, reason = failure.read_text().partition("\n") if failure.is_file() else ("", "", "")
+    if before == attempt and reason:
+        raise _ReportedError(reason)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(library) as temporary:
@@ -159,8 +181,9 @@ def _compiled(variant: Variant) -> Path:
         with atomic_path(_seal_path(library)) as temporary:
             temporary.write_text(sealed)
     except subprocess.CalledProcessError as error:
-        failure.write_text(attempt)
-        raise _UnusableError(f"{compiler} cannot compile {variant.name} ({_first_line(error.stderr)})") from error
+        reason = f"{compiler} cannot compile {variant.name} ({_first_line(error.stderr)})"
+        failure.write_text(f"{attempt}\n{reason}")
+        raise _UnusableError(reason) from error
     except OSError as error:
         raise _UnusableError(f"{library.parent} cannot be written ({error.strerror}), set XDG_CACHE_HOME") from error
     return library

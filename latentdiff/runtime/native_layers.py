@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU, SpatialSelfAttention, attention
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import call, load_kernels, provides
+from latentdiff.runtime.native import call, load_kernels, provides, why_none
 from latentdiff.runtime.packed import PackedLinear
 
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -21,7 +21,7 @@ class Native(nn.Module):
         weight = next(module.parameters(), None)
         if weight is not None and weight.device.type != "cpu":
             return f"native kernels run on the CPU, not on {weight.device.type}"
-        return "" if load_kernels() is not None else "there are no native kernels for this processor"
+        return "" if load_kernels() is not None else why_none()
 
     @classmethod
     def install(cls, module: nn.Module) -> None:

@@ -76,7 +76,7 @@ def test_an_image_equals_diffusers(family: str, files: Callable[[str], Path]) ->
     settings: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 4.0, "negative_prompt": NEGATIVE}
     settings |= inputs_of(family)
     ours = LatentDiffusionPipeline.from_pretrained(file, device="cpu", dtype="float32", optimize="off")
-    edit = EditOptions(paste_back=False) if "image" in settings and family != "xl-refiner" else None
+    edit = EditOptions(paste_back=False) if "mask_image" in settings and family != "xl-refiner" else None
     found = ours(PROMPT, seed=5, sampler="ddim", output_type="np", edit=edit, **settings).images[0]
     expected = of_diffusers(family, file, settings)
     assert expected.std() > 0.01 and np.abs(found - expected).max() * 255 <= 1

@@ -77,7 +77,9 @@ def test_a_contact_sheet_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()
     for k, size in enumerate([(30, 10), (10, 30), (200, 200)]):
-        Image.new("RGB", size, (255, 0, 0)).save(f"images/a name that is long {k}.png")
+        image = Image.new("RGB", size, (255, 0, 0))
+        frames = {"save_all": True, "append_images": [Image.new("RGB", size)]} if k == 1 else {}
+        image.save(f"images/a name that is long {k}.png", **frames)
     (tmp_path / "images" / "notes.txt").write_text("not an image")
     assert run("grid", "--folder", "images", "--columns", 2, "--side", 64, "-o", "sheet.png") == 0
     sheet = np.asarray(Image.open("sheet.png"))
@@ -89,12 +91,17 @@ def test_a_contact_sheet_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "message"),
     [
         (["x", "--x", "step=1,2"], "did you mean 'steps'"),
-        (["x", "--x", "seed=abc"], "the values of seed are numbers; write for example seed=1,2,3"),
+        (["x", "--x", "seed=abc"], "the values of seed are whole numbers; write for example seed=1,2,3"),
+        (["x", "--x", "steps=1,2.5"], "'2.5': the values of steps are whole numbers; write for example steps=1,2,3"),
+        (["x", "--x", "eta=1,x"], "'x': the values of eta are numbers"),
+        (["x", "--x", "steps=1", "--columns", "3"], "--columns is for contact sheets; pass --folder"),
+        (["--folder", ".", "--steps", "3"], "--folder . makes a contact sheet; omit --steps"),
         (["x", "--x", "steps"], "write a setting and its values"),
         (["x", "--x", "steps=1", "--y", "steps=2"], "are both steps"),
         (["x", "--folder", "."], "--folder . makes a contact sheet; omit the prompt"),
         (["x"], "a grid requires a prompt and --x"),
         (["x", "--x", "seed=" + ",".join(map(str, range(500)))], "has 500 cells"),
+        (["x", "--x", "steps=1"], "x-cells is not a folder"),
         (["--folder", "gone"], "is not a folder"),
         (["--folder", "."], "contains no images"),
     ],
@@ -103,6 +110,9 @@ def test_mistakes(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "x-cells" in message:
+        Path("x-cells").touch()
+    before = list(tmp_path.iterdir())
     assert run("grid", *arguments, "-o", "x.png") == 2
     assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == before

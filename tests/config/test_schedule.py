@@ -1,6 +1,7 @@
 """Scheduler files of diffusers: every class and key is used, or rejected by name."""
 
 import inspect
+import warnings
 from typing import Any
 
 import diffusers
@@ -8,31 +9,41 @@ import pytest
 import torch
 
 from latentdiff.config.generation import GenerationConfig
-from latentdiff.config.schedule import CLASSES, LEVELS_ONLY, ONLY, SAMPLED, ScheduleConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
+from latentdiff.config.schedule import CLASSES, LEVELS_ONLY, ScheduleConfig
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.sampling.samplers import SAMPLERS, plan
 from latentdiff.sampling.schedule import Schedule, alphas_cumprod
 
-READ = {*ScheduleConfig.model_fields, *ONLY, *(key for keys in SAMPLED.values() for key in keys)}
 NAMES = [*CLASSES, *LEVELS_ONLY]
-# Keys without an effect here: PNDM's warm-up and UniPC's corrector are never computed; the others are only used
-# together with a key that is refused, or describe what is always done.
-WITHOUT_EFFECT = {
-    "skip_prk_steps", "disable_corrector", "solver_p", "predict_x0", "flow_shift", "time_shift_type", "base_shift",
-    "max_shift", "base_image_seq_len", "max_image_seq_len", "euler_at_final", "solver_order", "solver_type",
-    "algorithm_type", "lower_order_final", "lambda_min_clipped", "variance_type", "original_inference_steps",
-    "timestep_scaling", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-}  # fmt: skip
 
 
 def read(name: str, **keys: Any) -> ScheduleConfig:
     return ScheduleConfig.read({"_class_name": name} | keys, "scheduler/scheduler_config.json")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "UNet2DConditionModel", "AutoencoderKL"])
 def test_every_key_of_the_class_is_known(name: str) -> None:
-    keys = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
-    assert keys <= READ | WITHOUT_EFFECT, keys - READ - WITHOUT_EFFECT
+    theirs = inspect.signature(getattr(diffusers, name).__init__).parameters
+    config = {"UNet2DConditionModel": UNetConfig, "AutoencoderKL": VAEConfig}.get(name, ScheduleConfig)
+    missing = theirs.keys() - {"self", *config.model_fields, *config._only(), *config._without_effect()}
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        (ScheduleConfig, {"_class_name": "DDIMScheduler", "beta_strat": 0.1}),
+        (UNetConfig, {"layer_per_block": 3}),
+        (VAEConfig, {"scaling_facter": 0.2}),
+    ],
+)
+def test_unknown_keys_are_named(config: Any, keys: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match=f"model/config.json: unknown keys have no effect: '{list(keys)[-1]}'"):
+        config.read(keys | {"_diffusers_version": "0.30.0"}, "model/config.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config.read({"_name_or_path": "x"}, "model/config.json")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "FlowMatchEulerDiscreteScheduler"])

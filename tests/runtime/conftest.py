@@ -30,7 +30,7 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The variant in use during a test; `tests.runtime.variants` lists them."""
     if request.param == EMULATED:
-        loaded = "amx", request.getfixturevalue("emulated_amx")
+        loaded = native._Loaded("amx", request.getfixturevalue("emulated_amx"), {})
         monkeypatch.setattr(native, "_load", lambda: loaded)
         yield "amx"
         return

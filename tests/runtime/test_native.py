@@ -126,6 +126,7 @@ def test_a_compiler_that_fails_is_reported_once_and_called_again_when_it_has_cha
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert native.load_kernels() is None and len(calls.read_text().split()) == tried
+    assert "cannot compile" in native.why_none() and "no such flag" in native.why_none()
     os.utime(compiler, ns=(1, 1))
     native._load.cache_clear()
     with pytest.warns(UserWarning, match="cannot compile"):

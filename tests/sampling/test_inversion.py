@@ -129,6 +129,7 @@ def test_callbacks_see_the_inversion_and_may_not_stop_it(pipe: LatentDiffusionPi
         ({"sampler": "dpmpp_2m"}, "source_prompt= requires sampler='ddim' with eta=0, not 'dpmpp_2m'"),
         ({"sampler": "ddim", "eta": 0.5}, "with eta=0.5"),
         ({"mask_image": Image.new("L", (32, 16), 255)}, "mask_image= cannot be combined with source_prompt="),
+        ({"edit": EditOptions(extend={"left": 8})}, "extend= cannot be combined with source_prompt="),
         ({"variation_strength": 0.1}, "variation_strength= cannot be combined with source_prompt="),
         ({"source_prompt": "a <lora:x:1>"}, "source_prompt contains <lora:x"),
         ({"source_prompt": "a AND b"}, "AND cannot be used in source_prompt"),

@@ -204,6 +204,14 @@ def test_errors_have_a1111s_format(live: Live, route: str, change: dict[str, Any
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
 
 
+def test_what_has_no_effect_here_but_clients_send_is_accepted(live: Live) -> None:
+    whole = {"init_images": [as_text(PICTURE)], "mask": as_text(MASK), "denoising_strength": 1}
+    for change in ({"inpainting_fill": 2}, {"inpaint_full_res": True, "resize_mode": 2}, {"image_cfg_scale": 1.5}):
+        assert post(live, "img2img", **BODY | whole | change).status_code == 200
+    answer = post(live, "img2img", **BODY | whole | {"image_cfg_scale": 3})
+    assert answer.status_code == 400 and "image_guidance_scale=3.0 requires an Instruct" in answer.json()["detail"]
+
+
 def test_finished_tasks_keep_no_images(live: Live) -> None:
     assert post(live, "img2img", **BODY, init_images=[as_text(PICTURE)], force_task_id="done").status_code == 200
     job = live.server.tasks["done"]

@@ -83,6 +83,8 @@ def test_deleting_a_job_cancels_it_and_deleting_it_again_removes_it(make_live: M
         ({"images": 99}, 400, "images=99 is above this server's limit of 16"),
         ({"prompt": "x" * 100_000}, 400, "limit of 20000 characters"),
         ({"height": 17}, 400, "height=17 must be a multiple of 2; try 16 or 18"),
+        ({"mask_blur": 3.0}, 400, "mask_blur requires an image"),
+        ({"guidance_scale": 1.0, "guidance_interval": [0.2, 0.8]}, 400, "guidance_interval=0.2, 0.8 has no effect"),
         ({"sampler": "eule"}, 400, "did you mean 'euler'"),
         ({"model": "smal"}, 404, "did you mean 'small'"),
         ({"loras": {"ink": 1}}, 404, "LoRA 'ink' is unknown"),

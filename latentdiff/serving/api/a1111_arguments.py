@@ -98,7 +98,11 @@ def editing(body: Img2Img) -> dict[str, Any]:
     mask = mask_from(from_base64(body.mask, "mask"), "mask")
     if body.inpainting_mask_invert:
         mask = mask.point([255 - level for level in range(256)])
+    if body.denoising_strength in (None, 1):  # nothing is left of what the masked area starts from
+        fill = EditOptions.mask_fill
     padding = (body.inpaint_full_res_padding or 0) if body.inpaint_full_res else None
+    if padding is not None:  # the crop has the aspect ratio of the output
+        fit = EditOptions.fit
     edit = EditOptions(
         fit, mask_blur=_mask_blur(body), mask_fill=fill, only_masked=padding, image_guidance_scale=guidance
     )

@@ -177,8 +177,8 @@ def _second_pass(body: JobRequest, server: Server) -> Hires | None:
 def _editing(body: JobRequest) -> dict[str, Any]:
     """The arguments of image to image and inpainting."""
     if body.image is None:
-        if body.mask is not None or body.strength is not None or body.extend:
-            raise ServingError("mask, strength and extend require an image; send image as base64", "image")
+        if given := [name for name in EDITING if getattr(body, name) != JobRequest.model_fields[name].default]:
+            raise ServingError(f"{given[0]} requires an image; send image as base64", "image")
         return {}
     mask = None if body.mask is None else mask_from(from_base64(body.mask, "mask"), "mask")
     edit = EditOptions(
