@@ -24,7 +24,9 @@ def sample(step: int) -> None:
     chunks = PngInfo()
     chunks.add_itxt("captions", json.dumps(["a cat", "a dog"]))
     (output / "samples").mkdir(parents=True, exist_ok=True)
-    grid.save(output / "samples" / f"{step:07d}.png", pnginfo=chunks)
+    path = output / "samples" / f"{step:07d}.png"
+    grid.save(path.with_suffix(".partial"), format="PNG", pnginfo=chunks)
+    path.with_suffix(".partial").rename(path)  # the server may read it at any time
 
 
 def save(step: int) -> None:
