@@ -27,6 +27,7 @@ from latentdiff.models.conditioning import Conditioning
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.runtime import deepcache
 from latentdiff.runtime.approximate import KNOWN, approximate
+from latentdiff.runtime.device import pick_dtype
 from latentdiff.runtime.optimize import prepare
 
 EXACT = "exact"
@@ -132,14 +133,14 @@ def load(network: networks.UNet, state: dict[str, Tensor], *names: str) -> UNet2
     return model
 
 
-def compare_calls(network: networks.UNet, names: Sequence[str], rounds: int) -> str:
+def compare_calls(network: networks.UNet, dtype: torch.dtype, names: Sequence[str], rounds: int) -> str:
     """Times and errors of one U-Net call, exact and with each of `names`; for reuse, of the call that skips levels."""
-    state = networks.weights(network, torch.bfloat16)
+    state = networks.weights(network, dtype)
     runs: dict[str, Callable[..., Tensor]] = {EXACT: (exact := load(network, state))}
     runs |= {name: load(network, state, name) for name in names if name != "reuse"}
     runs |= {BETWEEN: deepcache.DeepCacheUNet(exact, every=2**62)} if "reuse" in names else {}
     sample, timesteps, text = network.inputs()
-    given = (sample.bfloat16(), timesteps[:1], Conditioning(text.bfloat16()))
+    given = (sample.to(dtype), timesteps[:1], Conditioning(text.to(dtype)))
     calls = {name: partial(run, *given) for name, run in runs.items()}
     outputs = {name: call().float() for name, call in calls.items()}
     seconds = alternate({name: turns(call) for name, call in calls.items()}, rounds)
@@ -169,12 +170,11 @@ def main() -> None:
     device = torch.device(given.device)
     what = "_".join(["approximate", *([] if given.names == KNOWN else given.names)])
     if given.shape:
-        network = networks.unet(given.shape, given.latents, device=given.device)
+        network, dtype = networks.unet(given.shape, given.latents, device=given.device), pick_dtype("auto", device)
         with torch.no_grad():
-            body = compare_calls(network, given.names, given.rounds)
-        about = (
-            f"One U-Net call, {given.shape} with random weights, batch 2, {network.latents} squared latents, bfloat16."
-        )
+            body = compare_calls(network, dtype, given.names, given.rounds)
+        side = network.latents
+        about = f"One U-Net call, {given.shape} with random weights, batch 2, {side}x{side} latents, {dtype}."
         write(f"{what}_{given.shape}_{network.latents}", about, body, device)
         return
     folder = locate(given.model)

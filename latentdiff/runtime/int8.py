@@ -18,7 +18,7 @@ from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.runtime.cpu_features import cpu_has
 from latentdiff.runtime.int8_linear import quantise_block, unquantise_layers
 from latentdiff.runtime.native import load_kernels
-from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
+from latentdiff.runtime.native_layers import SUFFIX, NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d, unpack
 
 quantised: Any = torch.ops.onednn
@@ -35,10 +35,11 @@ def quantise(unet: nn.Module) -> None:
     compiler is missing.
     """
     weight = next(unet.parameters())
-    can = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and cpu_has("avx512_vnni")
+    can = weight.device.type == "cpu" and weight.dtype in SUFFIX and cpu_has("avx512_vnni")
     if not can or load_kernels() is None:
         raise InputError(
-            "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' and a C++ compiler; omit it"
+            "approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' or 'float32', and our CPU kernels; "
+            "omit it"
         )
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D):
@@ -71,7 +72,10 @@ class Int8GroupNormSiLU(NativeGroupNormSiLU):
 
 
 class Int8Conv2d(PackedConv2d):
-    """uint8 [B, C_in, H + 2, W + 2] -> bfloat16 [B, C_out, H, W]. `quantised`: packed weight, its scales, bias."""
+    """uint8 [B, C_in, H + 2, W + 2] -> [B, C_out, H, W] in the dtype of the weight.
+
+    quantised: packed weight, its scales, zero points and bias.
+    """
 
     quantised: tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -79,7 +83,7 @@ class Int8Conv2d(PackedConv2d):
         weight, scale, zeros, bias = self.quantised
         where = (bias, (1, 1), (0, 0), (1, 1), 1)
         return quantised.qconv2d_pointwise(
-            x, 1.0, 0, weight, scale, zeros, *where, 1.0, 0, torch.bfloat16, "none", [], ""
+            x, 1.0, 0, weight, scale, zeros, *where, 1.0, 0, self.weight.dtype, "none", [], ""
         )
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:

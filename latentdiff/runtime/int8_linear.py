@@ -2,7 +2,7 @@
 
 As in `int8`, the range of the input is known in advance: normalised values are assumed to lie within `DEVIATIONS`, so
 that a call measures no range, the norm writes integers directly, and a row does not depend on other rows. Layers whose
-input is the output of attention or of GEGLU have no such range and stay in bfloat16.
+input is the output of attention or of GEGLU have no such range and keep their precision.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentdiff.models.attention import BasicTransformerBlock
 from latentdiff.runtime.fused_attention import FusedCrossAttention, FusedSelfAttention
 from latentdiff.runtime.native import call
+from latentdiff.runtime.native_layers import SUFFIX
 from latentdiff.runtime.packed import PackedLinear, unpack
 
 ops: Any = torch.ops.onednn
@@ -30,19 +31,22 @@ class Int8LayerNorm(nn.LayerNorm):
         x, out = x.contiguous(), torch.empty_like(x, dtype=torch.uint8)
         weight, bias = self.weight.float(), self.bias.float()
         sizes = (x.numel() // x.shape[-1], x.shape[-1])
-        call("layer_norm_int8_bf16", *sizes, x, weight, bias, self.eps, self.steps, float(ZERO), out)
+        call(f"layer_norm_int8_{SUFFIX[x.dtype]}", *sizes, x, weight, bias, self.eps, self.steps, float(ZERO), out)
         return out
 
 
 class Int8Linear(PackedLinear):
-    """uint8 [..., in_features] -> bfloat16 [..., out_features]. `quantised`: packed weight, its scales, bias."""
+    """uint8 [..., in_features] -> [..., out_features] in the dtype of the weight.
+
+    quantised: packed weight, its scales, zero points and bias.
+    """
 
     quantised: tuple[Tensor, Tensor, Tensor, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         weight, scale, zeros, bias = self.quantised
         found: Tensor = ops.qlinear_pointwise(
-            x, 1.0, 0, weight, scale, zeros, bias, 1.0, 0, torch.bfloat16, "none", [], ""
+            x, 1.0, 0, weight, scale, zeros, bias, 1.0, 0, self.weight.dtype, "none", [], ""
         )
         return found
 

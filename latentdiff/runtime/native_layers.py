@@ -105,7 +105,8 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, silu: bool,
 def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, steps: Tensor, zero: int) -> Tensor:
     """round(SiLU(GroupNorm(x + shift)) * steps + zero), within 0 and 255, padded with `zero`.
 
-    x: bfloat16 [B, C, H, W], shift: [B, C], steps: float32 [C]. Returns uint8 [B, C, H + 2, W + 2]. No gradients.
+    x: bfloat16 or float32 [B, C, H, W], shift: [B, C], steps: float32 [C]. Returns uint8 [B, C, H + 2, W + 2]. No
+    gradients.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
@@ -113,8 +114,8 @@ def quantised_group_norm(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None, st
     if shift is not None:
         shift = shift.float().expand(batch, -1).contiguous()
     weight, bias = norm.weight.float(), norm.bias.float()
-    sizes = (*_sizes(x, norm.num_groups), width)
-    call("group_norm_silu_int8_bf16", *sizes, x, shift, weight, bias, norm.eps, steps, float(zero), framed)
+    name, sizes = f"group_norm_silu_int8_{SUFFIX[x.dtype]}", (*_sizes(x, norm.num_groups), width)
+    call(name, *sizes, x, shift, weight, bias, norm.eps, steps, float(zero), framed)
     return framed
 
 

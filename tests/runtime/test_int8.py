@@ -32,33 +32,38 @@ def block(channels: int = 32, out: int = 48) -> ResnetBlock2D:
     return made
 
 
-def on_8_bits(plain: nn.Module) -> nn.Module:
-    changed = copy.deepcopy(plain).bfloat16()
+def on_8_bits(plain: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    changed = copy.deepcopy(plain).to(dtype)
     prepare(changed)
     quantise(changed)
     return changed
 
 
+both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+
+
 @needs_vnni
+@both_dtypes
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
 @torch.no_grad()
-def test_a_block_agrees_with_float32_also_at_its_borders(size: tuple[int, int]) -> None:
+def test_a_block_agrees_with_float32_also_at_its_borders(size: tuple[int, int], dtype: torch.dtype) -> None:
     plain = block()
-    changed = on_8_bits(plain)
+    changed = on_8_bits(plain, dtype)
     assert isinstance(changed.conv1, Int8Conv2d) and isinstance(changed.conv2, Int8Conv2d)
     x, temb = torch.randn(3, 32, *size), torch.randn(3, 16)
-    wanted, found = plain(x, temb).double(), changed(x.bfloat16(), temb.bfloat16())
-    assert error(found, wanted) < 0.03
+    wanted, found = plain(x, temb).double(), changed(x.to(dtype), temb.to(dtype))
+    assert found.dtype == dtype and error(found, wanted) < 0.03
     assert error(found[..., 0, :], wanted[..., 0, :]) < 0.04 and error(found[..., -1], wanted[..., -1]) < 0.04
 
 
 @needs_vnni
+@both_dtypes
 @torch.no_grad()
-def test_the_norm_writes_integers_according_to_its_formula() -> None:
+def test_the_norm_writes_integers_according_to_its_formula(dtype: torch.dtype) -> None:
     norm = GroupNormSiLU(4, 16)
     nn.init.normal_(norm.bias)
-    steps, x = torch.linspace(5, 200, 16), torch.randn(2, 16, 3, 5).bfloat16()
-    shift = torch.randn(2, 16).bfloat16()
+    steps, x = torch.linspace(5, 200, 16), torch.randn(2, 16, 3, 5).to(dtype)
+    shift = torch.randn(2, 16).to(dtype)
     found = quantised_group_norm(norm, x, shift, steps, ZERO)
     exact = norm(x.float() + shift.float()[:, :, None, None]) * steps[:, None, None] + ZERO
     inner = found[:, :, 1:-1, 1:-1].float()
@@ -97,12 +102,13 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
 
 @needs_vnni
 @pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@both_dtypes
 @torch.no_grad()
-def test_the_layer_norm_writes_integers_according_to_its_formula(variant: str) -> None:
+def test_the_layer_norm_writes_integers_according_to_its_formula(variant: str, dtype: torch.dtype) -> None:
     norm: nn.Module = nn.LayerNorm(37).requires_grad_(False)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    x, steps = 3 * torch.randn(2, 5, 37).bfloat16() + 1, torch.linspace(5, 200, 37)
+    x, steps = 3 * torch.randn(2, 5, 37).to(dtype) + 1, torch.linspace(5, 200, 37)
     exact = norm(x.float()) * steps + 128
     norm.__class__, norm.steps = Int8LayerNorm, steps
     found = norm(x)
@@ -112,23 +118,24 @@ def test_the_layer_norm_writes_integers_according_to_its_formula(variant: str) -
 
 @needs_vnni
 @pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@both_dtypes
 @torch.no_grad()
-def test_a_transformer_block_agrees_with_float32_row_by_row_and_is_restored(variant: str) -> None:
+def test_a_transformer_block_agrees_with_float32_row_by_row_and_is_restored(variant: str, dtype: torch.dtype) -> None:
     plain = BasicTransformerBlock(64, 4, 48).requires_grad_(False)
     for norm in (plain.norm1, plain.norm2, plain.norm3):
         nn.init.normal_(norm.weight, 1.0, 0.3)
         nn.init.normal_(norm.bias, 0.0, 0.3)
-    changed = on_8_bits(plain)
+    changed = on_8_bits(plain, dtype)
     assert sum(isinstance(m, Int8Linear) for m in changed.modules()) == 3
     x, text = torch.randn(3, 20, 64), Conditioning(torch.randn(3, 7, 48))
     update = plain(x, text).double() - x
-    found = changed(x.bfloat16(), Conditioning(text.hidden.bfloat16()))
+    found = changed(x.to(dtype), Conditioning(text.hidden.to(dtype)))
     assert error(found - x, update) < 0.05
     x[1:] *= 100
-    again = changed(x.bfloat16(), Conditioning(text.hidden.bfloat16()))
+    again = changed(x.to(dtype), Conditioning(text.hidden.to(dtype)))
     assert torch.equal(again[0], found[0])
     restore(changed)
-    state = copy.deepcopy(plain).bfloat16().state_dict()
+    state = copy.deepcopy(plain).to(dtype).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in changed.state_dict().items())
 
 
@@ -162,8 +169,8 @@ def test_a_lora_loaded_later_takes_effect(model_folder: Path) -> None:
     assert torch.allclose(changed.quantised[1], 2 * scale)
 
 
-def test_int8_in_float32_is_a_one_line_error(model_folder: Path) -> None:
-    with pytest.raises(InputError, match="approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16'"):
-        LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", approximate=["int8"])
+def test_int8_in_float16_is_a_one_line_error(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="approximate='int8' needs a CPU with AVX-512 VNNI, dtype='bfloat16' or 'float32'"):
+        LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float16", approximate=["int8"])
     with pytest.raises(InputError, match="needs optimize='auto'"):
         LatentDiffusionPipeline.from_pretrained(model_folder, optimize="off", approximate=["reuse"])

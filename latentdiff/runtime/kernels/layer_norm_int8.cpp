@@ -1,12 +1,13 @@
-// LayerNorm (Ba et al. 2016) of bfloat16 rows with uint8 output, for 8-bit products.
+// LayerNorm (Ba et al. 2016) with uint8 output, for 8-bit products.
 
 #include "elements.h"
 
 namespace {
 
 // One row [width]: round(LayerNorm(x) * steps + zero), clamped to 0 and 255.
-void layer_norm_int8(int64_t width, const bfloat16* x, const float* weight, const float* bias, float eps, const float* steps,
-                     float zero, uint8_t* y) {
+template <typename T>
+void layer_norm_int8(int64_t width, const T* x, const float* weight, const float* bias, float eps, const float* steps, float zero,
+                     uint8_t* y) {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < width; ++c) sum += load(x[c]);
@@ -25,14 +26,24 @@ void layer_norm_int8(int64_t width, const bfloat16* x, const float* weight, cons
     }
 }
 
+// x, y: [rows, width]; weight, bias, steps: [width].
+template <typename T>
+void layer_norms_int8(int64_t threads, int64_t rows, int64_t width, const T* x, const float* weight, const float* bias, float eps,
+                      const float* steps, float zero, uint8_t* y) {
+    parallel_ranges(threads, rows, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+            layer_norm_int8(width, x + row * width, weight, bias, eps, steps, zero, y + row * width);
+    });
+}
+
 }  // namespace
 
-// x, y: [rows, width]; weight, bias, steps: [width].
 EXPORT void layer_norm_int8_bf16(int64_t threads, int64_t rows, int64_t width, const void* x, const float* weight,
                                  const float* bias, float eps, const float* steps, float zero, uint8_t* y) {
-    parallel_ranges(threads, rows, 4, [&](int64_t begin, int64_t end) {
-        const bfloat16* from = static_cast<const bfloat16*>(x);
-        for (int64_t row = begin; row < end; ++row)
-            layer_norm_int8(width, from + row * width, weight, bias, eps, steps, zero, y + row * width);
-    });
+    layer_norms_int8(threads, rows, width, static_cast<const bfloat16*>(x), weight, bias, eps, steps, zero, y);
+}
+
+EXPORT void layer_norm_int8_fp32(int64_t threads, int64_t rows, int64_t width, const void* x, const float* weight,
+                                 const float* bias, float eps, const float* steps, float zero, uint8_t* y) {
+    layer_norms_int8(threads, rows, width, static_cast<const float*>(x), weight, bias, eps, steps, zero, y);
 }
