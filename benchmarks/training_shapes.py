@@ -11,7 +11,8 @@ from PIL import Image
 
 from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.base import Config
-from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
+from latentdiff.config.clip import CLIPTextConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.text.clip import CLIPTextModel
 from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer

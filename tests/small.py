@@ -9,7 +9,8 @@ import transformers
 from latentdiff.checkpoints.components import Components, write_pipeline
 from latentdiff.checkpoints.folder import WEIGHTS, write_text_encoder
 from latentdiff.checkpoints.tensor_locations import find_tensors, read_tensors
-from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
+from latentdiff.config.clip import CLIPTextConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL

@@ -18,7 +18,7 @@ from benchmarks.contestants import CONTESTANTS, OPT_IN, PRECISIONS, REFERENCE
 from benchmarks.training_shapes import ENDS, Shape, emoji
 from benchmarks.turns import Turn, Worker, alternate, passes
 from latentdiff.checkpoints.locate_model import locate
-from latentdiff.config.model import CLIPTextConfig
+from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from tests.small import read_weights, small_unet_config, small_vae_config
 

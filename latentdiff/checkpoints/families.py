@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
+from latentdiff.config.clip import CLIPTextConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError
 

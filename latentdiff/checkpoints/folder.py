@@ -14,8 +14,9 @@ from latentdiff.checkpoints.pipeline_index import INDEX, read_index
 from latentdiff.checkpoints.single_file import current_vae_key
 from latentdiff.checkpoints.tensor_files import INTEGER_TYPES
 from latentdiff.checkpoints.tensor_locations import TensorLocation, find_tensors, read_tensors
+from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.config.generation import GenerationConfig
-from latentdiff.config.model import CLIPTextConfig, IdentityVAEConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import IdentityVAEConfig, UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError, did_you_mean
 from latentdiff.files import read_json, write_json

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.tensor_locations import TensorLocation
+from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.config.generation import GenerationConfig
-from latentdiff.config.model import CLIPTextConfig, IdentityVAEConfig, UNetConfig, VAEConfig
+from latentdiff.config.model import IdentityVAEConfig, UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.errors import CheckpointError, InputError, did_you_mean
 from latentdiff.text.tokenizer import CLIPTokenizer

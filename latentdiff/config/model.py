@@ -1,4 +1,4 @@
-"""Configs of the networks, with the keys of diffusers' and transformers' JSON files."""
+"""Configs of the U-Net and the VAE, with the keys of diffusers' JSON files."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,8 +13,6 @@ from latentdiff.config.diffusers_json import (
     Layers,
     ModelConfig,
     Scale,
-    TokenId,
-    Tokens,
 )
 
 
@@ -268,43 +266,3 @@ def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:
     factor.
     """
     return unet.downscale if isinstance(vae, IdentityVAEConfig) else vae.downscale
-
-
-class CLIPTextConfig(ModelConfig):
-    """Config of a CLIP text encoder, with transformers' keys and defaults.
-
-    architectures: states whether the pooled state is projected. eos_token_id: the token at which the state is pooled;
-    the other token ids have no effect.
-    """
-
-    architectures: tuple[Literal["CLIPTextModel", "CLIPTextModelWithProjection"]] = ("CLIPTextModel",)
-    vocab_size: Tokens = 49408
-    hidden_size: Channels = 512
-    intermediate_size: Channels = 2048
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Heads = 8
-    max_position_embeddings: Channels = 77
-    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: Epsilon = 1e-5
-    projection_dim: Channels = 512
-    bos_token_id: TokenId = 49406
-    eos_token_id: TokenId = 49407
-    pad_token_id: TokenId = 1
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by {self.num_attention_heads} heads")
-        return self
-
-    @property
-    def with_projection(self) -> bool:
-        return self.architectures == ("CLIPTextModelWithProjection",)
-
-    def write(self) -> dict[str, Any]:
-        """The dictionary in transformers' format."""
-        return {"model_type": "clip_text_model", **self.model_dump(mode="json")}
-
-    @classmethod
-    def _only(cls) -> dict[str, tuple[Any, ...]]:
-        return {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "quantization_config": (None,)}

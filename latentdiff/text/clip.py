@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.config.model import CLIPTextConfig
+from latentdiff.config.clip import CLIPTextConfig
 
 OLD_EOS = 2  # in the configs of OpenAI's models, whose end token is in fact the highest id
 

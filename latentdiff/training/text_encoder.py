@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from latentdiff.checkpoints.folder import write_text_encoder
-from latentdiff.config.model import CLIPTextConfig
+from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.config.train import TextTrainConfig
 from latentdiff.data.dataset import CaptionedImages, load_pixels, read_parts
 from latentdiff.errors import InputError

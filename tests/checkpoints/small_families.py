@@ -9,7 +9,8 @@ import torch
 from latentdiff.checkpoints.clip_vocabulary import clip_tokenizer
 from latentdiff.checkpoints.components import Components, open_model, write_pipeline
 from latentdiff.checkpoints.convert import convert
-from latentdiff.config.model import CLIPTextConfig, UNetConfig, VAEConfig
+from latentdiff.config.clip import CLIPTextConfig
+from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL

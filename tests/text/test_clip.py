@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from latentdiff.checkpoints.folder import write_text_encoder
-from latentdiff.config.model import CLIPTextConfig
+from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.errors import CheckpointError
 from latentdiff.text.clip import CLIPTextModel, current_key
 
