@@ -73,7 +73,9 @@ def serve(
     ] = None,
     memory_limit: Annotated[
         float | None,
-        typer.Option(help="GiB of weights in memory; models beyond it are unloaded and loaded again when needed."),
+        typer.Option(
+            min=0.001, help="GiB of weights in memory; models beyond it are unloaded and loaded again when needed."
+        ),
     ] = None,
     train: Annotated[
         Path | None, typer.Option(help="Enable fine-tuning at /train, with images from this folder or uploaded ones.")
