@@ -90,7 +90,7 @@ def test_written_config_is_read_alike_by_diffusers(name: str) -> None:
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported"),
         ({"time_cond_proj_dim": 256}, "time_cond_proj_dim=256 is not supported"),
         ({"down_block_types": ("Down", "Up")}, "down_block_types"),
-        ({"attention_head_dim": (3, 3)}, "must divide"),
+        ({"attention_head_dim": (3, 3)}, "must be divisible"),
         ({"up_block_types": (UP,)}, "needs 2 entries"),
     ],
 )
