@@ -18,7 +18,7 @@ def test_models_that_read_more_than_text_are_refused_by_name(model_folder: Path,
     write_pipeline(replace(small_components(), denoiser=inpainting), tmp_path / "inpainting")
     write_small_refiner(tmp_path / "refiner")
     for folder, message in (
-        (tmp_path / "inpainting", "reads 9 channels .inpainting or editing"),
+        (tmp_path / "inpainting", "has in_channels=9 .inpainting or editing"),
         (tmp_path / "refiner", "is a refiner of SDXL; fine-tuning is for text-to-image models"),
     ):
         with pytest.raises(InputError, match=message):

@@ -170,4 +170,4 @@ def test_a_launch_that_contradicts_the_run_is_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=said) if said else nullcontext():
-        check_launcher(RunConfig(output=tmp_path))
+        check_launcher(RunConfig(output=tmp_path, mixed_precision="bf16"))
