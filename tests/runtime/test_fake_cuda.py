@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("text", "cuda:0 cuda:0"),
         ("vae", "cuda:0 cuda:0"),
         ("sampling", "cuda:0"),
-        ("training_step", "cuda:0 cuda:0 cuda:0 pinned [[3, 4, 8, 8], [2, 3], [3, 16, 32], [3, 8]]"),
+        ("training_step", "cuda:0 cuda:0 cuda:0 pinned [[3, 4, 8, 8], [2, 3], [3, 8], [3, 16, 32]]"),
         ("compiling", "max-autotune True copied 1"),
     ],
 )
