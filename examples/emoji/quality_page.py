@@ -100,8 +100,10 @@ def _steps(results: Results, plot: str) -> str:
 
 def _guidance(results: Results, plot: str) -> str:
     facts = results.facts
-    scales = {(f"{scale:g}",): cell for scale, cell in results.guidance.items()}
-    part = {(f"{scale:g}", f"{low:g} to {high:g}"): cell for (scale, (low, high)), cell in results.interval.items()}
+    scales: dict[tuple[str, ...], Cell] = {(f"{scale:g}",): cell for scale, cell in results.guidance.items()}
+    part: dict[tuple[str, ...], Cell] = {
+        (f"{scale:g}", f"{low:g} to {high:g}"): cell for (scale, (low, high)), cell in results.interval.items()
+    }
     return (
         f"## Guidance\n\nn = {facts.count}, {facts.usual.sampler}, {facts.usual.num_inference_steps} steps. "
         f"{_floor(results.floors[1], facts.count)}\n\n"
@@ -113,7 +115,7 @@ def _guidance(results: Results, plot: str) -> str:
 
 def _samplers(results: Results, plot: str) -> str:
     facts = results.facts
-    cells = {(name, str(steps)): cell for (name, steps), cell in results.samplers.items()}
+    cells: dict[tuple[str, ...], Cell] = {(name, str(steps)): cell for (name, steps), cell in results.samplers.items()}
     return (
         f"## Samplers at equal cost\n\nn = {facts.count}, guidance {facts.usual.guidance_scale:g}; a call evaluates "
         "the prompt and the empty prompt. Samplers whose coefficients are equal for this model have equal cells.\n\n"
