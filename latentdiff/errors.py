@@ -25,7 +25,7 @@ class NonFiniteError(LatentDiffError):
 def did_you_mean(value: str, known: Iterable[str]) -> str:
     """Suggest the closest known name, or list all of them if none is close."""
     names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=1)
+    near = difflib.get_close_matches(value[:100], names, n=1)  # its time grows with the length
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 

@@ -58,7 +58,7 @@ def run(request: Request) -> None:
     from latentdiff.serving.limits import Limits
     from latentdiff.serving.logs import start_logging
     from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
-    from latentdiff.serving.process import DrainingServer
+    from latentdiff.serving.process import COLLECT_SECONDS, DrainingServer
     from latentdiff.serving.server_state import Server, Settings
     from latentdiff.serving.upscalers import UpscalerStore
 
@@ -86,7 +86,13 @@ def run(request: Request) -> None:
     )
     listener = _listener(request.host, request.port)
     server = Server(engine, settings, finetunes=finetunes)
-    config = uvicorn.Config(create_app(server), log_config=None, access_log=False, timeout_keep_alive=75)
+    config = uvicorn.Config(
+        create_app(server),
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(COLLECT_SECONDS),  # for clients that never finish a request or read its response
+    )
     DrainingServer(config, server).run(sockets=[listener])
 
 

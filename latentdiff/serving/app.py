@@ -83,6 +83,7 @@ def create_app(server: Server) -> FastAPI:
     app.add_exception_handler(OSError, _answer_os_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_error)
     return app
 
 

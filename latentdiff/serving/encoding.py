@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import latentdiff
@@ -128,7 +128,8 @@ def text_chunks(data: bytes) -> dict[str, str]:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ServingError(f"Invalid encoded image: {error}; send a PNG", "image") from error
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise ServingError(f"Invalid encoded image: {reason}; send a PNG", "image") from error
 
 
 def preview(job: Job, x0: Tensor, models: ModelStore, form: Format = "png", full_size: bool = False) -> bytes:

@@ -72,8 +72,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether jobs are accepted and a model is loaded."""
-        return self.queue.accepting and bool(self.models.loaded)
+        """Whether jobs are accepted and a model has been loaded; it may have been unloaded since."""
+        return self.queue.accepting and bool(self.models.facts)
 
     def submit(self, request: ImageRequest, deadline: float | None = None, keep_at: tuple[int, ...] = ()) -> Job:
         """Accept a job. Raises InputError, QueueFullError, and UnavailableError if the server is stopping."""
@@ -141,8 +141,10 @@ class Engine:
     def _next_group(self) -> tuple[Group, LatentDiffusionPipeline] | None:
         """The group whose turn it is, of those whose model is loaded."""
         ready: dict[Group, LatentDiffusionPipeline] = {}
-        for group in self.queue.groups:
-            if group.active or not self.models.starts_no_images:
+        groups, busy = self.queue.groups, self.queue.active_models
+        self.models.drop_idle(busy | (self.models.unused & {group.key.model for group in groups}))
+        for group in groups:
+            if group.active or self.models.may_start(group.key.model):
                 with self._failing(group):
                     if (pipe := self.models.get(group.key.model)) is not None:
                         ready[group] = pipe
@@ -156,9 +158,9 @@ class Engine:
             pipe.set_adapters(wanted)
 
     def _start_images(self, group: Group, pipe: LatentDiffusionPipeline) -> None:
-        while len(group.active) < MAX_ROWS and not self.models.starts_no_images:
+        while len(group.active) < MAX_ROWS and self.models.may_start(group.key.model):
             if (item := self.queue.next_waiting(group)) is None:
-                return
+                break
             job = item.job
             try:
                 inputs = read_inputs(pipe.limits, **item.arguments)
@@ -177,6 +179,7 @@ class Engine:
                 continue
             with self.queue.changed:
                 group.active.append(item)
+        self.models.unused.discard(group.key.model)
 
     def _step(self, group: Group, pipe: LatentDiffusionPipeline) -> None:
         batch = group.next_batch(self.exact_batch)

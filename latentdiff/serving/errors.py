@@ -7,6 +7,8 @@ from latentdiff.errors import InputError, LatentDiffError, is_out_of_memory
 ROOT = r"(?<![\w.:/\\-])(?:~?/|[A-Za-z]:[\\/])"
 ABSOLUTE_PATH = re.compile(rf"""(?<=['"]){ROOT}[^'"\n]+(?=['"])|{ROOT}[^\s'"`,;:()]*[^\s'"`,;:().]""")
 
+MESSAGE_CHARACTERS = 1000  # messages repeat values, which may be as long as the body
+
 
 class ServingError(LatentDiffError):
     """A request that cannot be served. `param`: the invalid field; `headers`: those of the HTTP response."""
@@ -15,8 +17,8 @@ class ServingError(LatentDiffError):
     code = "invalid_request"
 
     def __init__(self, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.param, self.headers = param, headers or {}
+        super().__init__(message if len(message) <= MESSAGE_CHARACTERS else f"{message[: MESSAGE_CHARACTERS - 1]}…")
+        self.param, self.headers = param and param[:80], headers or {}
 
 
 class UnsupportedError(ServingError):

@@ -14,10 +14,13 @@ NAME = re.compile(r"[A-Za-z0-9_-]{20,40}\.(png|jpeg|webp)")
 
 
 class ResultFiles:
-    """A folder of images, created at first use. seconds: how long a file is kept. limit: bytes of all files."""
+    """A folder of images, created at first use. seconds: how long a file is kept. limit: bytes of all files.
+    uncollected: names of the files that no client has fetched.
+    """
 
     def __init__(self, seconds: float = 3600.0, limit: int = 2**30) -> None:
         self.seconds, self.limit = seconds, limit
+        self.uncollected: set[str] = set()
         self._folder: Path | None = None
 
     def write(self, data: bytes, extension: str) -> str:
@@ -32,12 +35,14 @@ class ResultFiles:
             raise InternalError(
                 f"the image file cannot be written ({error.strerror}); use response_format=b64_json"
             ) from error
+        self.uncollected.add(name)
         return name
 
     def find(self, name: str) -> Path:
         """The path of a stored image. Raises NotFoundError, also for names that the server did not create."""
         if self._folder is None or not NAME.fullmatch(name) or not (path := self._folder / name).is_file():
             raise NotFoundError("no such file; image files are kept for an hour")
+        self.uncollected.discard(name)
         return path
 
     def close(self) -> None:
@@ -52,4 +57,5 @@ class ResultFiles:
         for modified, size, path in files:
             if total > self.limit or time.time() - modified > self.seconds:
                 path.unlink(missing_ok=True)
+                self.uncollected.discard(path.name)
                 total -= size

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hmac
 import json
 import logging
@@ -47,7 +46,7 @@ class Guard:
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         """Web pages of other sites must not use a server on the visitor's machine."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        name = (host.rsplit(":", 1)[0] if not host.endswith("]") else host).lower()
         if self.server.settings.key is None and name not in self.server.settings.hosts:
             raise ForbiddenError(
                 f"host {name[:80]!r} is not a name of this server; use {self.server.settings.hosts[0]}"
@@ -61,7 +60,7 @@ class Guard:
         page = scope["path"] in ("/", "/train") or scope["path"].startswith("/page/")  # it prompts for the key
         if key is None or scope["path"] in OPEN_PATHS or page or scope["method"] == "OPTIONS":
             return
-        if not any(hmac.compare_digest(one.encode(), key.encode()) for one in _keys(headers.get("authorization", ""))):
+        if not any(hmac.compare_digest(one, key.encode()) for one in _keys(headers.get("authorization", ""))):
             challenge = {"WWW-Authenticate": 'Basic realm="latentdiff"'} if _speaks_basic(scope["path"]) else {}
             raise UnauthorizedError("a key is required: Authorization: Bearer KEY, or Basic with the key as password",
                                     headers=challenge)  # fmt: skip
@@ -135,16 +134,16 @@ def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(key.lower().encode("latin-1"), value.encode("latin-1", "replace")) for key, value in headers.items()]
 
 
-def _keys(authorization: str) -> list[str]:
+def _keys(authorization: str) -> list[bytes]:
     """The possible keys in an Authorization header: a bearer token, or with Basic the password or user:password."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return [value.strip()]
+        return [value.strip().encode("latin-1")]  # as it was decoded
     try:
-        pair = base64.b64decode(value, validate=True).decode() if scheme.lower() == "basic" else ""
-    except (binascii.Error, UnicodeDecodeError):
+        pair = base64.b64decode(value, validate=True) if scheme.lower() == "basic" else b""
+    except ValueError:
         return []
-    return [pair, pair.partition(":")[2]]
+    return [pair, pair.partition(b":")[2]]
 
 
 def _speaks_basic(path: str) -> bool:

@@ -10,13 +10,15 @@ from latentdiff.serving.errors import LimitError
 class Limits:
     """queue: images waiting, in addition to those being sampled. deadline: seconds from acceptance to the result.
 
-    pixels: of one image. images, steps, prompt_characters: of one request. body: bytes.
+    pixels: of one image. images, steps, prompt_characters: of one request. joined_prompts: the number joined by AND,
+    each of which the network evaluates. body: bytes.
     """
 
     pixels: int = 2048 * 2048
     steps: int = 150
     images: int = 16
     prompt_characters: int = 20_000
+    joined_prompts: int = 8
     queue: int = 128
     body: int = 32 * 2**20
     deadline: float = 600.0

@@ -13,7 +13,7 @@ from typing import Any
 from latentdiff.checkpoints.lora_reader import find_lora
 from latentdiff.checkpoints.model_source import ModelSource
 from latentdiff.checkpoints.textual_inversion import find_learned
-from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean
+from latentdiff.errors import CheckpointError, InputError, LatentDiffError, did_you_mean, shorten
 from latentdiff.inputs.model_limits import ModelLimits
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.previews import Previewer
@@ -80,8 +80,9 @@ class ModelStore:
     """Models by name. One thread loads models, while those in use continue.
 
     limit: bytes of weights in memory at once; None means no limit. embeddings: files of learned words for all models.
-    The engine assigns `on_change`, which is called after a model was loaded or failed to load, and `in_use`, the names
-    of the models that are sampling.
+    unused: loaded models of which no image has started since. The engine assigns `on_change`, which is called after a
+    model was loaded or failed to load, and when a load waits for memory, and `in_use`, the names of the models that are
+    sampling.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class ModelStore:
         self.on_change: Callable[[], None] = lambda: None
         self.in_use: Callable[[], set[str]] = set
         self.loading: set[str] = set()
+        self.unused: set[str] = set()
         self.facts: dict[str, ModelFacts] = {}
         self._hashes: dict[tuple[str, ...], str] = {}
         self._pipes: OrderedDict[str, LatentDiffusionPipeline] = OrderedDict()
@@ -113,15 +115,15 @@ class ModelStore:
         if name is None:
             return self.default
         if name not in self.specs:
-            raise NotFoundError(f"model={name!r} is unknown; {did_you_mean(name, self.specs)}", "model")
+            raise NotFoundError(f"model={shorten(name)} is unknown; {did_you_mean(name, self.specs)}", "model")
         return name
 
     def find_lora(self, name: str) -> str:
         """The name of a known LoRA. Raises NotFoundError."""
         if not self.loras:
-            raise NotFoundError(f"LoRA {name!r} is unknown; this server has none, start it with --lora", "loras")
+            raise NotFoundError(f"LoRA {shorten(name)} is unknown; this server has none, start it with --lora", "loras")
         if name not in self.loras:
-            raise NotFoundError(f"LoRA {name!r} is unknown; {did_you_mean(name, self.loras)}", "loras")
+            raise NotFoundError(f"LoRA {shorten(name)} is unknown; {did_you_mean(name, self.loras)}", "loras")
         return name
 
     def add_lora(self, lora: LoraSpec) -> None:
@@ -176,10 +178,20 @@ class ModelStore:
         with self._lock:
             return sum(self._sizes[name] for name in self._pipes)
 
-    @property
-    def starts_no_images(self) -> bool:
-        """Whether a load waits for memory: no new images are started, so that models become idle and can be dropped."""
-        return self._making_room
+    def may_start(self, name: str) -> bool:
+        """Whether images of a model may be started. While a load waits for memory, only those of unused models, so that
+        the others become idle.
+        """
+        return not self._making_room or name in self.unused
+
+    def drop_idle(self, busy: set[str]) -> None:
+        """Drop the least recently used model that is not busy, if a load waits for memory. The engine calls it between
+        steps, so that no image of the model starts meanwhile.
+        """
+        with self._lock:
+            idle = [name for name in self._pipes if name not in busy | self.loading]
+            if self._making_room and idle:
+                del self._pipes[idle[0]]
 
     def unload(self, name: str) -> None:
         """Drop a model that is not in use."""
@@ -202,6 +214,7 @@ class ModelStore:
             with self._lock:
                 self._pipes[name], self.facts[name] = pipe, facts
                 self._sizes[name] = _bytes(pipe)
+                self.unused.add(name)
             log.info("loaded", extra={"fields": {"model": name, "bytes": self._sizes[name]}})
             self._make_room(name, 0)
         except Exception as error:
@@ -234,7 +247,7 @@ class ModelStore:
         return words
 
     def _make_room(self, name: str, needed: int) -> None:
-        """Drop idle models until `needed` more bytes fit; waits for models that are in use."""
+        """Wait until the engine has dropped so many idle models that `needed` more bytes fit."""
         if self.limit is None:
             return
         if needed > self.limit:
@@ -243,13 +256,10 @@ class ModelStore:
             )
         try:
             while self.size + needed > self.limit:
-                self._making_room = True
-                idle = [other for other in self.loaded if other != name and other not in self.in_use()]
-                if idle:
-                    self.unload(idle[0])
-                    continue
                 if self.loaded in ([], [name]):
                     break
+                self._making_room = True
+                self.on_change()
                 threading.Event().wait(0.02)
         finally:
             self._making_room = False

@@ -15,10 +15,11 @@ from fastapi import Request
 from PIL import Image
 
 from latentdiff.checkpoints.lora_stack import weight_pair
-from latentdiff.errors import check_integer
+from latentdiff.errors import check_integer, shorten
 from latentdiff.hires import Hires
 from latentdiff.inputs import read_inputs
 from latentdiff.inputs.model_limits import ModelLimits
+from latentdiff.inputs.prompts import ImagePrompts
 from latentdiff.sampling.seeds import GENERATOR_SEEDS
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import DeadlineError, NotFoundError, as_serving_error
@@ -27,6 +28,7 @@ from latentdiff.serving.finetunes.folder import FineTunes
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.limits import Limits
 from latentdiff.serving.worker import Worker
+from latentdiff.text.prompt_syntax import split_and
 
 Size = tuple[int, int]
 P = ParamSpec("P")
@@ -153,6 +155,11 @@ class Server:
             self.limits.check(f"{name} length", len(text or ""), self.limits.prompt_characters, "characters")
         self.limits.check("images", check_integer(images, "images", 1), self.limits.images)
 
+    def _check_joined(self, prompts: ImagePrompts) -> None:
+        if prompts.options.syntax != "plain":
+            joined = len(split_and(prompts.positives[0][0]))
+            self.limits.check("prompt parts joined by AND", joined, self.limits.joined_prompts)
+
     def _check_pixels(self, name: str, size: Size) -> None:
         self.limits.check(name, size[0] * size[1], self.limits.pixels, "pixels")
 
@@ -168,6 +175,7 @@ class Server:
     def _completed(self, request: ImageRequest, usual: ModelLimits, loras: Mapping[str, Any]) -> ImageRequest:
         """The request with the sampled size, and with the LoRAs in its prompt added to `loras`."""
         inputs = read_inputs(usual, **request.arguments(request.images - 1))
+        self._check_joined(inputs.prompts)
         size = inputs.width, inputs.height
         self._check_pixels("width*height", size)
         found = self._loras({**loras, **inputs.prompts.loras})
@@ -198,14 +206,15 @@ class Server:
             total -= _pixels(self.finished.pop(oldest.id))
 
     @property
-    def uncollected(self) -> list[Job]:
-        """Jobs of our own API with images that no client has fetched yet."""
-        return [job for job in list(self.finished.values()) if job.over and job.images and not job.collected]
+    def uncollected(self) -> bool:
+        """Whether there are images of our own API, or files of `url` responses, that no client has fetched yet."""
+        jobs = list(self.finished.values())
+        return bool(self.files.uncollected) or any(job.over and job.images and not job.collected for job in jobs)
 
     def find_job(self, job_id: str) -> Job:
         """A job by its id. Raises NotFoundError."""
         if job_id not in self.finished:
-            raise NotFoundError(f"job {job_id!r} is unknown; jobs are kept for an hour after they end")
+            raise NotFoundError(f"job {shorten(job_id)} is unknown; jobs are kept for an hour after they end")
         return self.finished[job_id]
 
     async def wait(self, job: Job, http: Request) -> list[JobImage]:

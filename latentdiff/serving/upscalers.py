@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from latentdiff.errors import InputError, did_you_mean
+from latentdiff.errors import InputError, did_you_mean, shorten
 from latentdiff.hires import LATENT, PIXEL
 from latentdiff.images.upscaling import load_upscaler
 from latentdiff.models.esrgan import RRDBNet
@@ -28,7 +28,7 @@ class UpscalerStore:
             return name
         if name not in self.paths:
             known = (PIXEL, LATENT, *self.paths)
-            raise NotFoundError(f"upscaler={name!r} is unknown; {did_you_mean(name, known)}", "upscaler")
+            raise NotFoundError(f"upscaler={shorten(name)} is unknown; {did_you_mean(name, known)}", "upscaler")
         return self.paths[name]
 
     def get(self, upscaler: str | Path, device: torch.device) -> RRDBNet | None:

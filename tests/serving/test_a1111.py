@@ -15,9 +15,10 @@ import sd_backend_client
 import webuiapi
 from PIL import Image
 
+from latentdiff.serving.errors import CancelledError
 from latentdiff.serving.job import Job
 from latentdiff.serving.server_state import Settings
-from tests.serving.conftest import MakeLive
+from tests.serving.conftest import MakeEngine, MakeLive, request
 from tests.serving.live import Live
 from tests.serving.test_engine import MASK, PICTURE, slow, until_step
 
@@ -25,7 +26,8 @@ BODY = {"prompt": "a red apple", "steps": 3, "width": 16, "height": 16, "seed": 
 
 
 def post(live: Live, route: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{live.url}/sdapi/v1/{route}", json=body, timeout=60)
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"{live.url}/sdapi/v1/{route}", content=json.dumps(body), headers=headers, timeout=60)
 
 
 def as_text(image: Image.Image) -> str:
@@ -188,13 +190,16 @@ def test_bodies_of_other_clients_are_accepted(live: Live, change: dict[str, Any]
         ("txt2img", {"prompt": "x <lora:ink:0.5>"}, 404, "LoRA 'ink' is unknown"),
         ("txt2img", {"steps": 1000}, 400, "limit of 150"),
         ("txt2img", {"batch_size": 8, "n_iter": 3}, 400, "batch_size*n_iter=24 is above this server's limit of 16"),
-        ("txt2img", {"batch_size": -3}, 400, "images=-3 must be at least 1"),
+        ("txt2img", {"batch_size": -3, "n_iter": -1}, 400, "batch_size=-3 must be at least 1"),
+        ("txt2img", {"force_task_id": "\ud800"}, 400, "half a surrogate pair"),
+        ("txt2img", {"override_settings": {"x": ["\udfff"]}}, 400, "half a surrogate pair"),
         ("txt2img", {"steps": "many"}, 422, "steps"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "other"}}, 404, "model='other' is unknown"),
         ("img2img", {}, 404, "Init image not found"),
         ("img2img", {"init_images": ["!!!"]}, 400, "Invalid encoded image"),
         ("img2img", {"init_images": ["http://169.254.169.254/x"]}, 400, "does not fetch URLs"),
-        ("png-info", {"image": "AAAA"}, 400, "Invalid encoded image"),
+        ("png-info", {"image": "AAAA"}, 400, "Invalid encoded image: unknown format; send a PNG"),
+        ("extra-single-image", {"image": as_text(PICTURE), "resize_mode": 2}, 400, "resize_mode=2 is not supported"),
         ("extra-single-image", {"image": "AAAA"}, 400, "Invalid encoded image"),
     ],
 )
@@ -202,6 +207,36 @@ def test_errors_have_a1111s_format(live: Live, route: str, change: dict[str, Any
     answer = post(live, route, **BODY | change)
     assert answer.status_code == status and words in answer.json()["detail"], answer.text
     assert set(answer.json()) == {"error", "detail", "body", "errors"}
+
+
+def test_integers_keep_their_digits_and_zero_is_a_seed(live: Live) -> None:
+    for seed, wanted in ((2**53 + 1, 2**53 + 1), (str(2**53 + 1), 2**53 + 1), ("7.0", 7), (0, 0)):
+        info = json.loads(post(live, "txt2img", **BODY | {"seed": seed}).json()["info"])
+        assert info["seed"] == wanted
+    info = json.loads(post(live, "txt2img", **BODY | {"subseed": 0, "subseed_strength": 0.5}).json()["info"])
+    assert (info["subseed"], info["all_subseeds"]) == (0, [0])
+
+
+def test_an_infotext_has_the_limit_of_a_prompt(live: Live) -> None:
+    answer = post(live, "txt2img", **BODY | {"infotext": "Steps: 2, " * 2001})
+    assert answer.status_code == 400 and "infotext length=20010 is above this server's limit of 20000" in answer.text
+
+
+def test_unfinished_tasks_are_not_forgotten(make_engine: MakeEngine, monkeypatch: Any) -> None:
+    """Whatever their number, and also if two have the same id."""
+    from latentdiff.serving.api import a1111
+    from latentdiff.serving.server_state import Server
+
+    monkeypatch.setattr(a1111, "KEPT_TASKS", 2)
+    server = Server(make_engine(start=False))
+    jobs = [server.engine.submit(request(seed=k)) for k in range(4)]
+    for job, name in zip(jobs, ("a", "b", "b", None), strict=True):
+        a1111._register(server, job, name)
+    assert set(server.tasks.values()) == set(jobs) and server.tasks["b"] is jobs[2]
+    for job in jobs[:3]:
+        job.fail(CancelledError("the job was cancelled"))
+    a1111._register(server, last := server.engine.submit(request()), "last")
+    assert list(server.tasks.values()) == [jobs[3], last]
 
 
 def test_what_has_no_effect_here_but_clients_send_is_accepted(live: Live) -> None:

@@ -234,6 +234,34 @@ def test_a_failed_step_fails_its_jobs_and_the_engine_continues(make_engine: Make
     assert engine.submit(request()).wait(WAIT) and not engine.queue.jobs
 
 
+def test_a_model_starts_images_before_it_makes_room_for_another(
+    make_engine: MakeEngine, model_folder: Path, monkeypatch: Any
+) -> None:
+    engine = make_engine({"small": model_folder, "second": model_folder})
+    assert engine.submit(request()).wait(WAIT)
+    engine.models.limit = int(engine.models.size * 1.5)
+    events: list[tuple[str, str]] = []
+    add_loras, start = ModelStore._add_loras, Engine._start_images
+
+    def watch_load(store: ModelStore, name: str, pipe: LatentDiffusionPipeline) -> None:
+        events.append(("load", name))
+        add_loras(store, name, pipe)
+
+    def watch_start(self: Engine, group: Group, pipe: LatentDiffusionPipeline) -> None:
+        time.sleep(0.02)
+        start(self, group, pipe)
+        events.append(("start", group.key.model))
+
+    monkeypatch.setattr(ModelStore, "_add_loras", watch_load)
+    monkeypatch.setattr(Engine, "_start_images", watch_start)
+    jobs = [engine.submit(request(model=("second", "small")[k % 2], seed=k, steps=1)) for k in range(24)]
+    assert all(job.wait(WAIT) for job in jobs)
+    loads = [index for index, (kind, _) in enumerate(events) if kind == "load"]
+    assert len(loads) >= 2 and engine.models.size <= engine.models.limit
+    for first, end in zip(loads, [*loads[1:], len(events)], strict=True):
+        assert ("start", events[first][1]) in events[first:end], events
+
+
 def test_models_share_a_memory_limit_and_a_broken_model_affects_no_other(
     make_engine: MakeEngine, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,17 @@ def test_files_have_unguessable_names_and_limits_on_size_and_age() -> None:
     assert not folder.exists()
 
 
+def test_files_are_uncollected_until_they_are_found_or_removed() -> None:
+    files = ResultFiles(limit=25)
+    first, second = (files.write(bytes(10), "png") for _ in range(2))
+    assert files.uncollected == {first, second}
+    files.find(second)
+    os.utime(files.find(second).parent / first, (1, 1))
+    third = files.write(bytes(10), "png")
+    assert files.uncollected == {third}
+    files.close()
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "x.png", "", "a" * 32 + ".exe"])
 def test_only_names_of_stored_files_are_found(name: str, tmp_path: Path) -> None:
     files = ResultFiles()

@@ -232,6 +232,64 @@ def test_a_server_that_is_loading_is_not_ready(make_engine: Any) -> None:
     assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
 
 
+def test_a_server_whose_model_was_unloaded_remains_ready(make_live: MakeLive) -> None:
+    live = make_live()
+    assert httpx.post(f"{live.url}/sdapi/v1/unload-checkpoint").status_code == 200
+    assert not live.server.engine.models.loaded and httpx.get(f"{live.url}/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("field", ["model", "sampler", "spacing", "upscaler", "prompt_syntax", "x"])
+def test_errors_repeat_only_the_beginning_of_long_values(live: Live, field: str) -> None:
+    values = {field: "é" * 500_000, "hires": 2.0} if field != "x" else {"x" * 500_000: 1}
+    answer = httpx.post(f"{live.url}/jobs", json=JOB | values, timeout=30)
+    assert 400 <= answer.status_code < 500 and len(answer.json()["error"]["message"]) <= 1000
+
+
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_a_character(live: Live) -> None:
+    for values in ({"\ud800": 1}, {"prompt": "\udc00"}, {"model": "\ud83d"}):
+        content = json.dumps(JOB | values)
+        refused = httpx.post(f"{live.url}/jobs", content=content, headers={"content-type": "application/json"})
+        assert refused.status_code == 400 and "half a surrogate pair" in refused.json()["error"]["message"]
+    whole = json.dumps(JOB | {"prompt": "🍎"}).encode()
+    assert b"\\ud83c" in whole
+    answer = httpx.post(f"{live.url}/jobs", content=whole, headers={"content-type": "application/json"})
+    assert answer.json()["request"]["prompt"] == "🍎"
+
+
+@pytest.mark.parametrize(("path", "field"), [("/jobs", "error"), ("/sdapi/v1/txt2img", "detail")])
+def test_a_fault_of_the_server_is_answered_in_the_clients_dialect(
+    make_engine: MakeEngine, monkeypatch: Any, path: str, field: str
+) -> None:
+    from starlette.testclient import TestClient
+
+    from latentdiff.serving.app import create_app
+
+    server = Server(make_engine())
+    monkeypatch.setattr(server, "request", lambda **_: (_ for _ in ()).throw(KeyError("oops")))
+    client = TestClient(create_app(server), base_url="http://localhost", raise_server_exceptions=False)
+    answer = client.post(path, json=JOB)
+    assert answer.status_code == 500 and "KeyError" in str(answer.json()[field])
+
+
+def test_prompts_joined_by_and_are_limited(live: Live) -> None:
+    """The network evaluates each of them in every step."""
+    limit = httpx.get(f"{live.url}/v1/capabilities").json()["limits"]["joined_prompts"]
+    texts = [" AND ".join(["a"] * count) for count in (limit, limit + 1)]
+    assert httpx.post(f"{live.url}/jobs", json=JOB | {"prompt": texts[0]}).status_code == 202
+    assert httpx.post(f"{live.url}/jobs", json=JOB | {"prompt": texts[1], "prompt_syntax": "plain"}).status_code == 202
+    refused = httpx.post(f"{live.url}/jobs", json=JOB | {"prompt": texts[1]})
+    assert refused.status_code == 400 and f"limit of {limit}" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "prompt"
+
+
+def test_keys_may_contain_any_characters(make_live: MakeLive) -> None:
+    live = make_live(Settings(key="ключ"))
+    encoded = "ключ".encode()
+    assert httpx.get(f"{live.url}/v1/models", headers={"authorization": b"Bearer " + encoded}).status_code == 200
+    assert httpx.get(f"{live.url}/v1/models", auth=(b"me", encoded)).status_code == 200
+    assert httpx.get(f"{live.url}/v1/models", headers={"authorization": b"Bearer " + encoded[1:]}).status_code == 401
+
+
 def test_a_key_is_required_if_the_server_has_one(make_live: MakeLive) -> None:
     live = make_live(Settings(key="sesame"))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic !!"}, {"authorization": ""}):

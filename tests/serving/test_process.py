@@ -1,6 +1,7 @@
 """The server as a separate process: SIGTERM under load, and a soak of valid and invalid requests."""
 
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,22 @@ def test_a_second_signal_ends_the_process_at_once(model_folder: Path) -> None:
             time.sleep(0.01)
         side.process.send_signal(signal.SIGTERM)
         assert side.process.wait(10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_sigterm_waits_for_url_answers_but_not_for_a_client_that_never_sends_its_body(model_folder: Path) -> None:
+    with ours("float32", "--device", "cpu", model=model_folder) as side, ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "a red apple", "num_inference_steps": 30, "size": "16x16", "n": 8, "response_format": "url"}
+        stalled = socket.create_connection(("127.0.0.1", httpx.URL(side.url).port))
+        stalled.sendall(b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        answer = pool.submit(httpx.post, f"{side.url}/v1/images/generations", json=body, timeout=120)
+        while "latentdiff_jobs 1.0" not in httpx.get(f"{side.url}/metrics").text:
+            time.sleep(0.01)
+        side.process.send_signal(signal.SIGTERM)
+        files = [httpx.get(image["url"]).content for image in answer.result().json()["data"]]
+        assert len(files) == 8 and all(file.startswith(b"\x89PNG") for file in files)
+        assert side.process.wait(30) == 0
+        stalled.close()
 
 
 @pytest.mark.slow

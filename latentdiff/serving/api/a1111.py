@@ -6,17 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from latentdiff.serving.a1111_names import a1111_sampler
 from latentdiff.serving.api.a1111_arguments import arguments, editing, fill_from_infotext
 from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.encoding import as_base64, encode, infotext, preview
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.server_state import Server, server_of
 
-router = APIRouter(tags=["a1111"])
+router = Router(tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]
 KEPT_TASKS = 64
 
@@ -24,14 +25,14 @@ KEPT_TASKS = 64
 @router.post("/sdapi/v1/txt2img")
 async def txt2img(body: Txt2Img, http: Request, server: Here) -> dict[str, Any]:
     """Generate images from a prompt."""
-    body = fill_from_infotext(body)
+    body = fill_from_infotext(body, server.limits)
     return await _answer(server, http, body, {})
 
 
 @router.post("/sdapi/v1/img2img")
 async def img2img(body: Img2Img, http: Request, server: Here) -> dict[str, Any]:
     """Generate images from an image, and a mask if there is one."""
-    body = fill_from_infotext(body)
+    body = fill_from_infotext(body, server.limits)
     return await _answer(server, http, body, await server.decode(editing, body))
 
 
@@ -39,13 +40,22 @@ async def _answer(server: Server, http: Request, body: Txt2Img, image: dict[str,
     """image: the arguments of image to image."""
     request = await server.request(**arguments(body, server.engine, server.a1111_model), **image)
     job = server.engine.submit(request)
-    server.tasks[body.force_task_id or f"task({job.id})"] = job
-    while len(server.tasks) > KEPT_TASKS:
-        server.tasks.popitem(last=False)
+    _register(server, job, body.force_task_id)
     try:
         return await _answered(server, job, body, await server.wait(job, http))
     finally:
         job.release()
+
+
+def _register(server: Server, job: Job, task_id: str | None) -> None:
+    """Make a job known to progress, interrupt and skip; the oldest finished tasks are forgotten."""
+    task_id = task_id or f"task({job.id})"
+    if (earlier := server.tasks.pop(task_id, None)) is not None and not earlier.over:
+        server.tasks[f"task({earlier.id})"] = earlier
+    server.tasks[task_id] = job
+    over = [name for name, other in server.tasks.items() if other.over]
+    for name in over[: max(0, len(server.tasks) - KEPT_TASKS)]:
+        del server.tasks[name]
 
 
 async def _answered(server: Server, job: Job, body: Txt2Img, images: list[JobImage]) -> dict[str, Any]:

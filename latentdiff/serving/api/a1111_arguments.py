@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from latentdiff.errors import check_integer
 from latentdiff.hires import LATENT, PIXEL, Hires
 from latentdiff.images.edit import EditOptions
 from latentdiff.recipe.infotext import parse_infotext
@@ -10,6 +11,7 @@ from latentdiff.serving.a1111_names import SCHEDULERS, a1111_sampler, find_sampl
 from latentdiff.serving.api.a1111_request import Img2Img, Txt2Img
 from latentdiff.serving.engine import Engine
 from latentdiff.serving.errors import NotFoundError, ServingError, UnsupportedError
+from latentdiff.serving.limits import Limits
 from latentdiff.serving.models import ModelStore
 from latentdiff.serving.uploads import from_base64, image_from, mask_from
 
@@ -61,9 +63,9 @@ def arguments(body: Txt2Img, engine: Engine, model: str) -> dict[str, Any]:
         "prompt": body.prompt or "",
         "negative_prompt": body.negative_prompt,
         "model": find_checkpoint(str(checkpoint), engine.models) if checkpoint else model,
-        "images": (body.batch_size or 1) * (body.n_iter or 1),
-        "seed": None if body.seed is None or body.seed < 0 else body.seed,
-        "variation_seed": None if not body.subseed_strength or (body.subseed or -1) < 0 else body.subseed,
+        "images": _count(body.batch_size, "batch_size") * _count(body.n_iter, "n_iter"),
+        "seed": _seed(body.seed),
+        "variation_seed": _seed(body.subseed) if body.subseed_strength else None,
         "variation_strength": body.subseed_strength or None,
         "height": body.height,
         "width": body.width,
@@ -109,10 +111,13 @@ def editing(body: Img2Img) -> dict[str, Any]:
     return found | {"mask_image": mask.resize(image.size), "edit": edit}
 
 
-def fill_from_infotext(body: Body) -> Body:
-    """Fields that the request omits, taken from `infotext`. Raises ServingError if it contains no settings."""
+def fill_from_infotext(body: Body, limits: Limits) -> Body:
+    """Fields that the request omits, taken from `infotext`. Raises ServingError if it contains no settings, or is too
+    long.
+    """
     if not body.infotext:
         return body
+    limits.check("infotext length", len(body.infotext), limits.prompt_characters, "characters")
     if (parsed := parse_infotext(body.infotext)) is None:
         raise ServingError("infotext contains no settings; send the text that png-info returns, or omit it")
     found = dict(parsed[0])
@@ -142,6 +147,15 @@ def find_checkpoint(name: str, models: ModelStore) -> str:
         if name.partition(" [")[0].lower() in names or name.lower() in names:
             return known
     return models.find(name)
+
+
+def _count(value: int | None, name: str) -> int:
+    return check_integer(value or 1, name, 1)
+
+
+def _seed(value: int | None) -> int | None:
+    """A negative seed is random."""
+    return None if value is None or value < 0 else value
 
 
 def _unsupported(body: Txt2Img) -> Iterator[str]:

@@ -6,18 +6,19 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 from PIL import Image
 from pydantic import BaseModel
 
 from latentdiff.images.upscaling import upscale
 from latentdiff.serving.api.a1111_request import Real, Text, Whole
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.encoding import as_base64, text_chunks
-from latentdiff.serving.errors import LimitError, NotFoundError
+from latentdiff.serving.errors import LimitError, NotFoundError, ServingError
 from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from
 
-router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
+router = Router(prefix="/sdapi/v1", tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]
 RESAMPLING = {
     "None": Image.Resampling.NEAREST,
@@ -61,6 +62,8 @@ async def extra_single_image(body: ExtraImage, server: Here) -> dict[str, Any]:
 
 def _enlarge(body: ExtraImage, server: Server) -> bytes:
     image = image_from(from_base64(body.image or "", "image"), "image")
+    if body.resize_mode not in (None, 0, 1):
+        raise ServingError(f"resize_mode={body.resize_mode} is not supported; use 0 or 1", "resize_mode")
     factor = body.upscaling_resize or 1.0
     width, height = (side * factor for side in image.size)
     if body.resize_mode == 1:

@@ -4,16 +4,17 @@ from typing import Annotated, Any
 
 import psutil
 import torch
-from fastapi import APIRouter, Body, Depends
+from fastapi import Body, Depends
 
 from latentdiff.recipe.names import A1111_SAMPLERS
 from latentdiff.serving import a1111_names
 from latentdiff.serving.api.a1111_arguments import find_checkpoint
 from latentdiff.serving.api.a1111_extras import RESAMPLING
 from latentdiff.serving.api.operations import resident_bytes
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.server_state import Server, server_of
 
-router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
+router = Router(prefix="/sdapi/v1", tags=["a1111"])
 Here = Annotated[Server, Depends(server_of)]
 LATENT_MODES = ("Latent", "Latent (bicubic)")  # of hires; both are bicubic
 EMPTY_LISTS = ("hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "extensions", "sd-vae",

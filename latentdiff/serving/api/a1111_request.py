@@ -18,7 +18,14 @@ def _lenient(convert: Callable[[Any], Any]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-Whole = Annotated[int | None, _lenient(lambda value: int(float(value)))]
+def _whole(value: Any) -> int:
+    try:
+        return int(value if isinstance(value, str) else str(value))
+    except ValueError:
+        return int(float(value))
+
+
+Whole = Annotated[int | None, _lenient(_whole)]
 Real = Annotated[float | None, _lenient(float)]
 Text = Annotated[str | None, _lenient(str)]
 Flag = Annotated[bool | None, Field()]

@@ -8,10 +8,11 @@ import shutil
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.errors import NotFoundError
 from latentdiff.serving.finetunes import pictures, process, progress
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
@@ -19,7 +20,7 @@ from latentdiff.serving.finetunes.process import CHECK, SETTINGS, Settings
 from latentdiff.serving.models import LoraSpec, ModelSpec
 from latentdiff.serving.server_state import Server, server_of
 
-router = APIRouter(prefix="/finetunes", tags=["fine-tuning"])
+router = Router(prefix="/finetunes", tags=["fine-tuning"])
 Here = Annotated[Server, Depends(server_of)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import StrictFloat as Float
@@ -15,6 +15,7 @@ from pydantic import StrictInt as Int
 from latentdiff.hires import PIXEL, Hires
 from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.events import DESCRIPTION, PING, PING_SECONDS, event, stream
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import Format, as_base64, encode, preview
 from latentdiff.serving.errors import NotFoundError, ServingError
@@ -22,7 +23,7 @@ from latentdiff.serving.job import Job, JobImage
 from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64, image_from, mask_from
 
-router = APIRouter(tags=["jobs"])
+router = Router(tags=["jobs"])
 Here = Annotated[Server, Depends(server_of)]
 PREVIEW_SECONDS = 0.1  # between two previews of one job
 

@@ -6,19 +6,20 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from latentdiff.sampling.samplers import SAMPLERS
 from latentdiff.serving.api.events import event, stream
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.dialects import openai_error
 from latentdiff.serving.encoding import as_base64, encode, preview
 from latentdiff.serving.errors import ServingError, as_serving_error
 from latentdiff.serving.job import ImageRequest, Job, JobImage
 from latentdiff.serving.server_state import Server, server_of
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = Router(prefix="/v1", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]
 HOSTED_MODELS = ("gpt-image-", "dall-e-")  # names that clients send by default
 STEPS_BY_QUALITY = {"low": 0.5, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 2.0}  # of the model's own

@@ -3,18 +3,19 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.openai import ImagesRequest, answer, image_request
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.errors import ServingError
 from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import image_from, mask_from
 
-router = APIRouter(prefix="/v1/images", tags=["openai"])
+router = Router(prefix="/v1/images", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]
 STRENGTH = 0.75  # of edits without a mask, and of variations
 LORA = re.compile(r"loras\[(.+)\]")

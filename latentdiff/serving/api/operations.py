@@ -3,15 +3,16 @@
 from typing import Annotated, Any
 
 import psutil
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 
 import latentdiff
 from latentdiff.hires import LATENT, PIXEL
 from latentdiff.sampling.samplers import SAMPLERS
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.errors import UnavailableError
 from latentdiff.serving.server_state import Server, server_of
 
-router = APIRouter(tags=["operations"])
+router = Router(tags=["operations"])
 Here = Annotated[Server, Depends(server_of)]
 
 

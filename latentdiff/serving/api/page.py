@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
@@ -16,12 +16,13 @@ from latentdiff.errors import InputError
 from latentdiff.images.edit import EditOptions
 from latentdiff.recipe.reading import Found, read_any
 from latentdiff.recipe.schema import LoraUse
+from latentdiff.serving.api.route import Router
 from latentdiff.serving.encoding import opening_of
 from latentdiff.serving.errors import without_folders
 from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import from_base64
 
-router = APIRouter(tags=["page"])
+router = Router(tags=["page"])
 Here = Annotated[Server, Depends(server_of)]
 FOLDER = Path(__file__).parents[1] / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
