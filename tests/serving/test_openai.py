@@ -147,10 +147,15 @@ def test_a_full_disk_affects_only_urls(make_live: MakeLive, monkeypatch: Any) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("latentdiff.serving.files.atomic_path", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     client = client_of(live)
     with pytest.raises(openai.InternalServerError, match="response_format=b64_json"):
         client.images.generate(prompt=PROMPT, response_format="url", extra_body={"num_inference_steps": 1})
     assert client.images.generate(prompt=PROMPT, extra_body={"num_inference_steps": 1}).data
+    large = file(Image.effect_noise((700, 700), 90).convert("RGB"))
+    assert len(large[1]) > 2**20
+    body = {"num_inference_steps": 2}
+    assert client.images.edit(image=large, prompt=PROMPT, size="16x16", extra_body=body).data
 
 
 def file(image: Image.Image, name: str = "upload") -> tuple[str, bytes]:

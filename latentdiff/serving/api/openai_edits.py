@@ -7,14 +7,17 @@ from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartParser
 
 from latentdiff.images.edit import EditOptions
 from latentdiff.serving.api.openai import ImagesRequest, answer, image_request
 from latentdiff.serving.api.route import Router
 from latentdiff.serving.errors import ServingError
+from latentdiff.serving.limits import Limits
 from latentdiff.serving.server_state import Server, server_of
 from latentdiff.serving.uploads import image_from, mask_from
 
+MultiPartParser.spool_max_size = Limits.body  # forms stay in memory, so that edits do not need space on the disk
 router = Router(prefix="/v1/images", tags=["openai"])
 Here = Annotated[Server, Depends(server_of)]
 STRENGTH = 0.75  # of edits without a mask, and of variations
