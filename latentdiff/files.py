@@ -25,6 +25,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; creates its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def partial_path(path: Path) -> Path:
     """A unique temporary path in the same folder as `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{path.suffix}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from latentdiff.errors import InputError, check_integer
+from latentdiff.errors import InputError, check_integer, did_you_mean
 from latentdiff.images.upscaling import load_upscaler, upscale
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.pipeline import LatentDiffusionPipeline, PipelineOutput
@@ -44,10 +44,13 @@ class Hires:
         return self.upscaler == LATENT
 
     def load_upscaler(self, device: torch.device) -> RRDBNet | None:
-        """Load the ESRGAN network, if the upscaler is one. Raises CheckpointError."""
+        """Load the ESRGAN network, if the upscaler is one. Raises InputError and CheckpointError."""
         if self.upscaler in (PIXEL, LATENT):
             return None
-        return load_upscaler(Path(self.upscaler), device, self.allow_pickle)
+        if not (file := Path(self.upscaler)).is_file():
+            near = did_you_mean(str(self.upscaler), (PIXEL, LATENT))
+            raise InputError(f"upscaler={str(file)!r} is neither a file nor a known method; {near}")
+        return load_upscaler(file, device, self.allow_pickle)
 
     def enlarged_size(self, size: Sequence[int], unit: int) -> tuple[int, int]:
         """Both sides times the scale, rounded to multiples of `unit`."""

@@ -86,7 +86,7 @@ class LoadedModel:
         dtype = theirs.get("dtype", dtype)
         chosen_dtype = pick_dtype(dtype_name(dtype), chosen_device)
         source = open_model(path_or_id, OpenOptions(allow_pickle, prediction_type, variant, vae, unet))
-        options.await_weights(chosen_device, chosen_dtype)
+        options.prepare_allocator(chosen_device, chosen_dtype)
         give = partial(offload_weights, fast=optimize == "auto") if low_memory else fill
         pipe = cls(read_pipeline(source, chosen_dtype, give), chosen_device, chosen_dtype)
         pipe.options = options

@@ -127,6 +127,11 @@ def test_both_layouts_of_esrgan_files_are_read(unshuffle: int, tmp_path: Path) -
         load_upscaler(tmp_path / "other.safetensors", torch.device("cpu"))
 
 
+def test_an_upscaler_that_is_no_file_is_an_error_with_the_known_names() -> None:
+    with pytest.raises(InputError, match=r"upscaler='lanczs' is neither a file nor .*; did you mean 'lanczos'"):
+        Hires(2, upscaler="lanczs").load_upscaler(torch.device("cpu"))
+
+
 def test_upscaling_in_tiles_equals_upscaling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = RRDBNet(8, 4, 1).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))

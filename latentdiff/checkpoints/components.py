@@ -97,9 +97,8 @@ def _check_widths(source: ModelSource) -> None:
     ]
     if unet.addition_embed_type is not None:
         sizes = unet.projection_class_embeddings_input_dim - texts[-1].projection_dim
-        allowed = {
-            count * unet.addition_time_embed_dim for count in (5, 6)
-        }  # sizes and crop, or with 5 numbers sizes, crop and an aesthetic score
+        # 6 numbers are sizes and crop; with an aesthetic score there are 5
+        allowed = {count * unet.addition_time_embed_dim for count in (5, 6)}
         if sizes not in allowed or not texts[-1].with_projection:
             raise CheckpointError(f"{source.unet.where}: projection_class_embeddings_input_dim="
                                   f"{unet.projection_class_embeddings_input_dim} does not match the text encoder; "

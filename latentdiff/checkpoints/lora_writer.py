@@ -14,7 +14,6 @@ from latentdiff.checkpoints.key_names import unet_table_of
 from latentdiff.checkpoints.lora_names import original_name, parts_of
 from latentdiff.checkpoints.lora_reader import FILE, KOHYA
 from latentdiff.config.model import UNetConfig
-from latentdiff.files import atomic_path
 
 KOHYA_KINDS = {
     "lora_A.weight": "lora_down.weight",
@@ -37,8 +36,10 @@ def save_lora(parts: Components, folder: Path, trigger: str = "") -> None:
     """
     state = _trained_pairs(parts)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / FILE, {f"{part}.{key}": value for (part, key), value in state.items()}, {})
-    _write(folder / KOHYA, _kohya_state(parts, state), _kohya_metadata(parts, state, trigger))
+    diffusers_state = {f"{part}.{key}": value for (part, key), value in state.items()}
+    save_file(diffusers_state, folder / FILE, metadata={"format": "pt"})
+    metadata = {"format": "pt", **_kohya_metadata(parts, state, trigger)}
+    save_file(_kohya_state(parts, state), folder / KOHYA, metadata=metadata)
 
 
 def _trained_pairs(parts: Components) -> dict[tuple[str, str], Tensor]:
@@ -49,11 +50,6 @@ def _trained_pairs(parts: Components) -> dict[tuple[str, str], Tensor]:
         if hasattr(model, "peft_config"):
             found |= {(part, key): value.contiguous() for key, value in get_peft_model_state_dict(model).items()}
     return found
-
-
-def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with atomic_path(path) as partial:
-        save_file(state, partial, metadata={"format": "pt", **metadata})
 
 
 def _kohya_state(parts: Components, state: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:

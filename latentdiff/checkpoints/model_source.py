@@ -47,7 +47,7 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model whose weights can be read. family: known for single files. notes: how settings were determined."""
+    """A model whose weights can be read. notes: how settings were determined, and what in the files is not read."""
 
     path: Path
     unet: NetworkFiles

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from latentdiff.checkpoints.components import Components
 from latentdiff.checkpoints.tensor_files import READ_ERRORS, TensorFile, damaged, open_tensor_file, problem_of
 from latentdiff.errors import CheckpointError, InputError
-from latentdiff.files import atomic_path
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.text.tokenizer import word_names
 
@@ -61,8 +60,7 @@ def add_token(text: TextConditioner, token: str, vectors: int, like: str) -> Lea
 def save_learned(rows: LearnedRows, token: str, folder: Path) -> None:
     """Write only the learned rows, in the layout that diffusers loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / FILE) as path:
-        save_file({token: rows.learned.detach().cpu().contiguous()}, path, metadata={"format": "pt"})
+    save_file({token: rows.learned.detach().cpu().contiguous()}, folder / FILE, metadata={"format": "pt"})
 
 
 def load_learned(parts: Components, path: Path, allow_pickle: bool = False) -> list[str]:

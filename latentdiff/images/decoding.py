@@ -12,9 +12,8 @@ from torch import Tensor
 
 from latentdiff.errors import InputError
 
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # MAX_PIXELS is lower, and exceeding it is an error
+# MAX_PIXELS is lower than Pillow's limit, and exceeding it is an error
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Result = TypeVar("Result")
 
 MAX_PIXELS = 64 * 1024 * 1024

@@ -105,7 +105,7 @@ def check_effects(edit: EditOptions, canvas: Canvas, strength: float, guided: bo
         "paste_back": needs_mask or excluded,
         "fit": excluded,
     }
-    usual = EditOptions()
+    defaults = EditOptions()
     for name, reason in reasons.items():
-        if reason is not None and (value := getattr(edit, name)) != getattr(usual, name):
+        if reason is not None and (value := getattr(edit, name)) != getattr(defaults, name):
             raise InputError(f"{name}={value!r} {reason}")

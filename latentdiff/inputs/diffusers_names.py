@@ -23,7 +23,7 @@ OURS = {  # Arguments of diffusers that are not accepted, and what to use instea
     "cache_dir": "the environment variable HF_HOME",
     "scheduler": "sampler= and spacing= in the call",
     "device_map": "device=",
-    "custom_pipeline": "an issue that describes what it does",
+    "custom_pipeline": "a subclass of LatentDiffusionPipeline",
 }
 
 

@@ -107,7 +107,7 @@ def read_inputs(
     options = read_options(prompt_syntax, check_integer(clip_skip or 0, "clip_skip"), model.max_clip_skip)
     others = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
     prompts = prompts_per_image(spread(prompt, images), others, times, options, model.text_encoders)
-    count, usual, sources = len(prompts.positives), model.generation, None
+    count, defaults, sources = len(prompts.positives), model.generation, None
     sides = _side(width, "width", model), _side(height, "height", model)
     canvases = make_canvases(images, mask_image, strength, edit, sides, count, times, model, denoising_start)
     starts = {"strength": strength, "latents": latents, "variation_strength": variation_strength}
@@ -137,10 +137,10 @@ def read_inputs(
     if canvases is not None and edit is not None:
         check_effects(edit, canvases[0], strength, guidance is not None, model)
     variation = read_variation(variation_seed, variation_strength, count, latents)
-    steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
+    steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
     steps = check_integer(steps, "num_inference_steps")
     omitted = steps - int(steps * strength)
-    plan_without = partial(plan, model.schedule, sampler or usual.sampler, steps, eta, spacing)
+    plan_without = partial(plan, model.schedule, sampler or defaults.sampler, steps, eta, spacing)
     complete, used = _plans(plan_without, omitted, denoising_start, denoising_end, model)
     return Inputs(
         prompts=prompts,

@@ -21,12 +21,12 @@ def sliced_wasserstein(generated: Tensor, real: Tensor, directions: int = 512, s
     n, m = len(first), len(second)
     generator = torch.Generator().manual_seed(seed)
     onto = F.normalize(torch.randn(first.shape[1], directions, generator=generator, dtype=torch.float64), dim=0)
-    ways = [(points @ onto).sort(0).values for points in (first, second)]
+    projected = [(points @ onto).sort(0).values for points in (first, second)]
     # Between two of these steps, in units of 1 / (n m), both quantile functions are constant.
     steps = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique()
     lengths = steps.diff(prepend=steps.new_zeros(1)).double() / (n * m)
-    apart = (ways[0][(steps - 1) // m] - ways[1][(steps - 1) // n]).abs()
-    return float((lengths @ apart).mean())
+    distances = (projected[0][(steps - 1) // m] - projected[1][(steps - 1) // n]).abs()
+    return float((lengths @ distances).mean())
 
 
 def texture_distance(generated: Tensor, real: Tensor, directions: int = 512, seed: int = 0) -> float:

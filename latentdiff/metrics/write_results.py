@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff.errors import InputError
-from latentdiff.files import atomic_path
+from latentdiff.files import write_atomically
 from latentdiff.metrics.evaluate import Evaluation
 
 THUMBNAIL = 128
@@ -80,7 +80,6 @@ def _image(pixels: Tensor) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with atomic_path(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); free space or choose another file") from error

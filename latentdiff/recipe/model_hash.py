@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.components import open_model
 from latentdiff.checkpoints.model_source import ModelSource
-from latentdiff.files import atomic_path
+from latentdiff.files import write_atomically
 from latentdiff.runtime.native import cache_folder
 
 CACHE = "hashes.json"
@@ -38,8 +38,8 @@ def hash_model(model: ModelSource | Path, *additions: Path) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def hash_before_0_2(folder: Path, *additions: Path) -> str:
-    """The hash in recipes of versions before 0.2, over the names and bytes of all safetensors files."""
+def first_hash(folder: Path, *additions: Path) -> str:
+    """The hash in the first recipes, over the names and bytes of all safetensors files."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in additions))
     for path in sorted(folder.glob("*/*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
@@ -74,11 +74,5 @@ def _read_cache() -> dict[str, str]:
 
 def _write_cache(hashes: dict[str, str]) -> None:
     """Write the newest entries. If this fails, the files are hashed again next time."""
-    newest: Iterable[tuple[str, str]] = list(hashes.items())[-KEPT:]
-    try:
-        path = cache_folder() / CACHE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as partial:
-            partial.write_text(json.dumps(dict(newest)), encoding="utf-8")
-    except (OSError, RuntimeError):
-        pass
+    with suppress(OSError, RuntimeError):
+        write_atomically(cache_folder() / CACHE, json.dumps(dict(list(hashes.items())[-KEPT:])))

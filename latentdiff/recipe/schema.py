@@ -26,8 +26,8 @@ class Recipe(BaseModel):
     image_hash, mask_hash: the first 16 digits of the SHA-256 of the input files, whose paths are not stored. hashes:
     the first ten digits of the SHA-256 of single files, as "model" and "lora:name", by which model sites identify them.
     original_size to negative_aesthetic_score: the fields of `SizeConditioning`. refiner_hash: like model_hash. safety,
-    safety_score, flagged: the action and the result of the content checker. prompt_syntax: missing in recipes before
-    version 0.2, which had no prompt syntax.
+    safety_score, flagged: the action and the result of the content checker. prompt_syntax: missing in the first
+    recipes, whose prompts were literal.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -99,8 +99,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_earlier_versions(cls, raw: Any) -> Any:
-        """Recipes before version 0.2 had one LoRA and one embedding, and omitted the default strength of hires."""
+    def _of_the_first_recipes(cls, raw: Any) -> Any:
+        """The first recipes had one LoRA and one embedding, and omitted the default strength of hires."""
         if isinstance(raw, dict) and raw.get("lora") is not None:
             raw = {**raw, "loras": [[raw["lora"], raw.get("lora_scale", 1.0), raw.get("lora_scale", 1.0)]]}
         if isinstance(raw, dict) and raw.get("embedding") is not None:

@@ -52,7 +52,7 @@ def prepare(model: nn.Module) -> None:
 
     Afterwards the model computes no gradients, and its layers must not be modified until `restore`.
     """
-    make_room(next(model.parameters()))
+    map_weights_separately(next(model.parameters()))
     for module in model.modules():
         if type(module) is nn.Conv2d:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,8 +62,8 @@ def prepare(model: nn.Module) -> None:
                 fast.install(module)
 
 
-def make_room(like: Tensor) -> None:
-    """If weights like this one will be packed, allocate them separately from activations."""
+def map_weights_separately(like: Tensor) -> None:
+    """If weights like this one will be packed, allocate them separately from activations (see `memory`)."""
     if not cannot_pack(like):
         map_large_blocks()
 

@@ -13,16 +13,17 @@ from latentdiff.runtime.approximate import check_approximations
 from latentdiff.runtime.compiled import compile_model
 from latentdiff.runtime.deepcache import EVERY
 from latentdiff.runtime.device import pick_device
-from latentdiff.runtime.optimize import make_room, prepare
+from latentdiff.runtime.optimize import map_weights_separately, prepare
 
 LEVELS = ("auto", "off", "compile")
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """optimize: one of `LEVELS`. approximate: names of `runtime.approximate`. low_memory: disk offload.
+    """How the networks of a model are executed.
 
-    every: with "reuse", one of this many steps computes all levels.
+    optimize: one of `LEVELS`. approximate: names of `runtime.approximate`. low_memory: disk offload. every: with
+    "reuse", one of this many steps computes all levels.
     """
 
     optimize: str = "off"
@@ -30,10 +31,10 @@ class RuntimeOptions:
     low_memory: bool = False
     every: int = EVERY
 
-    def await_weights(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Configure the allocator; call it before the networks are read."""
+    def prepare_allocator(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Configure the allocator for the weights; call it before the networks are read."""
         if self.optimize == "auto" and not self.low_memory:
-            make_room(torch.empty(0, device=device, dtype=dtype))
+            map_weights_separately(torch.empty(0, device=device, dtype=dtype))
 
     def make_ready(self, denoiser: DenoisingNetwork, vae: VAE) -> None:
         """Optimise the networks in place, until `restore`. Raises InputError if this machine does not support the

@@ -13,7 +13,10 @@ from latentdiff.sampling.seeds import draw_noise, generator_for, seeds_per_image
 
 @dataclass(frozen=True)
 class Variation:
-    """seeds: of the noise to mix in, one per image. strength: from 0, the same image, to 1, a different one."""
+    """Noise to mix into the initial noise.
+
+    seeds: of this noise, one per image. strength: from 0, the same image, to 1, a different one.
+    """
 
     seeds: list[int]
     strength: float

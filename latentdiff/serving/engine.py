@@ -36,9 +36,10 @@ log = logging.getLogger("latentdiff.serving")
 
 
 class Engine:
-    """Accepts jobs from any thread and samples them on its own thread. exact_batch: pad every batch to this many
-    network evaluations, so that an image is bit-identical under any load. checker: the content checker of finished
-    images.
+    """Accepts jobs from any thread and samples them on its own thread.
+
+    exact_batch: pad every batch to this many network evaluations, so that an image is bit-identical under any load.
+    checker: the content checker of finished images.
     """
 
     def __init__(
@@ -121,15 +122,15 @@ class Engine:
                         self.queue.changed.wait(0.05 if self.queue.jobs else 1.0)
                 continue
             group, pipe = chosen
-            with self._failing(group):
+            with self._ending_jobs_on_error(group):
                 self._use_loras(pipe, group)
                 self._start_images(group, pipe)
                 if group.active:
                     self._step(group, pipe)
 
     @contextmanager
-    def _failing(self, group: Group) -> Iterator[None]:
-        """An exception ends the jobs of this group only."""
+    def _ending_jobs_on_error(self, group: Group) -> Iterator[None]:
+        """Context manager in which an exception ends the jobs of this group, and no others."""
         try:
             yield
         except Exception as error:
@@ -145,7 +146,7 @@ class Engine:
         self.models.drop_idle(busy | (self.models.unused & {group.key.model for group in groups}))
         for group in groups:
             if group.active or self.models.may_start(group.key.model):
-                with self._failing(group):
+                with self._ending_jobs_on_error(group):
                     if (pipe := self.models.get(group.key.model)) is not None:
                         ready[group] = pipe
         chosen = self._turns.choose(list(ready))

@@ -18,8 +18,9 @@ MAX_ROWS = SIZES[0]
 
 
 class GroupKey(NamedTuple):
-    """The properties that images must have in common to share a batch, besides the number of tokens. size: (width,
-    height) in pixels.
+    """The properties that images must have in common to share a batch, besides the number of tokens.
+
+    size: (width, height) in pixels.
     """
 
     model: str

@@ -86,8 +86,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobImage:
-    """stopped: sampling ended early, and the image is the last prediction. checked: the result of the content check,
-    with the field names of `Recipe`.
+    """One finished image of a job.
+
+    stopped: sampling ended early, and the image is the last prediction. checked: the result of the content check, with
+    the field names of `Recipe`.
     """
 
     image: Image.Image
@@ -98,11 +100,13 @@ class JobImage:
 
 
 class Job:
-    """One accepted request. done: evaluations of each image so far, out of `total`. x0: the newest prediction [C, h, w]
-    of each image, for previews. partials: predictions of the first image at the evaluations in `keep_at`. finishing:
-    images handed to `Finisher`. interrupted: whether `stop` has taken effect. failure: an error in another thread, with
-    which the engine ends the job. collected: whether a client fetched an image. blurs_previews: whether previews are
-    blurred, because the content checker blurs or refuses images.
+    """One accepted request, its progress and its images.
+
+    done: evaluations of each image so far, out of `total`. x0: the newest prediction [C, h, w] of each image, for
+    previews. partials: predictions of the first image at the evaluations in `keep_at`. finishing: images handed to
+    `Finisher`. interrupted: whether `stop` has taken effect. failure: an error in another thread, with which the engine
+    ends the job. collected: whether a client fetched an image. blurs_previews: whether previews are blurred, because
+    the content checker blurs or refuses images.
     """
 
     def __init__(self, request: ImageRequest, deadline: float, keep_at: tuple[int, ...] = ()) -> None:

@@ -8,10 +8,11 @@ from latentdiff.serving.errors import LimitError
 
 @dataclass(frozen=True)
 class Limits:
-    """queue: images waiting, in addition to those being sampled. deadline: seconds from acceptance to the result.
+    """What a server accepts.
 
     pixels: of one image. images, steps, prompt_characters: of one request. joined_prompts: the number joined by AND,
-    each of which the network evaluates. body: bytes.
+    each of which the network evaluates. queue: images waiting, in addition to those being sampled. body: bytes.
+    deadline: seconds from acceptance to the result.
     """
 
     pixels: int = 2048 * 2048

@@ -57,8 +57,9 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties that are known after a model has been loaded, and are kept when it is dropped. words: learned words by
-    file.
+    """Properties that are known after a model has been loaded, and are kept when it is dropped.
+
+    words: the file of each learned word.
     """
 
     limits: ModelLimits
@@ -131,16 +132,18 @@ class ModelStore:
         self.loras = {**self.loras, lora.name: lora}
 
     def load_new_loras(self, pipe: LatentDiffusionPipeline, names: Iterable[str]) -> None:
-        """Read LoRAs that were added after the model was loaded. Raises CheckpointError for a LoRA that does not match
-        the model.
+        """Read LoRAs that were added after the model was loaded.
+
+        Raises CheckpointError for a LoRA that does not match the model.
         """
         for name in names:
             if name not in pipe.adapters:
                 pipe.load_lora(self.loras[name].path, name, weight=0.0)
 
     def get(self, name: str) -> LatentDiffusionPipeline | None:
-        """The model if it is loaded; otherwise None, and loading starts. After a failed load, raises its error for a
-        few seconds.
+        """The model if it is loaded; otherwise None, and loading starts.
+
+        Raises the error of a failed load for a few seconds after it.
         """
         with self._lock:
             if name in self._pipes:

@@ -15,8 +15,9 @@ log = logging.getLogger("latentdiff.serving")
 
 
 class JobQueue:
-    """Thread-safe. limit: the number of images that may wait, in addition to one full batch. changed: notified after
-    every change.
+    """The jobs that a server has accepted and not finished; thread-safe.
+
+    limit: the number of images that may wait, in addition to one full batch. changed: notified after every change.
     """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:

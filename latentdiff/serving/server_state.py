@@ -41,8 +41,10 @@ DISCONNECT_SECONDS = 0.25  # between checks whether a waiting client is still co
 
 @dataclass(frozen=True)
 class Settings:
-    """key: required from every client unless it is None. origins: the web pages that may call this server (CORS).
-    hosts: the names of this server, which are checked against DNS rebinding if there is no key.
+    """Who may call a server.
+
+    key: required from every client unless it is None. origins: the web pages that may call this server (CORS). hosts:
+    the names of this server, which are checked against DNS rebinding if there is no key.
     """
 
     key: str | None = None
@@ -75,9 +77,10 @@ class Server:
         return self.engine.limits
 
     async def model_limits(self, model: str, images: int = 1) -> ModelLimits:
-        """The properties of a model that arguments depend on; loads the model if it has never been loaded. images: the
-        number of images of the waiting request, which count towards the queue's limit meanwhile. Raises the errors of
-        loading, QueueFullError and DeadlineError.
+        """The properties of a model that arguments depend on; loads the model if it has never been loaded.
+
+        images: the number of images of the waiting request, which count towards the queue's limit meanwhile. Raises the
+        errors of loading, QueueFullError and DeadlineError.
         """
         models, deadline = self.engine.models, time.monotonic() + self.limits.deadline
         if model not in models.facts:
@@ -118,9 +121,9 @@ class Server:
         self._check_counts(prompt, negative_prompt, images)
         self.engine.queue.check_room(images)
         model = self.engine.models.find(model)
-        usual = await self.model_limits(model, images)
-        steps = usual.generation.num_inference_steps if steps is None else steps
-        size = _expected_size(usual, width, height, settings.get("image"))
+        model_limits = await self.model_limits(model, images)
+        steps = model_limits.generation.num_inference_steps if steps is None else steps
+        size = _expected_size(model_limits, width, height, settings.get("image"))
         self.limits.check("steps", steps, self.limits.steps)
         self._check_pixels("width*height", size)
         request = ImageRequest(
@@ -133,13 +136,13 @@ class Server:
             width=width,
             size=size,
             steps=steps,
-            guidance_scale=usual.generation.guidance_scale if guidance_scale is None else guidance_scale,
-            sampler=sampler or usual.generation.sampler,
+            guidance_scale=model_limits.generation.guidance_scale if guidance_scale is None else guidance_scale,
+            sampler=sampler or model_limits.generation.sampler,
             settings={key: value for key, value in settings.items() if value is not None},
             hires=hires,
         )
         run = self.compute if "image" in request.settings else asyncio.to_thread  # parsing prompts needs no tensors
-        return await run(self._completed, request, usual, loras or {})
+        return await run(self._completed, request, model_limits, loras or {})
 
     async def decode(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Decode uploads by `work`, on another thread. Raises QueueFullError before any work for it."""
@@ -172,16 +175,16 @@ class Server:
         seed = self._random_seed() if seed is None else seed
         return {"seed": seed, "variation_seed": variation_seed, "variation_strength": strength}
 
-    def _completed(self, request: ImageRequest, usual: ModelLimits, loras: Mapping[str, Any]) -> ImageRequest:
+    def _completed(self, request: ImageRequest, model_limits: ModelLimits, loras: Mapping[str, Any]) -> ImageRequest:
         """The request with the sampled size, and with the LoRAs in its prompt added to `loras`."""
-        inputs = read_inputs(usual, **request.arguments(request.images - 1))
+        inputs = read_inputs(model_limits, **request.arguments(request.images - 1))
         self._check_joined(inputs.prompts)
         size = inputs.width, inputs.height
         self._check_pixels("width*height", size)
         found = self._loras({**loras, **inputs.prompts.loras})
         if (hires := request.hires) is None:
             return replace(request, size=size, loras=found)
-        enlarged = hires.enlarged_size(size, usual.downscale)
+        enlarged = hires.enlarged_size(size, model_limits.downscale)
         self._check_pixels("width*height of the second pass", enlarged)
         self.limits.check("hires_steps", hires.steps or 0, self.limits.steps)
         return replace(request, size=size, loras=found, hires_size=enlarged)
@@ -231,10 +234,10 @@ def _pixels(job: Job) -> int:
     return width * height * len(job.done) + sum(image.width * image.height for image in inputs)
 
 
-def _expected_size(usual: ModelLimits, width: int | None, height: int | None, image: Image.Image | None) -> Size:
+def _expected_size(model: ModelLimits, width: int | None, height: int | None, image: Image.Image | None) -> Size:
     if image is not None:
         return width or image.width, height or image.height
-    return width or usual.default_size, height or usual.default_size
+    return width or model.default_size, height or model.default_size
 
 
 def server_of(http: Request) -> Server:

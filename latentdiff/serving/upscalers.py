@@ -13,7 +13,7 @@ from latentdiff.serving.errors import NotFoundError
 
 
 class UpscalerStore:
-    """paths: files by name. Raises InputError for a reserved name."""
+    """Networks by name. paths: their files. Raises InputError for a reserved name."""
 
     def __init__(self, paths: dict[str, Path] | None = None, allow_pickle: bool = False) -> None:
         self.paths, self.allow_pickle = paths or {}, allow_pickle

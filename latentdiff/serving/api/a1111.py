@@ -37,7 +37,7 @@ async def img2img(body: Img2Img, http: Request, server: Here) -> dict[str, Any]:
 
 
 async def _answer(server: Server, http: Request, body: Txt2Img, image: dict[str, Any]) -> dict[str, Any]:
-    """image: the arguments of image to image."""
+    """Run the request, and respond with its images. image: the arguments of image to image."""
     request = await server.request(**arguments(body, server.engine, server.a1111_model), **image)
     job = server.engine.submit(request)
     _register(server, job, body.force_task_id)

@@ -91,8 +91,8 @@ async def image_request(server: Server, body: ImagesRequest, **editing: Any) -> 
     width, height = _size(body.size)
     steps = body.num_inference_steps
     if steps is None and body.quality in STEPS_BY_QUALITY:
-        usual = (await server.model_limits(model)).generation.num_inference_steps
-        steps = min(max(1, round(usual * STEPS_BY_QUALITY[body.quality])), server.limits.steps)
+        default = (await server.model_limits(model)).generation.num_inference_steps
+        steps = min(max(1, round(default * STEPS_BY_QUALITY[body.quality])), server.limits.steps)
     return await server.request(
         prompt=body.prompt,
         model=model,

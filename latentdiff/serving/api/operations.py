@@ -46,11 +46,11 @@ async def metrics(server: Here) -> Response:
 async def capabilities(server: Here) -> dict[str, Any]:
     """Models, LoRAs, samplers and limits of this server."""
     models = server.engine.models
-    usual = {name: await _usual(server, name) for name in models.specs}
+    defaults = {name: _default_settings(server, name) for name in models.specs}
     return {
         "version": latentdiff.__version__,
         "default_model": models.default,
-        "models": [{"id": name, "loaded": name in models.loaded, **usual[name]} for name in models.specs],
+        "models": [{"id": name, "loaded": name in models.loaded, **defaults[name]} for name in models.specs],
         "loras": list(models.loras),
         "upscalers": [PIXEL, LATENT, *server.engine.upscalers.paths],
         "samplers": list(SAMPLERS),
@@ -61,7 +61,7 @@ async def capabilities(server: Here) -> dict[str, Any]:
     }
 
 
-async def _usual(server: Server, name: str) -> dict[str, Any]:
+def _default_settings(server: Server, name: str) -> dict[str, Any]:
     """A model's default settings; empty until it has been loaded once."""
     facts = server.engine.models.facts.get(name)
     if facts is None:

@@ -15,7 +15,7 @@ const problem = byId("problem");
 const FIELD_OF = { negative_prompt: "negative", guidance_scale: "guidance", image: "drop", mask: "drop", extend: "drop" }; // names in requests
 const CARRIED = ["spacing", "eta", "guidance_interval", "prompt_2", "negative_prompt_2", "prompt_syntax", "clip_skip", "tile", "seamless", "hires",
   "hires_strength", "hires_steps", "upscaler", "variation_seed", "variation_strength"];
-const USUAL = { guidance_interval: "0,1", prompt_syntax: "a1111" };
+const DEFAULTS = { guidance_interval: "0,1", prompt_syntax: "a1111" };
 const FIELDS = ["prompt", "negative", "width", "height", "steps", "guidance", "images", "sampler", "seed", "model"];
 let server = null;
 let input = null; // the input image as a data URL
@@ -60,7 +60,7 @@ async function useInput(blob) {
 
 // Settings of a recipe that have no field in the form are sent too, and are shown with a button to remove them.
 function carry(settings) {
-  carried = Object.fromEntries(CARRIED.map(name => [name, settings[name]]).filter(([name, value]) => value && String(value) !== USUAL[name]));
+  carried = Object.fromEntries(CARRIED.map(name => [name, settings[name]]).filter(([name, value]) => value && String(value) !== DEFAULTS[name]));
   byId("carried").hidden = !Object.keys(carried).length;
   byId("carried-text").textContent = Object.entries(carried).map(([name, value]) => `${name} ${value}`).join(", ");
 }
