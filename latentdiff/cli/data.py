@@ -5,7 +5,7 @@ from typing import Any
 
 from latentdiff.checkpoints.components import open_model, read_limits
 from latentdiff.checkpoints.model_source import OpenOptions
-from latentdiff.config.train import data_config
+from latentdiff.config.data import data_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 

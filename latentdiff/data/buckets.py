@@ -5,20 +5,11 @@ import random
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.errors import InputError
 
-RATIOS = (
-    8 / 7,
-    4 / 3,
-    3 / 2,
-    16 / 9,
-    2.1,
-    2.5,
-    3,
-    3.5,
-    4,
-)  # neighbours differ by a factor of at most 1.2, so a picture loses less than a tenth of its area
+# neighbours differ by a factor of at most 1.2, so a picture loses less than a tenth of its area
+RATIOS = (8 / 7, 4 / 3, 3 / 2, 16 / 9, 2.1, 2.5, 3, 3.5, 4)  # fmt: skip
 AREAS = (0.75, 1.05)  # of the square's
 STEP = 64
 AREA_WEIGHT = 0.2

@@ -3,7 +3,7 @@
 import random
 import re
 
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.data.layouts import DataRow
 
 COMMA = re.compile("(, |，)")

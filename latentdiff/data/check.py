@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from latentdiff.config.train import CLASS_NAME
+from latentdiff.config.data import CLASS_NAME, DataConfig
+from latentdiff.config.train import BaseOptions
 from latentdiff.data.buckets import Fitting, Size, enlargement
 from latentdiff.data.captions import prefixed
 from latentdiff.data.layouts import DataRow, Layout, read_layout
@@ -88,7 +89,7 @@ class DataCheck:
                 yield f"{kind}: and {len(of_kind) - EXAMPLES} more; --json lists all"
 
 
-class _Look(NamedTuple):
+class _Decoded(NamedTuple):
     """The size and hash of a picture, or the problem with it."""
 
     size: Size | None
@@ -109,9 +110,9 @@ def check(
     limit. prefix: precedes each caption. Raises InputError if the source cannot be read.
     """
     layout = read_layout(open_source(source), caption_template)
-    looks = list(tqdm(threaded_map(_look, layout.rows), total=len(layout.rows), desc="checking", disable=None))
-    findings = [*_findings(layout, looks, fitting, lost_words, prefix), *_ignored(layout)]
-    good = [look.size for look in looks if look.size is not None]
+    decoded = list(tqdm(threaded_map(_decode, layout.rows), total=len(layout.rows), desc="checking", disable=None))
+    findings = [*_findings(layout, decoded, fitting, lost_words, prefix), *_ignored(layout)]
+    good = [one.size for one in decoded if one.size is not None]
     buckets = [fitting.bucket(size) for size in good]
     findings += _small_buckets(str(source), buckets)
     factors = [factor for pair in zip(good, buckets, strict=True) if (factor := enlargement(*pair)) > 1]
@@ -129,31 +130,31 @@ def check(
     )
 
 
-def _look(row: DataRow) -> _Look:
+def _decode(row: DataRow) -> _Decoded:
     try:
         with FILES.reserve(row.container.size(row.name)):
             data = row.read()
             with PIXELS.reserve(memory_needed(data, row.where)):
                 size = decode(data, row.where).size
-            return _Look(size, hashlib.sha256(data).digest(), None)
+            return _Decoded(size, hashlib.sha256(data).digest(), None)
     except (InputError, OSError) as error:
-        return _Look(None, b"", str(error).removeprefix(f"{row.where}: "))
+        return _Decoded(None, b"", str(error).removeprefix(f"{row.where}: "))
 
 
 def _findings(
-    layout: Layout, looks: list[_Look], fitting: Fitting, lost_words: Callable[[str], str], prefix: str
+    layout: Layout, decoded: list[_Decoded], fitting: Fitting, lost_words: Callable[[str], str], prefix: str
 ) -> Iterator[Finding]:
     """Errors and warnings about each picture and its captions."""
     first: dict[bytes, DataRow] = {}
-    for row, look in zip(layout.rows, looks, strict=True):
-        if look.problem:
-            yield Finding("unreadable", row.where, row.name, look.problem)
-        elif look.size is not None and (kind_and_detail := fitting.problem(look.size)):
+    for row, one in zip(layout.rows, decoded, strict=True):
+        if one.problem:
+            yield Finding("unreadable", row.where, row.name, one.problem)
+        elif one.size is not None and (kind_and_detail := fitting.problem(one.size)):
             yield Finding(kind_and_detail[0], row.where, row.name, kind_and_detail[1])
         if not row.captions and not prefix:
             yield Finding("no caption", row.where, row.name, "nothing describes it; add a caption")
-        if not look.problem and first.setdefault(look.digest, row).name != row.name:
-            yield Finding("duplicate", row.where, row.name, f"the same file as {first[look.digest].name}; remove one")
+        if not one.problem and first.setdefault(one.digest, row).name != row.name:
+            yield Finding("duplicate", row.where, row.name, f"the same file as {first[one.digest].name}; remove one")
         for caption in row.captions or [""]:
             if lost := lost_words(prefixed(caption, prefix)):
                 yield Finding("long caption", row.where, row.name, f"exceeds the token limit; lost: {lost!r}")
@@ -186,24 +187,32 @@ def _cut(detail: str) -> str:
     return detail if len(detail) <= LINE else f"{detail[: LINE - 1]}…"
 
 
-def check_command(source: str | Path, **options: object) -> str:
-    """The `latentdiff data check` command that prints the same result, with the options that are not None."""
-    words = ["latentdiff", "data", "check", str(source)]
+def check_command(data: DataConfig, model: str | None = None, opening: BaseOptions | None = None) -> str:
+    """The `latentdiff data check` command that prints the same result for the pictures of a config.
+
+    opening: how the model is opened.
+    """
+    options: dict[str, Any] = {"model": model, "trigger": data.prefix or None, "resolution": data.resolution}
+    for name in ("caption_template", "allow_upscale"):
+        if (value := getattr(data, name)) != DataConfig.model_fields[name].default:
+            options[name] = value
+    if opening is not None:
+        options |= {name: getattr(opening, name) or None for name in ("variant", "prediction_type", "allow_pickle")}
+    words = ["latentdiff", "data", "check", str(data.train)]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)
 
 
 def unusable(
-    checked: DataCheck, captioned: bool, known: Collection[str], skip_bad: bool, command: str | None = None
+    checked: DataCheck, captioned: bool, known: Collection[str], skip_bad: bool, command: str
 ) -> tuple[str, ...]:
     """Names of the pictures to skip: those in `known` and those with errors.
 
-    captioned: a missing caption is no error. command: prints the result of the check, for messages.
+    captioned: a missing caption is not an error. command: prints the result of the check, for messages.
     Raises InputError if there are new errors and `skip_bad` is not set, or if no picture remains.
     """
-    command = command or check_command(checked.path)
     errors = {e.name: e for e in checked.errors if not (captioned and e.kind == "no caption")}
     new = [error for name, error in errors.items() if name not in known]
     if new and not skip_bad:

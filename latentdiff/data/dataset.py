@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.data.captions import choose_caption, prefixed
 from latentdiff.data.layouts import DataRow, read_layout
 from latentdiff.data.sources import open_source

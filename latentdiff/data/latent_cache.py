@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.data.bucket_plan import join_buckets
 from latentdiff.data.buckets import Fitting, Size, View, views
 from latentdiff.data.captions import choose_caption

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentdiff.errors import CheckpointError
-from latentdiff.files import atomic_path, read_json
+from latentdiff.files import atomic_path, read_json, write_atomically
 
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"\d{5,}\.safetensors")
@@ -92,8 +92,7 @@ class LatentShards:
             self.files.append(name)
 
     def _write_manifest(self) -> None:
-        with atomic_path(self.folder / MANIFEST) as path:
-            path.write_text(json.dumps({"model": self.model, "shards": self.files}), encoding="utf-8")
+        write_atomically(self.folder / MANIFEST, json.dumps({"model": self.model, "shards": self.files}))
 
 
 def _listed(folder: Path, model: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from latentdiff.config.train import CLASS_NAME
+from latentdiff.config.data import CLASS_NAME
 from latentdiff.data.archives import ARCHIVES, PICTURES, Container, is_picture
 from latentdiff.data.metadata import METADATA, FileNames, clean_caption, read_captions, read_metadata, read_text
 from latentdiff.errors import InputError, shorten

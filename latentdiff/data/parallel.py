@@ -56,6 +56,5 @@ class MemoryBudget:
 
 
 FILES = MemoryBudget(2**30)  # reserved while a picture is read and used
-PIXELS = MemoryBudget(
-    MAX_PIXELS * BYTES_PER_PIXEL
-)  # reserved in addition while it is decoded: enough for one of the largest at a time
+# reserved in addition while it is decoded: enough for one of the largest at a time
+PIXELS = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)

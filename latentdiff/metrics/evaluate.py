@@ -56,7 +56,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SetScan:
     """The result of one pass over a set: a Sample, and the pictures to show by index."""
 
     sample: Sample
@@ -81,11 +81,11 @@ def evaluate(
     names = choose_metrics(metrics, kinds(network, judge, generated.captions, generated.resolution))
     check_counts(names, len(generated), len(real))
     check_resamples(resamples)
-    seen = [
-        look(pictures, what, names, network, judge, seed)
+    scans = [
+        scan(pictures, what, names, network, judge, seed)
         for pictures, what in ((generated, "generated"), (real, "real"))
     ]
-    first, second = seen[0].sample, seen[1].sample
+    first, second = scans[0].sample, scans[1].sample
     values: dict[str, Interval] = {}
     for name in tqdm(names, desc="metrics", disable=None):
 
@@ -104,7 +104,7 @@ def evaluate(
         resamples=resamples,
         values=values,
         notes=_notes(min(len(generated), len(real)), dimensions),
-        shown=_side_by_side(seen, generated.captions, real.captions),
+        shown=_side_by_side(scans, generated.captions, real.captions),
     )
 
 
@@ -152,9 +152,9 @@ def check_counts(names: Iterable[str], generated: int, real: int) -> None:
 
 
 @torch.no_grad()
-def look(
+def scan(
     pictures: Pictures, what: str, metrics: list[str], network: FeatureNetwork | None, judge: Clip | None, seed: int = 0
-) -> Seen:
+) -> SetScan:
     """Compute everything that `metrics` need of one set. what: its name in messages. Raises NonFiniteError."""
     needs = {need for name in metrics for need in METRICS[name].needs}
     generator = torch.Generator().manual_seed(seed)
@@ -180,7 +180,7 @@ def look(
     sample = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     if "text" in sample:
         sample["rank"] = caption_ranks(sample["image"], sample["text"], CANDIDATES, seed)
-    return Seen(sample, shown)
+    return SetScan(sample, shown)
 
 
 def _patches(pixels: Tensor, generator: torch.Generator) -> Sample:
@@ -208,9 +208,9 @@ def _notes(count: int, dimensions: int | None) -> list[str]:
 
 
 def _side_by_side(
-    seen: list[Seen], captions: list[str] | None, others: list[str] | None
+    scans: list[SetScan], captions: list[str] | None, others: list[str] | None
 ) -> list[tuple[Tensor, Tensor, str, str]]:
-    pairs = zip(seen[0].shown.items(), seen[1].shown.items(), strict=False)
+    pairs = zip(scans[0].shown.items(), scans[1].shown.items(), strict=False)
     return [
         (ours, theirs, captions[k] if captions else "", others[j] if others else "") for (k, ours), (j, theirs) in pairs
     ][:SHOWN]

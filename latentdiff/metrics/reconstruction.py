@@ -67,7 +67,7 @@ def reconstruct(
     captions, step = pictures.captions, max(1, len(pictures) // SHOWN)
     with tqdm(total=len(pictures), desc="reconstructed", disable=None) as bar:
         for real in pictures.batches():
-            made, part = _look(vae, real, network)
+            made, part = _reconstruct_batch(vae, real, network)
             places = [k for k in range(len(real)) if (start + k) % step == 0]
             shown += [(made[k], real[k], captions[start + k] if captions else "", "") for k in places]
             parts.append(part)
@@ -90,7 +90,7 @@ def reconstruct(
     )
 
 
-def _look(vae: AutoencoderKL, real: Tensor, network: FeatureNetwork | None) -> tuple[Tensor, Parts]:
+def _reconstruct_batch(vae: AutoencoderKL, real: Tensor, network: FeatureNetwork | None) -> tuple[Tensor, Parts]:
     """Reconstructions from the posterior's mean, uint8, with the metrics of each picture and moments of its latents."""
     posterior = vae.encode((real / 127.5 - 1).to(next(vae.parameters())))
     mean, variance = posterior.mean.double().cpu(), posterior.logvar.double().exp().cpu()

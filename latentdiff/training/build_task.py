@@ -77,7 +77,7 @@ def build_task(config: TrainConfig, folder: RunFolder) -> Task:
         case TextTrainConfig():
             from latentdiff.training.text_encoder import TextEncoderTask  # transformers, which takes seconds
 
-            return TextEncoderTask(config, folder)
+            return TextEncoderTask(config, folder.tokenizer)
     raise TypeError(type(config))
 
 
@@ -91,8 +91,8 @@ def scratch_task(config: UNetTrainConfig, folder: RunFolder) -> DenoiserTask:
     pixels = IdentityVAEConfig(latent_channels=1 if config.model.in_channels == 1 else 3)
     vae = IdentityVAE(pixels) if config.vae is None else read_vae(config.vae)
     _refuse_other_widths(config, text, vae)
-    usual = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
-    parts = Components(unet, vae, text, Schedule(config.schedule), generation=usual)
+    generation = GenerationConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
+    parts = Components(unet, vae, text, Schedule(config.schedule), generation=generation)
     return DenoiserTask(config, folder, parts, trains_text=config.train_text_encoder)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from latentdiff.errors import InputError, LatentDiffError
-from latentdiff.files import atomic_path, sync
+from latentdiff.files import sync
 from latentdiff.training.run_folder import RunFolder
 
 KEPT = 2
@@ -100,12 +99,6 @@ def save_checkpoint(accelerator: Accelerator, run: RunFolder, step: int) -> None
     accelerator.wait_for_everyone()
 
 
-def save_model(run: RunFolder, write: Callable[[Path], None]) -> None:
-    """Call `write(folder)` to save the model; it appears as `model/` when it is complete."""
-    with Staged(True, run.model) as staged:
-        write(staged)
-
-
 class Staged:
     """A temporary folder that replaces `final` on success and is removed after an error."""
 
@@ -147,8 +140,7 @@ class Staged:
 
 def _write_manifest(folder: Path, step: int) -> None:
     files = {str(p.relative_to(folder)): _hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    with atomic_path(folder / MANIFEST) as path:
-        path.write_text(json.dumps({"step": step, "sha256": files}, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "sha256": files}, indent=1), encoding="utf-8")
 
 
 def _problem(folder: Path) -> str | None:

@@ -7,29 +7,25 @@ from typing import Any
 from latentdiff.checkpoints.components import read_limits
 from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.config.base import load_yaml, validate
-from latentdiff.config.train import CLASS_NAME, FineTuneConfig, data_config, train_config
+from latentdiff.config.data import CLASS_NAME, data_config
+from latentdiff.config.train import BaseOptions, FineTuneConfig, train_config
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.captions import prefixed
 from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError
 from latentdiff.training.build_task import open_base_model
-from latentdiff.training.processes import process_state, usual_precision
+from latentdiff.training.processes import process_state, with_precision
 from latentdiff.training.run_folder import RunFolder
 
 VISITS = 40
 SMALL_MODEL, LARGE_MODEL = 256, 768  # sides of the pictures in pixels
-RATES = {
+RATES = {  # for small and for other models
     "lora": (3e-4, 1e-4),
     "full": (1e-4, 1e-5),
     "textual_inversion": (5e-3, 5e-4),
-}  # for small and for other models
+}
 OTHER_PROMPTS = ("a red apple", "a cat")  # probably not in the dataset, so they show whether the model forgets
-OPTIONS = {
-    "folder": "FOLDER",
-    "base": "--model",
-    "text_encoder": "--train-text",
-    "base_options": "how the model is opened",
-}  # for messages; other names are those of the options
+OPTIONS = {"folder": "FOLDER", "base": "--model", "text_encoder": "--train-text"}  # where the names differ
 
 
 @dataclass(frozen=True)
@@ -88,22 +84,19 @@ def plan_finetune(
     options = given.get("base_options", {})
     limits = read_limits(open_base_model(base, OpenOptions(**options)))
     sizes = {"resolution": limits.resolution} | {k: given[k] for k in ("resolution", "allow_upscale") if k in given}
-    data = data_config(train=pictures, caption_template=caption_template, **sizes)
-    resolution = data.resolution
+    data = data_config(train=pictures, caption_template=caption_template, prefix=trigger, **sizes)
     checked = check(pictures, Fitting.of(data, limits.multiple), limits.text.lost_words, caption_template, trigger)
-    command = check_command(
-        pictures, model=base, caption_template=None if caption_template == CLASS_NAME else caption_template,
-        trigger=trigger or None, resolution=given.get("resolution"), allow_upscale=given.get("allow_upscale"),
-    )  # fmt: skip
+    command = check_command(data, base, BaseOptions(**options))
     bad = unusable(checked, bool(trigger), (), skip_bad, command)
     prompts = [prefixed(caption, trigger) for caption in (*(checked.examples or [""]), *OTHER_PROMPTS)]
     model = {"base": base, "base_options": options, "method": method, "sample_prompts": prompts}
     processes = process_state().num_processes
-    settings = _settings(method, resolution, checked.pictures - len(bad), processes, given)
-    settings["data"] |= {"train": pictures, **sizes}
-    settings["data"] |= {"skip": bad, "prefix": trigger, "caption_template": caption_template}
+    settings = _settings(method, data.resolution, checked.pictures - len(bad), processes, given)
+    settings["data"] |= {"train": pictures, "skip": bad, "prefix": trigger, "caption_template": caption_template}
+    settings["data"] |= sizes
     settings["run"] |= {"output": run.path}
-    return Plan(validate(train_config, model | settings, "finetune"), checked, command, processes)
+    config: FineTuneConfig = validate(train_config, model | settings, "finetune")
+    return Plan(with_precision(config), checked, command, processes)
 
 
 def _settings(method: str, resolution: int, usable: int, processes: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +117,7 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
         },
         "run": {
             "seed": given.get("seed", 0), "gradient_accumulation_steps": accumulation,
-            "mixed_precision": given.get("mixed_precision", usual_precision()), "sample_every": max(1, steps // 4),
+            "mixed_precision": given.get("mixed_precision", "auto"), "sample_every": max(1, steps // 4),
             "checkpoint_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 10)),
             "gradient_checkpointing": resolution >= LARGE_MODEL,
         },
@@ -132,10 +125,10 @@ def _settings(method: str, resolution: int, usable: int, processes: int, given: 
     }  # fmt: skip
 
 
-def _global_batch(given: int | None, usual: int, parts: int) -> int:
+def _global_batch(given: int | None, default: int, parts: int) -> int:
     """Pictures per step, a multiple of `parts` (processes times accumulation). Raises InputError otherwise."""
     if given is None or given <= 0:  # the config rejects the latter
-        return given if given is not None else max(1, usual // parts) * parts
+        return given if given is not None else max(1, default // parts) * parts
     if given % parts:
         raise InputError(
             f"--batch-size {given} must be a multiple of processes times --gradient-accumulation, {parts}; try "
@@ -150,10 +143,13 @@ def resumed_config(pictures: str | Path, run: RunFolder, steps: int | None = Non
     Its output folder is `run`, which may have been moved since the run started. Raises InputError for options that
     differ from those of the run.
     """
+    given |= given.pop("base_options", {})
+    if given.get("mixed_precision") == "auto":  # the precision of the run
+        del given["mixed_precision"]
     overrides = [] if steps is None else [f"optim.max_steps={steps}"]
     config: FineTuneConfig = load_yaml(train_config, run.config, overrides)
     original = {
-        "base_options": config.base_options.model_dump(exclude_defaults=True),
+        **config.base_options.model_dump(),
         "folder": Path(config.data.train), "base": config.base, "method": config.method, "trigger": config.data.prefix,
         "caption_template": config.data.caption_template, "init_word": config.init_word, "rank": config.rank,
         "class_prompt": config.prior and config.prior.prompt, "text_encoder": config.text_encoder,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentdiff.files import atomic_path
+from latentdiff.files import write_atomically
 
 
 @dataclass
@@ -18,8 +18,7 @@ class Log:
     def start(self, step: int) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
         kept = [line for line in lines if _step(line) <= step]
-        with atomic_path(self.path) as path:
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -21,7 +21,7 @@ from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
-from latentdiff.training.checkpoints import Progress, into_plain, name_plainly, newest_good, save_checkpoint, save_model
+from latentdiff.training.checkpoints import Progress, Staged, into_plain, name_plainly, newest_good, save_checkpoint
 from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
 from latentdiff.training.optimizers import learning_rate, make_optimizer
@@ -210,7 +210,8 @@ class Run:
         save_checkpoint(self.accelerator, self.folder, self.progress.step)
         with self.ema.applied():
             if self.accelerator.is_main_process:
-                save_model(self.folder, self.task.save)
+                with Staged(True, self.folder.model) as staged:
+                    self.task.save(staged)
         self.accelerator.wait_for_everyone()
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.config.train import DataConfig, MetricsConfig
+from latentdiff.config.data import DataConfig
+from latentdiff.config.train import MetricsConfig
 from latentdiff.data.dataset import load_pixels
 from latentdiff.data.layouts import DataRow
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
-from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, look
+from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, scan
 from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.pictures import AT_ONCE
 from latentdiff.metrics.registry import METRICS, Sample
@@ -67,13 +68,13 @@ class PictureMetrics:
         drawn = torch.cat([draw([self.captions[k] for k in part], part.tolist()).cpu() for part in groups])
         if self.real is None:
             size, background = self.data.resolution, self.data.background
-            self.real = self._look(torch.stack([load_pixels(row, size, background) / 2 + 0.5 for row in self.rows]))
-        generated = self._look(drawn)
+            self.real = self._scan(torch.stack([load_pixels(row, size, background) / 2 + 0.5 for row in self.rows]))
+        generated = self._scan(drawn)
         values = [METRICS[name].compute(generated, self.real) for name in self.names]
         return {key: value for each in values for key, value in each.items()}
 
-    def _look(self, pixels: Tensor) -> Sample:
-        """Outside autocast, so that the values equal those of `latentdiff evaluate`."""
+    def _scan(self, pixels: Tensor) -> Sample:
+        """Outside autocast, so that the features equal those of `latentdiff evaluate`."""
         held = _Held((pixels * 255).round().to(torch.uint8), self.captions)
         with torch.autocast(self.device.type, enabled=False):
-            return look(held, "metrics", self.names, self.network, self.judge).sample
+            return scan(held, "metrics", self.names, self.network, self.judge).sample

@@ -6,14 +6,17 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from latentdiff.config.train import RunConfig
+from latentdiff.config.train import RunConfig, TrainConfig
 from latentdiff.errors import InputError
 from latentdiff.runtime.device import pick_dtype
+from latentdiff.training.run_folder import RunFolder
 
 T = TypeVar("T")
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
 PATIENCE = timedelta(days=1)  # timeout while the first process checks and encodes all pictures
 
@@ -39,6 +42,15 @@ def on_many_cpus() -> bool:
 def usual_precision() -> str:
     """bf16 where `dtype="auto"` is bfloat16; CPUs that emulate it take twice as long with it as in float32."""
     return "bf16" if pick_dtype("auto", process_state().device) == torch.bfloat16 else "no"
+
+
+def with_precision(config: AnyConfig, resumed: RunFolder | None = None) -> AnyConfig:
+    """The config with "auto" replaced by the precision of the run to resume, or else by the usual one here."""
+    if config.run.mixed_precision != "auto":
+        return config
+    begun = {} if resumed is None else yaml.safe_load(resumed.config.read_text(encoding="utf-8"))["run"]
+    precision = begun.get("mixed_precision", usual_precision())
+    return config.model_copy(update={"run": config.run.model_copy(update={"mixed_precision": precision})})
 
 
 def check_launcher(run: RunConfig) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 import latentdiff
 from latentdiff.errors import InputError
-from latentdiff.files import atomic_path, check_writable_parent
+from latentdiff.files import check_writable_parent, write_atomically
 from latentdiff.training.chart import Curve, Points, chart, smooth
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.sample_table import STYLE as SAMPLE_STYLE
@@ -64,8 +64,7 @@ def write_report(run: RunFolder) -> Path:
         f"<style>{STYLE}{SAMPLE_STYLE}</style>"
     )
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-    with atomic_path(run.report) as partial:
-        partial.write_text(page, encoding="utf-8", errors="replace")
+    write_atomically(run.report, page.encode(errors="replace").decode())  # a name or a caption may have lone surrogates
     return run.report
 
 

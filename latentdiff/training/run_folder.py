@@ -6,7 +6,6 @@ from pathlib import Path
 import yaml
 
 from latentdiff.errors import InputError
-from latentdiff.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,6 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, newest first."""
         return sorted(self.path.glob("checkpoints/step-*[0-9]"), reverse=True)
-
-    def write_text(self, file: Path, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as partial:
-            partial.write_text(text, encoding="utf-8")
 
     def check(self, resume: bool, task: str) -> None:
         """Raise InputError unless the folder is new or empty, or with `resume` contains a run of this task."""

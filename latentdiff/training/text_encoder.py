@@ -18,7 +18,6 @@ from latentdiff.text.tokenizer import CLIPTokenizer, read_tokenizer
 from latentdiff.training.checkpoints import Staged
 from latentdiff.training.losses import contrastive_loss
 from latentdiff.training.processes import process_state
-from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.task import Share
 from latentdiff.training.tokenizer import train_tokenizer
 
@@ -52,11 +51,11 @@ class ContrastiveModule(nn.Module):
 
 
 class TextEncoderTask:
-    """Train on one folder; measure retrieval on another."""
+    """Train on one folder; measure retrieval on another. tokenizer_folder: where a new run writes the tokenizer."""
 
-    def __init__(self, config: TextTrainConfig, folder: RunFolder) -> None:
+    def __init__(self, config: TextTrainConfig, tokenizer_folder: Path) -> None:
         rows, held_out = read_parts(config.data, measure=True)
-        tokenizer = _tokenizer(config, folder.tokenizer, [caption for row in rows for caption in row.captions])
+        tokenizer = _tokenizer(config, tokenizer_folder, [caption for row in rows for caption in row.captions])
         self.text = text_config(config, tokenizer)
         self.module = ContrastiveModule(CLIPModel(clip_config(config, self.text)), tokenizer)
         self.collate = default_collate

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from latentdiff.config.train import DenoiserConfig, FineTuneConfig, TrainConfig, VAETrainConfig
 from latentdiff.data.check import DataCheck, check, check_command, unusable
 from latentdiff.errors import InputError, is_out_of_memory
+from latentdiff.files import write_atomically
 from latentdiff.training.build_task import build_task, picture_limits
 from latentdiff.training.loop import Stopped, fit
-from latentdiff.training.processes import check_launcher, on_main_process, process_state, usual_precision
+from latentdiff.training.processes import check_launcher, on_main_process, process_state, with_precision
 from latentdiff.training.report import write_report
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.trackers import check_tracker
@@ -33,23 +34,14 @@ def train(config: TrainConfig, resume: bool = False, skip_bad: bool = False, aut
     train_checked(config, checked, folder, resume, auto_batch)
 
 
-def with_precision(config: TrainConfig, resumed: RunFolder | None = None) -> TrainConfig:
-    """The config with "auto" replaced by the precision of the run to resume, or else by the usual one here."""
-    if config.run.mixed_precision != "auto":
-        return config
-    begun = {} if resumed is None else yaml.safe_load(resumed.config.read_text(encoding="utf-8"))["run"]
-    precision = begun.get("mixed_precision", usual_precision())
-    return config.model_copy(update={"run": config.run.model_copy(update={"mixed_precision": precision})})
-
-
 def _check_pictures(config: TrainConfig, folder: RunFolder, skip_bad: bool) -> tuple[TrainConfig, DataCheck]:
     """The config with the names of the pictures to skip, and the result of the check."""
     data, path = config.data, folder.data_check
     fitting, lost_words = picture_limits(config)
     checked = check(data.train, fitting, lost_words, data.caption_template, data.prefix)
     captioned = bool(data.prefix) or isinstance(config, VAETrainConfig)
-    model = config.base if isinstance(config, FineTuneConfig) else None
-    command = check_command(data.train, model=model, trigger=data.prefix or None, resolution=data.resolution)
+    model = (config.base, config.base_options) if isinstance(config, FineTuneConfig) else ()
+    command = check_command(data, *model)
     bad = unusable(checked, captioned, data.skip, skip_bad, command)
     if bad:
         tqdm.write(f"{len(bad)} pictures are skipped; see {path}", file=sys.stderr)
@@ -73,10 +65,10 @@ def train_checked(
     if config.run.mixed_precision == "fp16" and process_state().device.type == "cpu":
         raise InputError("mixed_precision=fp16 requires a GPU and this machine has none; use bf16 or no")
     if process_state().is_main_process:
-        folder.write_text(folder.data_check, json.dumps(checked.to_json(), ensure_ascii=False))
+        write_atomically(folder.data_check, json.dumps(checked.to_json(), ensure_ascii=False))
     while True:
         if process_state().is_main_process:
-            folder.write_text(folder.config, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
+            write_atomically(folder.config, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True))
         try:
             return _fit_and_report(config, folder, resume)
         except (MemoryError, RuntimeError) as error:

@@ -92,6 +92,8 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ({"optim": {"weight_decay": float("nan")}}, "weight_decay=nan"),
         ({"data": {"train": "x", "background": "blak"}}, "background='blak' is not a colour; try 'black'"),
         ({"method": "full", "text_encoder": True}, "applies to lora and dora, not to full; remove it"),
+        ({"method": "full", "rank": 8}, "rank=8 applies to lora and dora, not to full; remove it"),
+        ({"init_word": "dog"}, "init_word=dog applies to textual_inversion, not to lora; remove it"),
         ({"method": "textual_inversion", "prior": {"prompt": "a cat"}}, "prior does not apply to textual_inversion"),
     ],
 )

@@ -140,7 +140,8 @@ def test_files_that_are_not_read_are_warnings_also_in_the_plan(folder: Path, mod
     (finding,) = check(folder, Fitting(8), lost_words).findings
     assert (finding.kind, Path(finding.where)) == ("ignored file", folder / "lost.txt")
     plan = plan_finetune(folder, RunFolder(folder / "run"), str(model_folder)).summary()
-    assert f"warnings: ignored file (1); latentdiff data check {folder} --model {model_folder} lists them" in plan
+    command = f"latentdiff data check {folder} --model {model_folder} --resolution 16"
+    assert f"warnings: ignored file (1); {command} lists them" in plan
 
 
 def test_small_buckets_are_a_warning(folder: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from latentdiff.config.base import load_yaml
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.data.dataset import CaptionedImages, read_parts, read_rows
 from latentdiff.data.layouts import DataRow
 from latentdiff.errors import InputError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latentdiff.config.train import DataConfig
+from latentdiff.config.data import DataConfig
 from latentdiff.data.buckets import Fitting
 from latentdiff.data.check import check
 from latentdiff.data.dataset import read_rows

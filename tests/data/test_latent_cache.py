@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from latentdiff.config.data import DataConfig
 from latentdiff.config.model import IdentityVAEConfig
-from latentdiff.config.train import DataConfig
 from latentdiff.data import latent_cache as module
 from latentdiff.data.archives import open_container
 from latentdiff.data.buckets import RANDOM_CROPS, View, views

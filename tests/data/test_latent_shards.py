@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentdiff.config.data import DataConfig
 from latentdiff.config.model import IdentityVAEConfig
-from latentdiff.config.train import DataConfig
 from latentdiff.data import latent_cache, latent_shards
 from latentdiff.data.archives import Container
 from latentdiff.data.latent_cache import LatentImages, encode_rows, load_view

@@ -1,5 +1,6 @@
 """`latentdiff finetune`, from a folder to a picture."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,7 +17,7 @@ from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora_reader import FILE
 from latentdiff.errors import InputError
 from latentdiff.training.build_task import finetune_task
-from latentdiff.training.finetune import plan_finetune
+from latentdiff.training.finetune import plan_finetune, resumed_config
 from latentdiff.training.frozen import weights_of
 from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.samples import read_samples
@@ -103,6 +105,37 @@ def test_a_resumed_finetune_keeps_its_plan(
     assert run(monkeypatch, *command, "--steps", 5, "--resume") == 0
 
 
+def test_options_of_opening_the_model_are_compared_one_by_one_when_a_run_is_resumed(
+    folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    run_folder = RunFolder(tmp_path / "run")
+    opening = {"prediction_type": "epsilon", "allow_pickle": True}
+    plan = plan_finetune(folder, run_folder, str(model_folder), base_options=opening, mixed_precision="no")
+    run_folder.path.mkdir()
+    run_folder.config.write_text(yaml.safe_dump(plan.config.model_dump(mode="json")))
+    for given in ({}, {"prediction_type": "epsilon"}, opening):
+        resumed = resumed_config(folder, run_folder, base_options=given, mixed_precision="auto")
+        assert (resumed.base_options, resumed.run) == (plan.config.base_options, plan.config.run)
+    with pytest.raises(InputError, match=r"--variant fp16 differs from none, which .* was started with"):
+        resumed_config(folder, run_folder, base_options={"variant": "fp16"})
+
+
+def test_the_command_that_lists_the_findings_has_the_options_of_the_plan(
+    folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    (folder / "grey noise 1.png").write_bytes(b"broken")
+    given = {"allow_upscale": 1.5, "base_options": {"allow_pickle": True, "prediction_type": "epsilon"}}
+    plan = plan_finetune(
+        folder, RunFolder(tmp_path / "run"), str(model_folder), trigger="sks", caption_template="a {name}",
+        skip_bad=True, **given,
+    )  # fmt: skip
+    assert plan.command == shlex.join([
+        "latentdiff", "data", "check", str(folder), "--model", str(model_folder), "--trigger", "sks", "--resolution",
+        "16", "--caption-template", "a {name}", "--allow-upscale", "1.5", "--prediction-type", "epsilon",
+        "--allow-pickle",
+    ])  # fmt: skip
+
+
 def test_a_run_whose_folder_was_moved_can_be_resumed(
     folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,8 +203,9 @@ def test_the_precision_is_bf16_where_the_processor_multiplies_it(
     multiplies: bool, precision: str, folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latentdiff.runtime.device.cpu_has", lambda name: multiplies)
-    plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder))
-    assert plan.config.run.mixed_precision == precision
+    for given in ({}, {"mixed_precision": "auto"}):
+        plan = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), **given)
+        assert plan.config.run.mixed_precision == precision
 
 
 def test_a_step_is_divided_by_accumulation_and_the_plan_says_so(

@@ -192,7 +192,7 @@ def test_auto_is_the_usual_precision_and_a_resumed_run_keeps_its_own(
     config = unet_config(tmp_path / "run", max_steps=2)
     config["run"]["mixed_precision"] = "auto"
     for usual, steps in (("bf16", 2), ("no", 4)):
-        monkeypatch.setattr("latentdiff.training.train.usual_precision", lambda usual=usual: usual)
+        monkeypatch.setattr("latentdiff.training.processes.usual_precision", lambda usual=usual: usual)
         config["optim"]["max_steps"] = steps
         run(config, resume=steps > 2)
         assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["mixed_precision"] == "bf16"

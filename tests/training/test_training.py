@@ -14,7 +14,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_vae
-from latentdiff.config.train import DataConfig, OptimConfig, train_config
+from latentdiff.config.data import DataConfig
+from latentdiff.config.train import OptimConfig, train_config
 from latentdiff.data.check import DataCheck
 from latentdiff.data.dataset import load_pixels, read_rows
 from latentdiff.errors import InputError, NonFiniteError
@@ -198,6 +199,7 @@ def test_mismatched_widths_are_refused(unet_config: Make, tmp_path: Path, key: s
     [
         ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
         ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is for U-Nets only"),
+        ({"data": {"train": "x", "crop": "random"}}, "data.crop: random is for U-Nets only; task text_encoder"),
         ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
     ],
 )

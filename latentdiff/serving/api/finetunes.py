@@ -51,7 +51,7 @@ class NewFineTune(BaseModel):
 
 
 class Resume(BaseModel):
-    """steps: the last step, if it differs from the planned one."""
+    """How to continue. steps: the last step, if it differs from the planned one."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff.checkpoints.lora_reader import FILE
-from latentdiff.files import atomic_path, finished_files
+from latentdiff.files import atomic_path, finished_files, write_atomically
 from latentdiff.serving.errors import LimitError, NotFoundError, ServingError
 
 NAME = re.compile(r"[^\W_][\w-]{0,39}")
@@ -79,12 +79,12 @@ class FineTune:
         return value if isinstance(value, dict) else {}
 
     def write(self, name: str, value: dict[str, Any]) -> None:
-        with atomic_path(self.folder / name) as path:
-            path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        write_atomically(self.folder / name, json.dumps(value, ensure_ascii=False))
 
     def take_lora(self) -> Path:
-        """Copy the newest LoRA to a file named after its step, so that later steps do not replace it. Raises
-        ConflictError if no LoRA has been saved.
+        """Copy the newest LoRA to a file named after its step, so that later steps do not replace it.
+
+        Raises ConflictError if no LoRA has been saved.
         """
         source = self.output / "model" / FILE
         path = self.folder / "loras" / f"{self.name}-{self.steps_saved}.safetensors"
@@ -99,8 +99,10 @@ class FineTune:
 
 @dataclass(frozen=True)
 class FineTunes:
-    """All fine-tunes of a server. source: pictures can be copied from its subfolders. folder: contains the fine-tunes.
-    changing: held by a request that changes files. checking: held during a data check; only one runs at a time.
+    """All fine-tunes of a server.
+
+    source: pictures can be copied from its subfolders. folder: contains the fine-tunes. changing: held by a request
+    that changes files. checking: held during a data check; only one runs at a time.
     """
 
     source: Path
@@ -114,7 +116,7 @@ class FineTunes:
         return sorted(found, key=lambda one: -float(one.read("about.json").get("created", 0)))
 
     def find(self, name: str) -> FineTune:
-        """Raises NotFoundError."""
+        """The fine-tune with this name. Raises NotFoundError."""
         found = FineTune(self.folder / name)
         if not NAME.fullmatch(name) or not (found.folder / "about.json").is_file():
             raise NotFoundError(f"fine-tune {name[:80]!r} does not exist; it may have been deleted", "name")

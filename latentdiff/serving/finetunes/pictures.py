@@ -15,7 +15,7 @@ from latentdiff.data.layouts import read_layout
 from latentdiff.data.parallel import PIXELS
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
-from latentdiff.files import atomic_path
+from latentdiff.files import atomic_path, write_atomically
 from latentdiff.images.decoding import decode, memory_needed
 from latentdiff.serving.errors import LimitError, NotFoundError, ServingError
 from latentdiff.serving.finetunes.folder import ConflictError, FineTune, FineTunes
@@ -56,8 +56,7 @@ def write_pictures(one: FineTune, pictures: list[Picture]) -> None:
         for picture in pictures
         for _ in range(picture.repeats)
     ]
-    with atomic_path(one.pictures / CAPTIONS) as path:
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(one.pictures / CAPTIONS, "".join(f"{line}\n" for line in lines))
     (one.folder / "check.json").unlink(missing_ok=True)
 
 
@@ -156,7 +155,7 @@ def set_captions(one: FineTune, captions: Mapping[str, list[str]]) -> None:
 
 
 def remove_picture(one: FineTune, file: str) -> None:
-    """Raises NotFoundError."""
+    """Remove a picture with its captions and thumbnail. Raises NotFoundError."""
     refuse_started(one)
     pictures = {picture.file: picture for picture in read_pictures(one)}
     if pictures.pop(file, None) is None:
@@ -172,7 +171,7 @@ def thumbnail_of(one: FineTune, file: str) -> Path:
 
 
 def save_thumbnail(one: FineTune, file: str, data: bytes) -> None:
-    """Raises InputError for a picture that cannot be read."""
+    """Save a small version for the page. Raises InputError for a picture that cannot be read."""
     with PIXELS.reserve(memory_needed(data, file)):
         image = decode(data, file)
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

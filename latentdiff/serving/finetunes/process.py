@@ -111,7 +111,7 @@ def is_running(one: FineTune) -> bool:
 
 
 def status(one: FineTune, total: int) -> Status:
-    """total: the steps that were planned."""
+    """The status of a fine-tune. total: the steps that were planned."""
     began = one.read(PROCESS)
     if not began:
         return "new"

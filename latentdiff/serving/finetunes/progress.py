@@ -22,7 +22,7 @@ SAMPLE_SIZE = 512
 
 @dataclass(frozen=True)
 class Progress:
-    """step, total: optimiser steps. eta: seconds. losses, held_out: (step, value)."""
+    """What the page shows of a run. step, total: optimiser steps. eta: seconds. losses, held_out: (step, value)."""
 
     step: int
     total: int
