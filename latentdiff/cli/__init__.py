@@ -14,7 +14,7 @@ import warnings
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # Typer's exit code for Ctrl-C
-FIRST_SPEAKS_S = 3
+FIRST_REPORTS_S = 3  # until the first of several processes has printed its error
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         _refuse(f"{error}; check the path, its permissions and the free disk space")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
-            _let_first_speak()  # if another process closed the connection, its message states the cause
+            _let_first_report()  # if another process closed the connection, its message states the cause
             raise
         _refuse(f"out of memory ({str(error)[:120]}); generate smaller images, or fewer in a batch")
     except usage_error as error:
@@ -51,15 +51,15 @@ def main() -> None:
 
 
 def _refuse(problem: str) -> NoReturn:
-    _let_first_speak()
+    _let_first_report()
     print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
     sys.exit(2)
 
 
-def _let_first_speak() -> None:
+def _let_first_report() -> None:
     """Wait in all processes except the first, so that only the first reports an error that all processes have."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(FIRST_SPEAKS_S)
+        time.sleep(FIRST_REPORTS_S)
 
 
 def _explain(error: Any) -> NoReturn:

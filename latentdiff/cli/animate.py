@@ -11,9 +11,9 @@ from tqdm import tqdm
 import latentdiff
 from latentdiff.animation import animate, frame_count
 from latentdiff.cli.finished_images import cached_path, check_cache, is_cached
-from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, open_pipeline
 from latentdiff.cli.progress import check_preview, preview_file
+from latentdiff.cli.settings import DEFAULTS, call_arguments, sampled_size, with_model_defaults
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.images.reading import read_images
@@ -23,7 +23,6 @@ from latentdiff.recipe.schema import AnimationRecipe
 from latentdiff.sampling.seeds import seeds_per_image
 
 FRAMES, FPS = 16, 12.0
-USUAL: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
 NOT_SETTINGS = {"animation", "prompt", "seed", "model_hash", "hashes", "version"}
 
 
@@ -54,24 +53,21 @@ def parse_seeds(text: str) -> list[int]:
 def run(request: AnimationRequest) -> None:
     """Generate the missing frames, and write the animation. Raises InputError."""
     old = None if request.recipe is None else _read(request.recipe)
-    was = old.animation if old else None
-    frames = request.frames or (was.frames if was else FRAMES)
-    fps = request.fps if request.fps is not None else was.fps if was and was.fps else FPS
-    prompts, seeds = _key_frames(request, was)
+    stored = old.animation if old else None
+    frames = request.frames or (stored.frames if stored else FRAMES)
+    fps = request.fps if request.fps is not None else stored.fps if stored and stored.fps else FPS
+    prompts, seeds = _key_frames(request, stored)
     total = frame_count(len(prompts), frames)
     check_animation(request.output, fps)
     check_writable_parent(request.output)
     check_cache(request.output, "frames")
     check_preview(request.preview)
-    settings = USUAL | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
+    settings = DEFAULTS | DEFAULT_OPTIONS | ({} if old is None else _settings(old)) | request.given
     opened = open_pipeline(request.device, settings)
     if old is not None and not request.given.keys() & MODEL_NAMES and old.model_hash != opened.same["model_hash"]:
         raise InputError(f"{request.recipe} was made with another model ({old.model_hash}); pass it with --model")
-    model = opened.pipe.generation.model_dump()
-    settings = {"steps": model.pop("num_inference_steps")} | model | settings
-    side = opened.pipe.default_size
-    sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
-    same = settings | opened.same | sizes | {"version": latentdiff.__version__}
+    settings = with_model_defaults(settings, opened.pipe)
+    same = settings | opened.same | sampled_size(settings, opened.pipe) | {"version": latentdiff.__version__}
     animation = AnimationRecipe(prompts=tuple(prompts), seeds=tuple(seeds), frames=frames)
 
     def recipe(**changes: Any) -> Recipe:
@@ -90,12 +86,11 @@ def _make_frames(
     """Generate the missing frames; returns the files of all frames."""
     paths = [cached_path(request.output, "frames", recipe) for recipe in recipes]
     done = {index for index, path in enumerate(paths) if is_cached(path, recipes[index])}
-    call = {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
     animation, preview = recipes[0].animation, preview_file(pipe, request.preview)
     assert animation is not None
     keys = animation.prompts, animation.seeds, animation.frames
     with tqdm(desc="frames", total=len(paths), initial=len(done), disable=None, file=sys.stderr) as bar:
-        for index, image in animate(pipe, *keys, request.batch_size, done, preview, **call):
+        for index, image in animate(pipe, *keys, request.batch_size, done, preview, **call_arguments(settings)):
             if index not in done:
                 paths[index].parent.mkdir(exist_ok=True)
                 write_image(image, recipes[index], paths[index])
@@ -103,10 +98,10 @@ def _make_frames(
     return paths
 
 
-def _key_frames(request: AnimationRequest, was: AnimationRecipe | None) -> tuple[list[str], list[int]]:
+def _key_frames(request: AnimationRequest, stored: AnimationRecipe | None) -> tuple[list[str], list[int]]:
     """A prompt and a seed for each key frame; a single prompt is used with every seed."""
-    prompts = request.prompts or list(was.prompts if was else ())
-    seeds = request.seeds or list(was.seeds if was else ())
+    prompts = request.prompts or list(stored.prompts if stored else ())
+    seeds = request.seeds or list(stored.seeds if stored else ())
     if not prompts:
         raise InputError("there is no prompt; write two or more in quotes")
     if len(prompts) == 1:

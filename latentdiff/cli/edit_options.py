@@ -8,7 +8,7 @@ from typing import Any
 
 from latentdiff.errors import InputError
 from latentdiff.images.fit import EDGES
-from latentdiff.recipe import Found
+from latentdiff.recipe import StoredRecipe
 
 OPTION_NAMES = (
     "fit", "extend", "mask_grow", "mask_blur", "mask_fill", "only_masked", "paste_back", "image_guidance_scale",
@@ -24,7 +24,7 @@ HIRES_NAMES = ("hires", "hires_strength", "hires_steps", "upscaler")
 
 @dataclass(frozen=True)
 class Editing:
-    """arguments: for the pipeline's call. recipe: entries of the recipe about the input."""
+    """An input image and its options. arguments: of the pipeline's call. recipe: entries of the recipe."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -35,30 +35,30 @@ def parse_extend(text: str) -> dict[str, int]:
     edges: dict[str, int] = {}
     for word in filter(None, text.replace(" ", "").split(",")):
         edge, _, number = word.partition("=")
-        if edge not in EDGES or not number.isdecimal():
-            raise InputError(f"--extend {text}: write the pixels of each edge, for example left=64,top=32")
+        if edge not in EDGES or edge in edges or not number.isdecimal():
+            raise InputError(f"--extend {text}: write the pixels of each edge once, for example left=64,top=32")
         edges[edge] = int(number)
     return edges
 
 
 def take_editing(
-    image: Path | None, mask: Path | None, settings: dict[str, Any], given: dict[str, Any], found: Found | None
+    image: Path | None, mask: Path | None, settings: dict[str, Any], given: dict[str, Any], found: StoredRecipe | None
 ) -> Editing:
     """Remove the editing options from the settings, and read the input files. Raises InputError."""
     from latentdiff.images.edit import EditOptions
     from latentdiff.images.reading import read_images, read_masks
 
     chosen = {name: value for name in EDIT_NAMES if (value := settings.pop(name, None)) is not None}
-    was = {} if found is None else found.settings
+    old = {} if found is None else found.settings
     if image is None:
         if used := [name for name in EDIT_NAMES if name in given] + ["mask"] * (mask is not None):
             raise InputError(f"--{used[0].replace('_', '-')} requires an input image; pass it with --image")
-        if "image_hash" in was:
+        if "image_hash" in old:
             raise InputError(
                 "the recipe is that of an edited image and does not contain the input; pass it with --image"
             )
         return Editing()
-    if mask is None and "mask_hash" in was and not chosen.get("extend"):
+    if mask is None and "mask_hash" in old and not chosen.get("extend"):
         raise InputError("the recipe is that of an inpainted image and does not contain the mask; pass it with --mask")
     if mask is None and not chosen.get("extend") and (used := [name for name in MASK_NAMES if name in given]):
         option = used[0].replace("_", "-").replace("paste-back", "no-paste-back")
@@ -66,9 +66,9 @@ def take_editing(
     files = {"image": image, "mask": mask}
     hashes = {f"{name}_hash": _hash(path) for name, path in files.items() if path is not None}
     for name, value in hashes.items():
-        if name in was and was[name] != value:
+        if name in old and old[name] != value:
             other = name.removesuffix("_hash")
-            print(f"warning: the recipe was made with a different {other} ({was[name]}, not {value})", file=sys.stderr)
+            print(f"warning: the recipe was made with a different {other} ({old[name]}, not {value})", file=sys.stderr)
     called = {name: chosen.pop(name) for name in CALL_NAMES if name in chosen}
     if "source_prompt" in called:
         settings.setdefault("sampler", INVERTED)  # rather than the model's

@@ -68,11 +68,13 @@ def run(request: Request) -> None:
 def _two_sets(request: Request) -> Evaluation:
     names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
     chosen = choose_metrics(names, set(LACKS))  # names are checked before anything is loaded
+    if request.weights is not None and request.features != "clip":
+        raise InputError(f"--weights {request.weights} requires --features clip; add it, or omit the weights")
     sets = _of_folder if request.generated is not None else _of_model
     generated, real = sets(request)
     check_counts(names or [], len(generated), len(real))
-    seen = {need for name in chosen for need in METRICS[name].needs} & {"features", "logits"}
-    network = feature_network(request.features, request.weights, request.device) if seen else None
+    of_network = {need for name in chosen for need in METRICS[name].needs} & {"features", "logits"}
+    network = feature_network(request.features, request.weights, request.device) if of_network else None
     judge = _judge(request)
     result = evaluate(generated, real, network, judge, names, request.seed, request.resamples)
     return _with_size_notes(result, generated, real)

@@ -15,11 +15,12 @@ from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, MODEL_NAMES, Opened, o
 from latentdiff.cli.progress import Progress, check_preview, preview_file
 from latentdiff.cli.prompts_file import read_prompts_file
 from latentdiff.cli.prompts_run import generate_missing
-from latentdiff.cli.refiner_options import take_refiner
+from latentdiff.cli.refiner_options import Refining, take_refiner
 from latentdiff.cli.request import Request
+from latentdiff.cli.settings import DEFAULTS, with_model_defaults
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
-from latentdiff.recipe import Found, read_any
+from latentdiff.recipe import StoredRecipe, read_any
 from latentdiff.safety import ContentChecker
 
 UNDO = {"optimize": "--optimize auto", "approximate": '--approximate ""', "low_memory": "--no-low-memory"}
@@ -41,6 +42,19 @@ def run(request: Request) -> None:
     hires, hires_recipe = take_hires(settings)
     refining = take_refiner(settings, hires)
     checker = None if request.safety is None else ContentChecker(request.safety)
+    opened = _open(request, settings, refining, found)
+    settings = with_model_defaults(settings, opened.pipe)
+    generator = ImageGenerator(opened, settings, editing, hires, hires_recipe, checker)
+    generate = _generate_all if request.prompts_file is None else generate_missing
+    if refused := generate(generator, planned, request):
+        raise InputError(
+            f"{refused} of {len(planned)} images were refused by the content checker and not written; "
+            "change the prompt or the seed, or use --safety blur"
+        )
+
+
+def _open(request: Request, settings: dict[str, Any], refining: Refining | None, found: StoredRecipe | None) -> Opened:
+    """Open the model and the refiner, if any. Raises InputError for models that do not match options or recipe."""
     opened = open_pipeline(local_device(request.device), settings)
     if (scale := request.given.get("image_guidance_scale")) is not None and opened.pipe.task != "edit":
         raise InputError(f"--image-guidance-scale {scale:g} is for InstructPix2Pix models; pass one with --model")
@@ -50,21 +64,10 @@ def run(request: Request) -> None:
         old = None if found is None or "refiner" in request.given else found.recipe
         opened.refiner = refining.open(opened.pipe, opened.same)
         opened.same |= refining.recipe(opened.refiner, old)
-    usual = opened.pipe.generation.model_dump()
-    settings = {"steps": usual.pop("num_inference_steps")} | usual | settings
-    generator = ImageGenerator(opened, settings, editing, hires, hires_recipe, checker)
-    if request.prompts_file is None:
-        refused = len(planned) - _generate(generator, planned, request)
-    else:
-        refused = generate_missing(generator, planned, request)
-    if refused:
-        raise InputError(
-            f"{refused} of {len(planned)} images were refused by the content checker and not written; "
-            "change the prompt or the seed, or use --safety blur"
-        )
+    return opened
 
 
-def _planned_images(request: Request, settings: dict[str, Any], found: Found | None) -> list[PlannedImage]:
+def _planned_images(request: Request, settings: dict[str, Any], found: StoredRecipe | None) -> list[PlannedImage]:
     expansion = read_expansion(request.expand, request.wildcards)
     common = request.num_images, settings, expansion
     if request.prompts_file is not None:
@@ -100,8 +103,8 @@ def _check_outputs(request: Request, planned: list[PlannedImage]) -> None:
         check_devices(request.num_processes)
 
 
-def _generate(generator: ImageGenerator, planned: list[PlannedImage], request: Request) -> int:
-    """Generate and write the images; returns the number written, without those that the content checker refuses."""
+def _generate_all(generator: ImageGenerator, planned: list[PlannedImage], request: Request) -> int:
+    """Generate and write the images; returns how many the content checker refused."""
     from latentdiff.runtime.memory import peak_memory
 
     with tqdm(desc="sampling", disable=None, file=sys.stderr) as bar:
@@ -109,15 +112,15 @@ def _generate(generator: ImageGenerator, planned: list[PlannedImage], request: R
         groups = batches(planned, generator.settings, request.batch_size or len(planned))
         for batch in groups[1:]:  # before the first is generated
             generator.check(batch)
-        written = 0
+        refused = 0
         for batch in groups:
             images = generator.generate(batch, Progress(bar, preview))
-            written += sum(generator.write(*pair) for pair in zip(batch, images, strict=True))
+            refused += sum(not generator.write(*pair) for pair in zip(batch, images, strict=True))
         bar.set_postfix(memory=f"{peak_memory(generator.opened.pipe.device) / 2**30:.1f}G")
-    return written
+    return refused
 
 
-def _settings(request: Request, found: Found | None) -> dict[str, Any]:
+def _settings(request: Request, found: StoredRecipe | None) -> dict[str, Any]:
     """The settings: command line, then recipe, then defaults. Prints the settings of a recipe that cannot be used."""
     if found and "animation" in found.settings:
         raise InputError(f"{request.recipe} is an animation or a frame of one; use latentdiff animate --recipe")
@@ -131,23 +134,22 @@ def _settings(request: Request, found: Found | None) -> dict[str, Any]:
             raise InputError(
                 f"{request.recipe} was made with {old[name]}, which does not exist here; pass its path with --{name}"
             )
-    usual = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "prompt_syntax": "a1111"}
-    settings: dict[str, Any] = usual | DEFAULT_OPTIONS | old | request.given
+    settings: dict[str, Any] = DEFAULTS | DEFAULT_OPTIONS | old | request.given
     _check_together(request, settings)
     return settings
 
 
-def _check_model(request: Request, found: Found, opened: Opened) -> None:
+def _check_model(request: Request, found: StoredRecipe, opened: Opened) -> None:
     """Raise InputError if the recipe has the hash of another model."""
     from latentdiff.checkpoints.lora_reader import find_lora
     from latentdiff.checkpoints.textual_inversion import find_learned
-    from latentdiff.recipe.model_hash import hash_before_0_2
+    from latentdiff.recipe.model_hash import first_hash
 
     if found.recipe is None or found.recipe.model_hash == opened.same["model_hash"]:
         return
     additions = [find_lora(Path(file)) for file, *_ in opened.same["loras"]]
     additions += [find_learned(Path(file)) for file in opened.same["embeddings"]]
-    if found.recipe.model_hash != hash_before_0_2(opened.pipe.source.path, *additions):
+    if found.recipe.model_hash != first_hash(opened.pipe.source.path, *additions):
         raise InputError(
             f"{request.recipe} was made with model {found.recipe.model_hash}, {opened.same['model'] or 'bundled'} is "
             f"{opened.same['model_hash']}; pass the model with --model"

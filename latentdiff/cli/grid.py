@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 import latentdiff
 from latentdiff.cli.finished_images import cached_path, check_cache, is_cached
-from latentdiff.cli.image_generator import PIPELINE_NAMES
 from latentdiff.cli.open_pipeline import DEFAULT_OPTIONS, open_pipeline
+from latentdiff.cli.settings import DEFAULTS, call_arguments, sampled_size, with_model_defaults
 from latentdiff.errors import InputError, did_you_mean
 from latentdiff.files import atomic_path, check_writable_parent
 from latentdiff.images.decoding import FORMATS, decode
@@ -72,10 +72,9 @@ def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: di
     check_writable_parent(output)
     _check_png(output)
     check_cache(output, "cells")
-    settings = {"guidance_interval": (0.0, 1.0), "eta": 0.0, "seed": 0} | DEFAULT_OPTIONS | given
+    settings = DEFAULTS | DEFAULT_OPTIONS | {"prompt": prompt, "seed": 0} | given
     opened = open_pipeline(device, settings)
-    usual = opened.pipe.generation.model_dump()
-    settings = {"steps": usual.pop("num_inference_steps"), **usual, "prompt": prompt, **settings}
+    settings = with_model_defaults(settings, opened.pipe)
     cells = [
         [settings | ({} if down is None else {down.name: value}) | {across.name: other} for other in across.values]
         for value in ([None] if down is None else down.values)
@@ -88,16 +87,12 @@ def run(prompt: str, output: Path, x: str, y: str | None, device: str, given: di
     _save(sheet, output)
 
 
-def _call(settings: dict[str, Any]) -> dict[str, Any]:
-    return {PIPELINE_NAMES.get(key, key): value for key, value in settings.items()}
-
-
 def _check(pipe: Any, settings: dict[str, Any], across: Axis, down: Axis | None) -> None:
     """Raise InputError for a cell that the pipeline would refuse."""
     from latentdiff.inputs import read_inputs
 
     try:
-        read_inputs(pipe.limits, **_call(settings))
+        read_inputs(pipe.limits, **call_arguments(settings))
     except InputError as error:
         named = [axis.name for axis in (across, down) if axis is not None]
         raise InputError(f"the cell {', '.join(f'{name}={settings[name]}' for name in named)}: {error}") from error
@@ -105,14 +100,13 @@ def _check(pipe: Any, settings: dict[str, Any], across: Axis, down: Axis | None)
 
 def _draw(opened: Any, settings: dict[str, Any], output: Path, bar: Any) -> Image.Image:
     """Generate the image of a cell, or read it from its file if that has the same recipe."""
-    side = opened.pipe.default_size
-    sizes = {"height": settings.get("height") or side, "width": settings.get("width") or side}
-    recipe = Recipe.model_validate({**opened.same, **settings, **sizes, "version": latentdiff.__version__})
+    size = sampled_size(settings, opened.pipe)
+    recipe = Recipe.model_validate({**opened.same, **settings, **size, "version": latentdiff.__version__})
     path = cached_path(output, "cells", recipe)
     if is_cached(path, recipe):
         bar.update()
         return read_images(path)[0]
-    image: Image.Image = opened.pipe(**_call(settings)).images[0]
+    image: Image.Image = opened.pipe(**call_arguments(settings)).images[0]
     path.parent.mkdir(exist_ok=True)
     write_image(image, recipe, path)
     bar.update()

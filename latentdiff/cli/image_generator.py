@@ -12,13 +12,12 @@ import latentdiff
 from latentdiff.cli.edit_options import Editing
 from latentdiff.cli.image_plan import OF_EACH, PlannedImage
 from latentdiff.cli.open_pipeline import Opened
+from latentdiff.cli.settings import SIDES, call_arguments, sampled_size
 from latentdiff.errors import InputError, LatentDiffError, shorten
 from latentdiff.recipe import Recipe, read_recipe, write_image
 from latentdiff.safety import ContentChecker
 from latentdiff.sampling.loop import Callback
 
-PIPELINE_NAMES = {"steps": "num_inference_steps"}
-SIZES = {"height", "width"}
 DONE = {"flag": "flagged", "blur": "blurred", "refuse": "refused"}
 
 
@@ -88,7 +87,7 @@ class ImageGenerator:
         if not item.path.exists():
             return False
         found, wanted = read_recipe(item.path).model_dump(), self.recipe(item).model_dump()
-        ignored = {"version", "safety_score", "flagged"} | (SIZES if self.editing.arguments else set())
+        ignored = {"version", "safety_score", "flagged"} | set(SIDES if self.editing.arguments else ())
         for name in sorted(wanted.keys() - ignored):
             if found[name] != wanted[name]:
                 raise InputError(
@@ -113,7 +112,7 @@ class ImageGenerator:
     def _arguments(self, batch: Sequence[PlannedImage]) -> dict[str, Any]:
         """The arguments of the pipeline's call; images of a batch differ only in texts and seeds."""
         settings = [self.settings | item.settings for item in batch]
-        call = {PIPELINE_NAMES.get(name, name): value for name, value in settings[0].items()}
+        call = call_arguments(settings[0])
         for name in OF_EACH:
             if call.get(name) is not None:
                 call[name] = [own[name] for own in settings]
@@ -123,6 +122,6 @@ class ImageGenerator:
         """The size in the recipe: the image's, with only_masked the crop's, and with hires that of the first pass."""
         from_settings = not self.editing.arguments or self.editing.recipe.get("only_masked") is not None
         if from_settings or image is None:
-            return {side: settings.get(side) or self.opened.pipe.default_size for side in SIZES}
+            return sampled_size(settings, self.opened.pipe)
         scale = 1 if self.hires is None else self.hires.scale
         return {"height": round(image.height / scale), "width": round(image.width / scale)}

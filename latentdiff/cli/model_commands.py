@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Device, Prediction, Unet, Vae, Variant, given
+from latentdiff.cli.options import AllowPickle, Device, Prediction, Unet, Vae, Variant, given, opening
 from latentdiff.cli.root import app
 
 
@@ -24,9 +24,9 @@ def convert(
     allow_pickle: AllowPickle = None,
 ) -> None:
     """Convert a model between diffusers' folders and single files; the weights are not changed."""
+    how = opening(locals())
     from latentdiff.cli.convert import run
 
-    how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
     run(source, target, dtype, form, how)
 
 
@@ -41,9 +41,10 @@ def info(
     allow_pickle: AllowPickle = None,
 ) -> None:
     """Describe a model, LoRA, embedding, image or training run."""
+    how = opening(locals())
     from latentdiff.cli.info import run
 
-    run(target, given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle))
+    run(target, how)
 
 
 @app.command()
@@ -52,11 +53,11 @@ def serve(
         list[str] | None,
         typer.Option(help="Model folder, file or hub id, or NAME=PATH; repeatable. [default: the bundled one]"),
     ] = None,
-    lora: Annotated[list[Path] | None, typer.Option(help="LoRA file or folder, or NAME=PATH; repeatable.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="LoRA file or folder, or NAME=PATH; repeatable.")] = None,
     embedding: Annotated[
         list[Path] | None, typer.Option(help="File or folder of learned words, for all models; repeatable.")
     ] = None,
-    upscaler: Annotated[list[Path] | None, typer.Option(help="ESRGAN file, or NAME=PATH; repeatable.")] = None,
+    upscaler: Annotated[list[str] | None, typer.Option(help="ESRGAN file, or NAME=PATH; repeatable.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; other machines can only connect with a key.")
     ] = "127.0.0.1",
@@ -80,7 +81,7 @@ def serve(
     train: Annotated[
         Path | None, typer.Option(help="Enable fine-tuning at /train, with images from this folder or uploaded ones.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder for the runs of /train.")] = Path("runs"),
+    runs: Annotated[Path | None, typer.Option(help="Folder for the runs of /train. [default: runs]")] = None,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
@@ -104,25 +105,17 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models over HTTP: a web page and the APIs of OpenAI and AUTOMATIC1111."""
+    options = {"device": device, "dtype": dtype, "optimize": optimize} | opening(locals())
+    limits = given(queue=max_queue, pixels=max_pixels, steps=max_steps, images=max_images, deadline=deadline)
     from latentdiff.cli.serve import Request, run
 
-    limits = given(queue=max_queue, pixels=max_pixels, steps=max_steps, images=max_images, deadline=deadline)
-    options = {"device": device, "dtype": dtype, "optimize": optimize}
-    options |= given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
-    names = (
-        model or [],
-        lora or [],
-        embedding or [],
-        upscaler or [],
-        host,
-        port,
-        key,
-        cors_origin or [],
-        exact_batch,
-        memory_limit,
-        safety,
-    )
-    run(Request(*names, options, limits, train, runs))
+    run(
+        Request(
+            models=model or [], loras=lora or [], embeddings=embedding or [], upscalers=upscaler or [], host=host,
+            port=port, key=key, origins=cors_origin or [], exact_batch=exact_batch, memory_limit=memory_limit,
+            safety=safety, options=options, limits=limits, train=train, runs=runs,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -138,7 +131,7 @@ def env(
     optimize: Annotated[str, typer.Option(help="auto, off or compile.")] = "auto",
 ) -> None:
     """Print versions, processor, kernels, caches and replaced layers, for bug reports."""
+    how = opening(locals()) | {"device": device, "dtype": dtype, "optimize": optimize}
     from latentdiff.cli.env import run
 
-    how = given(vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
-    run(model, how | {"device": device, "dtype": dtype, "optimize": optimize})
+    run(model, how)

@@ -41,6 +41,11 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def opening(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of opening a model (`NAMES`) that were given to a command."""
+    return given(**{name: options[name] for name in NAMES if name in options})
+
+
 def parse_lora(text: str) -> tuple[str, float, float]:
     """Parse `FILE[:unet[:text]]` to (file, weight for the U-Net, weight for the text encoders); one number sets both.
 

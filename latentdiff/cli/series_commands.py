@@ -18,6 +18,7 @@ from latentdiff.cli.options import (
     Vae,
     Variant,
     given,
+    opening,
     parse_lora,
 )
 from latentdiff.cli.root import app
@@ -58,14 +59,14 @@ def animate(
     allow_pickle: AllowPickle = None,
 ) -> None:
     """Generate an animation between prompts or between seeds; existing frames are not generated again."""
-    from latentdiff.cli.animate import AnimationRequest, parse_seeds, run
-
+    how = opening(locals())
     options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
     more = {"sampler": sampler, "spacing": spacing, "height": height, "width": width, "dtype": dtype}
-    opening = {"vae": vae, "unet": unet, "variant": variant, "prediction_type": prediction_type}
     loras = tuple(map(parse_lora, lora)) if lora else None
+    settings = given(**options, **more, loras=loras) | how
+    from latentdiff.cli.animate import AnimationRequest, parse_seeds, run
+
     seeds = None if seed is None else parse_seeds(seed)
-    settings = given(**options, **more, **opening, allow_pickle=allow_pickle, loras=loras)
     run(AnimationRequest(output, prompts or [], seeds, frames, fps, batch_size, device, recipe, preview, settings))
 
 
@@ -99,12 +100,12 @@ def grid(
     allow_pickle: AllowPickle = None,
 ) -> None:
     """Compare settings, or the images of a folder, on one labelled sheet; existing cells are not generated again."""
+    how = opening(locals())
+    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
+    settings = given(**options, sampler=sampler, seed=seed, dtype=dtype) | how
     from latentdiff.cli.grid import contact, run
     from latentdiff.errors import InputError
 
-    options = {"model": model, "negative_prompt": negative_prompt, "steps": steps, "guidance_scale": guidance_scale}
-    more = {"sampler": sampler, "seed": seed, "dtype": dtype, "vae": vae, "unet": unet, "variant": variant}
-    settings = given(**options, **more, prediction_type=prediction_type, allow_pickle=allow_pickle)
     sheet = given(columns=columns, side=side)
     if folder is not None:
         unused = ["the prompt"] * (prompt is not None) + [_option(name) for name in given(x=x, y=y) | settings]

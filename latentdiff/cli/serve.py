@@ -16,14 +16,14 @@ KEY_VARIABLE = "LATENTDIFF_KEY"
 class Request:
     """The options of the command. models, loras, upscalers: PATH or NAME=PATH. limits: changed numbers of `Limits`.
 
-    train: the folder from which fine-tunes can copy pictures; None disables fine-tuning. runs: the folder of
-    fine-tunes.
+    options: for opening the models. train: the folder from which fine-tunes can copy pictures; None disables
+    fine-tuning. runs: the folder of fine-tunes.
     """
 
     models: list[str]
-    loras: list[Path]
+    loras: list[str]
     embeddings: list[Path]
-    upscalers: list[Path]
+    upscalers: list[str]
     host: str
     port: int
     key: str | None
@@ -34,7 +34,7 @@ class Request:
     options: dict[str, Any]
     limits: dict[str, Any]
     train: Path | None = None
-    runs: Path = Path("runs")
+    runs: Path | None = None
 
 
 def run(request: Request) -> None:
@@ -51,41 +51,16 @@ def run(request: Request) -> None:
     except ImportError as error:
         raise InputError(f"serving needs packages that are not installed ({error.name}); "
                          'pip install "latentdiff[serve]"') from error  # fmt: skip
-    from latentdiff.checkpoints.textual_inversion import find_learned
-    from latentdiff.safety import ContentChecker
-    from latentdiff.serving.engine import Engine
-    from latentdiff.serving.finetunes.folder import FineTunes
-    from latentdiff.serving.limits import Limits
     from latentdiff.serving.logs import start_logging
-    from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
     from latentdiff.serving.process import COLLECT_SECONDS, DrainingServer
     from latentdiff.serving.server_state import Server, Settings
-    from latentdiff.serving.upscalers import UpscalerStore
 
-    finetunes = None
-    if request.train is not None:
-        if not request.train.is_dir():
-            raise InputError(f"--train {request.train} is not a folder; create it, or pass a folder with pictures")
-        finetunes = FineTunes(request.train, request.runs)
+    finetunes = _finetunes(request)
     start_logging()
-    models = [ModelSpec(*_named(word), request.options) for word in request.models] or [
-        ModelSpec("emoji", None, request.options)
-    ]
-    embeddings = [find_learned(path) for path in request.embeddings]
-    loras = [LoraSpec(*_named_file(path)) for path in request.loras]
-    upscalers = UpscalerStore(dict(map(_named_upscaler, request.upscalers)), bool(request.options.get("allow_pickle")))
-    loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
-    limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
-    checker = None if request.safety is None else ContentChecker(request.safety)
-    limits = replace(Limits(), **request.limits)
-    engine = Engine(
-        ModelStore(models, loras, limit, embeddings), limits, request.exact_batch, upscalers=upscalers, checker=checker
-    )
-    settings = Settings(
-        key, tuple(request.origins), tuple({"localhost": 0, "127.0.0.1": 0, "[::1]": 0, request.host: 0})
-    )
+    engine = _engine(request, finetunes)
+    hosts = tuple(dict.fromkeys((*Settings.hosts, request.host)))
     listener = _listener(request.host, request.port)
-    server = Server(engine, settings, finetunes=finetunes)
+    server = Server(engine, Settings(key, tuple(request.origins), hosts), finetunes=finetunes)
     config = uvicorn.Config(
         create_app(server),
         log_config=None,
@@ -94,6 +69,42 @@ def run(request: Request) -> None:
         timeout_graceful_shutdown=int(COLLECT_SECONDS),  # for clients that never finish a request or read its response
     )
     DrainingServer(config, server).run(sockets=[listener])
+
+
+def _finetunes(request: Request) -> Any:
+    """The fine-tunes of the server; None if fine-tuning is disabled. Raises InputError."""
+    from latentdiff.serving.finetunes.folder import FineTunes
+
+    if request.train is None:
+        if request.runs is not None:
+            raise InputError(
+                f"--runs {request.runs} is the folder for fine-tuning, which is off; pass --train, or omit it"
+            )
+        return None
+    if not request.train.is_dir():
+        raise InputError(f"--train {request.train} is not a folder; create it, or pass a folder with pictures")
+    return FineTunes(request.train, request.runs or Path("runs"))
+
+
+def _engine(request: Request, finetunes: Any) -> Any:
+    """The engine, with the models, LoRAs, learned words and upscalers of the options and the LoRAs of fine-tunes."""
+    from latentdiff.checkpoints.textual_inversion import find_learned
+    from latentdiff.safety import ContentChecker
+    from latentdiff.serving.engine import Engine
+    from latentdiff.serving.limits import Limits
+    from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
+    from latentdiff.serving.upscalers import UpscalerStore
+
+    models = [ModelSpec(*_named(word), request.options) for word in request.models]
+    embeddings = [find_learned(path) for path in request.embeddings]
+    loras = [LoraSpec(*_named_lora(word)) for word in request.loras]
+    loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
+    limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
+    store = ModelStore(models or [ModelSpec("emoji", None, request.options)], loras, limit, embeddings)
+    upscalers = UpscalerStore(dict(map(_named_upscaler, request.upscalers)), bool(request.options.get("allow_pickle")))
+    checker = None if request.safety is None else ContentChecker(request.safety)
+    limits = replace(Limits(), **request.limits)
+    return Engine(store, limits, request.exact_batch, upscalers=upscalers, checker=checker)
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -118,17 +129,17 @@ def _named(word: str) -> tuple[str, str]:
     return (name, path) if equals and name else (Path(word).stem or word, word)
 
 
-def _named_file(path: Path) -> tuple[str, Path]:
+def _named_lora(word: str) -> tuple[str, Path]:
     from latentdiff.checkpoints.lora_reader import find_lora
     from latentdiff.checkpoints.lora_stack import default_name
 
-    name, text = _named(str(path))
+    name, text = _named(word)
     file = find_lora(Path(text))
-    return (name if "=" in str(path) else default_name(file)), Path(text)
+    return (name if "=" in word else default_name(file)), Path(text)
 
 
-def _named_upscaler(path: Path) -> tuple[str, Path]:
-    name, text = _named(str(path))
+def _named_upscaler(word: str) -> tuple[str, Path]:
+    name, text = _named(word)
     if not (file := Path(text)).is_file():
         raise InputError(f"--upscaler {file} is not a file; pass an ESRGAN file")
     return name, file

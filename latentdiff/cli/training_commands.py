@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from latentdiff.cli.options import AllowPickle, Device, Model, Prediction, Unet, Vae, Variant, given
+from latentdiff.cli.options import AllowPickle, Device, Model, Prediction, Unet, Vae, Variant, given, opening
 from latentdiff.cli.root import app, data
 
 PICTURES = "A folder, .zip, .tar or .parquet file, shards ({000..012}.tar, also https://) or hf://owner/name."
@@ -50,7 +50,7 @@ def finetune(
     ] = False,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     mixed_precision: Annotated[
-        str | None, typer.Option(help="bf16, fp16 or no. [default: bf16; no on CPUs without it]")
+        str | None, typer.Option(help="bf16, fp16, no, or auto: bf16 unless the CPU emulates it. [default: auto]")
     ] = None,
     gradient_accumulation: Annotated[
         int | None,
@@ -61,37 +61,17 @@ def finetune(
     ] = None,
 ) -> None:
     """Check a folder of images, then fine-tune a model on it."""
+    how = opening(locals())
     from latentdiff.cli.finetune import run
 
     run(
-        folder,
-        output,
-        resume,
-        auto_batch,
-        skip_bad,
-        num_processes,
-        base=model,
-        base_options=given(
-            vae=vae, unet=unet, variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle
-        )
-        or None,
-        method=method,
-        trigger=trigger,
-        init_word=init_word,
-        class_prompt=class_prompt,
-        text_encoder=train_text or None,
-        caption_template=caption_template,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        resolution=resolution,
-        allow_upscale=allow_upscale,
-        rank=rank,
-        seed=seed,
-        mixed_precision=mixed_precision,
-        gradient_accumulation=gradient_accumulation,
+        folder, output, resume, auto_batch, skip_bad, num_processes,
+        base=model, base_options=how or None, method=method, trigger=trigger, init_word=init_word,
+        class_prompt=class_prompt, text_encoder=train_text or None, caption_template=caption_template, steps=steps,
+        batch_size=batch_size, learning_rate=learning_rate, resolution=resolution, allow_upscale=allow_upscale,
+        rank=rank, seed=seed, mixed_precision=mixed_precision, gradient_accumulation=gradient_accumulation,
         caption_dropout=caption_dropout,
-    )
+    )  # fmt: skip
 
 
 @app.command()
@@ -195,9 +175,9 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the complete result as JSON.")] = False,
 ) -> None:
     """Check every image and caption of a folder; exit code 1 if there are errors. Nothing is changed."""
-    from latentdiff.cli.data import run
-
+    how = opening(locals())
     options = {"caption_template": caption_template, "prefix": trigger}
     sizes = {"resolution": resolution, "allow_upscale": allow_upscale}
-    how = given(variant=variant, prediction_type=prediction_type, allow_pickle=allow_pickle)
+    from latentdiff.cli.data import run
+
     raise typer.Exit(run(folder, model, as_json, how, **options, **sizes))

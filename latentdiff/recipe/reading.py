@@ -15,7 +15,7 @@ from latentdiff.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredRecipe:
     """A recipe as read. settings: with the field names of `Recipe`. dropped: settings that are not supported.
 
     program: the program that wrote the file. recipe: only for files of latentdiff.
@@ -27,16 +27,16 @@ class Found:
     recipe: Recipe | None = None
 
 
-def read_any(path: Path) -> Found:
+def read_any(path: Path) -> StoredRecipe:
     """Read a recipe of latentdiff, A1111 or ComfyUI. Raises InputError if there is none, or it is damaged."""
     texts = read_texts(path)
     if CHUNK in texts:
         recipe = _ours(texts[CHUNK], path)
-        return Found(recipe.model_dump(exclude_none=True), "latentdiff", [], recipe)
+        return StoredRecipe(recipe.model_dump(exclude_none=True), "latentdiff", [], recipe)
     for program, name, parse in (("A1111", "parameters", parse_infotext), ("ComfyUI", "prompt", parse_comfyui)):
         if name in texts and (parsed := parse(texts[name])) is not None:
             settings, dropped = parsed
-            return Found(settings, program, dropped)
+            return StoredRecipe(settings, program, dropped)
     raise InputError(f"{path} contains no recipe; use an original file of latentdiff, A1111 or ComfyUI")
 
 

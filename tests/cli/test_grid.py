@@ -41,7 +41,7 @@ def test_a_preview_file_is_rewritten(model_folder: Path, tmp_path: Path, monkeyp
 
 def test_a_grid_is_labelled_and_continues(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["grid", "a cat", "--x", "steps=1,2,3", "--y", "sampler=ddim,dpmpp_2m", "--model", model_folder]
+    words = ["grid", "a (cat:1.4)", "--x", "steps=1,2,3", "--y", "sampler=ddim,dpmpp_2m", "--model", model_folder]
     assert run(*words, "-o", "sheet.png") == 0
     first = np.asarray(Image.open("sheet.png"))
     cells = sorted(Path("sheet-cells").iterdir())

@@ -217,6 +217,7 @@ def test_a_call_uses_the_settings_stored_in_the_model(tmp_path: Path, run: Run, 
 BAD = {
     "metric": (["--metrics", "frechet,kernal"], "metric 'kernal' is unknown; did you mean 'kernel'?"),
     "features": (["--features", "mean"], "features='mean' is unknown; did you mean 'means'?"),
+    "weights": (["--weights", "clip.pt"], "--weights clip.pt requires --features clip; add it"),
     "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; pass a CLIP model"),
     "classes": (["--features", "broken", "--metrics", "class-score"], "'class-score' needs a network that names"),
     "nan": (["--features", "broken"], "generated: features are not finite"),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from latentdiff.checkpoints.textual_inversion import find_learned
 from latentdiff.errors import InputError
 from latentdiff.images.edit import EditOptions
-from latentdiff.recipe.reading import Found, read_any
+from latentdiff.recipe.reading import StoredRecipe, read_any
 from latentdiff.recipe.schema import LoraUse
 from latentdiff.serving.api.route import Router
 from latentdiff.serving.encoding import opening_of
@@ -116,7 +116,7 @@ def _shown(value: Any) -> str:
     return without_folders(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
-def _model(server: Server, found: Found) -> str | None:
+def _model(server: Server, found: StoredRecipe) -> str | None:
     """The name in requests of a recipe's model; if the server does not have it, the name in the recipe."""
     specs = server.engine.models.specs.values()
     if found.recipe is None:
@@ -140,7 +140,7 @@ def _loras(server: Server, used: Iterable[LoraUse]) -> tuple[dict[str, list[floa
     return found, unknown
 
 
-def _read(data: bytes) -> Found:
+def _read(data: bytes) -> StoredRecipe:
     with tempfile.NamedTemporaryFile(prefix="latentdiff-") as file:
         file.write(data)
         file.flush()

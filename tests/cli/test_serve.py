@@ -1,0 +1,31 @@
+"""Options of `latentdiff serve` that are refused before anything is loaded."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentdiff.cli import main
+
+pytest.importorskip("uvicorn")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--runs", "trained"], "--runs trained is the folder for fine-tuning, which is off; pass --train, or omit it"),
+        (["--train", "missing"], "--train missing is not a folder; create it"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is reachable from other machines and requires a key"),
+        (["--upscaler", "4x=missing.pth"], "--upscaler missing.pth is not a file"),
+        (["--lora", "ink=missing.safetensors"], "missing.safetensors does not exist"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_an_error(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LATENTDIFF_KEY", raising=False)
+    monkeypatch.setattr(sys, "argv", ["latentdiff", "serve", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
