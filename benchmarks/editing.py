@@ -107,16 +107,16 @@ def rates(pipe: LatentDiffusionPipeline, steps: int, batches: list[int], rounds:
 
 
 def memory(sizes: list[int]) -> list[list[str]]:
-    """Peak memory of new processes that generate larger images in tiles of 128 pixels."""
+    """Peak memory of new processes that write images of these sizes: in tiles of 128 pixels, and by a second pass."""
     rows = []
     with TemporaryDirectory() as folder:
         fixed = [sys.executable, "-m", "latentdiff", "generate", PROMPT, "--device", "cpu", "--steps", "2"]
-        fixed += ["-o", str(Path(folder) / "x.png"), "--tile", "128"]
+        fixed += ["-o", str(Path(folder) / "x.png")]
+        second, tile = ["--hires", "2", "--hires-strength", "0.5"], ["--tile", "128"]
         for size in sizes:
-            sides = ["--width", str(size), "--height", str(size)]
-            second = ["--hires", "2", "--hires-strength", "0.5"]
-            plain, passes = (start([*fixed, *options]).peak_bytes / 2**30 for options in (sides, [*sides, *second]))
-            rows.append([f"{size} x {size}", f"{plain:.2f}", f"{passes:.2f}"])
+            whole, half = ([f"--{side}={pixels}" for side in ("width", "height")] for pixels in (size, size // 2))
+            ways = [[*whole, *tile], [*half, *second, *tile], [*half, *second]]
+            rows.append([f"{size} x {size}", *(f"{start([*fixed, *way]).peak_bytes / 2**30:.2f}" for way in ways)])
     return rows
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", type=device_option)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="tables to make; all by default")
     given = parser.parse_args()
@@ -135,7 +135,7 @@ def main() -> None:
     head = {
         "steps": ["", "times", "ratio"],
         "rates": ["", "animate, frames a second", "pipeline, images a second", "ratio"],
-        "memory": ["--tile 128", "peak memory GiB", "with --hires 2"],
+        "memory": ["written, peak memory in GiB", "--tile 128", "--hires 2 --tile 128", "--hires 2"],
     }
     measure: dict[str, Callable[[], list[list[str]]]] = {
         "steps": lambda: additions(pipe, call, given.rounds),

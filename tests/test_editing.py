@@ -307,6 +307,7 @@ def test_invalid_edits_are_errors(change: dict[str, Any], message: str, pipe: La
         ({"fit": "covr"}, "did you mean 'cover'"),
         ({"mask_fill": "fill"}, "mask_fill='fill' is unknown"),
         ({"extend": {"lft": 8}}, "did you mean 'left'"),
+        ({"extend": {"left": 0, "top": 0}}, "extend={'left': 0, 'top': 0} adds no pixels"),
         ({"mask_blur": -1}, "mask_blur=-1 must be a number from 0"),
         ({"extend": {"left": 10**6}}, "extend left=1000000 must be"),
     ],

@@ -38,6 +38,8 @@ def parse_extend(text: str) -> dict[str, int]:
         if edge not in EDGES or edge in edges or not number.isdecimal():
             raise InputError(f"--extend {text}: write the pixels of each edge once, for example left=64,top=32")
         edges[edge] = int(number)
+    if not edges:
+        raise InputError("--extend is empty; write the pixels of each edge, for example left=64,top=32")
     return edges
 
 

@@ -97,6 +97,9 @@ def _check_outputs(request: Request, planned: list[PlannedImage]) -> None:
         for item in planned:
             check_writable_parent(item.path)
     check_preview(request.preview, request.preview_every)
+    for option, path in (("--image", request.image), ("--mask", request.mask), ("--recipe", request.recipe)):
+        if request.preview and path and request.preview.resolve() == path.resolve():
+            raise InputError(f"--preview {request.preview} would overwrite the file of {option}; choose another name")
     if request.preview and request.safety in ("blur", "refuse"):
         raise InputError(f"--preview shows images before --safety {request.safety} checks them; omit one of them")
     if request.num_processes:

@@ -66,6 +66,8 @@ def _read(data: bytes, name: str, use: Callable[[Image.Image], Result]) -> Resul
             return use(opened)
     except InputError:
         raise
+    except Image.DecompressionBombError as error:  # of a size that Pillow itself refuses
+        raise InputError(f"{name} has more than {MAX_PIXELS} pixels; reduce it first") from error
     except Exception as error:  # Pillow's readers raise many types for damaged bytes, such as struct.error
         shorter = _without_png_metadata(data)
         if isinstance(error, ValueError) and len(shorter) < len(data):

@@ -47,6 +47,8 @@ class EditOptions:
             if edge not in EDGES:
                 raise InputError(f"extend={edge!r} is not an edge; {did_you_mean(edge, EDGES)}")
             _within(f"extend {edge}", pixels, MAX_SIDE)
+        if self.extend and not any(self.extend.values()):
+            raise InputError(f"extend={dict(self.extend)} adds no pixels; pass a larger number, or omit it")
         for name, limit in (("mask_grow", 1024), ("mask_blur", 256), ("image_guidance_scale", 100)):
             _within(name, getattr(self, name), limit)
         if self.only_masked is not None:

@@ -32,6 +32,7 @@ def parse_comfyui(text: str) -> tuple[dict[str, Any], list[str]] | None:
     if isinstance(model := _upstream(nodes, inputs.get("model"), "ckpt_name"), str):
         dropped.append(f"Model: {model}")
     others = {node["class_type"] for node in nodes.values()} - KNOWN_NODES
+    dropped += [f"another {node['class_type']}" for node in samplers[1:]]
     return settings, [*dropped, *(f"node {name}" for name in sorted(others))]
 
 
@@ -52,6 +53,9 @@ def _sampler_settings(inputs: dict[str, Any]) -> tuple[dict[str, Any], list[str]
             settings[name] = known[value]
         elif value is not None:
             dropped.append(f"{key}: {value}")
+    start, end = _number(inputs.get("start_at_step")), _number(inputs.get("end_at_step"))
+    if start or (end is not None and end < settings.get("steps", end)):
+        dropped.append(f"steps {start or 0:g} to {end or 0:g}")
     if settings.get("sampler") == "lcm":
         settings.pop("spacing", None)
     return settings, dropped

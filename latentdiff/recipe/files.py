@@ -35,7 +35,8 @@ def write_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
     """
     check_suffix(path)
     kind, options = FORMATS[path.suffix.lower()]
-    metadata = image_metadata(kind, recipe, image.width, image.height)
+    width, height = image.size if recipe.hires is None else (recipe.width, recipe.height)
+    metadata = image_metadata(kind, recipe, width, height)
     try:
         with atomic_path(path) as partial:
             image.save(partial, format=kind, **options, **metadata)
@@ -44,7 +45,10 @@ def write_image(image: Image.Image, recipe: Recipe, path: Path) -> None:
 
 
 def image_metadata(kind: str, recipe: Recipe, width: int, height: int) -> dict[str, Any]:
-    """The arguments of Pillow's `save` that store a recipe in a file of this kind. Raises InputError if too large."""
+    """The arguments of Pillow's `save` that store a recipe in a file of this kind. Raises InputError if too large.
+
+    width, height: of the image, before a second pass if any.
+    """
     text = write_infotext(recipe, width, height)
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from latentdiff.recipe.names import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHEDULES
+from latentdiff.recipe.names import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHEDULES, A1111_UPSCALERS
 from latentdiff.recipe.schema import Recipe
 
 PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
@@ -14,7 +14,7 @@ NEGATIVE = "Negative prompt:"
 
 
 def write_infotext(recipe: Recipe, width: int, height: int) -> str:
-    """Write the text that A1111, Civitai and sd-parsers read. width, height: of the image file.
+    """Write the text that A1111, Civitai and sd-parsers read. width, height: of the image, before a second pass if any.
 
     The version is not a plain number, for which A1111 would enable the behaviour of its own old versions.
     """
@@ -32,9 +32,9 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
         "Variation seed": recipe.variation_seed,
         "Variation seed strength": recipe.variation_strength,
         "Denoising strength": recipe.hires_strength if recipe.hires else recipe.strength,
-        "Hires upscale": recipe.hires,
+        "Hires upscale": f"{recipe.hires:g}" if recipe.hires else None,
         "Hires steps": recipe.hires_steps,
-        "Hires upscaler": None if recipe.upscaler is None else Path(recipe.upscaler).stem,
+        "Hires upscaler": _upscaler_label(recipe.upscaler or "lanczos") if recipe.hires else None,
         "Refiner": None if recipe.refiner is None else Path(recipe.refiner).stem,
         "Refiner switch at": recipe.refiner_switch,
         "Tiling": True if recipe.seamless else None,
@@ -47,6 +47,10 @@ def write_infotext(recipe: Recipe, width: int, height: int) -> str:
     line = ", ".join(f"{key}: {_quoted(key, value)}" for key, value in pairs.items() if value is not None)
     negative = f"\n{NEGATIVE} {recipe.negative_prompt}" if recipe.negative_prompt else ""
     return f"{recipe.prompt}{negative}\n{line}"
+
+
+def _upscaler_label(upscaler: str) -> str:
+    return {"lanczos": "Lanczos", "latent": "Latent (bicubic)"}.get(upscaler, Path(upscaler).stem)
 
 
 def _quoted(key: str, value: Any) -> str:
@@ -76,10 +80,12 @@ def parse_infotext(text: str) -> tuple[dict[str, Any], list[str]] | None:
         ("Clip skip", "clip_skip", lambda value: max(0, int(value) - 1)),
     ):
         _take(pairs, key, settings, name, convert)
-    if "Hires upscale" in pairs and (strength := settings.pop("strength", None)) is not None:
-        pairs["Denoising strength"] = strength  # belongs to the second pass
+    _take_second_pass(pairs, settings)
     if "variation_strength" not in settings and (other := settings.pop("variation_seed", None)) is not None:
         pairs["Variation seed"] = other  # has no effect without a strength
+    if pairs.get("Tiling") == "True":
+        settings["seamless"] = "x,y"
+        del pairs["Tiling"]
     _take_size(pairs, settings)
     _take_sampler(pairs, settings)
     for key in ("Version", "Hashes", "Lora hashes", "TI hashes", "RNG"):
@@ -101,6 +107,29 @@ def _take(pairs: dict[str, Any], key: str, settings: dict[str, Any], name: str, 
     except (KeyError, ValueError):
         return
     del pairs[key]
+
+
+def _take_second_pass(pairs: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Read the options of a second pass, to which the strength then belongs. One of another shape is not supported."""
+    if "Hires upscale" not in pairs and "Hires resize" not in pairs:
+        return
+    strength = settings.pop("strength", None)
+    _take(pairs, "Hires upscale", settings, "hires", _scale)
+    if "hires" not in settings:
+        pairs |= {} if strength is None else {"Denoising strength": strength}
+        return
+    if strength is not None:
+        settings["hires_strength"] = strength
+    _take(pairs, "Hires steps", settings, "hires_steps", int)
+    if settings.get("hires_steps") == 0:  # as many as the first pass
+        del settings["hires_steps"]
+    _take(pairs, "Hires upscaler", settings, "upscaler", A1111_UPSCALERS.__getitem__)
+
+
+def _scale(text: str) -> float:
+    if not 1 < (value := float(text)) <= 8:
+        raise ValueError(text)
+    return value
 
 
 def _take_size(pairs: dict[str, Any], settings: dict[str, Any]) -> None:

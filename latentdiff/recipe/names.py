@@ -25,6 +25,9 @@ A1111_SCHEDULES = {
 A1111_AUTOMATIC = {"ddim": "leading", "dpmpp_2m": "karras", "dpmpp_2m_sde": "exponential", "lcm": None}
 """The spacing that "Automatic" stands for with each sampler; `linspace` with others."""
 
+A1111_UPSCALERS = {"Latent": "latent", "Latent (bicubic)": "latent", "Lanczos": "lanczos", "None": "lanczos"}
+"""How a second pass enlarges the image, by A1111's labels; all others are names of files."""
+
 COMFYUI_SCHEDULES = {
     "normal": "linspace",
     "karras": "karras",

@@ -188,3 +188,10 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(monkeypatch: py
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(InputError, match="20x20 is more than 100 pixels"):
         decode(data, "x")
+
+
+def test_sizes_that_pillow_refuses_have_the_same_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (20, 20)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=f"x has more than {decoding.MAX_PIXELS} pixels; reduce it first"):
+        decode(data, "x")

@@ -74,10 +74,48 @@ def test_a1111s_text_is_read() -> None:
     assert settings == {
         "prompt": "masterpiece, (best: 1.2)\ntwo lines", "negative_prompt": 'bad, "ugly"\nworse', "steps": 20,
         "sampler": "dpmpp_2m", "spacing": "karras", "guidance_scale": 7.5, "seed": 7, "width": 512, "height": 768,
-        "clip_skip": 1,
+        "clip_skip": 1, "hires": 2.0, "hires_strength": 0.5,
     }  # fmt: skip
-    assert dropped == ["Model hash: abc", "Model: x", "Hires upscale: 2", "Denoising strength: 0.5"]
+    assert dropped == ["Model hash: abc", "Model: x"]
     assert parse_infotext("a cat, 3: 4, b: 5") is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected", "dropped"),
+    [
+        (
+            "Denoising strength: 0.4, Hires upscale: 1.5, Hires steps: 12, Hires upscaler: Latent, Tiling: True",
+            {"hires": 1.5, "hires_strength": 0.4, "hires_steps": 12, "upscaler": "latent", "seamless": "x,y"},
+            [],
+        ),
+        (
+            "Denoising strength: 0.4, Hires upscale: 2, Hires steps: 0, Hires upscaler: R-ESRGAN 4x+",
+            {"hires": 2.0, "hires_strength": 0.4},
+            ["Hires upscaler: R-ESRGAN 4x+"],
+        ),
+        ("Denoising strength: 0.4, Hires resize: 9x9", {}, ["Hires resize: 9x9", "Denoising strength: 0.4"]),
+        ("Denoising strength: 0.4, Hires upscale: 1", {}, ["Hires upscale: 1", "Denoising strength: 0.4"]),
+        ("Denoising strength: 0.4", {"strength": 0.4}, []),
+    ],
+)
+def test_the_second_pass_of_a1111(pairs: str, expected: dict[str, Any], dropped: list[str]) -> None:
+    settings, others = parse_infotext(f"x\nSteps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, {pairs}") or ({}, [])
+    plain, _ = parse_infotext("x\nSteps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1") or ({}, [])
+    assert {name: settings[name] for name in settings.keys() - plain.keys()} == expected
+    assert others == dropped
+
+
+def test_a_second_pass_is_written_as_a1111_writes_it(tmp_path: Path) -> None:
+    """The size is that of the first pass, and the upscaler is named, for which A1111 has another default."""
+    recipe = RECIPE.model_copy(
+        update={"hires": 2.0, "hires_strength": 0.25, "width": 16, "height": 8, "strength": None}
+    )
+    write_image(Image.new("RGB", (32, 16)), recipe, tmp_path / "a.png")
+    text = Image.open(tmp_path / "a.png").text["parameters"]
+    assert "Size: 16x8," in text and "Hires upscale: 2, Hires upscaler: Lanczos," in text
+    settings, _ = parse_infotext(text) or ({}, [])
+    names = ("width", "height", "hires", "hires_strength", "upscaler")
+    assert [settings[name] for name in names] == [16, 8, 2.0, 0.25, "lanczos"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +164,23 @@ def test_comfyuis_graph_is_read() -> None:
     assert dropped == ["Model: a.safetensors", "node ControlNetApply", "node LoraLoader"]
     settings, dropped = parse_comfyui(json.dumps(comfyui_graph(sampler_name="res_2s", denoise=0.4))) or ({}, [])
     assert settings["strength"] == 0.4 and "sampler" not in settings and "sampler_name: res_2s" in dropped
+
+
+def test_what_further_samplers_of_comfyui_do_is_named() -> None:
+    graph = comfyui_graph()
+    again = graph["3"]["inputs"] | {"start_at_step": 6, "end_at_step": 10000, "noise_seed": 5}
+    _, dropped = parse_comfyui(json.dumps(graph | {"12": {"class_type": "KSamplerAdvanced", "inputs": again}})) or (
+        {},
+        [],
+    )
+    assert "another KSamplerAdvanced" in dropped
+    only_part = {key: node for key, node in graph.items() if key != "3"}
+    only_part["3"] = {"class_type": "KSamplerAdvanced", "inputs": again}
+    _, dropped = parse_comfyui(json.dumps(only_part)) or ({}, [])
+    assert "steps 6 to 10000" in dropped
+    only_part["3"]["inputs"] |= {"start_at_step": 0}
+    _, dropped = parse_comfyui(json.dumps(only_part)) or ({}, [])
+    assert not any(name.startswith("steps") for name in dropped)
 
 
 @pytest.mark.parametrize(

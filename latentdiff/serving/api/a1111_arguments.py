@@ -133,6 +133,12 @@ def fill_from_infotext(body: Body, limits: Limits) -> Body:
         found["scheduler"] = next(label for label, ours in SCHEDULERS.items() if ours == spacing)
     if clip_skip := found.pop("clip_skip", None):
         found["override_settings"] = {"CLIP_stop_at_last_layers": clip_skip + 1} | (body.override_settings or {})
+    if (scale := found.pop("hires", None)) is not None and "enable_hr" in type(body).model_fields:
+        found |= {"enable_hr": True, "hr_scale": scale, "hr_upscaler": found.pop("upscaler", PIXEL)}
+        found |= {"denoising_strength": found.pop("hires_strength", None)}
+        found |= {"hr_second_pass_steps": found.pop("hires_steps", 0)}
+    if found.pop("seamless", None):
+        found["tiling"] = True
     left_out = {name for name in type(body).model_fields if name not in body.model_fields_set}
     return body.model_copy(
         update={name: value for name, value in found.items() if name in left_out | {"override_settings"}}
