@@ -110,13 +110,14 @@ def memory(sizes: list[int]) -> list[list[str]]:
     """Peak memory of new processes that write images of these sizes: in tiles of 128 pixels, and by a second pass."""
     rows = []
     with TemporaryDirectory() as folder:
-        fixed = [sys.executable, "-m", "latentdiff", "generate", PROMPT, "--device", "cpu", "--steps", "2"]
+        fixed = [sys.executable, "-m", "latentdiff", "generate", PROMPT, "--device", "cpu", "--steps", "1"]
         fixed += ["-o", str(Path(folder) / "x.png")]
-        second, tile = ["--hires", "2", "--hires-strength", "0.5"], ["--tile", "128"]
+        second, tile = ["--hires", "2", "--hires-strength", "0.5", "--hires-steps", "2"], ["--tile", "128"]
         for size in sizes:
             whole, half = ([f"--{side}={pixels}" for side in ("width", "height")] for pixels in (size, size // 2))
             ways = [[*whole, *tile], [*half, *second, *tile], [*half, *second]]
             rows.append([f"{size} x {size}", *(f"{start([*fixed, *way]).peak_bytes / 2**30:.2f}" for way in ways)])
+            print(*rows[-1], flush=True)
     return rows
 
 

@@ -219,7 +219,7 @@ def test_omitted_fields_are_read_from_an_infotext(live: Live) -> None:
         and again["infotexts"][0].split("\n")[1:] == given["infotexts"][0].split("\n")[1:]
     )
     second = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "hr_second_pass_steps": 2, "tiling": True}
-    given = post(**full, **second, denoising_strength=0.5)
+    given = post(**full, **second, denoising_strength=0.5, sampler_name="DPM++ 2M", scheduler="Karras")
     assert "Hires upscale: 1.5, Hires steps: 2, Hires upscaler: Latent (bicubic), Tiling: True" in given["infotexts"][0]
     assert post(infotext=given["infotexts"][0])["infotexts"] == given["infotexts"]
 
