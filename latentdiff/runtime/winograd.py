@@ -21,13 +21,17 @@ CHANNELS = 32  # input and output channels must be multiples
 
 
 def suits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the kernel computes this 3x3 convolution with one pixel of padding faster than a direct one."""
+    """Whether the kernel computes this layer faster than a direct convolution whose weights were packed before."""
+    return x.shape[2] * x.shape[3] >= LEAST_PIXELS and has_kernel(layer, x.dtype)
+
+
+def has_kernel(layer: nn.Conv2d, dtype: torch.dtype) -> bool:
+    """Whether the kernel can compute the layer, a 3x3 convolution with one pixel of padding, from inputs of `dtype`."""
     columns, depth = layer.out_channels, layer.in_channels
     geometry = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups
     return (
-        x.dtype == torch.float32
+        dtype == layer.weight.dtype == torch.float32
         and geometry == GEOMETRY
-        and x.shape[2] * x.shape[3] >= LEAST_PIXELS
         and columns * depth <= MOST_WEIGHTS
         and columns % CHANNELS == depth % CHANNELS == 0
         and provides("winograd_fp32")

@@ -28,6 +28,7 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
+from latentdiff.runtime.training_convolution import freeze_convolutions
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
@@ -117,17 +118,18 @@ def finetune_task(config: FineTuneConfig, folder: RunFolder) -> DenoiserTask:
     unet_last = UNetLast(give)
     parts = read_pipeline(source, torch.float32, give if config.prior else unet_last)
     more = prior_rows(parts, config, config.prior, folder) if config.prior else []
-    if config.method == "textual_inversion":
-        return _inversion_task(config, folder, parts, unet_last.load)
 
     def load() -> None:
         unet_last.load()
         if config.method == "full":
             parts.denoiser.requires_grad_(True)
-            return
-        add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
-        cast_trained(parts.denoiser)
+        elif config.method in ("lora", "dora"):
+            add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
+            cast_trained(parts.denoiser)
+        freeze_convolutions(parts.denoiser)
 
+    if config.method == "textual_inversion":
+        return _inversion_task(config, folder, parts, load)
     write = write_pipeline if config.method == "full" else partial(save_lora, trigger=config.data.prefix)
     return DenoiserTask(config, folder, parts, write, more, config.text_encoder, load)
 

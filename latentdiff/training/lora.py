@@ -23,7 +23,9 @@ def add_lora(parts: Components, rank: int, dora: bool = False, text_encoder: boo
 def inject_pairs(model: nn.Module, targets: Sequence[str], rank: int, dora: bool = False) -> None:
     """Add trainable low-rank pairs to the layers whose names end in `targets`, and freeze all other weights."""
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear, LoraLayer
+
+    from latentdiff.runtime.training_lora import LoraLinear
 
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian", use_dora=dora
@@ -32,3 +34,5 @@ def inject_pairs(model: nn.Module, targets: Sequence[str], rank: int, dora: bool
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and not dora:  # autocast casts the weights; casting the input would copy it
             layer.cast_input_dtype_enabled = False
+        if type(layer) is Linear and not dora:
+            layer.__class__ = LoraLinear

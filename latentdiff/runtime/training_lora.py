@@ -1,0 +1,53 @@
+"""A linear layer with a low-rank pair (Hu et al. 2022), trained in float32 with two passes over memory fewer each way.
+
+peft adds the output of the pair, and autograd the two gradients of the input, in passes over the whole tensor; here the
+second product of each adds to the result of the first.
+"""
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class LoraLinear(Linear):  # type: ignore[misc]
+    """peft's layer, without dropout: x W^T + b + s x A^T B^T, where W and b are frozen."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = self.get_base_layer()
+        usual = self.active_adapters == list(self.lora_A) and not (self.disable_adapters or self.merged)
+        exact = x.dtype == base.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        if not (usual and exact):
+            plain: Tensor = super().forward(x, *args, **kwargs)
+            return plain
+        (name,) = self.active_adapters
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        out: Tensor = _LowRankLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+        return out
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x [..., in], weight [out, in], bias [out], down [rank, in], up [out, rank]: [..., out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = (rows @ down.T).mul_(scale)
+        out = F.linear(rows, weight, bias).addmm_(low, up.T)
+        ctx.save_for_backward(rows, weight, down, up, low)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        rows, weight, down, up, low = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_low = (grad @ up).mul_(ctx.scale)
+        grad_x = (grad @ weight).addmm_(grad_low, down).reshape(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad_low.T @ rows, grad.T @ low, None
