@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-class LoraLinear(Linear):  # type: ignore[misc]
+class LoraLinear(Linear):
     """peft's layer, without dropout: x W^T + b + s x A^T B^T, where W and b are frozen."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
