@@ -20,7 +20,7 @@ from latentdiff.training.run_folder import RunFolder
 VISITS = 40
 SMALL_MODEL, LARGE_MODEL = 256, 768  # sides of the pictures in pixels
 RATES = {  # for small and for other models
-    "lora": (3e-4, 1e-4),
+    "lora": (6e-4, 1e-4),
     "full": (1e-4, 1e-5),
     "textual_inversion": (5e-3, 5e-4),
 }

@@ -193,7 +193,7 @@ def test_defaults_depend_on_the_folder_and_given_options_are_kept(
     assert (given.config.data.batch_size, given.config.optim.max_steps, given.config.optim.learning_rate) == (2, 7, 0.5)
     large = plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), resolution=768, allow_upscale=50.0)
     assert large.config.run.gradient_checkpointing and not plan.config.run.gradient_checkpointing
-    assert (plan.config.optim.learning_rate, large.config.optim.learning_rate) == (3e-4, 1e-4)
+    assert (plan.config.optim.learning_rate, large.config.optim.learning_rate) == (6e-4, 1e-4)
     with pytest.raises(InputError, match=r"method='lroa'"):
         plan_finetune(folder, RunFolder(tmp_path / "run"), str(model_folder), "lroa")
 
