@@ -5,6 +5,8 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from latentdiff.files import atomic_path
@@ -15,13 +17,24 @@ NAME = re.compile(r"[A-Za-z0-9_-]{20,40}\.(png|jpeg|webp)")
 
 class ResultFiles:
     """A folder of images, created at first use. seconds: how long a file is kept. limit: bytes of all files.
-    uncollected: names of the files that no client has fetched.
+    uncollected: names of the files that no client has fetched. expected: the number of accepted requests whose files
+    are not written yet.
     """
 
     def __init__(self, seconds: float = 3600.0, limit: int = 2**30) -> None:
         self.seconds, self.limit = seconds, limit
         self.uncollected: set[str] = set()
+        self.expected = 0
         self._folder: Path | None = None
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """While a request whose files will be written is in progress."""
+        self.expected += 1
+        try:
+            yield
+        finally:
+            self.expected -= 1
 
     def write(self, data: bytes, extension: str) -> str:
         """Store an image and return its name. Raises InternalError if the disk is full."""

@@ -212,7 +212,8 @@ class Server:
     def uncollected(self) -> bool:
         """Whether there are images of our own API, or files of `url` responses, that no client has fetched yet."""
         jobs = list(self.finished.values())
-        return bool(self.files.uncollected) or any(job.over and job.images and not job.collected for job in jobs)
+        files = self.files.expected or self.files.uncollected
+        return bool(files) or any(job.over and job.images and not job.collected for job in jobs)
 
     def find_job(self, job_id: str) -> Job:
         """A job by its id. Raises NotFoundError."""

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
@@ -126,8 +127,9 @@ async def answer(server: Server, http: Request, request: ImageRequest, body: Ima
         job = server.engine.submit(request, keep_at=keep_at)
         return stream(_stream(server, job, body, kind))
     job = server.engine.submit(request)
-    images = await server.wait(job, http)
-    data = [await asyncio.to_thread(_datum, server, http, job, image, body) for image in images]
+    with server.files.expect() if body.response_format == "url" else nullcontext():
+        images = await server.wait(job, http)
+        data = [await asyncio.to_thread(_datum, server, http, job, image, body) for image in images]
     return JSONResponse({"data": data, **_common(job, body), "created": job.created})
 
 
