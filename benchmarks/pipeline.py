@@ -1,4 +1,4 @@
-"""Time generating pictures from the same model folder, ours and diffusers': `python -m benchmarks.pipeline`."""
+"""Time generating pictures from the same model folder, ours and other packages': `python -m benchmarks.pipeline`."""
 
 import argparse
 from collections.abc import Callable
@@ -24,24 +24,29 @@ from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 
 PROMPT = "a red apple"
-SIDES = ["diffusers float32", "latentdiff float32", "diffusers bfloat16", "latentdiff bfloat16"]
+PACKAGES = ("diffusers", "latentdiff", "OpenVINO-GenAI")
+SIDES = [f"{package} {dtype}" for dtype in ("float32", "bfloat16") for package in PACKAGES]
 BASE = SIDES[0]
 
 
 class Picture(Config):
-    """The picture to generate. size: in pixels; None for that of the model."""
+    """The picture to generate. size: in pixels; None for that of the model. threads: None for all."""
 
     folder: Path
     device: str = "cpu"
     steps: int = 20
     batch: int = 1
     size: int | None = None
+    threads: int | None = None
 
 
 def build(name: str, settings: str) -> Callable[[], Any]:
     """The call that `benchmarks.worker` times. name: such as `latentdiff float32` or `diffusers bfloat16 compile`."""
     package, dtype, *compiled = name.split()
     picture = Picture.model_validate_json(settings)
+    torch.set_num_threads(picture.threads or torch.get_num_threads())
+    if package == "OpenVINO-GenAI":
+        return genai(picture, dtype)
     return (ours if package == "latentdiff" else theirs)(picture, dtype, bool(compiled))
 
 
@@ -63,6 +68,13 @@ def theirs(picture: Picture, dtype: str, compiled: bool) -> Callable[[], Any]:
         pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
         pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
     return lambda: pipe(PROMPT, **_options(picture))
+
+
+def genai(picture: Picture, dtype: str) -> Callable[[], Any]:
+    from benchmarks.genai import open_pipeline
+
+    pipe, options = open_pipeline(picture.folder, dtype), _options(picture)
+    return lambda: pipe.generate(PROMPT, **{key: value for key, value in options.items() if value is not None})
 
 
 def _options(picture: Picture) -> dict[str, Any]:

@@ -216,10 +216,20 @@ def test_a_comparison_names_absent_and_failed_contestants(monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_pictures_of_random_weights_come_from_both(tmp_path: Path) -> None:
     pipeline.write_random_model(small_shape(), tmp_path / "small")
-    contest = pipeline.measure(pipeline.Picture(folder=tmp_path / "small", steps=2), pipeline.SIDES[2:], rounds=1)
+    contest = pipeline.measure(
+        pipeline.Picture(folder=tmp_path / "small", steps=2), ["diffusers bfloat16", "latentdiff bfloat16"], rounds=1
+    )
     assert not contest.notes
     assert list(contest.turns) == ["diffusers bfloat16", "latentdiff bfloat16"]
     assert pipeline.tabulate(contest).count("\n") == 3
+
+
+@pytest.mark.slow
+def test_openvino_genai_generates_pictures_of_the_bundled_model() -> None:
+    pytest.importorskip("openvino_genai", reason="needs the bench extra")
+    picture = pipeline.Picture(folder=locate(None), steps=1, batch=2, size=64)
+    contest = pipeline.measure(picture, ["OpenVINO-GenAI float32"], rounds=1)
+    assert not contest.notes and list(contest.turns) == ["OpenVINO-GenAI float32"]
 
 
 def test_a_process_is_measured_until_it_exits() -> None:

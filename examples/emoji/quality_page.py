@@ -7,12 +7,10 @@ from typing import Any
 
 from examples.emoji.drawing import Settings
 from latentdiff.files import atomic_path
-from latentdiff.training.chart import Curve, chart
+from latentdiff.training.chart import Curve, as_file, chart
 
 Cell = dict[str, Any]
 COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#d97706", "#0891b2")
-LOOK = 'xmlns="http://www.w3.org/2000/svg" color="#222" font-family="sans-serif"'
-PAPER = '<rect width="100%" height="100%" fill="#fff"/>'  # so that a dark page shows the axes too
 
 
 @dataclass(frozen=True)
@@ -176,9 +174,9 @@ def _plots(results: Results) -> dict[str, str]:
     samplers = _curves({(name, float(s)): cell for (name, s), cell in results.samplers.items()})
     guidance = _curves({("", scale): cell for scale, cell in results.guidance.items()})
     return {
-        "steps": _file(chart(title, steps, "the steps", log_across=True)),
-        "guidance": _file(chart(title, guidance, "the guidance scale")),
-        "samplers": _file(chart(title, samplers, "the calls")),
+        "steps": as_file(chart(title, steps, "the steps", log_across=True)),
+        "guidance": as_file(chart(title, guidance, "the guidance scale")),
+        "samplers": as_file(chart(title, samplers, "the calls")),
     }
 
 
@@ -190,7 +188,3 @@ def _curves(cells: Mapping[tuple[str, float], Cell]) -> list[Curve]:
     distinct = {tuple(points): name for name, points in reversed(lines.items())}
     named = {name: list(points) for points, name in distinct.items()}
     return [Curve(name, named[name], COLORS[k % len(COLORS)]) for k, name in enumerate(n for n in lines if n in named)]
-
-
-def _file(svg: str) -> str:
-    return svg.replace("<svg ", f"<svg {LOOK} ", 1).replace(">", f">{PAPER}", 1)

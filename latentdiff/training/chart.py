@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, for light and dark pages, without scripts."""
+"""Line charts as SVG, inline for light and dark pages or as files, without scripts."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from itertools import accumulate
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 30, 24
 MOST_POINTS = 1000
+FILE = 'xmlns="http://www.w3.org/2000/svg" color="#222" font-family="sans-serif"'
+PAPER = '<rect width="100%" height="100%" fill="#fff"/>'
 MARKED = 40  # curves with at most this many points have markers
 Points = list[tuple[float, float]]
 
@@ -72,6 +74,11 @@ def chart(title: str, curves: list[Curve], over: str = "the step", log_across: b
     parts = [_legend(title, curves), *_grid(across, up), *(_path(curve, across, up) for curve in curves)]
     name = escape(f"{title} over {over}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+
+
+def as_file(svg: str) -> str:
+    """The chart as the text of an SVG file, with a white background, so that its black axes show on dark pages too."""
+    return svg.replace("<svg ", f"<svg {FILE} ", 1).replace(">", f">{PAPER}", 1)
 
 
 def _round_step(step: float) -> float:
