@@ -60,11 +60,22 @@ def _open(request: Request, settings: dict[str, Any], refining: Refining | None,
         raise InputError(f"--image-guidance-scale {scale:g} is for InstructPix2Pix models; pass one with --model")
     if found and not request.given.keys() & MODEL_NAMES:
         _check_model(request, found, opened)
+    if found and found.recipe is None and "spacing" not in request.given:
+        _drop_spacing(settings, opened, found.program)
     if refining is not None:
         old = None if found is None or "refiner" in request.given else found.recipe
         opened.refiner = refining.open(opened.pipe, opened.same)
         opened.same |= refining.recipe(opened.refiner, old)
     return opened
+
+
+def _drop_spacing(settings: dict[str, Any], opened: Opened, program: str) -> None:
+    """Use the model's spacing instead of one from another program that cannot be used with this model."""
+    from latentdiff.sampling.spacings import SIGMA_GRIDS
+
+    if settings.get("spacing") in SIGMA_GRIDS and not opened.pipe.schedule.has_sigma_range:
+        spacing = settings.pop("spacing")
+        print(f"not carried over from {program}: spacing {spacing}, which this model cannot use", file=sys.stderr)
 
 
 def _planned_images(request: Request, settings: dict[str, Any], found: StoredRecipe | None) -> list[PlannedImage]:

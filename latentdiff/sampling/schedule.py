@@ -160,8 +160,13 @@ class Schedule:
         log_ratio = self._log_ratio()
         return torch.from_numpy(np.interp(ratios.log().numpy(), log_ratio.numpy(), np.arange(len(log_ratio))))
 
+    @property
+    def has_sigma_range(self) -> bool:
+        """Whether spacings in sigma, such as `karras`, apply: not with a zero terminal SNR, and not to flow models."""
+        return bool(self.alphas[-1] != 0) and self.config.prediction_type != "flow"
+
     def _log_ratio(self) -> Tensor:
-        if self.alphas[-1] == 0 or self.config.prediction_type == "flow":
+        if not self.has_sigma_range:
             raise InputError("spacings in sigma require a signal at the last timestep; use spacing='trailing'")
         return (self.sigmas / self.alphas).log()
 

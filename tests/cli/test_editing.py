@@ -1,5 +1,7 @@
 """`latentdiff generate` from an image: files, recipes and errors."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -104,6 +106,24 @@ def test_recipes_of_other_programs(inputs: Path, model_folder: Path, capsys: pyt
     expected = {"sampler": "euler_ancestral", "spacing": "linspace", "guidance_scale": 2.0, "seed": 1, "width": 24}
     expected |= {"clip_skip": 1, "prompt_syntax": "a1111"}
     assert {key: found[key] for key in expected} == expected
+
+
+def test_a_foreign_spacing_that_the_model_cannot_use_is_named(
+    inputs: Path, model_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Karras' levels are spaced in sigma, which a zero terminal SNR does not have."""
+    model = shutil.copytree(model_folder, inputs / "model")
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    changes = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | changes))
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", "a cat\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 2, Seed: 8")
+    Image.new("RGB", (4, 4)).save("theirs.png", pnginfo=chunks)
+    assert generate(model, "--recipe", "theirs.png", "-o", "ours.png") == 0
+    assert "not carried over from A1111: spacing karras, which this model cannot use" in capsys.readouterr().err
+    assert "spacing" not in read_any(Path("ours.png")).settings  # the model's
+    assert generate(model, "--recipe", "theirs.png", "--spacing", "karras", "-o", "asked.png") == 2
+    assert "use spacing='trailing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
