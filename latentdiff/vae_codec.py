@@ -17,10 +17,10 @@ from latentdiff.sampling.seamless import continue_around, crop_to
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
-def encode_pixels(vae: VAE, pixels: Tensor, tile: int | None = None) -> Tensor:
+def encode_pixels(vae: VAE, pixels: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] in [-1, 1] to the mean of their latents, float32 [B, C, h, w]; unscaled.
 
-    tile: side in latents, as in `tiled_vae.tiling`. Raises NonFiniteError.
+    Raises NonFiniteError.
     """
     weight = next(vae.parameters())
 
@@ -28,22 +28,16 @@ def encode_pixels(vae: VAE, pixels: Tensor, tile: int | None = None) -> Tensor:
         with torch.autocast(part.device.type, enabled=False):
             return vae.encode(part).mean.float()
 
-    z = encode_tiled(encode, pixels.to(weight), vae.config.downscale, tile)
+    z = encode_tiled(encode, pixels.to(weight), vae.config.downscale)
     if not torch.isfinite(z).all():
         raise NonFiniteError(f"the VAE's latents are not finite in {weight.dtype}; use dtype='float32'")
     return z
 
 
-def decode_latents(
-    vae: VAE,
-    latents: Tensor,
-    convert: Callable[[Tensor], Tensor] = lambda pixels: pixels,
-    tile: int | None = None,
-) -> Tensor:
+def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
     """Decode scaled latents [B, C, h, w] and apply `convert` to the pixels [B, 3, H, W], one part at a time.
 
-    convert: a function of float32 pixels in [-1, 1], which it may modify in place. tile: side in latents, as in
-    `tiled_vae.tiling`. Raises NonFiniteError.
+    convert: a function of float32 pixels in [-1, 1], which it may modify in place. Raises NonFiniteError.
     """
     dtype = next(vae.parameters()).dtype
     z, factor = (latents / vae.config.scaling_factor).to(dtype), vae.config.downscale
@@ -53,7 +47,7 @@ def decode_latents(
             return vae.decode(part)
 
     made: Tensor | None = None
-    for images, rows, pixels in decode_parts(decode, z, factor, tile):
+    for images, rows, pixels in decode_parts(decode, z, factor):
         if not torch.isfinite(pixels).all():
             raise NonFiniteError(f"the VAE's pixels are not finite in {dtype}; use dtype='float32'")
         part = convert(pixels.clamp_(-1, 1))
@@ -65,25 +59,20 @@ def decode_latents(
 
 
 def to_output(
-    vae: VAE,
-    latents: Tensor,
-    output_type: OutputType,
-    canvases: Sequence[Canvas] | None,
-    seamless: str = "",
-    tile: int | None = None,
+    vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None, seamless: str = ""
 ) -> Any:
     """Decode latents [B, C, h, w] to `PipelineOutput.images`; edited images are pasted back with 8 bits per channel.
 
-    seamless: axes along which latents are padded with the opposite side before decoding. tile: as in `decode_latents`.
+    seamless: axes along which latents are padded with the opposite side before decoding.
     """
     if output_type == "latent":
         return latents
     if canvases is not None and all(canvas.mask is None for canvas in canvases):
         canvases = None  # there is nothing to paste back
     if canvases is None and output_type != "pil":
-        pixels = _decode_around(vae, latents, _unit, seamless, tile)
+        pixels = _decode_around(vae, latents, _unit, seamless)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
-    arrays = _decode_around(vae, latents, _bytes, seamless, tile).permute(0, 2, 3, 1).cpu().numpy()
+    arrays = _decode_around(vae, latents, _bytes, seamless).permute(0, 2, 3, 1).cpu().numpy()
     images = [Image.fromarray(array) for array in arrays]
     if canvases is None:
         return images
@@ -94,12 +83,10 @@ def to_output(
     return pasted if output_type == "pt" else pasted.permute(0, 2, 3, 1).numpy()
 
 
-def _decode_around(
-    vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor], axes: str, tile: int | None
-) -> Tensor:
+def _decode_around(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor], axes: str) -> Tensor:
     if not axes:
-        return decode_latents(vae, latents, convert, tile)
-    pixels = decode_latents(vae, continue_around(latents, axes), convert, tile)
+        return decode_latents(vae, latents, convert)
+    pixels = decode_latents(vae, continue_around(latents, axes), convert)
     return crop_to(pixels, latents.shape[-2:], axes, vae.config.downscale).contiguous()
 
 

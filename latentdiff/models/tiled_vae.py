@@ -9,7 +9,6 @@ from torch import Tensor
 
 AT_ONCE = 1024 * 1024  # pixels
 TILE, OVERLAP = 768, 128  # pixels along each side
-LEAST_TILE = 256  # pixels; in smaller tiles the norms and the attention see too little of the image
 
 
 @dataclass(frozen=True)
@@ -25,33 +24,19 @@ class Cut:
     weights: Tensor
 
 
-def tiling(tile: int | None, factor: int) -> tuple[int, int, int]:
-    """The pixels that are processed at once, and the side and the overlap of the tiles of larger images in latents.
+def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Decode z [B, C, h, w] in batches of up to `AT_ONCE` pixels, and larger pictures in tiles.
 
-    tile: the side that the caller asks for in latents; None allows as much as `AT_ONCE`. factor: pixels per latent.
-    """
-    if tile is None:
-        return AT_ONCE, TILE // factor, OVERLAP // factor
-    side = max(tile, LEAST_TILE // factor)
-    return (factor * side) ** 2, side, side // 4
-
-
-def decode_parts(
-    decode: Callable[[Tensor], Tensor], z: Tensor, factor: int, tile: int | None = None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Decode z [B, C, h, w] in batches of as many pixels as fit at once, and larger pictures in tiles.
-
-    factor, tile: as in `tiling`. Yields slices of pictures and rows, and their pixels as float32 [b, 3, rows, W], which
+    factor: pixels per latent. Yields slices of pictures and rows, and their pixels as float32 [b, 3, rows, W], which
     may be modified.
     """
     height, width = factor * z.shape[-2], factor * z.shape[-1]
-    at_once, side, overlap = tiling(tile, factor)
-    if height * width <= at_once:
-        count = at_once // (height * width)
+    if height * width <= AT_ONCE:
+        count = AT_ONCE // (height * width)
         for k in range(0, len(z), count):
             yield slice(k, k + count), slice(0, height), decode(z[k : k + count]).float()
         return
-    rows, columns = (cuts(length, side, overlap, factor) for length in z.shape[-2:])
+    rows, columns = (cuts(side, TILE // factor, OVERLAP // factor, factor) for side in z.shape[-2:])
     for k in range(len(z)):
         start = 0
         for strip in _strips(decode, z[k : k + 1], rows, columns):
@@ -59,16 +44,12 @@ def decode_parts(
             start += strip.shape[-2]
 
 
-def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int, tile: int | None = None) -> Tensor:
-    """Encode pixels [B, 3, H, W] to latents [B, C, h, w], image by image, and images that are too large in tiles.
-
-    factor, tile: as in `tiling`.
-    """
+def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int) -> Tensor:
+    """Encode pixels [B, 3, H, W] to latents [B, C, h, w], image by image, and images over `AT_ONCE` pixels in tiles."""
     height, width = pixels.shape[-2:]
-    at_once, side, overlap = tiling(tile, factor)
-    if height * width <= at_once:
+    if height * width <= AT_ONCE:
         return torch.cat([encode(image[None]) for image in pixels])
-    rows, columns = (cuts(length // factor, side, overlap, 1) for length in (height, width))
+    rows, columns = (cuts(side // factor, TILE // factor, OVERLAP // factor, 1) for side in (height, width))
     strips = (_strips(encode, image[None], rows, columns, factor) for image in pixels)
     return torch.cat([torch.cat(list(strip), dim=-2) for strip in strips])
 

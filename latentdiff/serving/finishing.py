@@ -124,7 +124,6 @@ class Finisher:
 
 def _decoded(pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> Image.Image:
     assert item.inputs is not None
-    inputs = item.inputs
-    (image,) = pipe.finish(latents[None], canvases=inputs.canvases, axes=inputs.seamless, tile=inputs.tile)
+    (image,) = pipe.finish(latents[None], canvases=item.inputs.canvases, axes=item.inputs.seamless)
     assert isinstance(image, Image.Image)
     return image
