@@ -18,7 +18,7 @@ from benchmarks.machine import device_option
 from benchmarks.pipeline import Picture, chosen_folder, measure
 from benchmarks.report import table, write
 from benchmarks.turns import median
-from latentdiff.files import atomic_path
+from latentdiff.files import write_atomically
 from latentdiff.runtime.device import pick_dtype
 from latentdiff.training.chart import Curve, as_file, chart
 
@@ -128,8 +128,7 @@ def main() -> None:
     path = write(f"scale_{folder.name}_{dtype}", about, tabulate(points), device)
     for axis, quantity in product(given.axes, QUANTITIES):
         if svg := plot(points, axis, quantity):
-            with atomic_path(path.with_name(f"{path.stem}_{axis}_{quantity}.svg")) as partial:
-                partial.write_text(svg, encoding="utf-8")
+            write_atomically(path.with_name(f"{path.stem}_{axis}_{quantity}.svg"), svg)
 
 
 if __name__ == "__main__":
