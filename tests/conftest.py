@@ -9,9 +9,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from hypothesis import settings
 
 from latentdiff.checkpoints.components import write_pipeline
 from tests.small import small_components
+
+settings.register_profile("repeatable", derandomize=True)
+if "LATENTDIFF_MUTATIONS" not in os.environ:  # with it, files are changed in other ways in every run
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -181,6 +181,12 @@ def read_text(source: ModelSource, dtype: torch.dtype = torch.float32, give: Fil
                 f"{files.where}: the tokenizer has token {tokenizer.largest_id}, the encoder's vocab_size is "
                 f"{config.vocab_size}; use the tokenizer of this model"
             )
+    lengths = [tokenizer.model_max_length for tokenizer in tokenizers]
+    if len(set(lengths)) > 1:
+        raise CheckpointError(
+            f"{source.path}: the texts of the tokenizers have {' and '.join(map(str, lengths))} tokens, but the text "
+            "encoders' outputs are joined token by token; use the tokenizers of this model"
+        )
     return TextConditioner(tokenizers, [build(files, dtype, give) for files in source.text_encoders])
 
 

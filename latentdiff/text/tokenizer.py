@@ -18,7 +18,7 @@ from latentdiff.files import read_json, write_json
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 WORD_END = "</w>"
-LENGTH = 77
+LENGTH, SHORTEST = 77, 3
 NO_LENGTH = 10**6  # transformers writes a larger number if there is no limit
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 AGAIN = "download or save the model again"
@@ -166,9 +166,21 @@ def _read(folder: Path) -> CLIPTokenizer:
         added = _added_of_old(folder, config) | _added_of(tokenizer_json)
     by_name = {token.content: token for token in added.values()}
     special = {key: by_name.get(name, _special(config, key)) for key, name in _names(config).items()}
-    length = config.get("model_max_length", LENGTH)
     in_order = [added[i] for i in sorted(added)]
-    return CLIPTokenizer(*_pairs(folder, tokenizer_json), LENGTH if length > NO_LENGTH else length, special, in_order)
+    return CLIPTokenizer(*_pairs(folder, tokenizer_json), _length(folder, config), special, in_order)
+
+
+def _length(folder: Path, config: dict[str, Any]) -> int:
+    """The number of tokens of a text, start and end included."""
+    length = config.get("model_max_length", LENGTH)
+    if isinstance(length, (int, float)) and length > NO_LENGTH:
+        return LENGTH
+    if type(length) is not int or length < SHORTEST:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length={length!r} must be an integer of {SHORTEST} or more "
+            f"(start, one token, end); CLIP's is {LENGTH}"
+        )
+    return length
 
 
 def _pairs(folder: Path, tokenizer_json: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -181,6 +181,16 @@ def test_numbers_out_of_bounds_are_named(
         read_pipeline(folder, torch.float32)
 
 
+def test_text_encoders_that_read_different_numbers_of_tokens_are_named(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(originals["xl"], tmp_path / "model"))
+    path = folder / "tokenizer_2" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))
+    with pytest.raises(CheckpointError, match="the texts of the tokenizers have 16 and 8 tokens"):
+        read_pipeline(folder, torch.float32)
+
+
 def test_a_vocabulary_larger_than_the_table_is_named(originals: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(originals["sd"], tmp_path / "model"))
     path = folder / "tokenizer" / "tokenizer_config.json"

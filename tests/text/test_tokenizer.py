@@ -166,6 +166,15 @@ def test_the_default_length_is_that_of_clip(length: int | None, tmp_path: Path) 
     assert read_tokenizer(tmp_path)(["a"]).shape == (1, 77)
 
 
+@pytest.mark.parametrize("length", [0, 2, -5, 16.0, "77", None, True, float("nan"), [77]])
+def test_a_length_that_is_no_number_of_tokens_is_named(length: Any, tmp_path: Path) -> None:
+    of_2022(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: model_max_length=.* must be an integer of 3"):
+        read_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
