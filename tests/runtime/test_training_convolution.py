@@ -17,7 +17,7 @@ pytestmark = [on_variants(), pytest.mark.usefixtures("variant")]
 def frozen(*arguments: int, **options: int) -> tuple[nn.Conv2d, FrozenConv2d]:
     """A plain layer and a frozen copy of it."""
     torch.manual_seed(0)
-    plain = nn.Conv2d(*arguments, **options).requires_grad_(False)  # type: ignore[arg-type]
+    plain = nn.Conv2d(*arguments, **options).requires_grad_(False)
     fast = copy.deepcopy(plain)
     freeze_convolutions(fast)
     assert isinstance(fast, FrozenConv2d)
