@@ -166,6 +166,21 @@ def test_errors_are_shown_as_sentences_next_to_their_cause(
     assert page.locator("#list a", has_text="empty").is_visible()
 
 
+def test_start_waits_until_the_pictures_are_loaded(context: Any, tuned: Live) -> None:  # noqa: F811
+    page = train_page(context, tuned)
+    create(page, "empty")
+    requests: list[Any] = []
+    page.route("**/apples/pictures", lambda route: requests.append(route))
+    create(page, "apples", "apples")
+    page.fill("#rank", "10000")
+    page.click("#start")
+    assert page.locator("#start").get_attribute("aria-busy") == "true"
+    while not requests:
+        page.wait_for_timeout(20)
+    requests[0].continue_()
+    page.locator("#setup-problem", has_text="rank").wait_for()
+
+
 def test_everything_works_by_keyboard(context: Any, tuned: Live, fake: Callable[..., None]) -> None:  # noqa: F811
     fake("wait")
     page = train_page(context, tuned)

@@ -15,6 +15,7 @@ const POLL = 1500;
 let limits = null;
 let state = null;
 let checked = null; // the data check that is shown
+let opening = Promise.resolve(); // the one that the address names is being loaded
 
 const chosen = () => decodeURIComponent(location.hash.slice(1));
 const base = () => `/finetunes/${encodeURIComponent(state.name)}`;
@@ -60,7 +61,10 @@ async function create(event) {
   } catch (error) { problem.textContent = error.message; }
 }
 
-async function open() {
+// Loads one after another, so that the last address wins; buttons wait for it (`act`).
+const open = () => (opening = opening.catch(() => {}).then(load));
+
+async function load() {
   const name = chosen();
   byId("welcome").hidden = Boolean(name);
   byId("one").hidden = !name;
@@ -157,7 +161,7 @@ async function act(button, problem, work) {
   problem.textContent = "";
   button.disabled = true;
   button.setAttribute("aria-busy", "true");
-  try { await work(); } catch (error) { problem.textContent = error.message; }
+  try { await opening; await work(); } catch (error) { problem.textContent = error.message; }
   button.disabled = false;
   button.removeAttribute("aria-busy");
   if (focused) refocus(button);
@@ -237,7 +241,10 @@ async function follow() {
       const ended = found.status !== state.status;
       state = found;
       show();
-      if (ended) { refocus(byId("resume")); await refreshList(); await showPictures(name, isFixed(), outdated); }
+      if (!ended) continue;
+      refocus(byId("resume"));
+      await refreshList();
+      if (state?.name === name) await showPictures(name, isFixed(), outdated);
     } catch (error) { byId("status").textContent = sentence(error); }
   }
 }
