@@ -38,7 +38,11 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = (rows @ down.T).mul_(scale)
-        out = F.linear(rows, weight, bias).addmm_(low, up.T)
+        out = torch.mm(rows, weight.T)
+        if bias is None:
+            out.addmm_(low, up.T)
+        else:  # the bias is added by the same product, as one more row of `up` that is always taken once
+            out.addmm_(F.pad(low, (0, 1), value=1.0), torch.cat([up.T, bias[None]]))
         ctx.save_for_backward(rows, weight, down, up, low)
         ctx.scale, ctx.shape = scale, x.shape
         return out.reshape(*x.shape[:-1], -1)
