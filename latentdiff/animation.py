@@ -55,7 +55,7 @@ def animate(
             if all(index in done for index in indices):
                 continue
             rows, _ = pipe.sample_rows([_frame(keys, index, frames) for index in indices], inputs, callback)
-            images = pipe.finish(torch.stack([row.result for row in rows]), axes=inputs.seamless)
+            images = pipe.finish(torch.stack([row.result for row in rows]), axes=inputs.seamless, tile=inputs.tile)
             yield from zip(indices, images, strict=True)
 
 

@@ -29,25 +29,31 @@ class Source:
 
 
 def start_from_images(
-    rows: Sequence[Row], canvases: Sequence[Canvas], strength: float | None, vae: VAE, task: Task
+    rows: Sequence[Row],
+    canvases: Sequence[Canvas],
+    strength: float | None,
+    vae: VAE,
+    task: Task,
+    tile: int | None = None,
 ) -> list[Row]:
     """Make rows of pure noise start from their input images. Each image is encoded once.
 
     strength: None adds no noise: for images that already have the noise level of the first step, and for inversion.
+    tile: side in latents, as in `tiled_vae.tiling`.
     """
     device = rows[0].state.latents.device
-    sources = {canvas: _encode(canvas, vae, task, device) for canvas in dict.fromkeys(canvases)}
+    sources = {canvas: _encode(canvas, vae, task, device, tile) for canvas in dict.fromkeys(canvases)}
     return [
         _start_from_image(row, sources[canvas], canvas, strength, task)
         for row, canvas in zip(rows, canvases, strict=True)
     ]
 
 
-def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Source:
+def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device, tile: int | None) -> Source:
     if canvas.latents is not None:
         return Source(canvas.latents.to(device), None, None)
     pixels = canvas.pixels().to(device)
-    latents = encode_pixels(vae, pixels[None])[0]
+    latents = encode_pixels(vae, pixels[None], tile)[0]
     if task == "edit":
         return Source(latents, None, latents)  # InstructPix2Pix reads unscaled latents
     scale = vae.config.scaling_factor
@@ -57,7 +63,7 @@ def _encode(canvas: Canvas, vae: VAE, task: Task, device: torch.device) -> Sourc
     mask = to_latent_mask(hole, vae.config.downscale)
     if task == "generate":
         return Source(latents * scale, mask, None)
-    masked = encode_pixels(vae, (pixels * (1 - hole))[None])[0]
+    masked = encode_pixels(vae, (pixels * (1 - hole))[None], tile)[0]
     return Source(latents * scale, mask, torch.cat([mask, masked * scale]))
 
 

@@ -105,9 +105,9 @@ class LatentDiffusionPipeline(LoadedModel):
         ignores the image. mask_image: repaint the white area; strength is then 1 if None. edit: further options for
         both. source_prompt: a description of the input image; sampling then starts from the noise that `ddim` turns
         into this image with this description (inversion), with a strength of 1 if None.
-        tile: evaluate the network in overlapping tiles with sides of this many pixels, for large images. seamless: x, y
-        or x,y; makes opposite edges match. callback: called with a `StepInfo` after each step, and before that after
-        each step of an inversion; returns True to stop.
+        tile: evaluate the U-Net and the VAE in overlapping tiles with sides of this many pixels (the VAE of at least
+        512), for large images. seamless: x, y or x,y; makes opposite edges match. callback: called with a `StepInfo`
+        after each step, and before that after each step of an inversion; returns True to stop.
         prompt_2, negative_prompt_2: prompts for the second of two text encoders; those of the first if None.
         prompt_syntax: "a1111" parses weights, schedules and `<lora:name:0.8>` (docs/prompts.md), "plain" reads the text
         literally. clip_skip: the number of final layers of the text encoders to skip, as in diffusers.
@@ -138,7 +138,7 @@ class LatentDiffusionPipeline(LoadedModel):
         stopped = not rows[0].state.finished
         done = x0 if stopped else torch.stack([row.result for row in rows])
         return PipelineOutput(
-            self.finish(done, output_type, inputs.canvases, inputs.seamless),
+            self.finish(done, output_type, inputs.canvases, inputs.seamless, inputs.tile),
             inputs.drawn_from,
             stopped,
             inputs.varied_by,
@@ -177,10 +177,10 @@ class LatentDiffusionPipeline(LoadedModel):
         if inputs.canvases is None:
             return rows
         if inputs.sources is not None:
-            clean = start_from_images(rows, inputs.canvases, None, self.vae, self.task)
+            clean = start_from_images(rows, inputs.canvases, None, self.vae, self.task, inputs.tile)
             return self._inverted(clean, inputs, inputs.sources, callback)
         strength = inputs.strength if inputs.draws_before is None else None
-        return start_from_images(rows, inputs.canvases, strength, self.vae, self.task)
+        return start_from_images(rows, inputs.canvases, strength, self.vae, self.task, inputs.tile)
 
     def _inverted(
         self, rows: Sequence[Row], inputs: Inputs, sources: ImagePrompts, callback: Callback | None
@@ -252,12 +252,13 @@ class LatentDiffusionPipeline(LoadedModel):
         output_type: OutputType = "pil",
         canvases: Sequence[Canvas] | None = None,
         axes: str = "",
+        tile: int | None = None,
     ) -> Any:
         """Decode latents [B, C, h, w], convert them to `output_type`, and paste them into their canvases, if any.
 
-        axes: the axes along which opposite edges match. Raises NonFiniteError.
+        axes, tile: as `seamless` and `tile` of `Inputs`. Raises NonFiniteError.
         """
-        return to_output(self.vae, latents, output_type, canvases, axes)
+        return to_output(self.vae, latents, output_type, canvases, axes, tile)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to float32 pixels [B, 3, H, W] in [-1, 1]. Raises NonFiniteError."""

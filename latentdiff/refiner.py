@@ -43,8 +43,9 @@ def generate_refined(
         of_refiner |= _texts(arguments, len(latents)) | {"image": latents, "seed": first.seeds or None}
         second = refiner(**of_refiner | sampling, denoising_start=switch, output_type="latent")
         latents, stopped = second.images.to(pipe.device), second.stopped
-    axes = parse_axes(arguments.get("seamless") or "")
-    return replace(first, images=pipe.finish(latents, output_type, axes=axes), stopped=stopped)
+    axes, tile = parse_axes(arguments.get("seamless") or ""), arguments.get("tile")
+    side = None if tile is None else tile // pipe.vae.config.downscale
+    return replace(first, images=pipe.finish(latents, output_type, axes=axes, tile=side), stopped=stopped)
 
 
 def _sampling(pipe: LatentDiffusionPipeline, arguments: dict[str, Any]) -> dict[str, Any]:

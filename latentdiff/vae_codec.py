@@ -17,37 +17,45 @@ from latentdiff.sampling.seamless import continue_around, crop_to
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
-def encode_pixels(vae: VAE, pixels: Tensor) -> Tensor:
+def encode_pixels(vae: VAE, pixels: Tensor, tile: int | None = None) -> Tensor:
     """Pixels [B, 3, H, W] in [-1, 1] to the mean of their latents, float32 [B, C, h, w]; unscaled.
 
-    Raises NonFiniteError.
+    tile: as in `tiled_vae.tiling`. Raises NonFiniteError.
     """
     weight = next(vae.parameters())
-
-    def encode(part: Tensor) -> Tensor:
-        with torch.autocast(part.device.type, enabled=False):
-            return vae.encode(part).mean.float()
-
-    z = encode_tiled(encode, pixels.to(weight), vae.config.downscale)
+    z = encode_tiled(vae, _mean, pixels.to(weight), vae.config.downscale, tile)
     if not torch.isfinite(z).all():
         raise NonFiniteError(f"the VAE's latents are not finite in {weight.dtype}; use dtype='float32'")
     return z
 
 
-def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
+def _mean(vae: Any, pixels: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):
+        mean: Tensor = vae.encode(pixels).mean
+        return mean.float()
+
+
+def _decode(vae: Any, z: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):  # some decoders overflow in half precision
+        pixels: Tensor = vae.decode(z)
+        return pixels
+
+
+def decode_latents(
+    vae: VAE,
+    latents: Tensor,
+    convert: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+    tile: int | None = None,
+) -> Tensor:
     """Decode scaled latents [B, C, h, w] and apply `convert` to the pixels [B, 3, H, W], one part at a time.
 
-    convert: a function of float32 pixels in [-1, 1], which it may modify in place. Raises NonFiniteError.
+    convert: a function of float32 pixels in [-1, 1], which it may modify in place. tile: as in
+    `tiled_vae.tiling`. Raises NonFiniteError.
     """
     dtype = next(vae.parameters()).dtype
     z, factor = (latents / vae.config.scaling_factor).to(dtype), vae.config.downscale
-
-    def decode(part: Tensor) -> Tensor:
-        with torch.autocast(part.device.type, enabled=False):  # some decoders overflow in half precision
-            return vae.decode(part)
-
     made: Tensor | None = None
-    for images, rows, pixels in decode_parts(decode, z, factor):
+    for images, rows, pixels in decode_parts(vae, _decode, z, factor, tile):
         if not torch.isfinite(pixels).all():
             raise NonFiniteError(f"the VAE's pixels are not finite in {dtype}; use dtype='float32'")
         part = convert(pixels.clamp_(-1, 1))
@@ -59,20 +67,25 @@ def decode_latents(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor
 
 
 def to_output(
-    vae: VAE, latents: Tensor, output_type: OutputType, canvases: Sequence[Canvas] | None, seamless: str = ""
+    vae: VAE,
+    latents: Tensor,
+    output_type: OutputType,
+    canvases: Sequence[Canvas] | None,
+    seamless: str = "",
+    tile: int | None = None,
 ) -> Any:
     """Decode latents [B, C, h, w] to `PipelineOutput.images`; edited images are pasted back with 8 bits per channel.
 
-    seamless: axes along which latents are padded with the opposite side before decoding.
+    seamless: axes along which latents are padded with the opposite side before decoding. tile: as in `decode_latents`.
     """
     if output_type == "latent":
         return latents
     if canvases is not None and all(canvas.mask is None for canvas in canvases):
         canvases = None  # there is nothing to paste back
     if canvases is None and output_type != "pil":
-        pixels = _decode_around(vae, latents, _unit, seamless)
+        pixels = _decode_around(vae, latents, _unit, seamless, tile)
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
-    arrays = _decode_around(vae, latents, _bytes, seamless).permute(0, 2, 3, 1).cpu().numpy()
+    arrays = _decode_around(vae, latents, _bytes, seamless, tile).permute(0, 2, 3, 1).cpu().numpy()
     images = [Image.fromarray(array) for array in arrays]
     if canvases is None:
         return images
@@ -83,10 +96,12 @@ def to_output(
     return pasted if output_type == "pt" else pasted.permute(0, 2, 3, 1).numpy()
 
 
-def _decode_around(vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor], axes: str) -> Tensor:
+def _decode_around(
+    vae: VAE, latents: Tensor, convert: Callable[[Tensor], Tensor], axes: str, tile: int | None
+) -> Tensor:
     if not axes:
-        return decode_latents(vae, latents, convert)
-    pixels = decode_latents(vae, continue_around(latents, axes), convert)
+        return decode_latents(vae, latents, convert, tile)
+    pixels = decode_latents(vae, continue_around(latents, axes), convert, tile)
     return crop_to(pixels, latents.shape[-2:], axes, vae.config.downscale).contiguous()
 
 

@@ -15,6 +15,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import CheckpointError, InputError
 from latentdiff.hires import Hires, generate_hires
 from latentdiff.images.upscaling import load_upscaler, upscale
+from latentdiff.models import tiled_vae
 from latentdiff.models.esrgan import RRDBNet
 from latentdiff.sampling.loop import Levels
 from latentdiff.sampling.seamless import MARGIN, parse_axes, wrapped_around
@@ -97,17 +98,25 @@ def test_the_second_pass_has_the_larger_size(pipe: LatentDiffusionPipeline, tmp_
     assert np.abs(np.asarray(second).astype(int) - np.asarray(first)).max() <= 1
 
 
-@pytest.mark.parametrize(("tile", "side"), [(16, 8), (64, 32), (None, 64)])
-def test_the_network_sees_no_more_than_a_tile(tile: int | None, side: int, pipe: LatentDiffusionPipeline) -> None:
-    """The largest latents that the U-Net evaluates in both passes, of which the second has 64 x 64."""
-    sides: list[int] = []
-    hook = pipe.denoiser.register_forward_pre_hook(lambda _, given: sides.append(max(given[0].shape[-2:])))
+@pytest.mark.parametrize(("tile", "unet", "vae"), [(16, 8, 16), (64, 32, 32), (None, 64, 64)])
+def test_no_network_sees_more_than_a_tile(
+    tile: int | None, unet: int, vae: int, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest latents that the U-Net and the VAE process in both passes, of which the second has 64 x 64."""
+    monkeypatch.setattr(tiled_vae, "TILE", 32)  # pixels, at 2 pixels per latent
+    monkeypatch.setattr(tiled_vae, "OVERLAP", 8)
+    pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32")
+    sides: dict[str, list[int]] = {"unet": [], "encoder": [], "decoder": []}
+    modules = {"unet": pipe.denoiser, "encoder": pipe.vae.encoder, "decoder": pipe.vae.decoder}
+    for name, module in modules.items():
+        scale = 2 if name == "encoder" else 1
+        module.register_forward_pre_hook(
+            lambda _, given, name=name, scale=scale: sides[name].append(max(given[0].shape[-2:]) // scale)
+        )
     call: dict[str, Any] = {"prompt": PROMPT, "width": 64, "height": 64, "seed": 3, "num_inference_steps": 2}
-    try:
-        done = generate_hires(pipe, Hires(2, strength=0.5), tile=tile, **call)
-    finally:
-        hook.remove()
-    assert done.images[0].size == (128, 128) and max(sides) == side
+    done = generate_hires(pipe, Hires(2, strength=0.5), tile=tile, **call)
+    assert done.images[0].size == (128, 128)
+    assert {name: max(seen) for name, seen in sides.items()} == {"unet": unet, "encoder": vae, "decoder": vae}
 
 
 def old_name(name: str) -> str:

@@ -158,7 +158,7 @@ def generate(
     ] = None,
     tile: Annotated[
         int | None,
-        typer.Option(help="Evaluate the U-Net in overlapping tiles with sides of this many pixels, for large images."),
+        typer.Option(help="Evaluate the networks in overlapping tiles with sides of this many pixels (large images)."),
     ] = None,
     seamless: Annotated[str | None, typer.Option(help="Axes along which opposite edges match: x, y or x,y.")] = None,
     hires: Annotated[

@@ -1,14 +1,19 @@
 """Encode and decode large images with a VAE in overlapping tiles, and blend the seams."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from latentdiff.models.tile_norms import with_norms_of_all_tiles
 
 AT_ONCE = 1024 * 1024  # pixels
-TILE, OVERLAP = 768, 128  # pixels along each side
+TILE, OVERLAP = 512, 64  # pixels along each side
+
+Process = Callable[[Any, Tensor], Tensor]  # a VAE or a copy of it, and latents or pixels
 
 
 @dataclass(frozen=True)
@@ -24,34 +29,71 @@ class Cut:
     weights: Tensor
 
 
-def decode_parts(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def tiling(tile: int | None, factor: int) -> tuple[int, int]:
+    """The pixels of the largest picture that is processed as a whole, and the side of the tiles of others in latents.
+
+    tile: side of the U-Net's tiles in latents, None without. factor: pixels per latent.
+    """
+    if tile is None:
+        return AT_ONCE, TILE // factor
+    side = max(tile, TILE // factor)
+    return (factor * side) ** 2, side
+
+
+def decode_parts(
+    vae: nn.Module, decode: Process, z: Tensor, factor: int, tile: int | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Decode z [B, C, h, w] in batches of up to `AT_ONCE` pixels, and larger pictures in tiles.
 
-    factor: pixels per latent. Yields slices of pictures and rows, and their pixels as float32 [b, 3, rows, W], which
-    may be modified.
+    factor: pixels per latent. tile: as in `tiling`. Yields slices of pictures and rows, and their pixels as
+    float32 [b, 3, rows, W], which may be modified.
     """
     height, width = factor * z.shape[-2], factor * z.shape[-1]
-    if height * width <= AT_ONCE:
-        count = AT_ONCE // (height * width)
+    most, side = tiling(tile, factor)
+    if height * width <= most:
+        count = most // (height * width)
         for k in range(0, len(z), count):
-            yield slice(k, k + count), slice(0, height), decode(z[k : k + count]).float()
+            yield slice(k, k + count), slice(0, height), decode(vae, z[k : k + count]).float()
         return
-    rows, columns = (cuts(side, TILE // factor, OVERLAP // factor, factor) for side in z.shape[-2:])
     for k in range(len(z)):
         start = 0
-        for strip in _strips(decode, z[k : k + 1], rows, columns):
+        for strip in _in_tiles(vae, decode, z[k : k + 1], side, factor, 1):
             yield slice(k, k + 1), slice(start, start + strip.shape[-2]), strip
             start += strip.shape[-2]
 
 
-def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, factor: int) -> Tensor:
-    """Encode pixels [B, 3, H, W] to latents [B, C, h, w], image by image, and images over `AT_ONCE` pixels in tiles."""
+def encode_tiled(vae: nn.Module, encode: Process, pixels: Tensor, factor: int, tile: int | None = None) -> Tensor:
+    """Encode pixels [B, 3, H, W] to latents [B, C, h, w], image by image, and larger images in tiles."""
     height, width = pixels.shape[-2:]
-    if height * width <= AT_ONCE:
-        return torch.cat([encode(image[None]) for image in pixels])
-    rows, columns = (cuts(side // factor, TILE // factor, OVERLAP // factor, 1) for side in (height, width))
-    strips = (_strips(encode, image[None], rows, columns, factor) for image in pixels)
+    most, side = tiling(tile, factor)
+    if height * width <= most:
+        return torch.cat([encode(vae, image[None]) for image in pixels])
+    strips = (_in_tiles(vae, encode, image[None], side, factor, factor) for image in pixels)
     return torch.cat([torch.cat(list(strip), dim=-2) for strip in strips])
+
+
+def _in_tiles(vae: nn.Module, process: Process, x: Tensor, tile: int, factor: int, scale: int) -> Iterator[Tensor]:
+    """The strips of one image or its latents x; the norms of all tiles use the statistics of the whole image.
+
+    tile: side in latents. factor: pixels per latent. scale: elements of x per latent along each side: 1, or
+    `factor` if x contains pixels.
+    """
+
+    def without_overlaps(module: nn.Module) -> None:
+        for band in _split(x, -2, tile, scale):
+            for part in _split(band, -1, tile, scale):
+                process(module, part.contiguous())
+
+    module = with_norms_of_all_tiles(vae, without_overlaps)
+    rows, columns = (cuts(side // scale, tile, OVERLAP // factor, factor // scale) for side in x.shape[-2:])
+    return _strips(lambda part: process(module, part), x, rows, columns, scale)
+
+
+def _split(x: Tensor, dim: int, tile: int, scale: int) -> Sequence[Tensor]:
+    """Parts of about equal length, of at most `tile` latents."""
+    length = x.shape[dim] // scale
+    count = math.ceil(length / tile)
+    return x.tensor_split([scale * round(k * length / count) for k in range(1, count)], dim)
 
 
 def cuts(length: int, tile: int, overlap: int, factor: int) -> list[Cut]:

@@ -124,6 +124,7 @@ class Finisher:
 
 def _decoded(pipe: LatentDiffusionPipeline, item: EngineImage, latents: Tensor) -> Image.Image:
     assert item.inputs is not None
-    (image,) = pipe.finish(latents[None], canvases=item.inputs.canvases, axes=item.inputs.seamless)
+    inputs = item.inputs
+    (image,) = pipe.finish(latents[None], canvases=inputs.canvases, axes=inputs.seamless, tile=inputs.tile)
     assert isinstance(image, Image.Image)
     return image

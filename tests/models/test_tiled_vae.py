@@ -1,15 +1,17 @@
 """Tiled decoding: coverage and blending of tiles, and the difference from decoding at once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff import LatentDiffusionPipeline
 from latentdiff.errors import NonFiniteError
 from latentdiff.models import tiled_vae
+from latentdiff.models.tiled_vae import encode_tiled
 from latentdiff.models.vae import AutoencoderKL
 from tests.small import small_vae_config
 
@@ -38,9 +40,14 @@ def nearest(z: Tensor) -> Tensor:
     return F.interpolate(z[:, :3], scale_factor=8.0, mode="nearest")
 
 
-def gather(decode: object, z: Tensor, factor: int) -> Tensor:
+def gather(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int) -> Tensor:
+    """Decode with a function instead of a VAE, which therefore has no norms."""
+    return in_parts(nn.Identity(), lambda _, part: decode(part), z, factor)
+
+
+def in_parts(vae: nn.Module, decode: tiled_vae.Process, z: Tensor, factor: int) -> Tensor:
     out = torch.full((len(z), 3, factor * z.shape[-2], factor * z.shape[-1]), float("nan"))
-    for images, rows, pixels in tiled_vae.decode_parts(decode, z, factor):  # type: ignore[arg-type]
+    for images, rows, pixels in tiled_vae.decode_parts(vae, decode, z, factor):
         out[images, :, rows] = pixels
     return out
 
@@ -83,16 +90,36 @@ def test_a_convolution_is_exact_as_far_as_the_discarded_edge_reaches() -> None:
 
 
 def test_tiled_decoding_agrees_with_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms and attention process tiles instead of the image, so results differ, no more at seams than elsewhere."""
-    monkeypatch.setattr(tiled_vae, "AT_ONCE", 64 * 64)
-    monkeypatch.setattr(tiled_vae, "TILE", 64)
-    monkeypatch.setattr(tiled_vae, "OVERLAP", 16)
+    """Attention processes tiles instead of the image, so results differ, no more at seams than elsewhere."""
+    for name, value in (("AT_ONCE", 64 * 64), ("TILE", 64), ("OVERLAP", 16)):
+        monkeypatch.setattr(tiled_vae, name, value)
     vae = AutoencoderKL(small_vae_config()).requires_grad_(False)
     z = torch.randn(1, 4, 60, 60)
     whole = vae.decode(z)
-    error = (gather(vae.decode, z, 2) - whole).abs()
+    error = (in_parts(vae, lambda vae, part: vae.decode(part), z, 2) - whole).abs()
     assert 0 < error.mean() < 0.1 * whole.std()
     assert error[..., 48:72, :].mean() < 2 * error.mean()
+
+
+@pytest.mark.parametrize("optimize", ["off", "auto"])
+def test_colours_do_not_change_from_tile_to_tile(optimize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disc on white: tiles that are normalised on their own change its colour, and the white."""
+    for name, value in (("AT_ONCE", 128 * 128), ("TILE", 128), ("OVERLAP", 32)):
+        monkeypatch.setattr(tiled_vae, name, value)
+    vae = LatentDiffusionPipeline.from_pretrained(device="cpu", dtype="float32", optimize=optimize).vae
+    y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    disc = (x - 120).square() + (y - 120).square() < 80**2
+    pixels = torch.where(disc, torch.tensor([0.8, -0.8, -0.6])[:, None, None], torch.ones(3, 1, 1))[None]
+    with torch.inference_mode():
+        z = vae.encode(pixels).mean
+        whole = vae.decode(z)
+        together = in_parts(vae, lambda vae, part: vae.decode(part), z, 8)
+        alone = gather(vae.decode, z, 8)
+        latents = encode_tiled(vae, lambda vae, part: vae.encode(part).mean, pixels, 8)
+        latents_alone = encode_tiled(nn.Identity(), lambda _, part: vae.encode(part).mean, pixels, 8)
+        assert (together - whole).square().mean() < 0.3 * (alone - whole).square().mean()
+        assert (latents - z).square().mean() < 0.3 * (latents_alone - z).square().mean()
+        torch.testing.assert_close(vae.decode(z), whole, rtol=0, atol=0)
 
 
 def test_a_large_picture_is_decoded_in_tiles_and_nan_pixels_are_an_error(

@@ -61,7 +61,7 @@ class JobRequest(BaseModel):
     )
     clip_skip: Int | None = Field(None, ge=0, description="Final layers of the text encoders to skip, as in diffusers.")
     tile: Int | None = Field(
-        None, ge=1, description="Evaluate the network in overlapping tiles with sides of this many pixels."
+        None, ge=1, description="Evaluate the networks in overlapping tiles with sides of this many pixels."
     )
     seamless: str | None = Field(None, description="x, y or x,y: axes along which opposite edges match.")
     hires: Float | None = Field(None, description="Scale of a second pass.")
