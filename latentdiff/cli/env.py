@@ -12,16 +12,18 @@ import latentdiff
 from latentdiff.pipeline import LatentDiffusionPipeline
 from latentdiff.runtime.cpu_features import capabilities
 from latentdiff.runtime.device import pick_device, pick_dtype
-from latentdiff.runtime.native import cache_folder, kernel_variant, problems, variants, why_none
+from latentdiff.runtime.native import cache_folder, forget_failures, kernel_variant, problems, variants, why_none
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 
 
 def run(model: str | None, how: dict[str, Any]) -> None:
-    """Print the environment and the layers of `model`. how: arguments of `from_pretrained`.
+    """Print the environment and the layers of `model`. how: arguments of `from_pretrained`. Kernels that could not be
+    compiled earlier are compiled again.
 
     Raises CheckpointError for a model that cannot be opened.
     """
+    forget_failures()
     for line in environment():
         print(line)
     for line in LatentDiffusionPipeline.from_pretrained(model, **how).runtime_report():

@@ -4,6 +4,7 @@ Imports the standard library only: the build hook (hatch_build_kernels.py) loads
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,11 @@ def compile_variant(variant: Variant, compiler: Sequence[str], target: Path, zig
     if zig_target is not None:
         flags = [*FLAGS, "-target", zig_target, f"-mcpu={variant.zig_cpu}", "-nostdlib++", "-s"]
     sources = sorted(KERNELS.glob("*.cpp"))
-    subprocess.run([*compiler, *flags, "-o", target, *sources], check=True, capture_output=True, text=True)
+    english = os.environ | {"LC_ALL": "C"}
+    subprocess.run(
+        [*compiler, *flags, "-o", target, *sources],
+        check=True, capture_output=True, text=True, errors="replace", env=english,
+    )  # fmt: skip
 
 
 def seal(library: Path) -> str:

@@ -2,7 +2,7 @@
 
 A wheel contains the variants for its platform. Without them, the required one is compiled with `c++` at first use and
 kept in the user's cache folder. Without a compiler, torch's layers are used and a warning is issued. A compiler that
-fails is not called again by later processes, unless the compiler or the sources change.
+fails is not called again by later processes, unless the compiler or the sources change, or for `latentdiff env`.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -130,7 +131,8 @@ def _load() -> _Loaded:
                 if library is not None:
                     return _Loaded(_with_notice(variant.name, news), ctypes.CDLL(str(library)), problems)
             except (OSError, _UnusableError) as error:
-                problems.setdefault(variant.name, str(error))
+                before = problems.get(variant.name)  # of the installed library, if this is of the compiler
+                problems[variant.name] = f"{before}; {error}" if before else str(error)
                 if not isinstance(error, _ReportedError):
                     news.append(str(error))
     return _Loaded(_with_notice(None, news), None, problems)
@@ -138,6 +140,10 @@ def _load() -> _Loaded:
 
 class _UnusableError(Exception):
     """The reason why a library cannot be used, without a final full stop."""
+
+
+class _CompilerError(_UnusableError):
+    """The compiler's reason for a failure."""
 
 
 class _ReportedError(_UnusableError):
@@ -169,24 +175,46 @@ def _compiled(variant: Variant) -> Path:
     compiler = shutil.which("c++")
     if compiler is None:
         raise _UnusableError("no library came with the package and no compiler (c++) is on the PATH")
-    failure, attempt = library.with_suffix(".failed"), f"{source_hash()} {compiler} {Path(compiler).stat().st_mtime_ns}"
-    before, _, reason = failure.read_text().partition("\n") if failure.is_file() else ("", "", "")
+    failure, attempt = _failure(library), f"{source_hash()} {compiler} {Path(compiler).stat().st_mtime_ns}"
+    text = failure.read_text(encoding="utf-8", errors="replace") if failure.is_file() else ""
+    before, _, reason = text.partition("\n")
     if before == attempt and reason:
         raise _ReportedError(reason)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(library) as temporary:
-            compile_variant(variant, [compiler], temporary)
+            _compile(variant, compiler, temporary)
             sealed = seal(temporary)
         with atomic_path(_seal_path(library)) as temporary:
             temporary.write_text(sealed)
-    except subprocess.CalledProcessError as error:
-        reason = f"{compiler} cannot compile {variant.name} ({_first_line(error.stderr)})"
-        failure.write_text(f"{attempt}\n{reason}")
-        raise _UnusableError(reason) from error
+    except _CompilerError as error:
+        with suppress(OSError):
+            failure.write_text(f"{attempt}\n{error}", encoding="utf-8")
+        raise
     except OSError as error:
         raise _UnusableError(f"{library.parent} cannot be written ({error.strerror}), set XDG_CACHE_HOME") from error
     return library
+
+
+def _failure(library: Path) -> Path:
+    """The file that states which compiler failed, and why."""
+    return library.with_suffix(".failed")
+
+
+def forget_failures() -> None:
+    """Let this process call compilers again that failed in earlier ones, perhaps for lack of a header or of space."""
+    for variant in variants_of(platform.machine()):
+        with suppress(OSError):
+            _failure(cache_folder() / "kernels" / library_name(variant)).unlink()
+
+
+def _compile(variant: Variant, compiler: str, target: Path) -> None:
+    try:
+        compile_variant(variant, [compiler], target)
+    except subprocess.CalledProcessError as error:
+        raise _CompilerError(f"{compiler} cannot compile {variant.name} ({_error_line(error)})") from error
+    except OSError as error:
+        raise _UnusableError(f"{compiler} cannot be run ({error.strerror}), install another compiler") from error
 
 
 def _is_sealed(library: Path) -> bool:
@@ -201,8 +229,10 @@ def _seal_path(library: Path) -> Path:
     return library.with_name(library.name + ".sha256")
 
 
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if "error" in line), text[:80])
+def _error_line(error: subprocess.CalledProcessError) -> str:
+    """The first error that a compiler printed, or else its last line, or its exit status if it printed nothing."""
+    lines = (error.stderr or "").strip().splitlines() or [f"exit status {error.returncode}"]
+    return next((line for line in lines if "error:" in line), lines[-1])[:200]
 
 
 def _candidates() -> list[Variant]:
