@@ -10,7 +10,7 @@ from typing import Any
 from latentdiff.errors import InputError, did_you_mean, shorten
 
 RANDOM, COMBINATORIAL = "random", "combinatorial"
-SYNTAX = re.compile(r"\{[^{}]*\|[^{}]*\}|__[\w/*-]+?__")
+SYNTAX = re.compile(r"\{[^{}|]*\|[^{}]*\}|__[\w/*-]+?__")
 
 
 @dataclass(frozen=True)

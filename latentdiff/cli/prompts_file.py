@@ -19,7 +19,7 @@ SEED_NAMES = ("seed", "variation_seed")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 COMMENT = "#"  # at the beginning of a line
 OPTION = re.compile(r"(?:^|\s)--([A-Za-z]\w*(?:-\w+)*)(?=[\s=]|$)")
-QUOTED = re.compile(r"""[\s=]*(["'])((?:\\.|(?!\1).)*)\1(?=\s*$|\s+--)""")
+QUOTED = re.compile(r"""[\s=]*(["'])((?:\\.|(?!\1)[^\\])*\\?)\1(?=\s*$|\s+--)""")
 A1111_NAMES = {
     "cfg_scale": "guidance_scale", "sampler_name": "sampler", "scheduler": "spacing", "batch_size": "num_images",
     "n_iter": "num_images", "subseed": "variation_seed", "subseed_strength": "variation_strength",

@@ -8,7 +8,7 @@ from typing import Any
 from latentdiff.recipe.names import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHEDULES, A1111_UPSCALERS
 from latentdiff.recipe.schema import Recipe
 
-PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
+PAIR = re.compile(r'(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
 LEAST_PAIRS = 3  # with fewer pairs, the last line is part of the prompt
 NEGATIVE = "Negative prompt:"
 

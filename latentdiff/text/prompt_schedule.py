@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 PIECE = re.compile(r"(?:[^\\\[\]():|]|\\.)+|[\[\]():|]")
 CLOSING = {"(": ")", "[": "]"}
 MAX_DEPTH = 100  # brackets inside brackets; deeper ones are text

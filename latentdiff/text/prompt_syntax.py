@@ -1,14 +1,15 @@
 """Parse the prompt syntax of AUTOMATIC1111's web UI: emphasis, BREAK, AND and LoRA tags.
 
-`[from:to:when]` and `[a|b]`, which depend on the sampling step, are in `prompt_schedule`.
+`[from:to:when]` and `[a|b]`, which depend on the sampling step, are in `prompt_schedule`. The time is linear in the
+length of the prompt, whatever a client of the server sends.
 """
 
 import math
 import re
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
-
-import numpy as np
 
 from latentdiff.errors import InputError
 
@@ -16,8 +17,8 @@ PromptSyntax = Literal["a1111", "plain"]
 SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "plain")
 
 EMPHASIS = 1.1  # of one pair of parentheses; square brackets divide by it
-PIECE = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|:")
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+PIECE = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[^\\()\[\]:]+|:")
+BREAK = re.compile(r"\bBREAK\b")
 AND = re.compile(r"\bAND\b")
 AND_WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
 TAG = re.compile(r"<(\w+):([^>]+)>")
@@ -48,45 +49,81 @@ def parse_emphasis(prompt: str) -> list[list[WeightedText]]:
     An unclosed bracket applies up to the end, an unopened one is text, and a backslash escapes brackets. Adjacent parts
     with equal weights are merged. Raises InputError if the product of weights overflows.
     """
-    matches = list(PIECE.finditer(prompt))
-    texts: list[str] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-    weights = np.ones(len(matches))
-    for match in matches:
+    rounds, squares = _Brackets(EMPHASIS), _Brackets(1 / EMPHASIS)
+    texts: list[tuple[str, int, int]] = []  # with the innermost brackets around each
+    for match in PIECE.finditer(prompt):
         piece, weight = match.group(), match.group(1)
-        if piece in opened:
-            opened[piece].append(len(texts))
-        elif weight and opened["("]:
-            weights[opened["("].pop() : len(texts)] *= float(weight)
-        elif piece == ")" and opened["("]:
-            weights[opened["("].pop() : len(texts)] *= EMPHASIS
-        elif piece == "]" and opened["["]:
-            weights[opened["["].pop() : len(texts)] *= 1 / EMPHASIS
+        if piece == "(":
+            rounds.open()
+        elif piece == "[":
+            squares.open()
+        elif piece == "]" and squares.is_open:
+            squares.close()
+        elif (weight or piece == ")") and rounds.is_open:
+            rounds.close(float(weight) if weight else EMPHASIS)
         else:
-            texts.append(piece[1:] if piece[0] == "\\" else piece)
-    for bracket, factor in (("(", EMPHASIS), ("[", 1 / EMPHASIS)):
-        for start in opened[bracket]:
-            weights[start:] *= factor
-    if not np.isfinite(weights).all():
+            texts.append((piece[1:] if piece[0] == "\\" else piece, rounds.innermost, squares.innermost))
+    by_round, by_square = rounds.weights(), squares.weights()
+    weighted = [(text, by_round[first] * by_square[second]) for text, first, second in texts]
+    if not all(math.isfinite(weight) for _, weight in weighted):
         raise InputError("the product of the weights in the prompt is infinite; use fewer brackets or smaller numbers")
-    return _sections(texts, weights[: len(texts)].tolist())
+    return _sections(weighted)
 
 
-def _sections(texts: list[str], weights: list[float]) -> list[list[WeightedText]]:
-    sections: list[list[WeightedText]] = [[]]
-    for text, weight in zip(texts, weights, strict=True):
-        first, *after_breaks = BREAK.split(text)
-        _append(sections[-1], first, weight)
-        for part in after_breaks:
-            sections.append([])
-            _append(sections[-1], part, weight)
-    return [[piece for piece in section if piece.text] for section in sections]
+class _Brackets:
+    """Brackets of one kind, by number; 0 is the text outside of them. Unclosed ones apply up to the end."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.factors, self.parents, self.stack = [1.0], [0], [0]
+
+    @property
+    def innermost(self) -> int:
+        return self.stack[-1]
+
+    @property
+    def is_open(self) -> bool:
+        return len(self.stack) > 1
+
+    def open(self) -> None:
+        self.parents.append(self.innermost)
+        self.factors.append(self.factor)
+        self.stack.append(len(self.factors) - 1)
+
+    def close(self, factor: float | None = None) -> None:
+        number = self.stack.pop()
+        if factor is not None:
+            self.factors[number] = factor
+
+    def weights(self) -> list[float]:
+        """The product of the factors of each bracket and those around it."""
+        products: list[float] = []
+        for number, parent in enumerate(self.parents):
+            products.append(self.factors[number] * products[parent] if number else 1.0)
+        return products
 
 
-def _append(section: list[WeightedText], text: str, weight: float) -> None:
-    if section and section[-1].weight == weight:
-        text = section.pop().text + text
-    section.append(WeightedText(text, weight))
+def _sections(texts: list[tuple[str, float]]) -> list[list[WeightedText]]:
+    """Split at BREAK, and merge adjacent parts with equal weights."""
+    sections: list[list[tuple[str, float]]] = [[]]
+    for text, weight in texts:
+        first, *after_breaks = _split_at_breaks(text)
+        sections[-1].append((first, weight))
+        sections += [[(part, weight)] for part in after_breaks]
+    return [_merged(section) for section in sections]
+
+
+def _split_at_breaks(text: str) -> list[str]:
+    first, *others = BREAK.split(text)
+    if not others:
+        return [first]
+    return [first.rstrip(), *(part.strip() for part in others[:-1]), others[-1].lstrip()]
+
+
+def _merged(section: list[tuple[str, float]]) -> list[WeightedText]:
+    groups = groupby(section, key=itemgetter(1))
+    merged = [WeightedText("".join(text for text, _ in parts), weight) for weight, parts in groups]
+    return [part for part in merged if part.text]
 
 
 def split_and(prompt: str) -> list[WeightedText]:
@@ -120,7 +157,8 @@ def take_lora_tags(prompt: str) -> tuple[str, list[LoraTag]]:
         tags.append(_lora_tag(match[0], match[2].split(":")))
         return ""
 
-    return TAG.sub(take, prompt), tags
+    end = prompt.rfind(">") + 1  # a tag that is not closed would be searched up to the end, from every "<"
+    return TAG.sub(take, prompt[:end]) + prompt[end:], tags
 
 
 def _lora_tag(tag: str, arguments: list[str]) -> LoraTag:
