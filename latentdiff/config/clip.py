@@ -1,10 +1,25 @@
 """Config of CLIP's text encoder, with the keys of transformers' `config.json`."""
 
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from latentdiff.config.diffusers_json import Channels, Epsilon, Heads, Layers, ModelConfig, TokenId, Tokens
+
+WITHOUT_EFFECT = (  # keys of transformers' CLIPTextConfig, and of its base class in versions since 2021
+    "add_cross_attention", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dropout", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_factor",
+    "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
+    "use_bfloat16", "use_cache",
+)  # fmt: skip
 
 
 class CLIPTextConfig(ModelConfig):
@@ -41,6 +56,10 @@ class CLIPTextConfig(ModelConfig):
     def write(self) -> dict[str, Any]:
         """The dictionary in transformers' format."""
         return {"model_type": "clip_text_model", **self.model_dump(mode="json")}
+
+    @classmethod
+    def _without_effect(cls) -> Collection[str]:
+        return WITHOUT_EFFECT
 
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:

@@ -31,11 +31,10 @@ class ModelConfig(Config):
 
         Raises CheckpointError naming `where`, the key and its value if it requires an unsupported feature.
         """
-        if (without_effect := cls._without_effect()) is not None:
-            others = raw.keys() - {*cls.model_fields, *cls._only(), *without_effect}
-            if unknown := sorted(key for key in others if not key.startswith("_")):  # as _diffusers_version does
-                names = shorten(", ".join(unknown))
-                warnings.warn(f"{where}: unknown keys have no effect: {names}; correct or remove them", stacklevel=3)
+        others = raw.keys() - {*cls.model_fields, *cls._only(), *cls._without_effect()}
+        if unknown := sorted(key for key in others if not key.startswith("_")):  # as _diffusers_version does
+            names = shorten(", ".join(unknown))
+            warnings.warn(f"{where}: unknown keys have no effect: {names}; correct or remove them", stacklevel=3)
         for key, supported in cls._only().items():
             if key in raw and raw[key] not in supported:
                 raise CheckpointError(
@@ -58,9 +57,9 @@ class ModelConfig(Config):
         raise NotImplementedError
 
     @classmethod
-    def _without_effect(cls) -> Collection[str] | None:
-        """The other keys of diffusers' class; None if unknown keys are not reported."""
-        return None
+    def _without_effect(cls) -> Collection[str]:
+        """The other keys of the class of diffusers or transformers, which do not affect the computation."""
+        return ()
 
     @classmethod
     def _only(cls) -> dict[str, tuple[Any, ...]]:

@@ -256,10 +256,6 @@ class IdentityVAEConfig(ModelConfig):
     def _class_name(cls) -> str:
         return "IdentityVAE"
 
-    @classmethod
-    def _without_effect(cls) -> Collection[str]:
-        return ()
-
 
 def side_multiple(unet: UNetConfig, vae: VAEConfig | IdentityVAEConfig) -> int:
     """The number of which image sides must be multiples: pixels per latent, or in pixel space the U-Net's downsampling
