@@ -150,8 +150,12 @@ class Run:
             memory = f"{peak_memory(self.accelerator.device) / 2**30:.1f}G"
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()} | {"memory": memory})
             values["lr"] = self.learning_rate
-            self.log.write(step=self.progress.step, time=time.time(), **values)
+            self._log(**values)
             self.tracker.log(values, self.progress.step)
+
+    def _log(self, **values: Any) -> None:
+        """Write a line to the log. Pictures per step are those of all processes, for the speed in the report."""
+        self.log.write(step=self.progress.step, time=time.time(), pictures_per_step=self.sampler.batch, **values)
 
     def refuse_non_finite(self) -> None:
         """Raise NonFiniteError naming the first step since the last call whose loss is NaN or infinite.
@@ -181,7 +185,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         step = self.progress.step
-        self.log.write(step=step, time=time.time(), **found.figures, **_failures(found.failures))
+        self._log(**found.figures, **_failures(found.failures))
         self.tracker.log(found.figures, step)
         if found.figures:
             tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.figures.items()))

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 import latentdiff
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent, write_atomically
@@ -21,6 +19,7 @@ from latentdiff.training.run_folder import RunFolder
 from latentdiff.training.sample_table import STYLE as SAMPLE_STYLE
 from latentdiff.training.sample_table import captioned_strip, sample_table
 
+OF_THE_LOG = {"step", "time", "pictures_per_step"}  # the other numbers in a line of the log are metrics
 BLUE, ORANGE, GREEN = "#3b82f6", "#ea7317", "#16a34a"  # visible on white and on black
 SHOWN_ITEMS = 8
 STYLE = """
@@ -46,7 +45,7 @@ def write_report(run: RunFolder) -> Path:
     rows = _read_rows(run.metrics)
     check_writable_parent(run.report)
     config = _read_text(run.config)
-    series = _series(_with_rates(rows, _pictures_per_step(config)))
+    series = _series(_with_rates(rows))
     title = escape(run.path.resolve().name)
     body = "".join(
         [
@@ -103,15 +102,6 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _pictures_per_step(config: str) -> int | None:
-    """Pictures per step in one process; None if the config cannot be read."""
-    try:
-        values = yaml.safe_load(config)
-        return int(values["data"]["batch_size"] * values["run"].get("gradient_accumulation_steps", 1))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
 def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
     """Steps and seconds since the previous row, by index, for rows of the same session.
 
@@ -124,11 +114,19 @@ def _intervals(rows: list[Row]) -> dict[int, tuple[float, float]]:
     return {k: (steps, seconds) for k, (steps, seconds) in waits.items() if seconds <= longest}
 
 
-def _with_rates(rows: list[Row], pictures: int | None) -> list[Row]:
-    """The rows with the training speed since the previous row, excluding the time of evaluations."""
-    name = "steps per second" if pictures is None else "pictures per second"
+def _with_rates(rows: list[Row]) -> list[Row]:
+    """The rows with the training speed since the previous row, excluding the time of evaluations.
+
+    Pictures are those of all processes; logs of earlier versions do not state them.
+    """
+    pictures = [row.get("pictures_per_step", math.nan) for row in rows]
+    known = all(map(math.isfinite, pictures))
     intervals = _intervals(rows).items()
-    rates = {k: {name: (pictures or 1) * steps / seconds} for k, (steps, seconds) in intervals if steps > 0}
+    steps = {k: count / seconds for k, (count, seconds) in intervals if count > 0}
+    rates = {
+        k: {"pictures per second": pictures[k] * rate} if known else {"steps per second": rate}
+        for k, rate in steps.items()
+    }
     return [row | rates.get(k, {}) for k, row in enumerate(rows)]
 
 
@@ -140,7 +138,7 @@ def _series(rows: list[Row]) -> dict[str, Points]:
         for values in kept.values():
             while values and next(reversed(values)) > step:
                 values.popitem()
-        for name in row.keys() - {"step", "time"}:
+        for name in row.keys() - OF_THE_LOG:
             kept.setdefault(name, {})[step] = row[name]
     return {name: list(values.items()) for name, values in sorted(kept.items()) if values}
 

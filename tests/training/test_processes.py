@@ -43,6 +43,7 @@ def test_two_processes_give_the_run_of_one(unet_config: Make, tmp_path: Path, ac
     train_in_two(config("two", 4))
     two = logged(tmp_path / "two")
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert {line["pictures_per_step"] for line in (*one, *two)} == {8}  # of both processes
     assert [line["lr"] for line in two if "lr" in line] == [line["lr"] for line in one if "lr" in line]
     seen = [[line["held_out_loss"] for line in lines if "held_out_loss" in line] for lines in (one, two)]
     assert len(seen[1]) == 2 and seen[1] == pytest.approx(seen[0], rel=1e-5)
