@@ -19,7 +19,7 @@ from latentdiff.checkpoints.folder import (
     write_model,
     write_text_encoder,
 )
-from latentdiff.checkpoints.locate_model import locate
+from latentdiff.checkpoints.locate_model import has_folder, locate
 from latentdiff.checkpoints.model_source import ModelSource, NetworkFiles, OpenOptions, check_counts, text_encoder_names
 from latentdiff.checkpoints.pipeline_index import INDEX, pipeline_index
 from latentdiff.checkpoints.single_file import read_contents, single_file_source, unet_network, vae_network
@@ -27,7 +27,7 @@ from latentdiff.checkpoints.tensor_files import open_tensor_file
 from latentdiff.checkpoints.tensor_locations import TensorLocation, read_tensors
 from latentdiff.config.generation import GenerationConfig
 from latentdiff.config.model import IdentityVAEConfig, UNetConfig, side_multiple
-from latentdiff.errors import CheckpointError
+from latentdiff.errors import CheckpointError, InputError
 from latentdiff.files import write_json
 from latentdiff.models.conditioning import DenoisingNetwork
 from latentdiff.models.unet import UNet2DConditionModel
@@ -69,7 +69,8 @@ class DatasetLimits:
 def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions()) -> ModelSource:  # noqa: B008
     """Open a model given by a folder, single file or hub id `owner/name[@revision]`; the bundled model for None.
 
-    Configs are read and validated, weights are not read yet. Raises CheckpointError.
+    Configs are read and validated, weights are not read yet. Raises CheckpointError, and InputError for a variant
+    without an effect.
     """
     path = locate(path_or_id, options.variant)
     source = folder_source(path, options) if path.is_dir() else single_file_source(path, options)
@@ -77,6 +78,8 @@ def open_model(path_or_id: str | Path | None, options: OpenOptions = OpenOptions
         source = replace(source, vae=open_vae(options.vae, options, source.unet.config))
     if options.unet is not None:
         source = replace(source, unet=open_unet(options.unet, options))
+    if options.variant and not has_folder(path, options.vae, options.unet):
+        raise InputError(f"variant={options.variant!r} is of the files in a folder, and {path} is a file; omit it")
     _check_widths(source)
     return source
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from latentdiff.checkpoints.tensor_files import GGUF, SUFFIXES, TensorFile, open
 from latentdiff.checkpoints.tensor_locations import TensorLocation
 from latentdiff.checkpoints.textual_inversion import words_in
 from latentdiff.config.model import IdentityVAEConfig
-from latentdiff.errors import CheckpointError
+from latentdiff.errors import CheckpointError, InputError
 
 CONTEXT_FAMILIES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 LORA_MARKS = (".lora", "_lora", ".hada_", ".lokr_", "lora_unet_", "lora_te", "lycoris_")
@@ -31,9 +31,11 @@ def describe(path: Path, options: OpenOptions) -> Iterator[str]:
     if path.is_dir() and (path / "model_index.json").is_file():
         yield from _model(open_model(path, options))
     elif path.is_dir() and (kind := network_kind(path)) is not None:
+        refuse_options(path, kind, options, ("prediction_type",))
         yield f"{path}: {kind}"
         yield _network(path.name, network_files(path, kind, options).find())
     elif path.is_dir():
+        refuse_options(path, "a LoRA", options)
         yield from _lora(read_lora(path, options.allow_pickle))
     elif path.suffix in SUFFIXES:
         yield from _file(path, options)
@@ -41,9 +43,19 @@ def describe(path: Path, options: OpenOptions) -> Iterator[str]:
         raise CheckpointError(f"{path} is not a model, LoRA, embedding, image or run; see latentdiff info --help")
 
 
+def refuse_options(
+    path: Path, kind: str, options: OpenOptions, names: Sequence[str] = ("prediction_type", "variant")
+) -> None:
+    """Raise InputError if one of these options is given, which have no effect on this kind of file."""
+    for name in names:
+        if value := getattr(options, name):
+            raise InputError(f"{name}={str(value)!r} has no effect: {path} is {kind}; omit it")
+
+
 def _file(path: Path, options: OpenOptions) -> Iterator[str]:
     opened = open_tensor_file(path, options.allow_pickle)
     if any(mark in f".{name}" for name in opened.shapes for mark in LORA_MARKS):
+        refuse_options(path, "a LoRA", options)
         yield from _lora(read_lora(path, options.allow_pickle))
         return
     contents = read_contents(path, opened)
@@ -56,8 +68,10 @@ def _file(path: Path, options: OpenOptions) -> Iterator[str]:
     if not found:
         if path.suffix == GGUF or not opened.shapes:
             refuse_other_kinds(path, opened, contents)
+        refuse_options(path, "an embedding", options)
         yield from _embedding(path, opened)
         return
+    refuse_options(path, contents.kind, options)
     family = f" of {family_of({k: t.shape for k, t in contents.unet.items()}).name}" if contents.unet else ""
     yield f"{path}: {contents.kind}{family}"
     for name, tensors in found.items():

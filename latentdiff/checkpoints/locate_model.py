@@ -43,6 +43,11 @@ def locate(path_or_id: str | Path | None, variant: str | None = None) -> Path:
     return download(str(path_or_id), variant)
 
 
+def has_folder(*paths: str | Path | None) -> bool:
+    """Whether one of these models or networks, which exist, is not a single file, but a folder or on the hub."""
+    return any(path is not None and not Path(path).is_file() for path in paths)
+
+
 def _not_an_id(text: str) -> str | None:
     """The reason why a string is considered a path; None if it can be a hub id."""
     if not HUB_ID.fullmatch(text):

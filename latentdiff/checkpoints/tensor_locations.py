@@ -110,8 +110,10 @@ def _component_files(folder: Path, stem: str, variant: str | None, allow_pickle:
             f"{folder} contains only pickles, which can contain code; convert them to safetensors, or pass "
             "--allow-pickle"
         )
-    missing = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
-    raise CheckpointError(f"{folder / missing} is missing; download or save the model again")
+    if variant:
+        missing = folder / f"{stem}.{variant}.safetensors"
+        raise CheckpointError(f"{missing} is missing; choose another variant, or omit it")
+    raise CheckpointError(f"{folder / stem}.safetensors is missing; download or save the model again")
 
 
 def _single_or_shards(folder: Path, stem: str, suffix: str, variant: str | None) -> dict[Path, list[str] | None] | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentdiff.checkpoints.describe import describe
+from latentdiff.checkpoints.describe import describe, refuse_options
 from latentdiff.checkpoints.locate_model import locate
 from latentdiff.checkpoints.model_source import OpenOptions
 from latentdiff.recipe import read_any
@@ -16,13 +16,15 @@ IMAGES = (".png", ".webp", ".jpg", ".jpeg", ".gif", ".mp4")
 
 def run(target: str | None, how: dict[str, Any]) -> None:
     """Print a description of the target. Raises CheckpointError or InputError if it cannot be read."""
-    path = locate(target, how.get("variant"))
+    path, options = locate(target, how.get("variant")), OpenOptions(**how)
     if path.suffix.lower() in IMAGES:
+        refuse_options(path, "an image", options)
         lines = _image(path)
     elif RunFolder(path).config.is_file():
+        refuse_options(path, "a run", options)
         lines = _training_run(RunFolder(path))
     else:
-        lines = describe(path, OpenOptions(**how))
+        lines = describe(path, options)
     for line in list(lines):
         print(line)
 

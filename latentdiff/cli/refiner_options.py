@@ -18,10 +18,12 @@ class Refining:
 
     def open(self, pipe: Any, how: dict[str, Any]) -> Any:
         """Open the refiner with the device and options of the base model. how: the base model's opening options."""
+        from latentdiff.checkpoints.locate_model import has_folder
+
         options = pipe.options
         return type(pipe).from_pretrained(
             self.model, str(pipe.device), pipe.dtype, options.optimize, options.approximate, options.low_memory,
-            variant=how.get("variant"), allow_pickle=bool(how.get("allow_pickle")),
+            variant=how.get("variant") if has_folder(self.model) else None, allow_pickle=bool(how.get("allow_pickle")),
         )  # fmt: skip
 
     def recipe(self, refiner: Any, old: Recipe | None) -> dict[str, Any]:

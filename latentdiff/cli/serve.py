@@ -95,16 +95,35 @@ def _engine(request: Request, finetunes: Any) -> Any:
     from latentdiff.serving.models import LoraSpec, ModelSpec, ModelStore
     from latentdiff.serving.upscalers import UpscalerStore
 
-    models = [ModelSpec(*_named(word), request.options) for word in request.models]
+    models = [ModelSpec(*named, options) for named, options in _models(request)]
     embeddings = [find_learned(path) for path in request.embeddings]
     loras = [LoraSpec(*_named_lora(word)) for word in request.loras]
     loras += [LoraSpec(path.stem, path) for one in (finetunes.all() if finetunes else []) for path in one.loras]
     limit = None if request.memory_limit is None else int(request.memory_limit * 2**30)
-    store = ModelStore(models or [ModelSpec("emoji", None, request.options)], loras, limit, embeddings)
+    store = ModelStore(models, loras, limit, embeddings)
     upscalers = UpscalerStore(dict(map(_named_upscaler, request.upscalers)), bool(request.options.get("allow_pickle")))
     checker = None if request.safety is None else ContentChecker(request.safety)
     limits = replace(Limits(), **request.limits)
     return Engine(store, limits, request.exact_batch, upscalers=upscalers, checker=checker)
+
+
+def _models(request: Request) -> list[tuple[tuple[str, str | None], dict[str, Any]]]:
+    """Name and path of each model, with the options for opening it: models in single files have no variants.
+
+    Raises InputError for a variant if all are single files.
+    """
+    from latentdiff.checkpoints.locate_model import has_folder
+
+    options, variant = request.options, request.options.get("variant")
+    of_files = {name: value for name, value in options.items() if name != "variant"}
+
+    def has_variants(path: str | None) -> bool:
+        return path is None or has_folder(path, options.get("vae"), options.get("unet"))
+
+    models: list[tuple[str, str | None]] = [*map(_named, request.models)] or [("emoji", None)]
+    if variant and not any(has_variants(path) for _, path in models):
+        raise InputError(f"--variant {variant} is of the files in a folder, and all models are files; omit it")
+    return [(model, options if has_variants(model[1]) else of_files) for model in models]
 
 
 def _listener(host: str, port: int) -> socket.socket:

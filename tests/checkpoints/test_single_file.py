@@ -48,6 +48,20 @@ def test_a_single_file_opens_as_the_model_of_its_folder(name: str, files: Any) -
         assert torch.equal(one(prompts), other(prompts))
 
 
+def test_a_variant_of_single_files_is_an_error(files: Any, tmp_path: Path) -> None:
+    file = files("sd1")
+    with pytest.raises(
+        InputError, match=r"variant='fp16' is of the files in a folder, and .*safetensors is a file; omit"
+    ):
+        open_model(file, OpenOptions(variant="fp16", unet=file))
+    vae = Path(shutil.copytree(file.with_suffix("") / "vae", tmp_path / "vae"))
+    (weights,) = vae.glob("*.safetensors")
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, vae / f"{weights.stem}.fp16.safetensors")
+    source = open_model(file, OpenOptions(variant="fp16", vae=vae))
+    changed, before = (read_pipeline(one, torch.float32).vae.state_dict() for one in (source, open_model(file)))
+    assert all(torch.equal(changed[key], before[key] + 1) for key in before)
+
+
 @pytest.mark.parametrize("name", ["sd1", "sd1-inpainting", "sd2-v", "xl", "xl-refiner"])
 def test_names_agree_with_diffusers_converters(name: str, files: Any) -> None:
     state, folder = load_file(files(name)), files(name).with_suffix("")

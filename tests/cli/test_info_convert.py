@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from latentdiff.checkpoints.components import read_pipeline
@@ -18,8 +19,9 @@ from latentdiff.training.lora import add_lora
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; returns exit code, standard output and errors."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in `tmp_path`; returns exit code, standard output and errors."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["latentdiff", *map(str, words)])
@@ -50,6 +52,21 @@ def test_other_files_are_named(run: Any, model_folder: Path, tmp_path: Path) -> 
     ):
         code, _, error = run(*words)
         assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_options_for_opening_a_model_are_errors_for_other_files(run: Any, model_folder: Path, tmp_path: Path) -> None:
+    save_file({"emb_params": torch.zeros(3, 768)}, tmp_path / "mycat.safetensors")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    vae = next((model_folder / "vae").glob("*.safetensors"))
+    for words, message in (
+        (["mycat.safetensors", "--variant", "fp16"], "variant='fp16' has no effect: mycat.safetensors is an embedding"),
+        (["x.png", "--variant", "y"], "variant='y' has no effect: x.png is an image; omit it"),
+        ([vae, "--prediction-type", "epsilon"], f"prediction_type='epsilon' has no effect: {vae} is a VAE; omit it"),
+        ([model_folder / "unet", "--prediction-type", "sample"], "prediction_type='sample' has no effect: "),
+    ):
+        code, _, error = run("info", *words)
+        assert code == 2 and message in error and error.count("\n") == 1
+    assert run("info", model_folder / "unet", "--variant", "fp16")[2].count("choose another variant, or omit it") == 1
 
 
 def test_info_describes_a_model(run: Any, model_folder: Path) -> None:

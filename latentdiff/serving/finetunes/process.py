@@ -64,7 +64,7 @@ class Settings(BaseModel):
 def check_pictures(one: FineTune, settings: Settings, model: ModelSpec) -> dict[str, Any]:
     """The output of `latentdiff data check --json`, cached until the pictures change. Raises ServingError."""
     before = last_change(one)
-    wanted = ("--model=", "--trigger=", "--resolution=", "--prediction-type=", "--allow-pickle")
+    wanted = ("--model=", "--trigger=", "--resolution=", "--variant=", "--prediction-type=", "--allow-pickle")
     options = [option for option in settings.options(model) if option.startswith(wanted)]
     command = [sys.executable, "-m", "latentdiff", "data", "check", str(one.pictures), "--json", *options]
     done = subprocess.run(command, capture_output=True, timeout=CHECK_SECONDS, check=False, env=os.environ | QUIET)
