@@ -12,7 +12,7 @@ from latentdiff.cli.options import NAMES as OPEN_NAMES
 from latentdiff.errors import InputError
 from latentdiff.files import check_writable_parent
 from latentdiff.metrics.clip import Clip, open_clip
-from latentdiff.metrics.evaluate import LACKS, Evaluation, check_counts, choose_metrics, evaluate
+from latentdiff.metrics.evaluate import LACKS, Evaluation, check_counts, check_judge, choose_metrics, evaluate
 from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.pictures import (
     FolderPictures,
@@ -68,6 +68,7 @@ def run(request: Request) -> None:
 def _two_sets(request: Request) -> Evaluation:
     names = None if request.metrics is None else [name.strip() for name in request.metrics.split(",")]
     chosen = choose_metrics(names, set(LACKS))  # names are checked before anything is loaded
+    check_judge(chosen, request.judge)
     if request.weights is not None and request.features != "clip":
         raise InputError(f"--weights {request.weights} requires --features clip; add it, or omit the weights")
     sets = _of_folder if request.generated is not None else _of_model

@@ -17,6 +17,13 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def refuse_given(config: BaseModel, names: Iterable[str], reason: str, group: str = "") -> None:
+    """Raise ValueError for the first of these settings, which have no effect, that differs from its default."""
+    for name in names:
+        if (value := getattr(config, name)) != type(config).model_fields[name].default:
+            raise ValueError(f"{group}{name}={value!r} has no effect {reason}; remove it")
+
+
 BOOLEAN = "tag:yaml.org,2002:bool"
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from PIL import ImageColor
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
 
-from latentdiff.config.base import Config, validate
+from latentdiff.config.base import Config, refuse_given, validate
 from latentdiff.errors import InputError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -67,6 +67,12 @@ class DataConfig(Config):
     caption_template: Annotated[str, AfterValidator(check_template)] = CLASS_NAME
     prefix: str = ""
     background: Annotated[str, AfterValidator(check_colour)] = "white"
+
+    @model_validator(mode="after")
+    def _max_crop_is_that_of_buckets(self) -> Self:
+        if not self.buckets:
+            refuse_given(self, ["max_crop"], "with buckets: false")
+        return self
 
 
 def data_config(**values: Any) -> DataConfig:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentdiff.config.base import Config
+from latentdiff.config.base import Config, refuse_given
 from latentdiff.config.data import DataConfig, Probability
 from latentdiff.config.model import UNetConfig, VAEConfig
 from latentdiff.config.schedule import ScheduleConfig
@@ -36,6 +36,12 @@ class OptimConfig(Config):
     max_grad_norm: PositiveFloat = 1.0
     ema_decay: Probability = 0.999
 
+    @model_validator(mode="after")
+    def _a_constant_rate_has_no_final_value(self) -> Self:
+        if self.lr_schedule == "constant":
+            refuse_given(self, ["final_learning_rate"], "with lr_schedule: constant")
+        return self
+
 
 class RunConfig(Config):
     """Output folder, precision, and intervals of logging, evaluation and checkpoints, in optimiser steps.
@@ -57,6 +63,9 @@ class RunConfig(Config):
     tracker: Literal["auto", "none", "tensorboard", "wandb", "mlflow"] = "auto"
 
 
+CAPTION_SETTINGS = ("caption_template", "prefix", "shuffle_captions", "tag_dropout")  # of the data
+
+
 class TrainConfig(Config):
     """Settings that all tasks share."""
 
@@ -71,8 +80,9 @@ class TrainConfig(Config):
             return self
         if self.run.gradient_checkpointing:
             raise ValueError("run.gradient_checkpointing is for U-Nets only; remove it")
-        if self.data.crop == "random":
-            raise ValueError(f"data.crop: random is for U-Nets only; task {self.task} reads centre squares; remove it")
+        refuse_given(self.data, ("crop", "max_crop"), f"in task {self.task}, which reads centre squares", "data.")
+        if isinstance(self, VAETrainConfig):
+            refuse_given(self.data, CAPTION_SETTINGS, "in task vae, which reads no captions", "data.")
         return self
 
 
@@ -100,6 +110,19 @@ class VAETrainConfig(TrainConfig):
     def _a_frozen_encoder_needs_init(self) -> Self:
         if not self.train_encoder and self.init is None:
             raise ValueError("train_encoder: false needs init, the folder of a VAE")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_losses_have_an_effect(self) -> Self:
+        if not self.adversarial_weight:
+            refuse_given(self, ["adversarial_start"], "without adversarial_weight")
+        elif self.adversarial_start >= self.optim.max_steps:
+            start, steps = self.adversarial_start, self.optim.max_steps
+            raise ValueError(f"adversarial_start={start} must be less than optim.max_steps={steps}; lower it")
+        if not self.gradient_weight:
+            refuse_given(self, ["gradient_exponent"], "with gradient_weight: 0")
+        if not self.train_encoder and self.kl_weight:
+            refuse_given(self, ["kl_weight"], "with train_encoder: false")
         return self
 
 
@@ -170,6 +193,18 @@ class UNetTrainConfig(DenoiserConfig):
     train_text_encoder: bool = False
 
     @model_validator(mode="after")
+    def _settings_of_the_schedule_have_an_effect(self) -> Self:
+        schedule = self.schedule
+        if schedule.prediction_type != "flow":
+            refuse_given(schedule, ["shift"], "without prediction_type: flow", "schedule.")
+        if not schedule.clip_sample:
+            refuse_given(schedule, ["clip_sample_range"], "without clip_sample: true", "schedule.")
+        if not schedule.thresholding:
+            names = "dynamic_thresholding_ratio", "sample_max_value"
+            refuse_given(schedule, names, "without thresholding: true", "schedule.")
+        return self
+
+    @model_validator(mode="after")
     def _pixels_have_one_channel_or_three(self) -> Self:
         needs, gives = self.model.in_channels, self.model.out_channels
         if self.vae is None and (needs not in (1, 3) or gives != needs):
@@ -234,6 +269,8 @@ class FineTuneConfig(DenoiserConfig):
             value, unused = getattr(self, name), type(self).model_fields[name].default
             if self.method not in methods and value != unused:
                 raise ValueError(f"{name}={value} applies to {' and '.join(methods)}, not to {self.method}; remove it")
+        if not (self.sample_prompts or self.metrics or self.prior):
+            refuse_given(self, ("sample_steps", "guidance_scale"), "without sample_prompts, metrics or prior")
         if self.prior and self.method == "textual_inversion":
             raise ValueError("prior does not apply to textual_inversion, which leaves the model unchanged; remove it")
         return self

@@ -14,7 +14,7 @@ from latentdiff.config.data import CLASS_NAME, DataConfig
 from latentdiff.config.train import BaseOptions
 from latentdiff.data.buckets import Fitting, Size, enlargement
 from latentdiff.data.captions import prefixed
-from latentdiff.data.layouts import DataRow, Layout, read_layout
+from latentdiff.data.layouts import OF_CLASSES, DataRow, Layout, read_layout
 from latentdiff.data.parallel import FILES, PIXELS, threaded_map
 from latentdiff.data.sources import open_source
 from latentdiff.errors import InputError
@@ -107,9 +107,13 @@ def check(
     """Decode every picture of a source in parallel, and measure every caption. Nothing is changed.
 
     source: as in `DataConfig.train`. fitting: the training sizes. lost_words(caption): the words beyond the token
-    limit. prefix: precedes each caption. Raises InputError if the source cannot be read.
+    limit. prefix: precedes each caption. Raises InputError if the source cannot be read, and for a template without an
+    effect.
     """
     layout = read_layout(open_source(source), caption_template)
+    if caption_template != CLASS_NAME and layout.kind not in OF_CLASSES:
+        raise InputError(f"caption_template={caption_template!r} has no effect: it is for names of classes, and the "
+                         f"captions of {source} come from {layout.kind}; omit it")  # fmt: skip
     decoded = list(tqdm(threaded_map(_decode, layout.rows), total=len(layout.rows), desc="checking", disable=None))
     findings = [*_findings(layout, decoded, fitting, lost_words, prefix), *_ignored(layout)]
     good = [one.size for one in decoded if one.size is not None]

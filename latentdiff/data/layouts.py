@@ -12,6 +12,7 @@ from latentdiff.data.archives import ARCHIVES, PICTURES, Container, is_picture
 from latentdiff.data.metadata import METADATA, FileNames, clean_caption, read_captions, read_metadata, read_text
 from latentdiff.errors import InputError, shorten
 
+OF_CLASSES = ("class files", "folders of repeats", "a folder per class")  # layouts that `caption_template` applies to
 TEXTS = (".txt", ".caption")
 SIDECARS = (*TEXTS, ".json")
 REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")  # 2024_spring is a name

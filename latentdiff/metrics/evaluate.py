@@ -140,6 +140,12 @@ def choose_metrics(requested: Sequence[str] | None, kinds: set[str]) -> list[str
     return list(dict.fromkeys(requested))
 
 
+def check_judge(names: Iterable[str], judge: str | None) -> None:
+    """Raise InputError for a judge that none of the metrics uses."""
+    if judge is not None and not any("image" in METRICS[name].needs for name in names):
+        raise InputError(f"judge={judge!r} is used by none of the metrics; add alignment or retrieval, or omit it")
+
+
 def check_counts(names: Iterable[str], generated: int, real: int) -> None:
     """Raise InputError if a metric needs more pictures."""
     for name in names:

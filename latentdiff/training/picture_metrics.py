@@ -13,7 +13,7 @@ from latentdiff.data.dataset import load_pixels
 from latentdiff.data.layouts import DataRow
 from latentdiff.errors import InputError
 from latentdiff.metrics.clip import open_clip
-from latentdiff.metrics.evaluate import LACKS, check_counts, choose_metrics, kinds, scan
+from latentdiff.metrics.evaluate import LACKS, check_counts, check_judge, choose_metrics, kinds, scan
 from latentdiff.metrics.features import feature_network
 from latentdiff.metrics.pictures import AT_ONCE
 from latentdiff.metrics.registry import METRICS, Sample
@@ -49,7 +49,9 @@ class PictureMetrics:
 
     def __init__(self, config: MetricsConfig, data: DataConfig, held_out: Sequence[DataRow]) -> None:
         self.data = data
-        needs = {need for name in choose_metrics(config.names, set(LACKS)) for need in METRICS[name].needs}
+        chosen = choose_metrics(config.names, set(LACKS))
+        check_judge(chosen, config.judge)
+        needs = {need for name in chosen for need in METRICS[name].needs}
         if len(held_out) < config.num:
             raise InputError(f"metrics.num={config.num} is more than the {len(held_out)} held-out pictures; lower it")
         self.rows = [held_out[k * len(held_out) // config.num] for k in range(config.num)]

@@ -26,7 +26,8 @@ def test_overrides_reach_into_groups() -> None:
 
 
 def test_only_true_and_false_are_booleans() -> None:
-    config = load_yaml(train_config, VAE, ["run.mixed_precision=no", "data.prefix=off", "data.keep={style: [no, on]}"])
+    text = VAE.with_name("text_encoder.yaml")  # the prefix of captions is off
+    config = load_yaml(train_config, text, ["run.mixed_precision=no", "data.prefix=off", "data.keep={style: [no, on]}"])
     assert (config.run.mixed_precision, config.data.prefix, config.data.keep) == ("no", "off", {"style": ("no", "on")})
     assert not load_yaml(train_config, VAE, ["data.buckets=false"]).data.buckets
 

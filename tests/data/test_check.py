@@ -112,6 +112,13 @@ def test_the_caption_template_applies_to_the_check_and_the_plan(
     assert "caption_template='a cat' must contain {name}" in capsys.readouterr().err
 
 
+def test_a_caption_template_without_an_effect_is_an_error(folder: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"caption_template='a \{name\}' has no effect: .* come from sidecar files; omit"
+    ):
+        check(folder, Fitting(8), lost_words, "a {name}")
+
+
 def test_captions_are_measured_with_the_trigger(folder: Path) -> None:
     assert not check(folder, Fitting(8), lost_words).findings
     checked = check(folder, Fitting(8), lost_words, prefix="a trigger, long")

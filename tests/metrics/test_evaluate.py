@@ -218,6 +218,7 @@ BAD = {
     "metric": (["--metrics", "frechet,kernal"], "metric 'kernal' is unknown; did you mean 'kernel'?"),
     "features": (["--features", "mean"], "features='mean' is unknown; did you mean 'means'?"),
     "weights": (["--weights", "clip.pt"], "--weights clip.pt requires --features clip; add it"),
+    "unused judge": (["--metrics", "frechet", "--judge", "x"], "judge='x' is used by none of the metrics; add"),
     "judge": (["--metrics", "retrieval"], "metric 'retrieval' needs a judge; pass a CLIP model"),
     "classes": (["--features", "broken", "--metrics", "class-score"], "'class-score' needs a network that names"),
     "nan": (["--features", "broken"], "generated: features are not finite"),

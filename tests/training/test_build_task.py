@@ -27,7 +27,7 @@ def config(model_folder: Path, tmp_path: Path) -> dict[str, Any]:
     for k in range(4):
         Image.effect_noise((16, 16), 20 + 20 * k).convert("RGB").save(folder / f"grey noise {k}.png")
     return {
-        "task": "finetune", "base": str(model_folder), "sample_steps": 2,
+        "task": "finetune", "base": str(model_folder),
         "data": {"train": str(folder), "resolution": 16, "batch_size": 4, "prefix": "<toy>"},
         "optim": {"learning_rate": 1e-2, "warmup_steps": 0, "max_steps": 4, "weight_decay": 0.0, "ema_decay": 0.5},
         "run": {"output": str(tmp_path / "run"), "mixed_precision": "no", "tracker": "none"},
@@ -76,7 +76,7 @@ def test_frozen_matrices_have_the_compute_precision_and_trained_weights_float32(
     method: str, config: dict[str, Any], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["run"]["mixed_precision"] = "bf16"
-    config |= {"method": method, "sample_prompts": ["<toy>"]}
+    config |= {"method": method, "sample_prompts": ["<toy>"], "sample_steps": 2}
     config |= {"init_word": "apple"} if method == "textual_inversion" else {}
     task = trained(config, monkeypatch)
     unet, base = task.parts.denoiser, read_pipeline(model_folder, torch.float32).denoiser
@@ -102,7 +102,7 @@ def test_the_pairs_of_the_text_encoder_are_trained_if_requested(
 def test_class_images_are_generated_once_and_used_equally_often(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["prior"] = {"prompt": "a red apple", "images": 9, "weight": 0.5}
+    config |= {"prior": {"prompt": "a red apple", "images": 9, "weight": 0.5}, "sample_steps": 2}
     task = trained(config, monkeypatch)
     (drawn,) = (tmp_path / "run" / "prior").iterdir()
     pictures = sorted(drawn.iterdir())

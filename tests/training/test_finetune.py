@@ -123,7 +123,9 @@ def test_options_of_opening_the_model_are_compared_one_by_one_when_a_run_is_resu
 def test_the_command_that_lists_the_findings_has_the_options_of_the_plan(
     folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "grey noise 1.png").write_bytes(b"broken")
+    (tmp_path / "classes").mkdir()
+    folder = folder.rename(tmp_path / "classes" / "grey").parent
+    (folder / "grey" / "grey noise 1.png").write_bytes(b"broken")
     given = {"allow_upscale": 1.5, "base_options": {"allow_pickle": True, "prediction_type": "epsilon"}}
     plan = plan_finetune(
         folder, RunFolder(tmp_path / "run"), str(model_folder), trigger="sks", caption_template="a {name}",

@@ -92,7 +92,8 @@ def test_a_failing_metric_does_not_affect_the_others(unet_config: Make, tmp_path
         ({"features": "lpips"}, "features='lpips' is unknown"),
         ({"num": 17}, r"metrics\.num=17 is more than the 16 held-out pictures"),
         ({"num": 2}, "frechet needs 4 pictures"),
-        ({"judge": "no/such/folder"}, "has no CLIPModel"),
+        ({"judge": "no/such/folder", "names": ["alignment"]}, "has no CLIPModel"),
+        ({"judge": "no/such/folder"}, "judge='no/such/folder' is used by none of the metrics; add alignment or"),
     ],
 )
 def test_metrics_that_cannot_be_computed_are_errors_before_training(
