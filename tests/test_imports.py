@@ -19,7 +19,7 @@ SLOW = {
     "torch._dynamo", "torch._inductor", "torch.distributed.tensor",
 }  # fmt: skip
 WITHIN = {  # the order inside a folder, where it has one
-    "models": ["conditioning", "layers", "attention", "unet", "vae", "tiled_vae", "esrgan"],
+    "models": ["conditioning", "layers", "attention", "unet", "vae", "tile_norms", "tiled_vae", "esrgan"],
     "sampling": [
         "spacings", "schedule", "sampler_coefficients", "samplers", "denoising_range", "seeds", "inversion", "loop",
         "interpolation", "variations", "tiled_denoiser", "seamless", "probability_flow",
