@@ -92,7 +92,7 @@ def plot(points: Sequence[Point], axis: str, quantity: str) -> str:
             curves.append(Curve(side, [(float(point.value), getattr(point, quantity)) for point in own], color))
     if len({x for curve in curves for x, _ in curve.points}) < 2:
         return ""
-    return as_file(chart(QUANTITIES[quantity], curves, UNITS[axis], log_across=True))
+    return as_file(chart(f"{QUANTITIES[quantity]}, over {UNITS[axis]}", curves, None, log_across=True))
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ def test_a_row_has_both_sides_their_ratio_and_the_reason_of_a_missing_one() -> N
 
 def test_a_plot_is_a_file_with_a_curve_for_each_side_that_has_results() -> None:
     svg = ElementTree.fromstring(plot(POINTS, "batch", "seconds"))
+    assert svg.get("aria-label") == "s a picture, over pictures"
     circles = [node.get("fill") for node in svg.iter("{http://www.w3.org/2000/svg}circle")]
     assert circles == ["#2563eb", "#2563eb", "#dc2626"]
     assert not plot(POINTS, "size", "gib") and not plot(POINTS[:2], "batch", "gib")

@@ -61,10 +61,10 @@ def smooth(points: Points, share: float = 0.05) -> Points:
     return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
-def chart(title: str, curves: list[Curve], over: str = "the step", log_across: bool = False) -> str:
+def chart(title: str, curves: list[Curve], over: str | None = "the step", log_across: bool = False) -> str:
     """An `<svg>` of the curves; the y axis is logarithmic if values span a factor of ten or more.
 
-    over: name of x, for screen readers. log_across: use a logarithmic x axis; all x must be positive.
+    over: name of x, for screen readers; None if the title states it. log_across: use a logarithmic x axis; all x must be positive.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
@@ -72,7 +72,7 @@ def chart(title: str, curves: list[Curve], over: str = "the step", log_across: b
     log = min(ys) > 0 and max(ys) >= 10 * min(ys)
     up = Axis(*((min(ys), max(ys)) if log else _ends(ys, 0.05)), HEIGHT - BOTTOM, TOP, log)
     parts = [_legend(title, curves), *_grid(across, up), *(_path(curve, across, up) for curve in curves)]
-    name = escape(f"{title} over {over}")
+    name = escape(title if over is None else f"{title} over {over}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
