@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from threading import RLock
+from types import MethodType
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def _offload(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -
     empty = [weight.data for weight, _ in own]
     free = RLock()
 
-    def forward(*arguments: Any, **options: Any) -> Any:
+    def forward(block: nn.Module, *arguments: Any, **options: Any) -> Any:
         with free:
             try:
                 for (weight, _), tensor in zip(own, map_tensors(location for _, location in own), strict=True):
@@ -60,7 +61,7 @@ def _offload(block: nn.Module, own: list[tuple[nn.Parameter, TensorLocation]]) -
                 for (weight, _), nothing in zip(own, empty, strict=True):
                     weight.data = nothing
 
-    block.forward = forward
+    block.forward = MethodType(forward, block)
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def smooth(points: Points, share: float = 0.05) -> Points:
 def chart(title: str, curves: list[Curve], over: str | None = "the step", log_across: bool = False) -> str:
     """An `<svg>` of the curves; the y axis is logarithmic if values span a factor of ten or more.
 
-    over: name of x, for screen readers; None if the title states it. log_across: use a logarithmic x axis; all x must be positive.
+    over: name of x, for screen readers; None if the title states it. log_across: use a logarithmic x axis; all x must
+    be positive.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]

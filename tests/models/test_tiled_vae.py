@@ -122,6 +122,17 @@ def test_colours_do_not_change_from_tile_to_tile(optimize: str, monkeypatch: pyt
         torch.testing.assert_close(vae.decode(z), whole, rtol=0, atol=0)
 
 
+def test_tiles_with_weights_that_stay_in_their_files(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AT_ONCE", 32 * 32), ("TILE", 32), ("OVERLAP", 8)):
+        monkeypatch.setattr(tiled_vae, name, value)
+    pipes = [
+        LatentDiffusionPipeline.from_pretrained(model_folder, device="cpu", dtype="float32", optimize="off", **options)
+        for options in ({}, {"low_memory": True})
+    ]
+    latents = torch.randn(1, 4, 24, 32)
+    torch.testing.assert_close(pipes[1].decode(latents), pipes[0].decode(latents), rtol=0, atol=1e-6)
+
+
 def test_a_large_picture_is_decoded_in_tiles_and_nan_pixels_are_an_error(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
