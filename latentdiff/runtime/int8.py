@@ -17,8 +17,8 @@ from latentdiff.models.attention import BasicTransformerBlock
 from latentdiff.models.layers import ResnetBlock2D
 from latentdiff.runtime.cpu_features import cpu_has
 from latentdiff.runtime.int8_linear import quantise_block, unquantise_layers
-from latentdiff.runtime.native import load_kernels
-from latentdiff.runtime.native_layers import SUFFIX, NativeGroupNormSiLU, quantised_group_norm
+from latentdiff.runtime.native import SUFFIX, load_kernels
+from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d, unpack
 
 quantised: Any = torch.ops.onednn

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import BasicTransformerBlock
 from latentdiff.runtime.fused_attention import FusedCrossAttention, FusedSelfAttention
-from latentdiff.runtime.native import call
-from latentdiff.runtime.native_layers import SUFFIX
+from latentdiff.runtime.native import SUFFIX, call
 from latentdiff.runtime.packed import PackedLinear, unpack
 
 ops: Any = torch.ops.onednn

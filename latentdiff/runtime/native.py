@@ -34,6 +34,7 @@ from latentdiff.runtime.kernel_build import (
     variants_of,
 )
 
+SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}  # of the names of kernels
 C_TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}  # other arguments are addresses
 SWITCH = "LATENTDIFF_KERNELS"
 INSTALLED = KERNELS / "lib"

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 
 from latentdiff.models.attention import GEGLU, SpatialSelfAttention, attention
 from latentdiff.models.layers import GroupNormSiLU
-from latentdiff.runtime.native import call, load_kernels, provides, why_none
+from latentdiff.runtime.native import SUFFIX, call, load_kernels, provides, why_none
 from latentdiff.runtime.packed import PackedLinear
-
-SUFFIX = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class Native(nn.Module):

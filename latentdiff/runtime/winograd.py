@@ -5,13 +5,12 @@ one convolution is 1.6e-6 instead of 0.3e-6. The transformed weights take four t
 held in addition to them, so layers with many weights are left out.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
-from latentdiff.runtime.native import call, load_kernels, provides
+from latentdiff.runtime.native import call, provides
+from latentdiff.runtime.panels import panel_width
 
 PRODUCTS = 36
 LEAST_PIXELS = 256  # of one image: the size of a batch must not decide how its images are rounded
@@ -51,7 +50,7 @@ def transformed_weight(layer: nn.Conv2d) -> Tensor:
 def transform(weight: Tensor) -> Tensor:
     """[columns, depth, 3, 3] to [columns / width, 36, depth, width], where the width is that of the kernel's panels."""
     columns, depth = weight.shape[:2]
-    width = _panel_width()
+    width = panel_width()
     out = weight.new_empty(columns // width, PRODUCTS, depth, width)
     call("winograd_weights_fp32", columns, depth, weight.contiguous(), out)
     return out
@@ -71,8 +70,3 @@ def winograd(x: Tensor, transformed: Tensor, bias: Tensor | None, residual: Tens
     residual = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     call("winograd_fp32", batch, height, width, depth, columns, pixels, transformed, bias, residual, out)
     return out.permute(0, 3, 1, 2)
-
-
-def _panel_width() -> int:
-    library: Any = load_kernels()
-    return int(library.winograd_panel_width())

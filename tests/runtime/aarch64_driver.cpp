@@ -1,5 +1,6 @@
-// One kernel on the numbers from stdin, its answer to stdout: `driver attention_bf16 batch heads queries keys dim`, or
-// `driver geglu_fp32 rows width`. Linked with the kernels into a static program, to be run by qemu-aarch64.
+// One kernel on the numbers from stdin, its answer to stdout: `driver attention_bf16 batch heads queries keys dim`,
+// `driver geglu_fp32 rows width` or `driver linear_fp32 rows depth columns`. Linked with the kernels into a static program,
+// to be run by qemu-aarch64.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -10,6 +11,8 @@ using Attention = void(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, flo
                        const void*, int64_t, int64_t, const void*, int64_t, int64_t, void*);
 extern "C" Attention attention_bf16, attention_fp32;
 extern "C" void geglu_fp32_forward(int64_t threads, int64_t rows, int64_t width, const void* x, void* y);
+extern "C" void linear_fp32(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
+                            const void* bias, const void* residual, void* out);
 
 static void* read_bytes(size_t count) {
     void* data = malloc(count);
@@ -28,6 +31,14 @@ int main(int count, char** words) {
         void* y = malloc(rows * width * 4);
         geglu_fp32_forward(2, rows, width, x, y);
         return answer(y, rows * width * 4);
+    }
+    if (!strcmp(words[1], "linear_fp32")) {
+        const int64_t rows = sizes[0], depth = sizes[1], columns = sizes[2];
+        const void* x = read_bytes(rows * depth * 4);
+        const void* weight = read_bytes(depth * columns * 4);
+        void* out = malloc(rows * columns * 4);
+        linear_fp32(2, rows, depth, columns, x, weight, nullptr, nullptr, out);
+        return answer(out, rows * columns * 4);
     }
     const bool narrow = !strcmp(words[1], "attention_bf16");
     const int64_t batch = sizes[0], heads = sizes[1], queries = sizes[2], keys = sizes[3], dim = sizes[4];

@@ -72,6 +72,15 @@ def test_geglu(name: str, drivers: dict[str, Path]) -> None:
     assert error(run(drivers[name], CPUS[name], "geglu_fp32", (7, 37), x), value * F.gelu(gate)) < 1e-6
 
 
+@pytest.mark.parametrize("name", CPUS)
+@pytest.mark.parametrize(("rows", "depth"), [(1, 3), (31, 64), (200, 1024)])
+def test_linear(name: str, rows: int, depth: int, drivers: dict[str, Path]) -> None:
+    x, weight = torch.randn(rows, depth), torch.randn(48, depth)
+    panels = weight.reshape(6, 8, depth).transpose(1, 2)  # of two vectors of four columns
+    found = run(drivers[name], CPUS[name], "linear_fp32", (rows, depth, 48), x, panels)
+    assert error(found, x.double() @ weight.double().T) < 2e-6
+
+
 def test_bfloat16_instructions_are_only_for_processors_that_have_them(drivers: dict[str, Path]) -> None:
     assert "bf16" in next(v for v in variants_of("aarch64") if v.name == "neon_bf16").needs
     x = torch.randn(3, 1, 8, 16).bfloat16()

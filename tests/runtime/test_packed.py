@@ -8,18 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.runtime import packed
-from latentdiff.runtime.packed import (
-    PackedConv2d,
-    PackedLinear,
-    convolution,
-    from_panels,
-    in_panels,
-    linear,
-    to_gated_panels,
-    to_panels,
-    unpack,
-)
+from latentdiff.runtime import panels
+from latentdiff.runtime.packed import Order, PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.panels import convolution, from_panels, linear, to_gated_panels, to_panels
 from tests.runtime.variants import EMULATED, on_variants
 
 pytestmark = [on_variants("amx", EMULATED), pytest.mark.usefixtures("variant")]
@@ -136,7 +127,7 @@ def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
         assert error(layer(x), wanted) < ROUNDING
         residual = draw(*wanted.shape, seed=1)
         assert error(layer.add_to(residual, x), residual.double() + wanted) < ROUNDING
-        assert in_panels(layer.weight)
+        assert layer.order is Order.PANELS
     unpack(layer)
     assert torch.equal(layer.weight, plain.weight)
 
@@ -149,7 +140,7 @@ def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None
         residual = draw(len(x), 32, *x.shape[2:], seed=1)
         wanted = residual.double() + copy.deepcopy(plain).double()(x.double())
         assert error(layer.add_to(residual, x), wanted) < ROUNDING
-        assert in_panels(layer.weight)
+        assert layer.order is Order.PANELS
     unpack(layer)
     assert torch.equal(layer.weight, plain.weight)
 
@@ -163,15 +154,15 @@ def test_layers_that_the_kernel_does_not_support_use_onednn(layer: nn.Module) ->
     packed.__class__ = PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear
     x = draw(1, 64, 8, 8) if isinstance(layer, nn.Conv2d) else draw(64, packed.in_features)
     packed(x)
-    assert not in_panels(packed.weight)
+    assert packed.order is Order.ONEDNN
 
 
 def test_without_the_kernel_every_layer_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "provides", lambda kernel: False)
+    monkeypatch.setattr(panels, "provides", lambda kernel: False)
     layer: Any = nn.Linear(64, 32).bfloat16().requires_grad_(False)
     layer.__class__ = PackedLinear
     layer(draw(48, 64))
-    assert not in_panels(layer.weight)
+    assert layer.order is Order.ONEDNN
 
 
 def test_mismatched_shapes_and_dtypes_are_errors() -> None:

@@ -12,7 +12,6 @@
 namespace {
 
 constexpr int OUT = 4, TILE = 6, PRODUCTS = TILE * TILE;
-constexpr int64_t WIDTH = 2 * LANES;                   // columns of a panel of weights
 constexpr int ROWS = REGISTERS == 16 ? 6 : 12;         // tiles whose sums with a panel stay in registers
 constexpr int64_t BLOCK = 96;                          // tiles whose 36 sums with a panel share the L2 cache
 constexpr int64_t AHEAD = 24;                          // prefetch distance in a panel, in channels
@@ -156,9 +155,6 @@ void convolve(const Convolution& p, int64_t first_tile, int64_t count, const flo
 }
 
 }  // namespace
-
-// WIDTH, which divides the number of columns.
-EXPORT int64_t winograd_panel_width() { return WIDTH; }
 
 // Transforms weights [columns, depth, 3, 3] to [columns / WIDTH, 36, depth, WIDTH].
 EXPORT void winograd_weights_fp32(int64_t threads, int64_t columns, int64_t depth, const float* weight, float* out) {

@@ -27,6 +27,8 @@ constexpr int LANES = 8, REGISTERS = 16;
 constexpr int LANES = 4, REGISTERS = 32;
 #endif
 
+constexpr int64_t WIDTH = 2 * LANES;  // columns of a panel of float32 weights
+
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
