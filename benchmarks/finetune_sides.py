@@ -59,6 +59,7 @@ class Settings(Config):
     text_encoder: bool | None = None
     caption_dropout: float | None = None
     timestep_power: float | None = None
+    seed: int | None = None
 
     @property
     def run(self) -> RunFolder:
@@ -66,12 +67,13 @@ class Settings(Config):
 
     def plan(self) -> tuple[FineTuneConfig, DataCheck]:
         """Our config with the defaults filled in, and the result of the check."""
-        given = self.model_dump(exclude_none=True, exclude={"folder", "output", "prior", "timestep_power"})
+        given = self.model_dump(exclude_none=True, exclude={"folder", "output", "prior", "timestep_power", "seed"})
         plan = plan_finetune(self.folder, self.run, **given)
         config, last = plan.config, plan.config.optim.max_steps
         changes: dict[str, Any] = {"sample_prompts": ()}
+        seed = config.run.seed if self.seed is None else self.seed
         changes["run"] = config.run.model_copy(
-            update={"sample_every": last, "checkpoint_every": last, "tracker": "none"}
+            update={"sample_every": last, "checkpoint_every": last, "tracker": "none", "seed": seed}
         )
         if self.timestep_power is not None:
             changes["timestep_power"] = self.timestep_power

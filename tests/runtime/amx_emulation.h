@@ -3,6 +3,7 @@
 #pragma once
 
 #include <immintrin.h>
+#define __AMX_BF16__ 1
 #include <stdint.h>
 #include <string.h>
 

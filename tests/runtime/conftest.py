@@ -1,38 +1,42 @@
 """A fixture that runs a test with every kernel variant that this machine can execute."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from latentdiff.runtime import native
 from latentdiff.runtime.kernel_build import VARIANTS, compile_variant
-from tests.runtime.variants import EMULATED, EMULATION
+from tests.runtime.variants import EMULATED, EMULATIONS, IN_SOFTWARE
 
 
 @pytest.fixture(scope="session")
-def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The AMX kernels with tiles emulated in software."""
-    amx = next(v for v in VARIANTS if v.name == "amx")
-    flags = (
-        *(flag for flag in amx.flags if not flag.startswith("-mamx")),
-        "-D__AMX_BF16__",
-        "-include",
-        str(EMULATION),
-    )
-    library = tmp_path_factory.mktemp("kernels") / "amx.so"
-    compile_variant(replace(amx, flags=flags), ["c++"], library)
-    return ctypes.CDLL(str(library))
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """The kernels of a variant with some of its instructions emulated in software."""
+
+    @cache
+    def load(name: str) -> ctypes.CDLL:
+        variant = next(v for v in VARIANTS if v.name == name)
+        flags = [flag for flag in variant.flags if flag not in IN_SOFTWARE[name].values()]
+        header = str(Path(__file__).parent / EMULATIONS[name])
+        library = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+        compile_variant(replace(variant, flags=(*flags, "-include", header)), ["c++"], library)
+        return ctypes.CDLL(str(library))
+
+    return load
 
 
 @pytest.fixture
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The variant in use during a test; `tests.runtime.variants` lists them."""
-    if request.param == EMULATED:
-        loaded = native._Loaded("amx", request.getfixturevalue("emulated_amx"), {})
+    if request.param.endswith(EMULATED):
+        name = request.param.removesuffix(EMULATED)
+        loaded = native._Loaded(name, request.getfixturevalue("emulated")(name), {})
         monkeypatch.setattr(native, "_load", lambda: loaded)
-        yield "amx"
+        yield name
         return
     monkeypatch.setenv(native.SWITCH, request.param)
     native._load.cache_clear()

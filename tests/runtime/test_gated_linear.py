@@ -13,9 +13,9 @@ from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.runtime.packed import Order, PackedLinear, unpack
 from latentdiff.runtime.panels import gated_linear, to_gated_panels
 from tests.runtime.test_packed import ROUNDING, draw, error
-from tests.runtime.variants import EMULATED, on_variants
+from tests.runtime.variants import on_variants
 
-pytestmark = [on_variants("amx", EMULATED, "avx512_bf16"), pytest.mark.usefixtures("variant")]
+pytestmark = [on_variants("amx", "avx512_bf16"), pytest.mark.usefixtures("variant")]
 
 
 @pytest.mark.parametrize(("rows", "depth", "width"), [(3, 32, 640), (17, 64, 48), (200, 1312, 80), (49, 320, 1280)])

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from latentdiff.runtime import panels
 from latentdiff.runtime.packed import Order, PackedConv2d, PackedLinear, unpack
 from latentdiff.runtime.panels import convolution, from_panels, linear, to_gated_panels, to_panels
-from tests.runtime.variants import EMULATED, on_variants
+from tests.runtime.variants import on_variants
 
-pytestmark = [on_variants("amx", EMULATED), pytest.mark.usefixtures("variant")]
+pytestmark = [on_variants("amx"), pytest.mark.usefixtures("variant")]
 ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
 
 

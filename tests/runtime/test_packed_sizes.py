@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from latentdiff.runtime.packed import Order, PackedConv2d, unpack
 from latentdiff.runtime.panels import convolution, to_panels
-from tests.runtime.variants import EMULATED, on_variants
+from tests.runtime.variants import on_variants
 
 pytestmark = pytest.mark.usefixtures("variant")
 ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
@@ -41,7 +41,7 @@ def test_a_convolution_computes_the_same_whatever_size_it_was_first_called_on(co
     assert torch.equal(layer.weight, plain.weight)
 
 
-@on_variants("amx", EMULATED, "avx512_bf16")
+@on_variants("amx", "avx512_bf16")
 @pytest.mark.parametrize("size", [(1, 4, 4), (2, 4, 4), (3, 5, 7), (2, 8, 8), (5, 2, 9), (4, 8, 8)])
 @pytest.mark.parametrize("depth", [32, 384])
 @pytest.mark.parametrize("threads", [1, 3])

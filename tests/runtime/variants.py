@@ -2,17 +2,18 @@
 
 import platform
 import shutil
-from pathlib import Path
 
 import pytest
 
 from latentdiff.runtime import native
 from latentdiff.runtime.kernel_build import VARIANTS, library_name, variants_of
 
-EMULATION = Path(__file__).parent / "amx_emulation.h"
-EMULATED = (
-    "amx (emulated)"  # by amx_emulation.h, on processors with the vector instructions that these kernels also use
-)
+EMULATED = " (emulated)"  # by these headers, on processors with the other instructions that these kernels use
+EMULATIONS = {"amx": "amx_emulation.h", "avx512_bf16": "bf16_emulation.h"}
+IN_SOFTWARE = {  # capabilities that the headers replace, with the compiler's flags for them
+    "amx": {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"},
+    "avx512_bf16": {"avx512_bf16": "-mavx512bf16"},
+}
 HAS_COMPILER = shutil.which("c++") is not None
 
 
@@ -21,9 +22,10 @@ def testable() -> list[str]:
     lacking = native.variants()
     runnable = [v for v in variants_of(platform.machine()) if not lacking[v.name]]
     found = [v.name for v in runnable if HAS_COMPILER or (native.INSTALLED / library_name(v)).exists()]
-    needs = lacking.get("amx", ())
-    if HAS_COMPILER and needs and set(needs) <= {"amx_tile", "amx_bf16"}:
-        found.append(EMULATED)
+    for name, emulated in IN_SOFTWARE.items():
+        needs = set(lacking.get(name, ()))
+        if HAS_COMPILER and needs and needs <= set(emulated):
+            found.append(name + EMULATED)
     return found
 
 
@@ -36,7 +38,7 @@ def untestable() -> dict[str, str]:
             emulated = "; pytest -m slow runs it under qemu" if variant.machine == "aarch64" else ""
             reasons[variant.name] = f"for {variant.machine}{emulated}"
         elif lacking[variant.name]:
-            emulated = ", emulated instead" if variant.name == "amx" and EMULATED in found else ""
+            emulated = ", emulated instead" if variant.name + EMULATED in found else ""
             reasons[variant.name] = f"no {lacking[variant.name][0]}{emulated}"
         elif variant.name not in found:
             reasons[variant.name] = "no compiler"
@@ -47,6 +49,6 @@ TESTABLE = testable()
 
 
 def on_variants(*names: str) -> pytest.MarkDecorator:
-    """Parametrise a test over the named variants that can be tested here, by default over all variants."""
-    chosen = [name for name in TESTABLE if not names or name in names]
+    """Parametrise a test over the named variants that can be tested or emulated here, by default over all variants."""
+    chosen = [name for name in TESTABLE if not names or name.removesuffix(EMULATED) in names]
     return pytest.mark.parametrize("variant", chosen, indirect=True)
