@@ -12,7 +12,6 @@ convolutions of few pixels (linear_fp32.cpp), and those of many pixels by Winogr
 """
 
 import platform
-from enum import Enum
 from typing import Any
 
 import torch
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
 from latentdiff.runtime.panels import (
+    Order,
     convolution,
-    from_panels,
     gated_linear,
     has_convolution,
     has_linear,
     linear,
+    order_of,
+    plain_weight,
     to_gated_panels,
     to_panels,
 )
@@ -47,20 +48,10 @@ def cannot_pack(weight: Tensor) -> str:
     return ""
 
 
-class Order(Enum):
-    """The order in which a packed layer's weight is stored."""
-
-    PLAIN = "plain"
-    ONEDNN = "oneDNN's"
-    PANELS = "panels"
-    GATED = "gated panels"
-
-
 class Packed(nn.Module):
     """Base of the packed linear layer and convolution."""
 
     weight: Tensor
-    order = Order.PLAIN
 
     @classmethod
     def can_replace(cls, layer: nn.Module) -> str:
@@ -74,17 +65,17 @@ class Packed(nn.Module):
         unpack(self)
         self.__class__ = type(self).__bases__[1]
 
-    def pack(self, order: Order, x: Tensor) -> None:
-        """Store the weight in this order; x: the input, for which oneDNN selects its own."""
-        if self.order is order:
-            keep_freed_memory()
-            return
-        unpack(self)
+    def pack(self, order: Order, x: Tensor) -> Tensor:
+        """The weight in this order, in which it stays; x: the input, for which oneDNN selects its own."""
         weight = self.weight
+        if order_of(weight) is order:
+            keep_freed_memory()
+            return weight
+        map_large_blocks()
+        weight = plain_weight(weight, self.weight_shape)
         if order is Order.ONEDNN:
-            _hold(self, self.reordered(weight, x), order)
-        else:
-            _hold(self, (to_gated_panels if order is Order.GATED else to_panels)(weight), order)
+            return _hold(self, self.reordered(weight, x))
+        return _hold(self, (to_gated_panels if order is Order.GATED else to_panels)(weight))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -100,21 +91,23 @@ class PackedLinear(Packed, nn.Linear):
     """[..., in_features] -> [..., out_features]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._in_panels(x):
-            return linear(x, self.weight, self.bias, None)
-        return ops._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        weight = self._packed(x)
+        if order_of(weight) is Order.PANELS:
+            return linear(x, weight, self.bias, None)
+        return ops._linear_pointwise(x, weight, self.bias, "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        if self._in_panels(x):
-            return linear(x, self.weight, self.bias, residual)
-        return ops._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        weight = self._packed(x)
+        if order_of(weight) is Order.PANELS:
+            return linear(x, weight, self.bias, residual)
+        return ops._linear_pointwise.binary(x, residual, weight, self.bias, "add")
 
     def gated(self, x: Tensor) -> Tensor | None:
         """value * gelu(gate) of the two halves of the output; None if no native kernel supports this layer."""
-        if self.order is not Order.GATED and not has_linear("gated_linear", self.weight_shape, self.weight.dtype):
+        weight = self.weight
+        if order_of(weight) is not Order.GATED and not has_linear("gated_linear", self.weight_shape, weight.dtype):
             return None
-        self.pack(Order.GATED, x)
-        return gated_linear(x, self.weight, self.bias)
+        return gated_linear(x, self.pack(Order.GATED, x), self.bias)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -123,14 +116,12 @@ class PackedLinear(Packed, nn.Linear):
     def reordered(self, weight: Tensor, x: Tensor) -> Tensor:
         return ops._reorder_linear_weight(weight, x.numel() // x.shape[-1])
 
-    def _in_panels(self, x: Tensor) -> bool:
-        """Pack the weight; whether for our kernel."""
-        order = self.order
-        if order is not Order.PANELS and order is not Order.ONEDNN:
+    def _packed(self, x: Tensor) -> Tensor:
+        order = order_of(self.weight)
+        if order is Order.PLAIN or order is Order.GATED:
             ours = has_linear("linear", self.weight_shape, self.weight.dtype)
             order = Order.PANELS if ours else Order.ONEDNN
-        self.pack(order, x)
-        return order is Order.PANELS
+        return self.pack(order, x)
 
 
 class PackedConv2d(Packed, nn.Conv2d):
@@ -141,22 +132,23 @@ class PackedConv2d(Packed, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if suits_winograd(self, x):
             return winograd(x, transformed_weight(self), self.bias, None)
-        if self._in_panels(x):
-            return convolution(x, self.weight, self.bias, None)
+        weight = self._packed(x)
+        if order_of(weight) is Order.PANELS:
+            return convolution(x, weight, self.bias, None)
         if self._is_pointwise():
-            return _to_map(ops._linear_pointwise(_to_rows(x), self.weight, self.bias, "none", [], ""))
-        return ops._convolution_pointwise(x, self.weight, self.bias, *self._geometry(), "none", [], "")
+            return _to_map(ops._linear_pointwise(_to_rows(x), weight, self.bias, "none", [], ""))
+        return ops._convolution_pointwise(x, weight, self.bias, *self._geometry(), "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         if suits_winograd(self, x):
             return winograd(x, transformed_weight(self), self.bias, residual)
-        if self._in_panels(x):
-            return convolution(x, self.weight, self.bias, residual)
+        weight = self._packed(x)
+        if order_of(weight) is Order.PANELS:
+            return convolution(x, weight, self.bias, residual)
         if self._is_pointwise():
-            rows = _to_rows(x), _to_rows(residual)
-            return _to_map(ops._linear_pointwise.binary(*rows, self.weight, self.bias, "add"))
+            return _to_map(ops._linear_pointwise.binary(_to_rows(x), _to_rows(residual), weight, self.bias, "add"))
         how: tuple[Any, ...] = ("add", 1.0, None, [], None)
-        return ops._convolution_pointwise.binary(x, residual, self.weight, self.bias, *self._geometry(), *how)
+        return ops._convolution_pointwise.binary(x, residual, weight, self.bias, *self._geometry(), *how)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -170,12 +162,10 @@ class PackedConv2d(Packed, nn.Conv2d):
     def _geometry(self) -> tuple[Any, ...]:
         return self.padding, self.stride, self.dilation, self.groups
 
-    def _in_panels(self, x: Tensor) -> bool:
-        """Pack the weight; whether for our kernels."""
+    def _packed(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
         ours = self._keeps_size() and has_convolution(self.weight_shape, self.weight.dtype, batch, height * width)
-        self.pack(Order.PANELS if ours else Order.ONEDNN, x)
-        return ours
+        return self.pack(Order.PANELS if ours else Order.ONEDNN, x)
 
     def _is_pointwise(self) -> bool:
         """Whether this is a 1x1 convolution, which the kernel of linear layers computes.
@@ -189,18 +179,17 @@ class PackedConv2d(Packed, nn.Conv2d):
         return self._geometry() == (around, (1, 1), (1, 1), 1) and self.kernel_size in ((1, 1), (3, 3))
 
 
-def _hold(layer: Packed, weight: Tensor, order: Order) -> None:
-    layer.weight, layer.order = nn.Parameter(weight, requires_grad=False), order
+def _hold(layer: Packed, weight: Tensor) -> Tensor:
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return weight
 
 
 def unpack(layer: Packed) -> None:
     """Restore the plain weight, to the bit."""
     map_large_blocks()
     vars(layer).pop("transformed", None)
-    if layer.order is Order.ONEDNN:
-        _hold(layer, layer.weight.to_dense().reshape(layer.weight_shape), Order.PLAIN)
-    elif layer.order is not Order.PLAIN:
-        _hold(layer, from_panels(layer.weight, layer.weight_shape), Order.PLAIN)
+    if order_of(layer.weight) is not Order.PLAIN:
+        _hold(layer, plain_weight(layer.weight, layer.weight_shape))
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

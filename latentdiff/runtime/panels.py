@@ -1,10 +1,11 @@
-"""Weights in panels of columns, in the order in which our kernels read them, and the products with them.
+"""The orders of packed weights, above all panels of columns, which our kernels read, and the products with them.
 
 A panel has 2 * lanes columns. In bfloat16 there are 16 lanes, and 16 pairs of depths are adjacent; in float32 the lanes
 are those of the processor's vectors. The two halves of a gated panel are values and their gates.
 """
 
 import math
+from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,22 @@ from latentdiff.runtime.native import SUFFIX, call, load_kernels, provides
 FEW_ROWS = 128  # pixels of all images, up to which the kernel for few pixels is the fastest of ours on a CPU with AMX
 FEW_PIXELS = 64  # of an image, up to which it is faster than oneDNN on a CPU with AVX-512 BF16
 FEW_PIXELS_FLOAT32 = 32
+
+
+class Order(Enum):
+    """The order in which a weight is stored."""
+
+    PLAIN = "plain"
+    ONEDNN = "oneDNN's"
+    PANELS = "panels"
+    GATED = "gated panels"
+
+
+def order_of(weight: Tensor) -> Order:
+    """The order of a weight, read off the tensor itself: another thread may replace a layer's weight at any time."""
+    if weight.is_mkldnn:
+        return Order.ONEDNN
+    return {6: Order.GATED, 7: Order.PANELS}.get(weight.dim(), Order.PLAIN)
 
 
 class Layout(NamedTuple):
@@ -103,10 +120,18 @@ def to_gated_panels(weight: Tensor) -> Tensor:
 
 def from_panels(panels: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of `to_panels` and `to_gated_panels`."""
-    if panels.dim() == 6:
+    if order_of(panels) is Order.GATED:
         return panels.permute(2, 0, 4, 1, 3, 5).reshape(shape)
     depth, taps = (2, 1) if panels.dtype == torch.float32 else (1, 2)
     return panels.permute(0, 3, 5, depth, 4, 6, taps).reshape(shape)
+
+
+def plain_weight(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A weight in any order as the plain weight of this shape, to the bit."""
+    order = order_of(weight)
+    if order is Order.ONEDNN:
+        return weight.to_dense().reshape(shape)
+    return weight if order is Order.PLAIN else from_panels(weight, shape)
 
 
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

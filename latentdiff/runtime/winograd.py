@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentdiff.runtime.memory import keep_freed_memory, map_large_blocks
 from latentdiff.runtime.native import call, provides
-from latentdiff.runtime.panels import panel_width
+from latentdiff.runtime.panels import panel_width, plain_weight
 
 PRODUCTS = 36
 LEAST_PIXELS = 256  # of one image: the size of a batch must not decide how its images are rounded
@@ -42,8 +42,7 @@ def transformed_weight(layer: nn.Conv2d) -> Tensor:
     held: Tensor | None = layer.transformed  # type: ignore[assignment]
     (map_large_blocks if held is None else keep_freed_memory)()
     if held is None:
-        weight = layer.weight.to_dense() if layer.weight.is_mkldnn else layer.weight
-        held = layer.transformed = transform(weight.reshape(layer.out_channels, layer.in_channels, 3, 3))
+        held = layer.transformed = transform(plain_weight(layer.weight, (layer.out_channels, layer.in_channels, 3, 3)))
     return held
 
 

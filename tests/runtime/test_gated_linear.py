@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from latentdiff.models.attention import GEGLU
 from latentdiff.runtime.native_layers import use_native_kernels
-from latentdiff.runtime.packed import Order, PackedLinear, unpack
-from latentdiff.runtime.panels import gated_linear, to_gated_panels
+from latentdiff.runtime.packed import PackedLinear, unpack
+from latentdiff.runtime.panels import Order, gated_linear, order_of, to_gated_panels
 from tests.runtime.test_packed import ROUNDING, draw, error
 from tests.runtime.variants import on_variants
 
@@ -62,9 +62,9 @@ def test_a_gated_layer_packs_its_halves_together_and_restores_them(bias: bool) -
     fast.proj.__class__ = PackedLinear
     for x in (draw(2, 77, 64), draw(3, 64)):
         assert error(fast(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
-        assert fast.proj.order is Order.GATED
+        assert order_of(fast.proj.weight) is Order.GATED
     assert error(fast.proj(x), copy.deepcopy(plain.proj).double()(x.double())) < ROUNDING
-    assert fast.proj.order is not Order.GATED
+    assert order_of(fast.proj.weight) is not Order.GATED
     fast(x)
     unpack(fast.proj)
     assert torch.equal(fast.proj.weight, plain.proj.weight)

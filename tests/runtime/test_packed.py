@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.runtime import panels
-from latentdiff.runtime.packed import Order, PackedConv2d, PackedLinear, unpack
-from latentdiff.runtime.panels import convolution, from_panels, linear, to_gated_panels, to_panels
+from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
+from latentdiff.runtime.panels import Order, convolution, from_panels, linear, order_of, to_gated_panels, to_panels
 from tests.runtime.variants import on_variants
 
 pytestmark = [on_variants("amx"), pytest.mark.usefixtures("variant")]
@@ -127,7 +127,7 @@ def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
         assert error(layer(x), wanted) < ROUNDING
         residual = draw(*wanted.shape, seed=1)
         assert error(layer.add_to(residual, x), residual.double() + wanted) < ROUNDING
-        assert layer.order is Order.PANELS
+        assert order_of(layer.weight) is Order.PANELS
     unpack(layer)
     assert torch.equal(layer.weight, plain.weight)
 
@@ -140,7 +140,7 @@ def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None
         residual = draw(len(x), 32, *x.shape[2:], seed=1)
         wanted = residual.double() + copy.deepcopy(plain).double()(x.double())
         assert error(layer.add_to(residual, x), wanted) < ROUNDING
-        assert layer.order is Order.PANELS
+        assert order_of(layer.weight) is Order.PANELS
     unpack(layer)
     assert torch.equal(layer.weight, plain.weight)
 
@@ -154,7 +154,7 @@ def test_layers_that_the_kernel_does_not_support_use_onednn(layer: nn.Module) ->
     packed.__class__ = PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear
     x = draw(1, 64, 8, 8) if isinstance(layer, nn.Conv2d) else draw(64, packed.in_features)
     packed(x)
-    assert packed.order is Order.ONEDNN
+    assert order_of(packed.weight) is Order.ONEDNN
 
 
 def test_without_the_kernel_every_layer_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_without_the_kernel_every_layer_uses_onednn(monkeypatch: pytest.MonkeyPa
     layer: Any = nn.Linear(64, 32).bfloat16().requires_grad_(False)
     layer.__class__ = PackedLinear
     layer(draw(48, 64))
-    assert layer.order is Order.ONEDNN
+    assert order_of(layer.weight) is Order.ONEDNN
 
 
 def test_mismatched_shapes_and_dtypes_are_errors() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentdiff.runtime.packed import Order, PackedConv2d, unpack
-from latentdiff.runtime.panels import convolution, to_panels
+from latentdiff.runtime.packed import PackedConv2d, unpack
+from latentdiff.runtime.panels import Order, convolution, order_of, to_panels
 from tests.runtime.variants import on_variants
 
 pytestmark = pytest.mark.usefixtures("variant")
@@ -65,4 +65,4 @@ def test_only_convolutions_of_few_pixels_are_in_panels_without_amx() -> None:
     layer.__class__ = PackedConv2d
     for side, ours in [(8, True), (16, False), (4, True)]:
         layer(draw(2, 64, side, side))
-        assert (layer.order is Order.PANELS) is ours
+        assert (order_of(layer.weight) is Order.PANELS) is ours
