@@ -29,7 +29,7 @@ def seconds_cells(turns: Mapping[str, list[Turn]], name: str, base: str) -> list
 
 def write(what: str, about: str, body: str, device: torch.device) -> Path:
     """Print the report and write it to `benchmarks/results/`. about: what was measured, and how."""
-    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])])
     text = (
         f"# {what.replace('_', ' ')}, {date.today()}\n\n{about}\n"
         f"{hardware(device)}, {torch.get_num_threads()} threads; {versions()}\n\n{body}\n\n`{command}`\n"
@@ -39,3 +39,9 @@ def write(what: str, about: str, body: str, device: torch.device) -> Path:
     path.write_text(text, encoding="utf-8")
     print(f"{text}\nwritten to {path}")
     return path
+
+
+def _portable(argument: str) -> str:
+    """An absolute path by its name: results are published, the folders of a machine are not."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument

@@ -186,11 +186,16 @@ def test_the_operations_of_the_matrix_product_are_counted_correctly(monkeypatch:
 
 def test_a_report_names_hardware_versions_and_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/unet.py", "--batch", "4"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/unet.py", "--batch", "4", str(tmp_path / "runs"), "a/b"])
     path = report.write("unet_small", "A call.", "| table |", torch.device("cpu"))
     text = path.read_text(encoding="utf-8")
     assert path.name.startswith("unet_small_") and path.parent == tmp_path / "results"
-    for part in ("A call.", "| table |", "`python -m benchmarks.unet --batch 4`", f"torch {torch.__version__}"):
+    for part in (
+        "A call.",
+        "| table |",
+        "`python -m benchmarks.unet --batch 4 runs a/b`",
+        f"torch {torch.__version__}",
+    ):
         assert part in text
 
 

@@ -12,6 +12,7 @@ convolutions of few pixels (linear_fp32.cpp), and those of many pixels by Winogr
 """
 
 import platform
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -78,13 +79,13 @@ class Packed(nn.Module):
         return _hold(self, (to_gated_panels if order is Order.GATED else to_panels)(weight))
 
     @property
+    @abstractmethod
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the plain weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reordered(self, weight: Tensor, x: Tensor) -> Tensor:
         """The weight in oneDNN's order."""
-        raise NotImplementedError
 
 
 class PackedLinear(Packed, nn.Linear):

@@ -1,18 +1,15 @@
 """Linear layers with GEGLU in the product are close to float64, row by row the same in any batch."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from latentdiff.models.attention import GEGLU
-from latentdiff.runtime.native_layers import use_native_kernels
-from latentdiff.runtime.packed import PackedLinear, unpack
-from latentdiff.runtime.panels import Order, gated_linear, order_of, to_gated_panels
-from tests.runtime.test_packed import ROUNDING, draw, error
+from latentdiff.runtime.panels import gated_linear, to_gated_panels
+from tests.runtime.packed_checks import check_packs_halves_together, error
+from tests.runtime.test_packed import ROUNDING, draw
 from tests.runtime.variants import on_variants
 
 pytestmark = [on_variants("amx", "avx512_bf16"), pytest.mark.usefixtures("variant")]
@@ -55,16 +52,6 @@ def test_a_row_is_bit_identical_in_any_batch_and_with_any_number_of_threads(dept
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_gated_layer_packs_its_halves_together_and_restores_them(bias: bool) -> None:
-    plain = GEGLU(64, 48).bfloat16().requires_grad_(False)
+    plain: Any = GEGLU(64, 48).bfloat16()
     plain.proj.bias = plain.proj.bias if bias else None
-    fast: Any = copy.deepcopy(plain)
-    use_native_kernels(nn.Sequential(fast))
-    fast.proj.__class__ = PackedLinear
-    for x in (draw(2, 77, 64), draw(3, 64)):
-        assert error(fast(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
-        assert order_of(fast.proj.weight) is Order.GATED
-    assert error(fast.proj(x), copy.deepcopy(plain.proj).double()(x.double())) < ROUNDING
-    assert order_of(fast.proj.weight) is not Order.GATED
-    fast(x)
-    unpack(fast.proj)
-    assert torch.equal(fast.proj.weight, plain.proj.weight)
+    check_packs_halves_together(plain, draw, ROUNDING)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from latentdiff.runtime import panels
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 from latentdiff.runtime.panels import Order, convolution, from_panels, linear, order_of, to_gated_panels, to_panels
+from tests.runtime.packed_checks import check_stays_in_panels, error
 from tests.runtime.variants import on_variants
 
 pytestmark = [on_variants("amx"), pytest.mark.usefixtures("variant")]
@@ -19,10 +20,6 @@ ROUNDING = 2.0**-8  # of the result to bfloat16, half of it on the average
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted).norm() / wanted.norm()).item()
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (96, 32, 1, 1), (64, 96, 3, 3)])
@@ -115,21 +112,9 @@ def test_any_number_of_threads_computes_the_same(rows: int) -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 32), lambda: nn.Conv2d(64, 32, 1)])
-def test_a_layer_stays_in_panels_for_few_rows_and_for_many(make: Any) -> None:
-    torch.manual_seed(0)
-    plain = make().bfloat16().requires_grad_(False)
-    layer: Any = copy.deepcopy(plain)
-    layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
-    for rows in (48, 4096, 3):
-        x = draw(1, 64, 1, rows) if isinstance(plain, nn.Conv2d) else draw(rows, 64)
-        wanted = copy.deepcopy(plain).double()(x.double())
-        assert error(layer(x), wanted) < ROUNDING
-        residual = draw(*wanted.shape, seed=1)
-        assert error(layer.add_to(residual, x), residual.double() + wanted) < ROUNDING
-        assert order_of(layer.weight) is Order.PANELS
-    unpack(layer)
-    assert torch.equal(layer.weight, plain.weight)
+@pytest.mark.parametrize("layer", [nn.Linear(64, 32), nn.Conv2d(64, 32, 1)])
+def test_a_layer_stays_in_panels_for_few_rows_and_for_many(layer: nn.Linear | nn.Conv2d) -> None:
+    check_stays_in_panels(copy.deepcopy(layer).bfloat16(), draw, ROUNDING)
 
 
 def test_a_3x3_convolution_stays_in_panels_for_few_pixels_and_for_many() -> None:

@@ -1,7 +1,6 @@
 """Float32 layers in panels, on every variant: close to float64, bit-identical in any batch, and unpacked to the bit."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.models.attention import GEGLU
-from latentdiff.runtime.native_layers import use_native_kernels
 from latentdiff.runtime.packed import PackedConv2d, PackedLinear, unpack
 from latentdiff.runtime.panels import (
     Order,
@@ -23,6 +21,7 @@ from latentdiff.runtime.panels import (
     to_gated_panels,
     to_panels,
 )
+from tests.runtime.packed_checks import check_packs_halves_together, check_stays_in_panels, error
 from tests.runtime.variants import on_variants
 
 pytestmark = [on_variants(), pytest.mark.usefixtures("variant")]
@@ -31,10 +30,6 @@ ROUNDING = 2e-6  # relative, in L2 norm
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted).norm() / wanted.norm()).item()
 
 
 @pytest.mark.parametrize("shape", [(32, 7), (96, 33, 1, 1), (64, 40, 3, 3)])
@@ -104,21 +99,9 @@ def test_an_image_is_bit_identical_in_any_batch() -> None:
     assert torch.equal(together, torch.cat([convolution(part, weight, bias, None) for part in x.split(3)]))
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(24, 64), lambda: nn.Conv2d(24, 64, 1)])
-def test_a_layer_is_in_panels_for_few_rows_and_for_many(make: Callable[[], Any]) -> None:
-    torch.manual_seed(0)
-    plain = make().requires_grad_(False)
-    layer: Any = copy.deepcopy(plain)
-    layer.__class__ = PackedConv2d if isinstance(plain, nn.Conv2d) else PackedLinear
-    for rows in (48, 4096, 3):
-        x = draw(1, 24, 1, rows) if isinstance(plain, nn.Conv2d) else draw(rows, 24)
-        wanted = copy.deepcopy(plain).double()(x.double())
-        assert error(layer(x), wanted) < ROUNDING
-        residual = draw(*wanted.shape, seed=1)
-        assert error(layer.add_to(residual, x), residual.double() + wanted) < ROUNDING
-        assert order_of(layer.weight) is Order.PANELS
-    unpack(layer)
-    assert torch.equal(layer.weight, plain.weight)
+@pytest.mark.parametrize("layer", [nn.Linear(24, 64), nn.Conv2d(24, 64, 1)])
+def test_a_layer_is_in_panels_for_few_rows_and_for_many(layer: nn.Linear | nn.Conv2d) -> None:
+    check_stays_in_panels(layer, draw, ROUNDING)
 
 
 def test_a_3x3_convolution_computes_the_same_whatever_size_it_was_called_on_before() -> None:
@@ -140,19 +123,9 @@ def test_a_3x3_convolution_computes_the_same_whatever_size_it_was_called_on_befo
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_gated_layer_packs_its_halves_together_and_restores_them(bias: bool) -> None:
-    plain = GEGLU(24, 48).requires_grad_(False)
+    plain: Any = GEGLU(24, 48)
     plain.proj.bias = plain.proj.bias if bias else None
-    fast: Any = copy.deepcopy(plain)
-    use_native_kernels(nn.Sequential(fast))
-    fast.proj.__class__ = PackedLinear
-    for x in (draw(2, 77, 24), draw(3, 24)):
-        assert error(fast(x), copy.deepcopy(plain).double()(x.double())) < ROUNDING
-        assert order_of(fast.proj.weight) is Order.GATED
-    assert error(fast.proj(x), copy.deepcopy(plain.proj).double()(x.double())) < ROUNDING
-    assert order_of(fast.proj.weight) is Order.PANELS
-    fast(x)
-    unpack(fast.proj)
-    assert torch.equal(fast.proj.weight, plain.proj.weight)
+    check_packs_halves_together(plain, draw, ROUNDING)
 
 
 def test_gelu_is_accurate_over_its_whole_range() -> None:
