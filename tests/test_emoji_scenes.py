@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -87,15 +88,16 @@ def test_a_scene_depends_only_on_seed_and_number(sprites: list[Sprite], scenes: 
 
 def test_all_kinds_of_scenes_appear(scenes: list[Scene]) -> None:
     kinds = {scene.kind for scene in scenes}
-    assert kinds == {"original", "single", "colour", "number", "pair", "position", "attributes"}
+    assert kinds == {"original", "single", "colour", "number", "pair", "position", "attributes", "several"}
+    assert {len(scene.concepts) for scene in scenes if scene.kind == "several"} == {3, 4}
 
 
 def test_no_held_out_combination_is_shown(scenes: list[Scene]) -> None:
     counted = {english_number: number for number, (english_number, _) in NUMBERS.items() if number > 1}
     seen = 0
     for scene in scenes:
-        if len(scene.concepts) == 2:
-            assert pair_part(*scene.concepts) == "train"
+        for first, second in combinations(scene.concepts, 2):
+            assert pair_part(first, second) == "train"
             seen += 1
         if scene.kind == "number":
             (number,) = {counted[word] for word in scene.captions[0].split() if word in counted}

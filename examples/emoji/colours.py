@@ -56,10 +56,10 @@ def unit(pixels: NDArray[np.uint8]) -> Array:
 
 def to_hsv(rgb: Array) -> tuple[Array, Array, Array]:
     """RGB [..., 3] in [0, 1] to hue in degrees, saturation and value, each [...]."""
-    high, low = rgb.max(-1), rgb.min(-1)
+    red, green, blue = (rgb[..., k] for k in range(3))
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     chroma = high - low
     safe = np.where(chroma > 0, chroma, 1)
-    red, green, blue = (rgb[..., k] for k in range(3))
     sixth = np.where(
         high == red,
         (green - blue) / safe % 6,

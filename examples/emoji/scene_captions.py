@@ -79,7 +79,7 @@ class Phrase:
 def scene_captions(
     phrases: Sequence[Phrase], relation: str | None, background: str | None, style: str, rng: random.Random
 ) -> list[str]:
-    """Captions of a scene of one or two kinds of object, half of them Chinese; the second is placed by `relation`.
+    """Captions of a scene of one to four kinds of object, half of them Chinese; of two, `relation` places the second.
 
     relation: "left of" or "above", or None if the captions do not state the positions. background: a colour, or None
     for white.
@@ -94,6 +94,8 @@ def _english(
     words = [phrase.english(rng) for phrase in phrases]
     if len(words) == 1:
         text = rng.choice(OPENINGS).format(words[0])
+    elif len(words) > 2:
+        text = " and ".join(_listed(words, ", ", rng))
     else:
         text = rng.choice(RELATIONS[relation] if relation else PAIRS).format(*words)
         text = f"a picture of {text}" if rng.random() < 0.15 else text
@@ -108,8 +110,16 @@ def _chinese(
     words = [phrase.chinese(rng) for phrase in phrases]
     if len(words) == 1:
         text = rng.choice(OPENINGS_ZH).format(words[0])
+    elif len(words) > 2:
+        text = "和".join(_listed(words, "、", rng))
     else:
         text = rng.choice(RELATIONS_ZH[relation] if relation else PAIRS_ZH).format(*words)
     if background is not None:
         text += f"，{COLOURS[background].chinese}背景"
     return text + (f"，{style} 风格" if rng.random() < STYLED else "")
+
+
+def _listed(words: Sequence[str], comma: str, rng: random.Random) -> tuple[str, str]:
+    """All words but one, in a random order, and the one that "and" connects with them."""
+    *before, last = rng.sample(words, len(words))
+    return comma.join(before), last

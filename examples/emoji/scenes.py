@@ -8,8 +8,9 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from examples.emoji.layout import (
     cells_of_two,
     compose,
     inside,
+    relations,
     stands_out,
 )
 from examples.emoji.scene_captions import Phrase, scene_captions
@@ -37,13 +39,14 @@ from examples.folders import whole_folder
 from latentdiff.errors import InputError
 
 KINDS = {
-    "original": 0.2,
-    "single": 0.1,
-    "colour": 0.2,
+    "original": 0.16,
+    "single": 0.06,
+    "colour": 0.16,
     "number": 0.2,
-    "pair": 0.1,
+    "pair": 0.08,
     "position": 0.12,
-    "attributes": 0.08,
+    "attributes": 0.12,
+    "several": 0.1,
 }
 COLOURED_BACKGROUND = 0.25
 
@@ -76,6 +79,7 @@ class SceneMaker:
             "pair": lambda rng: self._two(rng, "pair", placed=False, coloured=False),
             "position": lambda rng: self._two(rng, "position", placed=True, coloured=False),
             "attributes": lambda rng: self._two(rng, "attributes", placed=rng.random() < 0.3, coloured=True),
+            "several": self._several,
         }
 
     def scene(self, number: int) -> Scene:
@@ -133,10 +137,12 @@ class SceneMaker:
         colours: list[str | None] = [None, None]
         if coloured:
             colours = list(rng.sample(list(COLOURS), 2))
+        relation = rng.choice(("left of", "above"))
+        if _held_out(first, second, [relation], colours):
+            return None
         drawn = [s.rgba if c is None else s.in_colour(c) for s, c in zip((first, second), colours, strict=True)]
         things = [rgba for rgba in drawn if rgba is not None]
-        relation = rng.choice(("left of", "above"))
-        if len(things) < 2 or _held_out(first, second, relation, colours):
+        if len(things) < 2:
             return None
         cells = cells_of_two(rng, relation)
         boxes = [inside(rng, cell, rng.uniform(0.75, 1)) for cell in cells]
@@ -144,6 +150,19 @@ class SceneMaker:
         phrases = [phrase_of(s, colour=c) for s, c in zip((first, second), colours, strict=True)]
         parts = list(zip(things, boxes, strict=True))
         return _compose(kind, first, parts, phrases, background, rng, relation if placed else None)
+
+    def _several(self, rng: random.Random) -> Scene | None:
+        """Three or four different objects, whose positions captions do not state."""
+        first, number = self.single.draw(rng), rng.choice((3, 4))
+        sprites = [first, *(self.single.draw(rng, first.style) for _ in range(number - 1))]
+        cells = cells_of_copies(rng, number)
+        placed = zip(sprites, cells, strict=True)
+        if any(_held_out(a, b, relations(here, there), []) for (a, here), (b, there) in combinations(placed, 2)):
+            return None
+        things = [sprite.rgba for sprite in sprites]
+        parts = [(rgba, inside(rng, cell, rng.uniform(0.8, 1))) for rgba, cell in zip(things, cells, strict=True)]
+        phrases = [phrase_of(sprite) for sprite in sprites]
+        return _compose("several", first, parts, phrases, _background(rng, things, []), rng)
 
 
 def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: str | None = None) -> Phrase:
@@ -153,11 +172,11 @@ def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: 
     return Phrase(row["concept"], row["concept_zh"], row["group"], names[0], names[1], number, colour, size)
 
 
-def _held_out(first: Sprite, second: Sprite, relation: str, colours: list[str | None]) -> bool:
-    """Whether a scene of two objects contains a combination that is held out, regardless of its captions."""
+def _held_out(first: Sprite, second: Sprite, relations: Sequence[str], colours: Sequence[str | None]) -> bool:
+    """Whether two objects in a scene are a combination that is held out, regardless of its captions."""
     a, b = first.concept, second.concept
-    parts = [pair_part(a, b), position_part(a, relation, b)]
-    parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=True) if colour]
+    parts = [pair_part(a, b), *(position_part(a, relation, b) for relation in relations)]
+    parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=False) if colour]
     return a == b or any(part != "train" for part in parts)
 
 

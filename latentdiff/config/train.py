@@ -46,6 +46,7 @@ class OptimConfig(Config):
 class RunConfig(Config):
     """Output folder, precision, and intervals of logging, evaluation and checkpoints, in optimiser steps.
 
+    compile: compile the U-Net with torch.compile at the first step, which takes a minute or two and needs a compiler.
     early_stopping: number of evaluations without a lower held-out loss after which the run ends.
     gradient_checkpointing: recompute activations in the backward pass, to use less memory.
     mixed_precision: "auto" is bf16, or "no" on CPUs without bfloat16 instructions; a resumed run keeps its precision.
@@ -56,6 +57,7 @@ class RunConfig(Config):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_accumulation_steps: PositiveInt = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     early_stopping: PositiveInt | None = None
     checkpoint_every: PositiveInt = 500
     sample_every: PositiveInt = 500
@@ -78,8 +80,8 @@ class TrainConfig(Config):
     def _settings_apply_to_the_task(self) -> Self:
         if isinstance(self, DenoiserConfig):
             return self
-        if self.run.gradient_checkpointing:
-            raise ValueError("run.gradient_checkpointing is for U-Nets only; remove it")
+        of_unets = "gradient_checkpointing", "compile"
+        refuse_given(self.run, of_unets, f"in task {self.task}, which trains no U-Net", "run.")
         refuse_given(self.data, ("crop", "max_crop"), f"in task {self.task}, which reads centre squares", "data.")
         if isinstance(self, VAETrainConfig):
             refuse_given(self.data, CAPTION_SETTINGS, "in task vae, which reads no captions", "data.")

@@ -1,6 +1,7 @@
 """Denoiser training in a frozen VAE's latent space, with caption dropout for classifier-free guidance."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class DenoiserModule(nn.Module):
         self.downscale = parts.vae.config.downscale
         self.config = config
 
+    @cached_property
+    def compiled(self) -> Callable[..., Tensor]:
+        """The U-Net, compiled at its first call for each size; not a submodule, so that names of weights stay."""
+        return torch.compile(self.unet)
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """batch: `mean`, `std` of the VAE, `posterior_noise`, `noise` [B, C, h, w], `caption` B strings, `timesteps`
         on the CPU and `weight` [B].
@@ -57,8 +63,9 @@ class DenoiserModule(nn.Module):
         noisy = self.schedule.add_noise(x0, noise, timesteps).contiguous(memory_format=torch.channels_last)
         height, width = (side * self.downscale for side in x0.shape[-2:])  # for SDXL: the picture's size, no crop
         text = self.text.embed(captions).with_time_ids(height, width, 0, 0, height, width)
+        unet = self.compiled if self.training and self.config.run.compile else self.unet
         with attention_for_training(noisy):
-            output = self.unet(noisy, send(timesteps, x0.device), text.to(x0.device)).float()
+            output = unet(noisy, send(timesteps, x0.device), text.to(x0.device)).float()
         target = self.schedule.training_target(x0, noise, timesteps)
         error = elementwise_loss(output, target, self.config.huber_delta).flatten(1).mean(1)
         if self.config.min_snr_gamma is None:

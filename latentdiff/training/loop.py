@@ -60,7 +60,7 @@ class Run:
             **self.sharding,
         )
         set_seed(run.seed, device_specific=True)
-        if self.accelerator.device.type == "cpu":
+        if self.accelerator.device.type == "cpu" and not run.compile:
             use_native_kernels(task.module)
         trained = self._place()
         optimizer = make_optimizer(trained, optim)

@@ -199,7 +199,8 @@ def test_mismatched_widths_are_refused(unet_config: Make, tmp_path: Path, key: s
     ("changes", "message"),
     [
         ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
-        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing is for U-Nets only"),
+        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing=True has no effect in task text"),
+        ({"run": {"output": "x", "compile": True}}, "compile=True has no effect in task text_encoder, which trains no U-Net"),
         ({"data": {"train": "x", "crop": "random"}}, "data.crop='random' has no effect in task text_encoder, which"),
         ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
     ],
