@@ -75,8 +75,9 @@ class CLIPTokenizer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [B, S] with start and end tokens, padded and truncated to the model's length."""
         length, rows = self.model_max_length, []
-        for text in texts:
-            row = [self.bos_token_id, *self.encode(text)[: length - 2], self.eos_token_id]
+        for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False):  # on all cores
+            ids = [i for word in self._words(one.ids) for i in word]
+            row = [self.bos_token_id, *ids[: length - 2], self.eos_token_id]
             rows.append(row + [self.pad_token_id] * (length - len(row)))
         return torch.tensor(rows)
 
@@ -86,7 +87,9 @@ class CLIPTokenizer:
 
     def encode_words(self, text: str) -> list[list[int]]:
         """The ids of `encode` as lists: one list per learned word with several vectors, and one per other id."""
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return self._words(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _words(self, ids: Sequence[int]) -> list[list[int]]:
         return [list(range(i, i + self._vectors.get(i, 1))) for i in ids]
 
     @property

@@ -199,8 +199,14 @@ def test_mismatched_widths_are_refused(unet_config: Make, tmp_path: Path, key: s
     ("changes", "message"),
     [
         ({"hidden_size": 33}, "hidden_size=33 must be a multiple of heads=2"),
-        ({"run": {"output": "x", "gradient_checkpointing": True}}, "gradient_checkpointing=True has no effect in task text"),
-        ({"run": {"output": "x", "compile": True}}, "compile=True has no effect in task text_encoder, which trains no U-Net"),
+        (
+            {"run": {"output": "x", "gradient_checkpointing": True}},
+            "gradient_checkpointing=True has no effect in task text",
+        ),
+        (
+            {"run": {"output": "x", "compile": True}},
+            "compile=True has no effect in task text_encoder, which trains no U-Net",
+        ),
         ({"data": {"train": "x", "crop": "random"}}, "data.crop='random' has no effect in task text_encoder, which"),
         ({"run": {"output": "x", "seed": 2**31}}, "less than 2147483648"),
     ],
@@ -219,6 +225,20 @@ def test_the_text_encoder_is_trained_if_requested(unet_config: Make, frozen: Pat
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert {"token_embedding", "q_proj", "fc1"} <= {part for key in changed for part in key.split(".")}
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_and_the_files_of_a_plain_one(unet_config: Make, tmp_path: Path) -> None:
+    found, weights = [], []
+    for compiled in (True, False):
+        config = unet_config(tmp_path / str(compiled), max_steps=4)
+        config["run"]["compile"] = compiled
+        torch._dynamo.utils.counters.clear()
+        found.append(losses(run(config)))
+        assert bool(torch._dynamo.utils.counters["stats"]["calls_captured"]) == compiled
+        weights.append(load_file(tmp_path / str(compiled) / "model/unet/diffusion_pytorch_model.safetensors"))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert weights[0].keys() == weights[1].keys()
 
 
 def test_prodigy_trains(unet_config: Make, tmp_path: Path) -> None:
