@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import re
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +95,7 @@ def test_no_held_out_combination_is_shown(scenes: list[Scene]) -> None:
     counted = {english_number: number for number, (english_number, _) in NUMBERS.items() if number > 1}
     seen = 0
     for scene in scenes:
-        for first, second in combinations(scene.concepts, 2):
+        for first, second in itertools.combinations(scene.concepts, 2):
             assert pair_part(first, second) == "train"
             seen += 1
         if scene.kind == "number":

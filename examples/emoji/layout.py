@@ -71,8 +71,8 @@ def cells_of_two(rng: random.Random, relation: str) -> list[Box]:
     return [(shift, k * half, half) for k, shift in enumerate(shifts)]
 
 
-def relations(here: Box, there: Box) -> list[str]:
-    """The positions of one cell relative to another of the same size, such as "left of" and "above"."""
-    horizontal, vertical = there[0] - here[0], there[1] - here[1]
-    found = [("left of" if horizontal > 0 else "right of") if horizontal else None]
-    return [word for word in (*found, ("above" if vertical > 0 else "below") if vertical else None) if word]
+def relative_positions(here: Box, there: Box) -> list[str]:
+    """The positions of one cell of a grid relative to another, such as "left of" and "above"."""
+    right, down = there[0] - here[0], there[1] - here[1]
+    words = [("left of" if right > 0 else "right of", right), ("above" if down > 0 else "below", down)]
+    return [word for word, distance in words if distance]

@@ -29,7 +29,7 @@ from examples.emoji.layout import (
     cells_of_two,
     compose,
     inside,
-    relations,
+    relative_positions,
     stands_out,
 )
 from examples.emoji.scene_captions import Phrase, scene_captions
@@ -156,8 +156,8 @@ class SceneMaker:
         first, number = self.single.draw(rng), rng.choice((3, 4))
         sprites = [first, *(self.single.draw(rng, first.style) for _ in range(number - 1))]
         cells = cells_of_copies(rng, number)
-        placed = zip(sprites, cells, strict=True)
-        if any(_held_out(a, b, relations(here, there), []) for (a, here), (b, there) in combinations(placed, 2)):
+        pairs = combinations(zip(sprites, cells, strict=True), 2)
+        if any(_held_out(a, b, relative_positions(here, there)) for (a, here), (b, there) in pairs):
             return None
         things = [sprite.rgba for sprite in sprites]
         parts = [(rgba, inside(rng, cell, rng.uniform(0.8, 1))) for rgba, cell in zip(things, cells, strict=True)]
@@ -172,11 +172,13 @@ def phrase_of(sprite: Sprite, number: int = 1, colour: str | None = None, size: 
     return Phrase(row["concept"], row["concept_zh"], row["group"], names[0], names[1], number, colour, size)
 
 
-def _held_out(first: Sprite, second: Sprite, relations: Sequence[str], colours: Sequence[str | None]) -> bool:
+def _held_out(
+    first: Sprite, second: Sprite, relations: Sequence[str], colours: Sequence[str | None] = (None, None)
+) -> bool:
     """Whether two objects in a scene are a combination that is held out, regardless of its captions."""
     a, b = first.concept, second.concept
     parts = [pair_part(a, b), *(position_part(a, relation, b) for relation in relations)]
-    parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=False) if colour]
+    parts += [colour_part(name, colour) for name, colour in zip((a, b), colours, strict=True) if colour]
     return a == b or any(part != "train" for part in parts)
 
 
