@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config.schedule import ScheduleConfig
+from latentdiff.device_transfer import send
 from latentdiff.models.conditioning import Conditioning, PromptConditioning, concatenate
 from latentdiff.sampling.loop import Denoiser, Levels, SamplerState, column
 from latentdiff.sampling.schedule import Schedule
@@ -58,7 +59,7 @@ def _timesteps(levels: Levels, device: torch.device) -> Tensor:
     count, first = len(levels.timesteps), levels.timesteps[0]
     if len(set(levels.timesteps)) == 1:
         return torch.full((count,), first, device=device)
-    return torch.tensor(levels.timesteps, device=device)
+    return send(torch.tensor(levels.timesteps), device)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.sampling.samplers import EARLIER, Plan, Update
 from latentdiff.sampling.seeds import draw_noise
@@ -112,7 +113,7 @@ def column(values: Sequence[float], like: Tensor) -> float | Tensor:
     """A factor for each row of `like` [B, ...]; a number if all rows agree, which needs no copy to the device."""
     if len(set(values)) == 1:
         return values[0]
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+    return send(torch.tensor(values, dtype=like.dtype), like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 def _stack(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from latentdiff.device_transfer import send
 from latentdiff.models.tiled_vae import cuts
 from latentdiff.sampling.loop import Denoiser, Levels
 
@@ -23,7 +24,7 @@ def in_tiles(denoiser: Denoiser, side: int) -> Denoiser:
         for row in rows:
             for column in columns:
                 part = denoiser(latents[..., row.latents, column.latents].contiguous(), levels)
-                weights = (row.weights[:, None] * column.weights).to(part)
+                weights = send((row.weights[:, None] * column.weights).to(part.dtype), part.device)
                 x0[..., row.kept, column.kept] += part[..., row.inner, column.inner] * weights
         return x0
 

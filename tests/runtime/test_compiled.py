@@ -234,4 +234,4 @@ def test_a_recorded_output_survives_the_next_call() -> None:
     inputs = [torch.randn(2, 4, 8, 8, device=device).bfloat16() for _ in range(4)]
     found = [unet(x, times, Conditioning(hidden)) for x in inputs]
     for x, out in zip(inputs, found, strict=True):
-        torch.testing.assert_close(out, plain(x, times, hidden), rtol=0.05, atol=0.03)
+        torch.testing.assert_close(out, plain(x, times, Conditioning(hidden)), rtol=0.05, atol=0.03)

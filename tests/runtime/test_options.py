@@ -12,6 +12,7 @@ from latentdiff import LatentDiffusionPipeline
 from latentdiff.checkpoints.components import read_pipeline
 from latentdiff.checkpoints.lora_writer import save_lora
 from latentdiff.errors import InputError
+from latentdiff.sampling.loop import StepInfo
 from latentdiff.training.lora import add_lora
 from tests.small import read_weights
 
@@ -94,8 +95,15 @@ def test_no_step_waits_for_a_gpu(model_folder: Path, sampler: str) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(model_folder, device="cuda")
     options: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "sampler": sampler, "output_type": "latent"}
     pipe("a cat face", **options)
-    modes = {1: "error", 3: "default"}
+
+    def refuse_waiting(info: StepInfo) -> None:
+        """From the second step to the last; afterwards the pipeline reads whether the latents are finite."""
+        torch.cuda.set_sync_debug_mode("error" if info.step < info.steps else "default")
+        if info.step == 1:
+            with pytest.raises(RuntimeError, match="synchronizing"):  # the mode does detect a number that is read
+                torch.ones(1, device="cuda").item()
+
     try:
-        pipe("a cat face", **options, callback=lambda step, *_: torch.cuda.set_sync_debug_mode(modes.get(step, 2)))
+        pipe("a cat face", **options, callback=refuse_waiting)
     finally:
         torch.cuda.set_sync_debug_mode("default")

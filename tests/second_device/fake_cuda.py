@@ -1,7 +1,8 @@
 """Checks that run on "cuda" with fake tensors, which have a device and a shape but no data.
 
 `python -m tests.second_device.fake_cuda GUARD` prints the result of each check as JSON. An operation on operands of two
-devices raises, as on a GPU, and so does reading a value, which would wait for the GPU.
+devices raises, as on a GPU, and so does reading a value, which would wait for the GPU. Copies for
+which it would wait are counted.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentdiff.config.schedule import ScheduleConfig
 from latentdiff.denoiser import Guidance, GuidedDenoiser, NetworkDenoiser, Row
@@ -24,7 +26,8 @@ from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import AutoencoderKL
 from latentdiff.runtime import compiled
 from latentdiff.runtime.optimize import prepare
-from latentdiff.sampling.loop import Levels, SamplerState, sample
+from latentdiff.sampling import tiled_denoiser
+from latentdiff.sampling.loop import SamplerState, sample, step
 from latentdiff.sampling.samplers import plan
 from latentdiff.sampling.schedule import Schedule
 from tests.small import small_text_encoder, small_tokenizer, small_unet_config, small_vae_config
@@ -39,6 +42,27 @@ def mixed_operands() -> str:
     except Exception as error:
         return type(error).__name__
     return "nothing"
+
+
+class WaitingCopies(TorchDispatchMode):
+    """Counts copies from the CPU for which CUDA would wait: those that are not asynchronous."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        source = {torch.ops.aten._to_copy.default: args[:1], torch.ops.aten.copy_.default: args[1:2]}.get(func, ())
+        if source and not kwargs.get("non_blocking", False):
+            self.count += (source[0].device.type, out.device.type) == ("cpu", "cuda")
+        return out
+
+
+def waiting() -> str:
+    """The count itself: `torch.tensor` copies from memory that is not pinned."""
+    with fake(), WaitingCopies() as copies:
+        made = [torch.tensor([1.0, 2.0], device=CUDA), send(torch.tensor([1.0, 2.0]), CUDA)]
+    return f"{copies.count} of {len(made)}"
 
 
 def text() -> str:
@@ -60,7 +84,7 @@ def vae() -> str:
 
 
 def sampling() -> str:
-    """Two images at different levels, with guidance: all steps, and no value is read."""
+    """Two images with guidance: all steps, and in tiles a step at different levels. No value is read, no copy waits."""
     unet, schedule = UNet2DConditionModel(small_unet_config()), Schedule(ScheduleConfig())
     steps = plan(schedule, "ddpm", 4)
     with fake():
@@ -73,7 +97,11 @@ def sampling() -> str:
         ]
         rows = [Row(state, (prompt,), prompt, Guidance(3.0)) for state in states]
         denoiser = GuidedDenoiser(NetworkDenoiser(unet, schedule, torch.bfloat16), rows)
-        return str(sample(denoiser, states)[1].device)
+        with WaitingCopies() as copies:
+            x0 = sample(denoiser, states)[1]
+            ahead, _ = step(denoiser, states)
+            step(tiled_denoiser.in_tiles(denoiser, 4), [ahead[0], states[1]])
+    return f"{x0.device}, {copies.count} copies wait"
 
 
 def training_step() -> str:
@@ -110,19 +138,24 @@ def compiling() -> str:
 def fake() -> Iterator[list[list[int]]]:
     """Fake tensors, and the shapes of those that were pinned."""
     pinned: list[list[int]] = []
-    numbers = NetworkDenoiser._x0_coefficients
-
-    def real_numbers(self: NetworkDenoiser, levels: Levels) -> tuple[list[float], list[float]]:
-        with unset_fake_temporarily():  # arithmetic on the CPU
-            return numbers(self, levels)
-
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.no_grad(),
         patch.object(Tensor, "pin_memory", lambda tensor: pinned.append(list(tensor.shape)) or tensor),
-        patch.object(NetworkDenoiser, "_x0_coefficients", real_numbers),
+        patch.object(NetworkDenoiser, "_x0_coefficients", not_fake(NetworkDenoiser._x0_coefficients)),
+        patch.object(tiled_denoiser, "cuts", not_fake(tiled_denoiser.cuts)),
     ):
         yield pinned
+
+
+def not_fake(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function for real tensors: arithmetic on the CPU."""
+
+    def call(*arguments: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*arguments)
+
+    return call
 
 
 def staying() -> AbstractContextManager[object]:
@@ -130,7 +163,7 @@ def staying() -> AbstractContextManager[object]:
     return patch.object(nn.Module, "to", lambda module, **_: module)
 
 
-CHECKS = (text, vae, sampling, training_step, compiling)
+CHECKS = (waiting, text, vae, sampling, training_step, compiling)
 
 
 def main(guard: str) -> None:
