@@ -13,7 +13,16 @@ from PIL import Image
 
 from examples.emoji.colours import COLOURS, can_recolour, name_colour, recolour, to_hsv, to_rgb
 from examples.emoji.combinations import HELD_OUT, OPPOSITE, colour_part, number_part, pair_part, part_of, position_part
-from examples.emoji.layout import GAP, SIZE, cells_of_copies, cells_of_two, compose, inside, stands_out
+from examples.emoji.layout import (
+    GAP,
+    SIZE,
+    cells_of_copies,
+    cells_of_two,
+    compose,
+    inside,
+    relative_positions,
+    stands_out,
+)
 from examples.emoji.nouns import NUMBERS, chinese, english, is_counted, plural
 from examples.emoji.parts import find_parts
 from examples.emoji.scene_captions import RELATIONS, Phrase, scene_captions
@@ -108,6 +117,15 @@ def test_no_held_out_combination_is_shown(scenes: list[Scene]) -> None:
             assert colour_part(scene.concepts[0], colour) == "train"
             seen += 1
     assert seen > 50
+
+
+def test_cells_of_a_grid_know_their_positions_to_each_other() -> None:
+    """Scenes of several objects exclude held-out positions by these words."""
+    first, right, below, diagonal = ((x, y, 64.0) for x, y in ((0.0, 0.0), (64.0, 0.0), (0.0, 64.0), (64.0, 64.0)))
+    assert relative_positions(first, right) == ["left of"] and relative_positions(right, first) == ["right of"]
+    assert relative_positions(first, below) == ["above"] and relative_positions(below, first) == ["below"]
+    assert relative_positions(first, diagonal) == ["left of", "above"]
+    assert relative_positions(right, below) == ["right of", "above"]
 
 
 def test_scenes_have_as_many_parts_as_their_captions_state(scenes: list[Scene]) -> None:
