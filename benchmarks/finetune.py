@@ -48,8 +48,8 @@ def prompts(name: str, concepts: Sequence[str]) -> dict[str, list[str]]:
 def tuned(output: Path, method: str) -> LatentDiffusionPipeline:
     """The bundled model with the result of the run in `output`."""
     if method == "full":
-        return LatentDiffusionPipeline.from_pretrained(output / "model", device="cpu")
-    pipe = LatentDiffusionPipeline.from_pretrained(device="cpu")
+        return LatentDiffusionPipeline.from_pretrained(output / "model")
+    pipe = LatentDiffusionPipeline.from_pretrained()
     if method == "textual_inversion":
         pipe.load_textual_inversion(output)
     elif method != "none":
