@@ -29,7 +29,7 @@ SHAPES = {"sd15": training_shapes.Shape, "emoji": training_shapes.emoji}
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. size: side of the pictures; None for the model's own."""
+    """What is measured. size: side of the pictures; None for the model's own. compiled: also with torch.compile."""
 
     device: str
     shapes: tuple[str, ...] = ("sd15", "sdxl")
@@ -37,6 +37,10 @@ class Sizes:
     steps: int = 50
     size: int | None = 512
     rounds: int = 3
+    compiled: bool = True
+
+    def chosen(self, contestants: Sequence[str]) -> list[str]:
+        return [name for name in contestants if self.compiled or "compile" not in name]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def pictures(sizes: Sizes, shape: str, left: float) -> str:
         picture = pipeline.Picture(
             folder=folder, device=sizes.device, steps=sizes.steps, batch=sizes.batches[0], size=size
         )
-        return pipeline.tabulate(pipeline.measure(picture, PICTURES, sizes.rounds, limit=left / 2), PICTURES[0])
+        contest = pipeline.measure(picture, sizes.chosen(PICTURES), sizes.rounds, limit=left / 2)
+        return pipeline.tabulate(contest, PICTURES[0])
 
 
 def steps(sizes: Sizes, shape: str, _: float) -> str:
@@ -73,7 +78,7 @@ def steps(sizes: Sizes, shape: str, _: float) -> str:
 
 def calls(sizes: Sizes, shape: str, batch: int, left: float) -> str:
     network = networks.unet(shape, batch=batch, device=sizes.device)
-    contest, errors = compare.compare(network, CALLS, DTYPE, sizes.rounds, limit=left / 2)
+    contest, errors = compare.compare(network, sizes.chosen(CALLS), DTYPE, sizes.rounds, limit=left / 2)
     return compare.tabulate(contest, errors, networks.flops(network), DTYPE, sizes.device)
 
 
@@ -102,13 +107,17 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=Sizes.size)
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     given = parser.parse_args()
     if given.device is None and not torch.cuda.is_available():
         print("error: torch finds no CUDA device here; run this on a machine with one, or try it with --device cpu",
               file=sys.stderr)  # fmt: skip
         return 2
     device = torch.device(given.device or "cuda")
-    sizes = Sizes(str(device), tuple(given.shapes), tuple(given.batches), given.steps, given.size, given.rounds)
+    sizes = Sizes(
+        str(device), tuple(given.shapes), tuple(given.batches), given.steps, given.size, given.rounds,
+        not given.no_compile,
+    )  # fmt: skip
     about = f"{', '.join(sizes.shapes)} with random weights, {sizes.steps} steps a picture, {sizes.rounds} rounds."
 
     def write(body: str) -> None:

@@ -1,6 +1,7 @@
 """The hardware and the software versions of a measurement."""
 
 import argparse
+import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ from latentdiff import __version__
 from latentdiff.errors import InputError
 from latentdiff.runtime.cpu_features import CPUINFO, cpu_has
 from latentdiff.runtime.device import pick_device
-from latentdiff.runtime.native import variants
+from latentdiff.runtime.native import SWITCH, kernel_variant
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "openvino", "onnxruntime")
@@ -28,11 +29,15 @@ def device_option(name: str) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The name of the GPU, or of the processor with the fastest kernel variant that it can run: zen5-avx512_bf16."""
+    """The name of the GPU, or of the processor with the kernel variant in use: zen5-avx512_bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    best = next((name for name, lacking in variants().items() if not lacking), "no kernels")
-    return f"{_processor()}-{best}"
+    return f"{_processor()}-{kernel_variant() or 'no kernels'}"
+
+
+def limits() -> list[str]:
+    """The environment variables that limit the instructions in use, as a shell sets them."""
+    return [f"{name}={os.environ[name]}" for name in (SWITCH, "ONEDNN_MAX_CPU_ISA") if name in os.environ]
 
 
 def _processor() -> str:
@@ -43,8 +48,8 @@ def _processor() -> str:
     intel = {"85": "cascadelake" if cpu_has("avx512_vnni") else "skylake", "106": "icelake", "143": "sapphirerapids"}
     intel |= {"207": "emeraldrapids", "173": "graniterapids"}
     found = {"AuthenticAMD": amd.get(facts.get("cpu family", "")), "GenuineIntel": intel.get(facts.get("model", ""))}
-    name = found.get(facts.get("vendor_id", "")) or facts.get("model name")
-    return name or platform.processor() or platform.machine()
+    name = found.get(facts.get("vendor_id", "")) or facts.get("model name") or platform.processor()
+    return re.sub(r"\((R|TM)\)| CPU| Processor", "", name) or platform.machine()
 
 
 def versions() -> str:

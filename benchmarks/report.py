@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import RESULTS, hardware, versions
+from benchmarks.machine import RESULTS, hardware, limits, versions
 from benchmarks.turns import Turn, fastest, median
 
 
@@ -29,16 +29,21 @@ def seconds_cells(turns: Mapping[str, list[Turn]], name: str, base: str) -> list
 
 def write(what: str, about: str, body: str, device: torch.device) -> Path:
     """Print the report and write it to `benchmarks/results/`. about: what was measured, and how."""
-    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])])
     text = (
         f"# {what.replace('_', ' ')}, {date.today()}\n\n{about}\n"
-        f"{hardware(device)}, {torch.get_num_threads()} threads; {versions()}\n\n{body}\n\n`{command}`\n"
+        f"{hardware(device)}, {torch.get_num_threads()} threads; {versions()}\n\n{body}\n\n`{command()}`\n"
     )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{what}_{hardware(device).replace(' ', '-')}_{date.today()}.md"
     path.write_text(text, encoding="utf-8")
     print(f"{text}\nwritten to {path}")
     return path
+
+
+def command() -> str:
+    """The command that is running, with the variables that limit the instructions in use."""
+    words = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])]
+    return " ".join([*limits(), shlex.join(words)])
 
 
 def _portable(argument: str) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import RESULTS, hardware, versions
-from benchmarks.report import table
+from benchmarks.report import command, table
 from benchmarks.training_shapes import Shape, emoji, write_pictures
 from benchmarks.training_sides import SIDES
 from benchmarks.turns import Worker, alternate
@@ -119,7 +118,7 @@ def main() -> None:
     given = parser.parse_args()
     shape = Shape(latents=given.latents) if given.sd15 else emoji()
     figures = measure(shape, given.rounds, given.steps, together=not given.sd15)
-    path = write(figures, shape, " ".join(["python -m benchmarks.training", *sys.argv[1:]]))
+    path = write(figures, shape, command())
     settings = f"batch {shape.batch}, mixed precision {usual_precision()}, {torch.get_num_threads()} threads"
     print(f"{tabulate(figures)}\n\n{shape.name}, {settings}")
     print(f"written to {path}")

@@ -20,6 +20,7 @@ from benchmarks.turns import Turn, Worker, alternate, passes
 from latentdiff.checkpoints.locate_model import locate
 from latentdiff.config.clip import CLIPTextConfig
 from latentdiff.models.unet import UNet2DConditionModel
+from latentdiff.runtime import native
 from tests.small import read_weights, small_unet_config, small_vae_config
 
 
@@ -332,3 +333,20 @@ def test_numerics_of_the_bundled_model_are_of_its_own_weights() -> None:
     model = numerics.model_of("emoji", networks.unet("emoji"))
     wanted = read_weights(locate(None) / "unet")
     assert all(torch.equal(value, wanted[key].float()) for key, value in model.state_dict().items())
+
+
+def test_a_result_names_the_kernels_in_use_and_the_limits_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/unet.py", "--folder", "/home/me/model"])
+    for name, value in ((native.SWITCH, "off"), ("ONEDNN_MAX_CPU_ISA", "AVX2")):
+        monkeypatch.setenv(name, value)
+    native._load.cache_clear()
+    try:
+        path = report.write("unet", "About.", "| |", torch.device("cpu"))
+    finally:
+        native._load.cache_clear()
+    assert "-no-kernels_" in path.name and " " not in path.name and "(R)" not in path.name
+    command = "LATENTDIFF_KERNELS=off ONEDNN_MAX_CPU_ISA=AVX2 python -m benchmarks.unet --folder model"
+    assert path.read_text().endswith(f"\n\n`{command}`\n")

@@ -28,6 +28,13 @@ def test_small_batches_and_the_most_important_parts_come_first() -> None:
     ]  # fmt: skip
 
 
+def test_contestants_with_torch_compile_can_be_left_out() -> None:
+    contestants = [*gpu.PICTURES, *gpu.CALLS]
+    assert Sizes("cpu").chosen(contestants) == contestants
+    left = Sizes("cpu", compiled=False).chosen(contestants)
+    assert 0 < len(left) < len(contestants) and not any("compile" in name for name in left)
+
+
 def test_a_part_that_fails_or_is_too_late_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])

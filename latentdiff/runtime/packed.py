@@ -6,9 +6,10 @@ a model's first call, with large blocks mapped one by one; when a packed layer i
 
 With AMX, linear layers have one kernel (linear.cpp) and 3x3 convolutions have two: with few pixels (conv3x3_small.cpp)
 the weights are most of what is read, 29 MB for 1280 channels at 8x8 pixels against 0.3 MB of the map; with more pixels,
-the map (conv3x3_large.cpp). With AVX-512 BF16 the kernels for few pixels and for linear layers with GEGLU
-(gated_linear.cpp) are faster than oneDNN's; other layers are oneDNN's. In float32, we compute linear layers and 3x3
-convolutions of few pixels (linear_fp32.cpp), and those of many pixels by Winograd's algorithm (winograd.py).
+the map (conv3x3_large.cpp). Without AMX, 3x3 convolutions of many pixels are computed by Winograd's algorithm
+(conv3x3_winograd.cpp), in float32 and in bfloat16. In float32 we also compute linear layers and 3x3 convolutions of few
+pixels (linear_fp32.cpp); with AVX-512 BF16, the latter and linear layers with GEGLU (gated_linear.cpp). Other layers
+are oneDNN's.
 """
 
 import platform
@@ -31,7 +32,6 @@ from latentdiff.runtime.panels import (
     to_gated_panels,
     to_panels,
 )
-from latentdiff.runtime.winograd import suits_winograd, transformed_weight, winograd
 
 ops: Any = torch.ops.mkldnn
 
@@ -128,11 +128,7 @@ class PackedLinear(Packed, nn.Linear):
 class PackedConv2d(Packed, nn.Conv2d):
     """[B, C_in, H, W] -> [B, C_out, H', W'], channels last."""
 
-    transformed: Tensor | None = None  # the weight for Winograd's algorithm, in addition to `weight`
-
     def forward(self, x: Tensor) -> Tensor:
-        if suits_winograd(self, x):
-            return winograd(x, transformed_weight(self), self.bias, None)
         weight = self._packed(x)
         if order_of(weight) is Order.PANELS:
             return convolution(x, weight, self.bias, None)
@@ -141,8 +137,6 @@ class PackedConv2d(Packed, nn.Conv2d):
         return ops._convolution_pointwise(x, weight, self.bias, *self._geometry(), "none", [], "")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        if suits_winograd(self, x):
-            return winograd(x, transformed_weight(self), self.bias, residual)
         weight = self._packed(x)
         if order_of(weight) is Order.PANELS:
             return convolution(x, weight, self.bias, residual)
@@ -188,7 +182,6 @@ def _hold(layer: Packed, weight: Tensor) -> Tensor:
 def unpack(layer: Packed) -> None:
     """Restore the plain weight, to the bit."""
     map_large_blocks()
-    vars(layer).pop("transformed", None)
     if order_of(layer.weight) is not Order.PLAIN:
         _hold(layer, plain_weight(layer.weight, layer.weight_shape))
 

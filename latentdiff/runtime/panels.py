@@ -15,8 +15,7 @@ from torch import Tensor
 from latentdiff.runtime.native import SUFFIX, call, load_kernels, provides
 
 FEW_ROWS = 128  # pixels of all images, up to which the kernel for few pixels is the fastest of ours on a CPU with AMX
-FEW_PIXELS = 64  # of an image, up to which it is faster than oneDNN on a CPU with AVX-512 BF16
-FEW_PIXELS_FLOAT32 = 32
+FEW_PIXELS = 32  # of an image, up to which a direct convolution is faster than Winograd's algorithm
 
 
 class Order(Enum):
@@ -77,20 +76,19 @@ def has_linear(kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 def has_convolution(shape: tuple[int, ...], dtype: torch.dtype, images: int, pixels: int) -> bool:
     """Whether it has a kernel for weights [columns, depth, k, k], where k is 1 or 3, and for maps of this size."""
     kernel = convolution_kernel(dtype, math.prod(shape[2:]), images, pixels)
-    return images * pixels > 0 and provides(kernel) and _divides(shape, dtype)
+    vectors = not kernel.startswith("winograd") or shape[1] % layout(dtype).lanes == 0  # it transforms these channels
+    return images * pixels > 0 and provides(kernel) and _divides(shape, dtype) and vectors
 
 
 def convolution_kernel(dtype: torch.dtype, taps: int, images: int, pixels: int) -> str:
     """The name of the kernel for a convolution; pixels: of each image."""
     if taps == 1:
         return f"linear_{SUFFIX[dtype]}"
-    if dtype == torch.float32:
-        few = pixels <= FEW_PIXELS_FLOAT32
-    elif provides("large_convolution_bf16"):
+    if dtype == torch.bfloat16 and provides("large_convolution_bf16"):
         few = images * pixels <= FEW_ROWS and pixels >= BFLOAT16.lanes
-    else:
-        few = BFLOAT16.lanes <= pixels <= FEW_PIXELS
-    return f"{'' if few else 'large_'}convolution_{SUFFIX[dtype]}"
+        return "convolution_bf16" if few else "large_convolution_bf16"
+    few = (BFLOAT16.lanes if dtype == torch.bfloat16 else 1) <= pixels <= FEW_PIXELS
+    return f"{'convolution' if few else 'winograd'}_{SUFFIX[dtype]}"
 
 
 def _divides(shape: tuple[int, ...], dtype: torch.dtype) -> bool:

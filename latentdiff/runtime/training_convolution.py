@@ -1,4 +1,4 @@
-"""3x3 convolutions whose weights do not train: in float32 on the CPU both passes use Winograd's algorithm."""
+"""3x3 convolutions whose weights do not train: in float32 on the CPU both passes use our kernels (panels.py)."""
 
 from typing import Any
 
@@ -6,27 +6,39 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from latentdiff.runtime.winograd import has_kernel, transform, winograd
+from latentdiff.runtime.panels import convolution, has_convolution, to_panels
+
+GEOMETRY = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 class FrozenConv2d(nn.Conv2d):
     """[B, C_in, H, W] -> [B, C_out, H', W'], with gradients of the input but not of the weights.
 
     The gradient of the input of a 3x3 convolution with one pixel of padding is again such a convolution, with input and
-    output channels exchanged and each kernel turned by 180 degrees. Both transformed weights are computed at the first
-    call, and take eight times the memory of the weights.
+    output channels exchanged and each kernel turned by 180 degrees. The weights of both are packed at the first call,
+    and are held in addition to `weight`.
     """
 
-    transformed: tuple[Tensor, Tensor] | None = None
+    panels: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.device.type == "cpu" and has_kernel(self, x.dtype) and not torch.is_autocast_enabled("cpu")):
+        if not self._has_kernels(x):
             return super().forward(x)
-        if self.transformed is None:
+        if self.panels is None:
             weight = self.weight.detach()
-            self.transformed = transform(weight), transform(weight.flip(2, 3).transpose(0, 1))
-        out: Tensor = _Winograd.apply(x, *self.transformed, self.bias)
+            self.panels = to_panels(weight), to_panels(weight.flip(2, 3).transpose(0, 1))
+        out: Tensor = _Convolution.apply(x, *self.panels, self.bias)
         return out
+
+    def _has_kernels(self, x: Tensor) -> bool:
+        geometry = self.kernel_size, self.padding, self.stride, self.dilation, self.groups
+        if geometry != GEOMETRY or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        if not x.dtype == self.weight.dtype == torch.float32:
+            return False
+        pixels = x.shape[2] * x.shape[3]
+        shapes = self.weight.shape, self.weight.transpose(0, 1).shape
+        return all(has_convolution(shape, x.dtype, len(x), pixels) for shape in shapes)
 
 
 def freeze_convolutions(model: nn.Module) -> None:
@@ -36,15 +48,15 @@ def freeze_convolutions(model: nn.Module) -> None:
             layer.__class__ = FrozenConv2d
 
 
-class _Winograd(torch.autograd.Function):
-    """`winograd`, whose gradient is `winograd` with the other transformed weight."""
+class _Convolution(torch.autograd.Function):
+    """`convolution`, whose gradient is `convolution` with the other weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, transformed: Tensor, of_gradient: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, panels: Tensor, of_gradient: Tensor, bias: Tensor | None) -> Tensor:
         ctx.of_gradient = of_gradient
-        return winograd(x, transformed, bias, None)
+        return convolution(x, panels, bias, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return winograd(grad, ctx.of_gradient, None, None), None, None, None
+        return convolution(grad, ctx.of_gradient, None, None), None, None, None

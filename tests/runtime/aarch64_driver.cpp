@@ -1,6 +1,6 @@
 // One kernel on the numbers from stdin, its answer to stdout: `driver attention_bf16 batch heads queries keys dim`,
-// `driver geglu_fp32 rows width` or `driver linear_fp32 rows depth columns`. Linked with the kernels into a static program,
-// to be run by qemu-aarch64.
+// `driver geglu_fp32 rows width`, `driver linear_fp32 rows depth columns` or `driver winograd_fp32 batch height width depth
+// columns`. Linked with the kernels into a static program, to be run by qemu-aarch64.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +13,8 @@ extern "C" Attention attention_bf16, attention_fp32;
 extern "C" void geglu_fp32_forward(int64_t threads, int64_t rows, int64_t width, const void* x, void* y);
 extern "C" void linear_fp32(int64_t threads, int64_t rows, int64_t depth, int64_t columns, const void* x, const void* weight,
                             const void* bias, const void* residual, void* out);
+extern "C" void winograd_fp32(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
+                              const void* x, const void* weight, const void* bias, const void* residual, void* out);
 
 static void* read_bytes(size_t count) {
     void* data = malloc(count);
@@ -39,6 +41,14 @@ int main(int count, char** words) {
         void* out = malloc(rows * columns * 4);
         linear_fp32(2, rows, depth, columns, x, weight, nullptr, nullptr, out);
         return answer(out, rows * columns * 4);
+    }
+    if (!strcmp(words[1], "winograd_fp32")) {
+        const int64_t pixels = sizes[0] * sizes[1] * sizes[2], depth = sizes[3], columns = sizes[4];
+        const void* x = read_bytes(pixels * depth * 4);
+        const void* weight = read_bytes(9 * depth * columns * 4);
+        void* out = malloc(pixels * columns * 4);
+        winograd_fp32(2, sizes[0], sizes[1], sizes[2], depth, columns, x, weight, nullptr, nullptr, out);
+        return answer(out, pixels * columns * 4);
     }
     const bool narrow = !strcmp(words[1], "attention_bf16");
     const int64_t batch = sizes[0], heads = sizes[1], queries = sizes[2], keys = sizes[3], dim = sizes[4];

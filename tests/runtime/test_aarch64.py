@@ -81,6 +81,16 @@ def test_linear(name: str, rows: int, depth: int, drivers: dict[str, Path]) -> N
     assert error(found, x.double() @ weight.double().T) < 2e-6
 
 
+@pytest.mark.parametrize("name", CPUS)
+@pytest.mark.parametrize(("size", "depth"), [((1, 3, 5), 4), ((2, 9, 13), 96)])
+def test_winograd(name: str, size: tuple[int, int, int], depth: int, drivers: dict[str, Path]) -> None:
+    x, weight = torch.randn(*size, depth), torch.randn(24, depth, 3, 3)
+    panels = weight.reshape(3, 8, depth, 9).permute(0, 3, 2, 1)
+    found = run(drivers[name], CPUS[name], "winograd_fp32", (*size, depth, 24), x, panels)
+    wanted = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), padding=1).permute(0, 2, 3, 1)
+    assert error(found, wanted.contiguous()) < 3e-6
+
+
 def test_bfloat16_instructions_are_only_for_processors_that_have_them(drivers: dict[str, Path]) -> None:
     assert "bf16" in next(v for v in variants_of("aarch64") if v.name == "neon_bf16").needs
     x = torch.randn(3, 1, 8, 16).bfloat16()

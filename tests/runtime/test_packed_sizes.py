@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentdiff.runtime.packed import PackedConv2d, unpack
-from latentdiff.runtime.panels import Order, convolution, order_of, to_panels
+from latentdiff.runtime.panels import convolution, to_panels
 from tests.runtime.variants import on_variants
 
 pytestmark = pytest.mark.usefixtures("variant")
@@ -57,12 +57,3 @@ def test_a_3x3_convolution_of_few_pixels(size: tuple[int, int, int], depth: int,
         torch.set_num_threads(before)
     wanted = F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + residual.double()
     assert error(found, wanted) < ROUNDING / 2
-
-
-@on_variants("avx512_bf16")
-def test_only_convolutions_of_few_pixels_are_in_panels_without_amx() -> None:
-    layer: Any = nn.Conv2d(64, 64, 3, padding=1).bfloat16().requires_grad_(False)
-    layer.__class__ = PackedConv2d
-    for side, ours in [(8, True), (16, False), (4, True)]:
-        layer(draw(2, 64, side, side))
-        assert (order_of(layer.weight) is Order.PANELS) is ours

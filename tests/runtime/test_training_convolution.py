@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.runtime import training_convolution as module
-from latentdiff.runtime.native import provides
 from latentdiff.runtime.training_convolution import FrozenConv2d, freeze_convolutions
 from tests.runtime.variants import on_variants
 
@@ -44,7 +43,7 @@ def test_output_and_gradient_are_those_of_float64(
     wanted.backward(upstream.double())
     assert x.grad is not None and exact.grad is not None
     assert difference(found, wanted) < 3e-6 and difference(x.grad, exact.grad) < 3e-6
-    assert (fast.transformed is not None) == provides("winograd_fp32")
+    assert fast.panels is not None
 
 
 @pytest.mark.parametrize(
@@ -54,11 +53,11 @@ def test_output_and_gradient_are_those_of_float64(
 def test_other_convolutions_are_computed_as_before(arguments: tuple[int, ...], options: dict[str, int]) -> None:
     plain, fast = frozen(*arguments, **options)
     x = torch.randn(2, arguments[0], 6, 6)
-    assert torch.equal(fast(x), plain(x)) and fast.transformed is None
+    assert torch.equal(fast(x), plain(x)) and fast.panels is None
 
 
 def test_other_precisions_are_computed_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "winograd", None)
+    monkeypatch.setattr(module, "convolution", None)
     plain, fast = frozen(32, 64, 3, padding=1)
     x = torch.randn(2, 32, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):

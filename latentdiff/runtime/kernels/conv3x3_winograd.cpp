@@ -1,37 +1,56 @@
-// 3x3 convolutions of float32 maps by Winograd's algorithm F(4x4, 3x3) (Lavin & Gray 2016, arXiv 1509.09308): 36 products
-// for 4x4 output pixels instead of 144.
+// 3x3 convolutions by Winograd's algorithm F(4x4, 3x3) (Lavin & Gray 2016, arXiv 1509.09308): 36 products for 4x4 output
+// pixels instead of 144. Maps and weights are float32 or bfloat16; everything between is float32.
 //
 // A tile of 6x6 input pixels is transformed to 36 values per channel, which are multiplied by 36 transformed weights and
 // summed over the channels like 36 matrix products; the sums of a tile are transformed to 4x4 output pixels. The transforms
 // interpolate at 0, +-3/4, +-3/2 and infinity. With these points the error is half of that with 0, +-1, +-2 and infinity:
 // 1.6e-6 instead of 3.4e-6 in relative L2 norm, where a direct convolution has 0.3e-6.
+//
+// Weights are transformed during the call, for a few channels at a time that then stay in the L2 cache: it takes a few
+// hundredths of the time of the products, and less than reading transformed weights from memory.
 
 #include "parallel.h"
 #include "vec.h"
 
 namespace {
 
-constexpr int OUT = 4, TILE = 6, PRODUCTS = TILE * TILE;
-constexpr int ROWS = REGISTERS == 16 ? 6 : 12;         // tiles whose sums with a panel stay in registers
-constexpr int64_t BLOCK = 96;                          // tiles whose 36 sums with a panel share the L2 cache
-constexpr int64_t AHEAD = 24;                          // prefetch distance in a panel, in channels
-constexpr int64_t CHUNK_BYTES = 2 << 20;               // of transformed input, per thread
-constexpr int64_t APART = 16;                          // values between planes, so that they differ in cache sets
-constexpr float A = 0.75f, B = 1.5f;                   // the points
+constexpr int OUT = 4, TILE = 6, PRODUCTS = TILE * TILE, TAPS = 9;
+constexpr int ROWS = REGISTERS == 16 ? 6 : 12;  // tiles whose sums with a panel stay in registers
+constexpr int64_t BLOCK = 96;                   // tiles whose 36 sums with a panel share the L2 cache
+constexpr int64_t SLAB = 64;                    // channels whose transformed weights share the L2 cache
+constexpr int64_t CHUNK_BYTES = 2 << 20;        // of transformed input, per thread
+constexpr int64_t APART = 16;                   // values between planes, so that they differ in cache sets
+constexpr int64_t PANEL = SLAB * WIDTH + APART, SUMS = BLOCK * WIDTH + APART;
+constexpr float A = 0.75f, B = 1.5f;            // the points
 constexpr float AA = A * A, BB = B * B, AABB = AA * BB;
 
+// T: of the values of maps and weights, float or bits.
+template <typename T>
 struct Convolution {
     int64_t threads, batch, height, width, depth, columns;
-    const float *x, *weights, *bias, *residual;  // x: [batch, height, width, depth]; weights: [columns / WIDTH, 36, depth, WIDTH]
-    float* out;                                  // [batch, height, width, columns]
+    const T* x;  // [batch, height, width, depth]
+    const T *weights, *bias, *residual;  // weights: in panels of columns, as in panels.py
+    T* out;                              // [batch, height, width, columns]
     int64_t down() const { return divide_up(height, OUT); }
     int64_t across() const { return divide_up(width, OUT); }
     int64_t tiles() const { return batch * down() * across(); }
+    int64_t slabs() const { return divide_up(depth, SLAB); }
+};
+
+// Some of the transformed tiles: [slab, 36, tile, SLAB].
+struct Tiles {
+    Tiles(int64_t slabs, int64_t count) : plane(count * SLAB + APART), values(slabs * PRODUCTS * plane) {}
+    float* at(int64_t slab, int64_t product, int64_t tile) const {
+        return values.get() + (slab * PRODUCTS + product) * plane + tile * SLAB;
+    }
+    int64_t plane;
+    Buffer<float> values;
 };
 
 // The image of a tile and the first row and column of its output.
 struct Place {
-    Place(const Convolution& p, int64_t tile)
+    template <typename T>
+    Place(const Convolution<T>& p, int64_t tile)
         : image(tile / (p.down() * p.across())), row(tile / p.across() % p.down() * OUT), column(tile % p.across() * OUT) {}
     int64_t image, row, column;
 };
@@ -58,20 +77,53 @@ inline void transform_output(floats* m, int step) {
     m[3 * step] = A * AA * difference_a + B * BB * difference_b + m[5 * step];
 }
 
-// Three weights to six.
-inline void transform_weights(const float (&w)[3], float (&out)[TILE]) {
+// Three weights, `step` values apart, to six.
+inline void transform_weights(const floats* w, int step, floats* out, int out_step) {
     const float at_a = 1 / (2 * AA * (AA - BB)), at_b = 1 / (2 * BB * (BB - AA));
-    out[0] = w[0] / AABB;
-    out[1] = at_a * (w[0] + A * w[1] + AA * w[2]);
-    out[2] = at_a * (w[0] - A * w[1] + AA * w[2]);
-    out[3] = at_b * (w[0] + B * w[1] + BB * w[2]);
-    out[4] = at_b * (w[0] - B * w[1] + BB * w[2]);
-    out[5] = w[2];
+    const floats even_a = at_a * (w[0] + AA * w[2 * step]), odd_a = at_a * A * w[step];
+    const floats even_b = at_b * (w[0] + BB * w[2 * step]), odd_b = at_b * B * w[step];
+    out[0] = w[0] * (1 / AABB);
+    out[out_step] = even_a + odd_a;
+    out[2 * out_step] = even_a - odd_a;
+    out[3 * out_step] = even_b + odd_b;
+    out[4 * out_step] = even_b - odd_b;
+    out[5 * out_step] = w[2 * step];
 }
 
-// Transforms a tile to 36 vectors of `depth` values, `plane` values apart. Pixels outside the map are `zeros`.
-void transform_tile(const Convolution& p, const Place& place, const float* zeros, float* out, int64_t plane) {
-    const float* pixels[PRODUCTS];
+// The weights of a tap and a channel, of LANES columns from `column` on.
+inline floats weights_of(const Convolution<float>& p, int64_t tap, int64_t channel, int64_t column) {
+    return load(p.weights + ((column / WIDTH * TAPS + tap) * p.depth + channel) * WIDTH + column % WIDTH);
+}
+
+inline floats weights_of(const Convolution<bits>& p, int64_t tap, int64_t channel, int64_t column) {
+    constexpr int64_t HALF = 16, DEPTH = 32;  // columns of half a panel, and depths that are together
+    const int64_t block = (column / (2 * HALF) * (p.depth / DEPTH) + channel / DEPTH) * TAPS + tap;
+    const int64_t row = (2 * block + column / HALF % 2) * (DEPTH / 2) + channel % DEPTH / 2;
+    const words pair = load_pairs(p.weights + 2 * (row * HALF + column % HALF));
+    return channel % 2 ? high(pair) : low(pair);
+}
+
+// Transforms the weights of a slab and of WIDTH columns from `first` on to 36 panels [SLAB, WIDTH], PANEL values apart.
+template <typename T>
+void transform_slab(const Convolution<T>& p, int64_t slab, int64_t first, float* out) {
+    for (int64_t c = 0; c < smaller(SLAB, p.depth - slab * SLAB); ++c)
+        for (int64_t k = 0; k < WIDTH; k += LANES) {
+            floats w[TAPS], rows[3 * TILE], full[PRODUCTS];
+#pragma GCC unroll 9
+            for (int tap = 0; tap < TAPS; ++tap) w[tap] = weights_of(p, tap, slab * SLAB + c, first + k);
+#pragma GCC unroll 3
+            for (int row = 0; row < 3; ++row) transform_weights(w + 3 * row, 1, rows + TILE * row, 1);
+#pragma GCC unroll 6
+            for (int column = 0; column < TILE; ++column) transform_weights(rows + column, TILE, full + column, TILE);
+#pragma GCC unroll 36
+            for (int i = 0; i < PRODUCTS; ++i) store(out + i * PANEL + c * WIDTH + k, full[i]);
+        }
+}
+
+// Transforms a tile. Pixels outside the map are `zeros`. target: its place among the transformed tiles.
+template <typename T>
+void transform_tile(const Convolution<T>& p, const Place& place, const T* zeros, const Tiles& tiles, int64_t target) {
+    const T* pixels[PRODUCTS];
     for (int i = 0; i < PRODUCTS; ++i) {
         const int64_t row = place.row - 1 + i / TILE, column = place.column - 1 + i % TILE;
         const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
@@ -85,23 +137,27 @@ void transform_tile(const Convolution& p, const Place& place, const float* zeros
         for (int row = 0; row < TILE; ++row) transform_input(d + TILE * row, 1);
 #pragma GCC unroll 6
         for (int column = 0; column < TILE; ++column) transform_input(d + column, TILE);
+        float* out = tiles.at(c / SLAB, 0, target) + c % SLAB;
 #pragma GCC unroll 36
-        for (int i = 0; i < PRODUCTS; ++i) store(out + i * plane + c, d[i]);
+        for (int i = 0; i < PRODUCTS; ++i) store(out + i * tiles.plane, d[i]);
     }
 }
 
-// Computes the products [COUNT, WIDTH] of tiles [COUNT, depth] with a panel [depth, WIDTH]. next: tiles to prefetch.
+// Adds the products of tiles [COUNT, SLAB] with a panel [depth, WIDTH] to sums [COUNT, WIDTH]. next: tiles to prefetch.
 template <int COUNT>
 inline void multiply(const float* tiles, const float* panel, int64_t depth, float* sums, const float* next) {
-    floats sum[COUNT][2] = {};
+    floats sum[COUNT][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < COUNT; ++i) {
+        sum[i][0] = load(sums + i * WIDTH);
+        sum[i][1] = load(sums + i * WIDTH + LANES);
+    }
     for (int64_t c = 0; c < depth; ++c, panel += WIDTH, next += COUNT) {
-        __builtin_prefetch(panel + AHEAD * WIDTH);
-        __builtin_prefetch(panel + AHEAD * WIDTH + LANES);
         __builtin_prefetch(next, 0, 2);
         const floats first = load(panel), second = load(panel + LANES);
 #pragma GCC unroll 12
         for (int i = 0; i < COUNT; ++i) {
-            const floats value = splat(tiles[i * depth + c]);
+            const floats value = splat(tiles[i * SLAB + c]);
             sum[i][0] += value * first;
             sum[i][1] += value * second;
         }
@@ -115,14 +171,15 @@ inline void multiply(const float* tiles, const float* panel, int64_t depth, floa
 
 // The same for any number of tiles. next: the tiles that are read afterwards.
 void multiply(int64_t count, const float* tiles, const float* panel, int64_t depth, float* sums, const float* next) {
-    for (; count >= ROWS; count -= ROWS, tiles += ROWS * depth, sums += ROWS * WIDTH)
-        multiply<ROWS>(tiles, panel, depth, sums, count == ROWS ? next : tiles + ROWS * depth);
-    for (; count >= 4; count -= 4, tiles += 4 * depth, sums += 4 * WIDTH) multiply<4>(tiles, panel, depth, sums, next);
-    for (; count > 0; --count, tiles += depth, sums += WIDTH) multiply<1>(tiles, panel, depth, sums, next);
+    for (; count >= ROWS; count -= ROWS, tiles += ROWS * SLAB, sums += ROWS * WIDTH)
+        multiply<ROWS>(tiles, panel, depth, sums, count == ROWS ? next : tiles + ROWS * SLAB);
+    for (; count >= 4; count -= 4, tiles += 4 * SLAB, sums += 4 * WIDTH) multiply<4>(tiles, panel, depth, sums, next);
+    for (; count > 0; --count, tiles += SLAB, sums += WIDTH) multiply<1>(tiles, panel, depth, sums, next);
 }
 
 // Transforms 36 sums, `plane` values apart, to the output pixels of a tile in WIDTH columns from `first` on.
-void write_tile(const Convolution& p, const Place& place, const float* sums, int64_t plane, int64_t first) {
+template <typename T>
+void write_tile(const Convolution<T>& p, const Place& place, const float* sums, int64_t plane, int64_t first) {
     for (int64_t column = first; column < first + WIDTH; column += LANES, sums += LANES) {
         floats m[PRODUCTS];
 #pragma GCC unroll 36
@@ -143,55 +200,48 @@ void write_tile(const Convolution& p, const Place& place, const float* sums, int
     }
 }
 
-// Multiplies a block of transformed tiles by one panel and writes its output.
-void convolve(const Convolution& p, int64_t first_tile, int64_t count, const float* tiles, int64_t plane, int64_t panel) {
-    const Buffer<float> sums(PRODUCTS * BLOCK * WIDTH);
-    const float* weights = p.weights + panel * PRODUCTS * p.depth * WIDTH;
-    for (int64_t i = 0; i < PRODUCTS; ++i)
-        multiply(count, tiles + i * plane, weights + i * p.depth * WIDTH, p.depth, sums.get() + i * BLOCK * WIDTH,
-                 tiles + (i + 1) * plane);
-    for (int64_t k = 0; k < count; ++k)
-        write_tile(p, Place(p, first_tile + k), sums.get() + k * WIDTH, BLOCK * WIDTH, panel * WIDTH);
+// Computes WIDTH columns from `column` on of a block of tiles. first: the tile of the map that is the first of `tiles`.
+template <typename T>
+void convolve_block(const Convolution<T>& p, const Tiles& tiles, int64_t first, int64_t from, int64_t count, int64_t column) {
+    const Buffer<float> sums(PRODUCTS * SUMS), weights(PRODUCTS * PANEL);
+    for (int64_t i = 0; i < PRODUCTS; ++i) memset(sums.get() + i * SUMS, 0, count * WIDTH * sizeof(float));
+    for (int64_t slab = 0; slab < p.slabs(); ++slab) {
+        transform_slab(p, slab, column, weights.get());
+        for (int64_t i = 0; i < PRODUCTS; ++i)
+            multiply(count, tiles.at(slab, i, from), weights.get() + i * PANEL, smaller(SLAB, p.depth - slab * SLAB),
+                     sums.get() + i * SUMS, tiles.at(slab, i + 1, from));
+    }
+    for (int64_t k = 0; k < count; ++k) write_tile(p, Place(p, first + from + k), sums.get() + k * WIDTH, SUMS, column);
+}
+
+// x convolved with one pixel of zero padding, plus bias [columns] and residual, both optional.
+template <typename T>
+void convolve(const Convolution<T>& p) {
+    const Buffer<T> zeros(p.depth);
+    memset(zeros.get(), 0, p.depth * sizeof(T));
+    const int64_t bytes = PRODUCTS * p.depth * int64_t{sizeof(float)};  // of a transformed tile
+    const int64_t chunk = smaller(p.tiles(), round_up(p.threads * CHUNK_BYTES / bytes, BLOCK)), panels = p.columns / WIDTH;
+    const Tiles tiles(p.slabs(), chunk);
+    for (int64_t first = 0; first < p.tiles(); first += chunk) {
+        const int64_t count = smaller(chunk, p.tiles() - first), blocks = divide_up(count, BLOCK);
+        parallel_ranges(p.threads, count, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t k = begin; k < end; ++k) transform_tile(p, Place(p, first + k), zeros.get(), tiles, k);
+        });
+        parallel_for(p.threads, panels * blocks, [&](int64_t unit) {
+            const int64_t panel = unit / blocks, from = unit % blocks * BLOCK;
+            convolve_block(p, tiles, first, from, smaller(BLOCK, count - from), panel * WIDTH);
+        });
+    }
 }
 
 }  // namespace
 
-// Transforms weights [columns, depth, 3, 3] to [columns / WIDTH, 36, depth, WIDTH].
-EXPORT void winograd_weights_fp32(int64_t threads, int64_t columns, int64_t depth, const float* weight, float* out) {
-    parallel_for(threads, columns / WIDTH, [&](int64_t panel) {
-        for (int64_t k = 0; k < WIDTH; ++k)
-            for (int64_t c = 0; c < depth; ++c) {
-                const float* kernel = weight + ((panel * WIDTH + k) * depth + c) * 9;
-                float rows[3][TILE];
-                for (int i = 0; i < 3; ++i) transform_weights({kernel[3 * i], kernel[3 * i + 1], kernel[3 * i + 2]}, rows[i]);
-                for (int j = 0; j < TILE; ++j) {
-                    float column[TILE];
-                    transform_weights({rows[0][j], rows[1][j], rows[2][j]}, column);
-                    for (int i = 0; i < TILE; ++i)
-                        out[((panel * PRODUCTS + i * TILE + j) * depth + c) * WIDTH + k] = column[i];
-                }
-            }
-    });
-}
-
-// x [batch, height, width, depth] convolved with one pixel of zero padding, plus bias [columns] and residual, both optional.
 EXPORT void winograd_fp32(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
                           const float* x, const float* weights, const float* bias, const float* residual, float* out) {
-    const Convolution p{threads, batch, height, width, depth, columns, x, weights, bias, residual, out};
-    const Buffer<float> zeros(depth);
-    memset(zeros.get(), 0, depth * sizeof(float));
-    const int64_t chunk = smaller(p.tiles(), round_up(threads * CHUNK_BYTES / (PRODUCTS * depth * int64_t{sizeof(float)}), BLOCK));
-    const int64_t plane = chunk * depth + APART, panels = columns / WIDTH;
-    const Buffer<float> tiles(PRODUCTS * plane);
-    for (int64_t first = 0; first < p.tiles(); first += chunk) {
-        const int64_t count = smaller(chunk, p.tiles() - first), blocks = divide_up(count, BLOCK);
-        parallel_ranges(threads, count, 4, [&](int64_t begin, int64_t end) {
-            for (int64_t k = begin; k < end; ++k)
-                transform_tile(p, Place(p, first + k), zeros.get(), tiles.get() + k * depth, plane);
-        });
-        parallel_for(threads, panels * blocks, [&](int64_t unit) {
-            const int64_t panel = unit / blocks, from = unit % blocks * BLOCK;
-            convolve(p, first + from, smaller(BLOCK, count - from), tiles.get() + from * depth, plane, panel);
-        });
-    }
+    convolve(Convolution<float>{threads, batch, height, width, depth, columns, x, weights, bias, residual, out});
+}
+
+EXPORT void winograd_bf16(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
+                          const bits* x, const bits* weights, const bits* bias, const bits* residual, bits* out) {
+    convolve(Convolution<bits>{threads, batch, height, width, depth, columns, x, weights, bias, residual, out});
 }

@@ -31,6 +31,7 @@ constexpr int64_t WIDTH = 2 * LANES;  // columns of a panel of float32 weights
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef bits halves __attribute__((vector_size(2 * LANES)));
 
 inline words load(const uint32_t* from) {
     words value;
@@ -44,6 +45,13 @@ inline floats load(const float* from) {
     return value;
 }
 
+// Loads bfloat16 values.
+inline floats load(const bits* from) {
+    halves value;
+    memcpy(&value, from, sizeof(value));
+    return (floats)(__builtin_convertvector(value, words) << 16);
+}
+
 inline void store(uint32_t* to, words value) { memcpy(to, &value, sizeof(value)); }
 
 inline void store(float* to, floats value) { memcpy(to, &value, sizeof(value)); }
@@ -54,6 +62,18 @@ inline floats splat(float value) {
     uint32_t word;
     memcpy(&word, &value, 4);
     return (floats)splat(word);
+}
+
+// The bits of a bfloat16 in the upper half of each word: rounds to nearest, ties to even; NaN stays NaN.
+inline words rounded(floats value) {
+    const words word = (words)value;
+    return value == value ? word + 0x7fffu + (word >> 16 & 1u) : splat(0x7fc00000u);
+}
+
+// Stores as bfloat16.
+inline void store(bits* to, floats value) {
+    const halves upper = __builtin_convertvector(rounded(value) >> 16, halves);
+    memcpy(to, &upper, sizeof(upper));
 }
 
 inline words load_pairs(const bits* from) {
@@ -143,10 +163,6 @@ inline words round_pair(floats low, floats high) {
                                            20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (words)_mm512_permutexvar_epi16(order, both);
 #else
-    const auto rounded = [](floats value) {
-        const words word = (words)value;
-        return value == value ? word + 0x7fffu + (word >> 16 & 1u) : splat(0x7fc00000u);
-    };
     return rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
 #endif
 }
