@@ -4,7 +4,7 @@ The input of such a convolution comes from GroupNorm and SiLU, so its range is k
 channel are assumed to lie within `DEVIATIONS`, and the minimum of SiLU is -0.2785. A call therefore measures no range,
 the norm writes integers directly, and an image does not depend on the others in its batch. The scale of each input
 channel is multiplied into the weights, which have one scale per output channel (Krishnamoorthi 2018,
-arXiv 1806.08342, sec. 3.1).
+arXiv 1806.08342, sec. 3.1). Convolutions that Winograd's algorithm computes are as fast as in integers and stay exact.
 """
 
 from typing import Any
@@ -20,12 +20,14 @@ from latentdiff.runtime.int8_linear import quantise_block, unquantise_layers
 from latentdiff.runtime.native import SUFFIX, load_kernels
 from latentdiff.runtime.native_layers import NativeGroupNormSiLU, quantised_group_norm
 from latentdiff.runtime.packed import PackedConv2d, unpack
+from latentdiff.runtime.panels import has_convolution, prefers_winograd
 
 quantised: Any = torch.ops.onednn
 DEVIATIONS = 6.0
 LEAST = 0.2785  # -min SiLU
 ZERO = 14  # the integer that represents 0; the scale is at least LEAST / ZERO
 TOP = 255
+LARGE = 4096  # pixels
 
 
 def quantise(unet: nn.Module) -> None:
@@ -44,7 +46,7 @@ def quantise(unet: nn.Module) -> None:
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D):
             for norm, conv in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
-                if type(norm) is NativeGroupNormSiLU and type(conv) is PackedConv2d:
+                if type(norm) is NativeGroupNormSiLU and type(conv) is PackedConv2d and not _is_fast(conv):
                     _quantise(norm, conv)
         elif isinstance(block, BasicTransformerBlock):
             quantise_block(block)
@@ -88,6 +90,12 @@ class Int8Conv2d(PackedConv2d):
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return self(x).add_(residual)
+
+
+def _is_fast(conv: PackedConv2d) -> bool:
+    """Whether Winograd's algorithm computes the layer's large maps."""
+    dtype = conv.weight.dtype
+    return prefers_winograd(dtype) and has_convolution(conv.weight_shape, dtype, images=1, pixels=LARGE)
 
 
 def _quantise(norm: Any, conv: Any) -> None:

@@ -84,11 +84,16 @@ def convolution_kernel(dtype: torch.dtype, taps: int, images: int, pixels: int) 
     """The name of the kernel for a convolution; pixels: of each image."""
     if taps == 1:
         return f"linear_{SUFFIX[dtype]}"
-    if dtype == torch.bfloat16 and provides("large_convolution_bf16"):
+    if provides(f"large_convolution_{SUFFIX[dtype]}"):
         few = images * pixels <= FEW_ROWS and pixels >= BFLOAT16.lanes
-        return "convolution_bf16" if few else "large_convolution_bf16"
+        return f"{'' if few else 'large_'}convolution_{SUFFIX[dtype]}"
     few = (BFLOAT16.lanes if dtype == torch.bfloat16 else 1) <= pixels <= FEW_PIXELS
     return f"{'convolution' if few else 'winograd'}_{SUFFIX[dtype]}"
+
+
+def prefers_winograd(dtype: torch.dtype) -> bool:
+    """Whether Winograd's algorithm computes large 3x3 convolutions of `dtype`; with AMX, direct products are faster."""
+    return provides(f"winograd_{SUFFIX[dtype]}") and not provides(f"large_convolution_{SUFFIX[dtype]}")
 
 
 def _divides(shape: tuple[int, ...], dtype: torch.dtype) -> bool:

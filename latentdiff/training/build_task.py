@@ -28,7 +28,6 @@ from latentdiff.data.buckets import Fitting
 from latentdiff.errors import InputError
 from latentdiff.models.unet import UNet2DConditionModel
 from latentdiff.models.vae import VAE, IdentityVAE
-from latentdiff.runtime.training_convolution import freeze_convolutions
 from latentdiff.sampling.schedule import Schedule
 from latentdiff.text.text_conditioner import TextConditioner
 from latentdiff.training.autoencoder import AutoencoderTask
@@ -126,7 +125,6 @@ def finetune_task(config: FineTuneConfig, folder: RunFolder) -> DenoiserTask:
         elif config.method in ("lora", "dora"):
             add_lora(parts, config.rank, config.method == "dora", config.text_encoder)
             cast_trained(parts.denoiser)
-        freeze_convolutions(parts.denoiser)
 
     if config.method == "textual_inversion":
         return _inversion_task(config, folder, parts, load)

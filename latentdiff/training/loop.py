@@ -21,6 +21,7 @@ from latentdiff.device_transfer import send
 from latentdiff.errors import InputError, NonFiniteError
 from latentdiff.runtime.memory import peak_memory
 from latentdiff.runtime.native_layers import use_native_kernels
+from latentdiff.runtime.training_convolution import use_native_convolutions
 from latentdiff.training.checkpoints import Progress, Staged, into_plain, name_plainly, newest_good, save_checkpoint
 from latentdiff.training.ema import EMA
 from latentdiff.training.log import Log
@@ -62,6 +63,7 @@ class Run:
         set_seed(run.seed, device_specific=True)
         if self.accelerator.device.type == "cpu" and not run.compile:
             use_native_kernels(task.module)
+            use_native_convolutions(task.module)
         trained = self._place()
         optimizer = make_optimizer(trained, optim)
         self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)

@@ -1,6 +1,6 @@
 // One kernel on the numbers from stdin, its answer to stdout: `driver attention_bf16 batch heads queries keys dim`,
-// `driver geglu_fp32 rows width`, `driver linear_fp32 rows depth columns` or `driver winograd_fp32 batch height width depth
-// columns`. Linked with the kernels into a static program, to be run by qemu-aarch64.
+// `driver geglu_fp32 rows width`, `driver linear_fp32 rows depth columns`, or winograd_fp32 or weight_gradient_fp32 with `batch
+// height width depth columns`. Linked with the kernels into a static program, to be run by qemu-aarch64.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -15,6 +15,8 @@ extern "C" void linear_fp32(int64_t threads, int64_t rows, int64_t depth, int64_
                             const void* bias, const void* residual, void* out);
 extern "C" void winograd_fp32(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
                               const void* x, const void* weight, const void* bias, const void* residual, void* out);
+extern "C" void weight_gradient_fp32(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth,
+                                     int64_t columns, const void* x, const void* of_output, float* out);
 
 static void* read_bytes(size_t count) {
     void* data = malloc(count);
@@ -49,6 +51,14 @@ int main(int count, char** words) {
         void* out = malloc(pixels * columns * 4);
         winograd_fp32(2, sizes[0], sizes[1], sizes[2], depth, columns, x, weight, nullptr, nullptr, out);
         return answer(out, pixels * columns * 4);
+    }
+    if (!strcmp(words[1], "weight_gradient_fp32")) {
+        const int64_t pixels = sizes[0] * sizes[1] * sizes[2], depth = sizes[3], columns = sizes[4];
+        const void* x = read_bytes(pixels * depth * 4);
+        const void* of_output = read_bytes(pixels * columns * 4);
+        float* out = static_cast<float*>(malloc(9 * depth * columns * 4));
+        weight_gradient_fp32(2, sizes[0], sizes[1], sizes[2], depth, columns, x, of_output, out);
+        return answer(out, 9 * depth * columns * 4);
     }
     const bool narrow = !strcmp(words[1], "attention_bf16");
     const int64_t batch = sizes[0], heads = sizes[1], queries = sizes[2], keys = sizes[3], dim = sizes[4];

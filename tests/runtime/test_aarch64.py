@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from latentdiff.models.attention import attention
 from latentdiff.runtime.kernel_build import FLAGS, KERNELS, variants_of
@@ -88,6 +89,15 @@ def test_winograd(name: str, size: tuple[int, int, int], depth: int, drivers: di
     panels = weight.reshape(3, 8, depth, 9).permute(0, 3, 2, 1)
     found = run(drivers[name], CPUS[name], "winograd_fp32", (*size, depth, 24), x, panels)
     wanted = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), padding=1).permute(0, 2, 3, 1)
+    assert error(found, wanted.contiguous()) < 3e-6
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_the_gradient_of_a_weight(name: str, drivers: dict[str, Path]) -> None:
+    x, grad = torch.randn(2, 9, 13, 68), torch.randn(2, 9, 13, 24)
+    found = run(drivers[name], CPUS[name], "weight_gradient_fp32", (2, 9, 13, 68, 24), x, grad)
+    maps = (t.permute(0, 3, 1, 2).double() for t in (x, grad))
+    wanted = conv2d_weight(next(maps), (24, 68, 3, 3), next(maps), padding=1).permute(2, 3, 1, 0)
     assert error(found, wanted.contiguous()) < 3e-6
 
 

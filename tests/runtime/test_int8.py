@@ -91,6 +91,17 @@ def test_a_block_that_was_called_before_computes_the_same(variant: str, side: in
 
 
 @needs_vnni
+@pytest.mark.parametrize("variant", TESTABLE, indirect=True)
+@both_dtypes
+@torch.no_grad()
+def test_convolutions_by_winograds_algorithm_stay_exact(variant: str, dtype: torch.dtype) -> None:
+    changed = on_8_bits(block(64, 64), dtype)
+    exact = dtype == torch.float32 or variant != "amx"
+    assert isinstance(changed.conv1, Int8Conv2d) is not exact
+    assert isinstance(changed.norm1, Int8GroupNormSiLU) is not exact
+
+
+@needs_vnni
 @torch.no_grad()
 def test_a_picture_does_not_depend_on_the_others_of_its_batch() -> None:
     changed = on_8_bits(block())

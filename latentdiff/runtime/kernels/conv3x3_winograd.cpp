@@ -1,71 +1,27 @@
-// 3x3 convolutions by Winograd's algorithm F(4x4, 3x3) (Lavin & Gray 2016, arXiv 1509.09308): 36 products for 4x4 output
-// pixels instead of 144. Maps and weights are float32 or bfloat16; everything between is float32.
+// 3x3 convolutions by Winograd's algorithm (winograd.h): 36 products for 4x4 output pixels instead of 144. Maps and weights
+// are float32 or bfloat16; everything between is float32.
 //
-// A tile of 6x6 input pixels is transformed to 36 values per channel, which are multiplied by 36 transformed weights and
-// summed over the channels like 36 matrix products; the sums of a tile are transformed to 4x4 output pixels. The transforms
-// interpolate at 0, +-3/4, +-3/2 and infinity. With these points the error is half of that with 0, +-1, +-2 and infinity:
-// 1.6e-6 instead of 3.4e-6 in relative L2 norm, where a direct convolution has 0.3e-6.
-//
-// Weights are transformed during the call, for a few channels at a time that then stay in the L2 cache: it takes a few
-// hundredths of the time of the products, and less than reading transformed weights from memory.
+// The 36 values of each channel of a tile are multiplied by 36 transformed weights and summed over the channels like 36
+// matrix products; the sums of a tile are transformed to 4x4 output pixels. Weights are transformed during the call, for a
+// few channels at a time that then stay in the L2 cache: it takes a few hundredths of the time of the products, and less than
+// reading transformed weights from memory.
 
-#include "parallel.h"
-#include "vec.h"
+#include "winograd.h"
 
 namespace {
 
-constexpr int OUT = 4, TILE = 6, PRODUCTS = TILE * TILE, TAPS = 9;
 constexpr int ROWS = REGISTERS == 16 ? 6 : 12;  // tiles whose sums with a panel stay in registers
-constexpr int64_t BLOCK = 96;                   // tiles whose 36 sums with a panel share the L2 cache
-constexpr int64_t SLAB = 64;                    // channels whose transformed weights share the L2 cache
-constexpr int64_t CHUNK_BYTES = 2 << 20;        // of transformed input, per thread
-constexpr int64_t APART = 16;                   // values between planes, so that they differ in cache sets
 constexpr int64_t PANEL = SLAB * WIDTH + APART, SUMS = BLOCK * WIDTH + APART;
-constexpr float A = 0.75f, B = 1.5f;            // the points
-constexpr float AA = A * A, BB = B * B, AABB = AA * BB;
 
 // T: of the values of maps and weights, float or bits.
 template <typename T>
 struct Convolution {
-    int64_t threads, batch, height, width, depth, columns;
-    const T* x;  // [batch, height, width, depth]
+    int64_t threads;
+    Map<T> x;
+    int64_t columns;
     const T *weights, *bias, *residual;  // weights: in panels of columns, as in panels.py
-    T* out;                              // [batch, height, width, columns]
-    int64_t down() const { return divide_up(height, OUT); }
-    int64_t across() const { return divide_up(width, OUT); }
-    int64_t tiles() const { return batch * down() * across(); }
-    int64_t slabs() const { return divide_up(depth, SLAB); }
+    T* out;                              // [batch, height, width, columns], like residual
 };
-
-// Some of the transformed tiles: [slab, 36, tile, SLAB].
-struct Tiles {
-    Tiles(int64_t slabs, int64_t count) : plane(count * SLAB + APART), values(slabs * PRODUCTS * plane) {}
-    float* at(int64_t slab, int64_t product, int64_t tile) const {
-        return values.get() + (slab * PRODUCTS + product) * plane + tile * SLAB;
-    }
-    int64_t plane;
-    Buffer<float> values;
-};
-
-// The image of a tile and the first row and column of its output.
-struct Place {
-    template <typename T>
-    Place(const Convolution<T>& p, int64_t tile)
-        : image(tile / (p.down() * p.across())), row(tile / p.across() % p.down() * OUT), column(tile % p.across() * OUT) {}
-    int64_t image, row, column;
-};
-
-// Six values of a row or column of a tile, `step` values apart, in place.
-inline void transform_input(floats* d, int step) {
-    floats &d0 = d[0], &d1 = d[step], &d2 = d[2 * step], &d3 = d[3 * step], &d4 = d[4 * step], &d5 = d[5 * step];
-    const floats even_a = d4 - BB * d2, odd_a = A * (d3 - BB * d1), even_b = d4 - AA * d2, odd_b = B * (d3 - AA * d1);
-    d0 = AABB * d0 - (AA + BB) * d2 + d4;
-    d5 = AABB * d1 - (AA + BB) * d3 + d5;
-    d1 = even_a + odd_a;
-    d2 = even_a - odd_a;
-    d3 = even_b + odd_b;
-    d4 = even_b - odd_b;
-}
 
 // Six sums to four outputs.
 inline void transform_output(floats* m, int step) {
@@ -79,9 +35,8 @@ inline void transform_output(floats* m, int step) {
 
 // Three weights, `step` values apart, to six.
 inline void transform_weights(const floats* w, int step, floats* out, int out_step) {
-    const float at_a = 1 / (2 * AA * (AA - BB)), at_b = 1 / (2 * BB * (BB - AA));
-    const floats even_a = at_a * (w[0] + AA * w[2 * step]), odd_a = at_a * A * w[step];
-    const floats even_b = at_b * (w[0] + BB * w[2 * step]), odd_b = at_b * B * w[step];
+    const floats even_a = AT_A * (w[0] + AA * w[2 * step]), odd_a = AT_A * A * w[step];
+    const floats even_b = AT_B * (w[0] + BB * w[2 * step]), odd_b = AT_B * B * w[step];
     out[0] = w[0] * (1 / AABB);
     out[out_step] = even_a + odd_a;
     out[2 * out_step] = even_a - odd_a;
@@ -92,12 +47,12 @@ inline void transform_weights(const floats* w, int step, floats* out, int out_st
 
 // The weights of a tap and a channel, of LANES columns from `column` on.
 inline floats weights_of(const Convolution<float>& p, int64_t tap, int64_t channel, int64_t column) {
-    return load(p.weights + ((column / WIDTH * TAPS + tap) * p.depth + channel) * WIDTH + column % WIDTH);
+    return load(p.weights + ((column / WIDTH * TAPS + tap) * p.x.channels + channel) * WIDTH + column % WIDTH);
 }
 
 inline floats weights_of(const Convolution<bits>& p, int64_t tap, int64_t channel, int64_t column) {
     constexpr int64_t HALF = 16, DEPTH = 32;  // columns of half a panel, and depths that are together
-    const int64_t block = (column / (2 * HALF) * (p.depth / DEPTH) + channel / DEPTH) * TAPS + tap;
+    const int64_t block = (column / (2 * HALF) * (p.x.channels / DEPTH) + channel / DEPTH) * TAPS + tap;
     const int64_t row = (2 * block + column / HALF % 2) * (DEPTH / 2) + channel % DEPTH / 2;
     const words pair = load_pairs(p.weights + 2 * (row * HALF + column % HALF));
     return channel % 2 ? high(pair) : low(pair);
@@ -106,7 +61,7 @@ inline floats weights_of(const Convolution<bits>& p, int64_t tap, int64_t channe
 // Transforms the weights of a slab and of WIDTH columns from `first` on to 36 panels [SLAB, WIDTH], PANEL values apart.
 template <typename T>
 void transform_slab(const Convolution<T>& p, int64_t slab, int64_t first, float* out) {
-    for (int64_t c = 0; c < smaller(SLAB, p.depth - slab * SLAB); ++c)
+    for (int64_t c = 0; c < p.x.slab_channels(slab); ++c)
         for (int64_t k = 0; k < WIDTH; k += LANES) {
             floats w[TAPS], rows[3 * TILE], full[PRODUCTS];
 #pragma GCC unroll 9
@@ -118,29 +73,6 @@ void transform_slab(const Convolution<T>& p, int64_t slab, int64_t first, float*
 #pragma GCC unroll 36
             for (int i = 0; i < PRODUCTS; ++i) store(out + i * PANEL + c * WIDTH + k, full[i]);
         }
-}
-
-// Transforms a tile. Pixels outside the map are `zeros`. target: its place among the transformed tiles.
-template <typename T>
-void transform_tile(const Convolution<T>& p, const Place& place, const T* zeros, const Tiles& tiles, int64_t target) {
-    const T* pixels[PRODUCTS];
-    for (int i = 0; i < PRODUCTS; ++i) {
-        const int64_t row = place.row - 1 + i / TILE, column = place.column - 1 + i % TILE;
-        const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-        pixels[i] = inside ? p.x + ((place.image * p.height + row) * p.width + column) * p.depth : zeros;
-    }
-    for (int64_t c = 0; c < p.depth; c += LANES) {
-        floats d[PRODUCTS];
-#pragma GCC unroll 36
-        for (int i = 0; i < PRODUCTS; ++i) d[i] = load(pixels[i] + c);
-#pragma GCC unroll 6
-        for (int row = 0; row < TILE; ++row) transform_input(d + TILE * row, 1);
-#pragma GCC unroll 6
-        for (int column = 0; column < TILE; ++column) transform_input(d + column, TILE);
-        float* out = tiles.at(c / SLAB, 0, target) + c % SLAB;
-#pragma GCC unroll 36
-        for (int i = 0; i < PRODUCTS; ++i) store(out + i * tiles.plane, d[i]);
-    }
 }
 
 // Adds the products of tiles [COUNT, SLAB] with a panel [depth, WIDTH] to sums [COUNT, WIDTH]. next: tiles to prefetch.
@@ -189,10 +121,10 @@ void write_tile(const Convolution<T>& p, const Place& place, const float* sums, 
 #pragma GCC unroll 4
         for (int c = 0; c < OUT; ++c) transform_output(m + c, TILE);
         const floats bias = p.bias ? load(p.bias + column) : floats{};
-        const int64_t rows = smaller<int64_t>(OUT, p.height - place.row), columns = smaller<int64_t>(OUT, p.width - place.column);
+        const int64_t rows = smaller<int64_t>(OUT, p.x.height - place.row), columns = smaller<int64_t>(OUT, p.x.width - place.column);
         for (int64_t row = 0; row < rows; ++row)
             for (int64_t c = 0; c < columns; ++c) {
-                const int64_t pixel = (place.image * p.height + place.row + row) * p.width + place.column + c;
+                const int64_t pixel = (place.image * p.x.height + place.row + row) * p.x.width + place.column + c;
                 const int64_t at = pixel * p.columns + column;
                 const floats value = m[TILE * row + c] + bias;
                 store(p.out + at, p.residual ? value + load(p.residual + at) : value);
@@ -205,27 +137,26 @@ template <typename T>
 void convolve_block(const Convolution<T>& p, const Tiles& tiles, int64_t first, int64_t from, int64_t count, int64_t column) {
     const Buffer<float> sums(PRODUCTS * SUMS), weights(PRODUCTS * PANEL);
     for (int64_t i = 0; i < PRODUCTS; ++i) memset(sums.get() + i * SUMS, 0, count * WIDTH * sizeof(float));
-    for (int64_t slab = 0; slab < p.slabs(); ++slab) {
+    for (int64_t slab = 0; slab < p.x.slabs(); ++slab) {
         transform_slab(p, slab, column, weights.get());
         for (int64_t i = 0; i < PRODUCTS; ++i)
-            multiply(count, tiles.at(slab, i, from), weights.get() + i * PANEL, smaller(SLAB, p.depth - slab * SLAB),
+            multiply(count, tiles.at(slab, i, from), weights.get() + i * PANEL, p.x.slab_channels(slab),
                      sums.get() + i * SUMS, tiles.at(slab, i + 1, from));
     }
-    for (int64_t k = 0; k < count; ++k) write_tile(p, Place(p, first + from + k), sums.get() + k * WIDTH, SUMS, column);
+    for (int64_t k = 0; k < count; ++k) write_tile(p, Place(p.x, first + from + k), sums.get() + k * WIDTH, SUMS, column);
 }
 
 // x convolved with one pixel of zero padding, plus bias [columns] and residual, both optional.
 template <typename T>
 void convolve(const Convolution<T>& p) {
-    const Buffer<T> zeros(p.depth);
-    memset(zeros.get(), 0, p.depth * sizeof(T));
-    const int64_t bytes = PRODUCTS * p.depth * int64_t{sizeof(float)};  // of a transformed tile
-    const int64_t chunk = smaller(p.tiles(), round_up(p.threads * CHUNK_BYTES / bytes, BLOCK)), panels = p.columns / WIDTH;
-    const Tiles tiles(p.slabs(), chunk);
-    for (int64_t first = 0; first < p.tiles(); first += chunk) {
-        const int64_t count = smaller(chunk, p.tiles() - first), blocks = divide_up(count, BLOCK);
+    const Buffer<T> zeros(p.x.channels);
+    memset(zeros.get(), 0, p.x.channels * sizeof(T));
+    const int64_t chunk = chunk_of(p.x.tiles(), p.threads, p.x.channels), panels = p.columns / WIDTH;
+    const Tiles tiles(p.x.slabs(), chunk);
+    for (int64_t first = 0; first < p.x.tiles(); first += chunk) {
+        const int64_t count = smaller(chunk, p.x.tiles() - first), blocks = divide_up(count, BLOCK);
         parallel_ranges(p.threads, count, 4, [&](int64_t begin, int64_t end) {
-            for (int64_t k = begin; k < end; ++k) transform_tile(p, Place(p, first + k), zeros.get(), tiles, k);
+            for (int64_t k = begin; k < end; ++k) transform_tile(p.x, Place(p.x, first + k), zeros.get(), tiles, k);
         });
         parallel_for(p.threads, panels * blocks, [&](int64_t unit) {
             const int64_t panel = unit / blocks, from = unit % blocks * BLOCK;
@@ -238,10 +169,10 @@ void convolve(const Convolution<T>& p) {
 
 EXPORT void winograd_fp32(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
                           const float* x, const float* weights, const float* bias, const float* residual, float* out) {
-    convolve(Convolution<float>{threads, batch, height, width, depth, columns, x, weights, bias, residual, out});
+    convolve(Convolution<float>{threads, {x, batch, height, width, depth}, columns, weights, bias, residual, out});
 }
 
 EXPORT void winograd_bf16(int64_t threads, int64_t batch, int64_t height, int64_t width, int64_t depth, int64_t columns,
                           const bits* x, const bits* weights, const bits* bias, const bits* residual, bits* out) {
-    convolve(Convolution<bits>{threads, batch, height, width, depth, columns, x, weights, bias, residual, out});
+    convolve(Convolution<bits>{threads, {x, batch, height, width, depth}, columns, weights, bias, residual, out});
 }
